@@ -1,0 +1,231 @@
+"""Matrices kept as two thin factors, `left @ right.T`, and exact algebra on them.
+
+Every update that a LoRA run makes is such a matrix, so nothing here ever forms an (m, n) product (`dense` is
+there for tests and tiny models). The work is O((m + n) q^2) against O(m n min(m, n)) for a dense SVD.
+Leading dimensions are batch dimensions: modules of equal shape are handled in one call.
+This file knows nothing of checkpoints, steps or adapters.
+
+Exactness. The q x q core is always float64. It comes from the factors' Gram matrices where that is exact
+enough and from QR where it is not: squaring costs a relative error of about eps * (|L||R| / sigma_k)^2 in
+sigma_k, so the Gram route is kept only while sigma_k > GRAM_FLOOR * |L||R| (an error below 1e-8).
+
+Equal singular values. When sigma_1 = sigma_2 (or nearly) only the plane they span is defined, not the two
+triples: `top` then returns one orthonormal choice, the same one for the same input; sigma, `norm`, `inner` and
+a `recompress` that keeps the whole plane are not affected. Where sigma = 0 the direction is not defined at all and
+u and v are returned as zero vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GRAM_FLOOR = 1e-4
+ZERO = 1e-14  # sigma below ZERO * |L||R| is rounding: about what float64 QR leaves behind
+
+
+class Triples(NamedTuple):
+    """The k leading singular triples, largest first, float64.
+
+    Attributes:
+        u: (..., m, k) left vectors, unit length (zero where sigma is zero).
+        sigma: (..., k), descending, >= 0.
+        v: (..., n, k) right vectors. Signs of u and v are only defined together, see `align_signs`.
+    """
+
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix `left @ right.mT`, with any leading batch dimensions.
+
+    Attributes:
+        left: (..., m, q) floating tensor.
+        right: (..., n, q) floating tensor with the same leading dimensions.
+
+    Raises:
+        ValueError: if the two factors do not fit together; the message quotes both shapes.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        lead, width = self.left.shape[:-2], self.left.shape[-1:]
+        if self.left.dim() < 2 or lead != self.right.shape[:-2] or width != self.right.shape[-1:]:
+            raise ValueError(
+                "LowRank needs left (..., m, q) and right (..., n, q), "
+                f"got {tuple(self.left.shape)} and {tuple(self.right.shape)}"
+            )
+
+    @classmethod
+    def zeros(cls, rows: int, columns: int, batch: tuple[int, ...] = ()) -> LowRank:
+        """The zero matrix (*batch, rows, columns), float64, stored with one column."""
+        double = torch.float64
+        return cls(torch.zeros(*batch, rows, 1, dtype=double), torch.zeros(*batch, columns, 1, dtype=double))
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., m, n), the shape of the dense matrix."""
+        return torch.Size((*self.left.shape[:-1], self.right.shape[-2]))
+
+    @property
+    def rank(self) -> int:
+        """min(m, n, q): an upper bound of the true rank."""
+        return min(self.left.shape[-2], self.right.shape[-2], self.left.shape[-1])
+
+    def dense(self) -> Tensor:
+        """(..., m, n) in the factors' dtype. For tests and small matrices: this is what the rest avoids."""
+        return self.left @ self.right.mT
+
+    def top(self, k: int = 1) -> Triples:
+        """The min(k, rank) leading singular triples, float64.
+
+        Sign: the entry of u that is largest in magnitude is positive (`align_signs` gives them another reference).
+
+        Raises:
+            ValueError: if k < 1.
+        """
+        if k < 1:
+            raise ValueError(f"top needs k >= 1, got {k}")
+        k = min(k, self.rank)
+        left, right = self.left.double(), self.right.double()
+        triples, trusted = _top_gram(left, right, k)
+        if not bool(trusted.all()):
+            exact = _top_qr(left, right, k)
+            pick = trusted[..., None]
+            triples = Triples(
+                torch.where(pick[..., None], triples.u, exact.u),
+                torch.where(pick, triples.sigma, exact.sigma),
+                torch.where(pick[..., None], triples.v, exact.v),
+            )
+        return _largest_entry_positive(triples)
+
+    def singular_values(self) -> Tensor:
+        """(..., rank) float64, descending; by QR, so that the small ones are right too."""
+        values = torch.linalg.svdvals(_qr_core(self.left.double(), self.right.double())[1])
+        return values[..., : self.rank]
+
+    def inner(self, other: LowRank) -> Tensor:
+        """Frobenius inner product `sum(self * other)`, (...,) float64, as sum((L1^T L2) * (R1^T R2))."""
+        if self.shape[-2:] != other.shape[-2:]:
+            raise ValueError(f"inner needs equal shapes, got {tuple(self.shape)} and {tuple(other.shape)}")
+        left = self.left.double().mT @ other.left.double()
+        right = self.right.double().mT @ other.right.double()
+        return (left * right).sum((-2, -1))
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not 1e-8."""
+        left, right = self.left.double(), self.right.double()
+        square = self.inner(self).clamp_min(0)
+        scale = (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sqrt()
+        if bool((square > (GRAM_FLOOR * scale) ** 2).all()):
+            return square.sqrt()
+        exact: Tensor = torch.linalg.matrix_norm(_qr_core(left, right)[1])
+        return torch.where(exact > ZERO * scale, exact, torch.zeros_like(exact))
+
+    def __add__(self, other: LowRank) -> LowRank:
+        if self.shape[-2:] != other.shape[-2:]:
+            raise ValueError(f"cannot add {tuple(self.shape)} and {tuple(other.shape)}")
+        return LowRank(
+            torch.cat([self.left, other.left.to(self.left.dtype)], -1),
+            torch.cat([self.right, other.right.to(self.right.dtype)], -1),
+        )
+
+    def __sub__(self, other: LowRank) -> LowRank:
+        return self + (-other)
+
+    def __neg__(self) -> LowRank:
+        return LowRank(-self.left, self.right)
+
+    def __mul__(self, scalar: float | Tensor) -> LowRank:
+        """Times a number, or times one number a matrix: a tensor of the batch shape (...,)."""
+        if isinstance(scalar, Tensor) and scalar.dim() > 0:
+            scalar = scalar.to(self.left.dtype)[..., None, None]
+        return LowRank(self.left * scalar, self.right)
+
+    __rmul__ = __mul__
+
+    def recompress(self, rank: int) -> tuple[LowRank, Tensor]:
+        """The best matrix of rank <= `rank` in the Frobenius norm (Eckart-Young), exactly.
+
+        Returns:
+            The LowRank with q = min(rank, self.rank), its factors balanced (u sqrt(sigma), v sqrt(sigma)),
+            and the share of the squared norm that was left out, (...,) float64 in [0, 1].
+        """
+        if rank < 1:
+            raise ValueError(f"recompress needs rank >= 1, got {rank}")
+        full = _top_qr(self.left.double(), self.right.double(), self.rank)
+        energy = full.sigma.square()
+        total = energy.sum(-1)
+        discarded = energy[..., rank:].sum(-1) / total.clamp_min(torch.finfo(torch.float64).tiny)
+        kept = _largest_entry_positive(Triples(full.u[..., :rank], full.sigma[..., :rank], full.v[..., :rank]))
+        root = kept.sigma.sqrt()[..., None, :]
+        return LowRank(kept.u * root, kept.v * root), discarded
+
+
+def align_signs(t: Triples, reference: Triples | LowRank) -> Triples:
+    """Flip each pair (u, v) so that <u v^T, reference> >= 0; on a tie, so that u's largest entry is positive.
+
+    Args:
+        t: triples (..., m, k), (..., k), (..., n, k).
+        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at T.
+    """
+    if isinstance(reference, Triples):
+        reference = LowRank(reference.u * reference.sigma[..., None, :], reference.v)
+    t = _largest_entry_positive(t)
+    ours = t.u.double().mT @ reference.left.double()
+    theirs = t.v.double().mT @ reference.right.double()
+    projection = (ours * theirs).sum(-1)
+    # A projection that is rounding only must not decide: it would differ from machine to machine.
+    scale = ours.norm(dim=-1) * theirs.norm(dim=-1)
+    sign = torch.where(projection < -1e-12 * scale, -1.0, 1.0).to(t.u.dtype)[..., None, :]
+    return Triples(t.u * sign, t.sigma, t.v * sign)
+
+
+def _top_gram(left: Tensor, right: Tensor, k: int) -> tuple[Triples, Tensor]:
+    """Triples through both Gram matrices, and a (...,) mask of the matrices where that is exact enough."""
+    values_l, vectors_l = torch.linalg.eigh(left.mT @ left)
+    values_r, vectors_r = torch.linalg.eigh(right.mT @ right)
+    root_l, root_r = values_l.clamp_min(0).sqrt(), values_r.clamp_min(0).sqrt()
+    core = root_l[..., :, None] * (vectors_l.mT @ vectors_r) * root_r[..., None, :]
+    p, sigma, q = torch.linalg.svd(core, full_matrices=False)
+    p, sigma, q = p[..., :k], sigma[..., :k], q.mT[..., :k]
+    # u = L (R^T v) / sigma with R^T v = V_r sqrt(w_r) q: no division by small eigenvalues of a Gram matrix.
+    u = left @ (vectors_r @ (root_r[..., :, None] * q))
+    v = right @ (vectors_l @ (root_l[..., :, None] * p))
+    trusted = sigma[..., -1] > GRAM_FLOOR * root_l[..., -1] * root_r[..., -1]
+    return Triples(_unit(u), sigma, _unit(v)), trusted
+
+
+def _qr_core(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q_l, core, Q_r) with L R^T = Q_l core Q_r^T."""
+    q_l, r_l = torch.linalg.qr(left)
+    q_r, r_r = torch.linalg.qr(right)
+    return q_l, r_l @ r_r.mT, q_r
+
+
+def _top_qr(left: Tensor, right: Tensor, k: int) -> Triples:
+    """Triples through QR of both factors: backward stable, whatever the spread of the singular values."""
+    q_l, core, q_r = _qr_core(left, right)
+    p, sigma, q = torch.linalg.svd(core, full_matrices=False)
+    scale = torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(right)
+    real = (sigma > ZERO * scale[..., None])[..., None, :k]
+    u, v = q_l @ p[..., :k], q_r @ q.mT[..., :k]
+    return Triples(u * real, sigma[..., :k] * real[..., 0, :], v * real)
+
+
+def _unit(columns: Tensor) -> Tensor:
+    return columns / columns.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
+
+
+def _largest_entry_positive(t: Triples) -> Triples:
+    place = t.u.abs().argmax(-2, keepdim=True)
+    sign = torch.where(t.u.gather(-2, place) < 0, -1.0, 1.0).to(t.u.dtype)
+    return Triples(t.u * sign, t.sigma, t.v * sign)
