@@ -165,7 +165,9 @@ class LowRank:
         energy = full.sigma.square()
         total = energy.sum(-1)
         discarded = energy[..., rank:].sum(-1) / total.clamp_min(torch.finfo(torch.float64).tiny)
-        kept = _largest_entry_positive(Triples(full.u[..., :rank], full.sigma[..., :rank], full.v[..., :rank]))
+        kept = _largest_entry_positive(
+            Triples(full.u[..., :rank], full.sigma[..., :rank], full.v[..., :rank])
+        )
         root = kept.sigma.sqrt()[..., None, :]
         return LowRank(kept.u * root, kept.v * root), discarded
 

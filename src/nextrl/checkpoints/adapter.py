@@ -1,0 +1,189 @@
+"""One LoRA adapter folder as a checkpoint: factors of each module, read on demand.
+
+Every layout (TRL, verl, OpenRLHF, ours) ends in such folders, `adapter_config.json` beside
+`adapter_model.safetensors`, as PEFT's `save_pretrained` writes them (read from peft 0.21.2); the layouts only
+differ in where they put them. This file knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nextrl.checkpoints.lora_settings import LoraSettings
+from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
+from nextrl.checkpoints.run import Problem
+from nextrl.checkpoints.tensorfile import TensorFile
+from nextrl.errors import InputError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One matrix of the trajectory inside the stored tensors.
+
+    Attributes:
+        keys: where A and B lie.
+        expert, experts: for PEFT's `target_parameters` on a stack of experts, which of how many this is.
+    """
+
+    keys: ModuleKeys
+    expert: int = 0
+    experts: int = 1
+
+
+@dataclass(frozen=True)
+class AdapterCheckpoint:
+    """The adapter in `folder` as the run's state after `step` optimizer steps.
+
+    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by `factors`.
+    """
+
+    step: int
+    folder: Path
+    settings: LoraSettings
+    file: TensorFile
+    slots: Mapping[str, Slot]
+    carried: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, step: int, folder: Path, *, allow_pickle: bool = False) -> AdapterCheckpoint:
+        """Open one adapter folder.
+
+        Raises:
+            InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not linear,
+                factors that do not fit together.
+        """
+        settings = LoraSettings.read(folder / CONFIG)
+        file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
+        keys = sort_out(file.entries)
+        _refuse(file.path, keys)
+        slots: dict[str, Slot] = {}
+        shapes: dict[str, tuple[int, int, int]] = {}
+        for name, entry in keys.modules.items():
+            rows, columns, rank, experts = _measure(file, entry, settings)
+            for expert in range(experts):
+                label = name if experts == 1 else f"{name}[{expert}]"
+                slots[label] = Slot(entry, expert, experts)
+                shapes[label] = (rows, columns, rank)
+        return cls(step, folder, settings, file, slots, keys.carried, shapes)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the adapted matrices, in natural order."""
+        return tuple(self.slots)
+
+    def shape(self, module: str) -> tuple[int, int, int]:
+        """(m, n, r) of one module."""
+        return self.shapes[module]
+
+    def scaling(self, module: str) -> float:
+        """s of one module."""
+        return self.settings.scaling(self.slots[module].keys.name)
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether W_0 equals the base model by construction."""
+        return self.settings.starts_at_zero
+
+    def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
+        """A (r, n) and B (m, r) in the stored dtype.
+
+        Raises:
+            InputError: a value is NaN or Inf (`check`).
+        """
+        a, b = self.split(
+            module, self.file.get(self.slots[module].keys.a), self.file.get(self.slots[module].keys.b)
+        )
+        if check and not (finite(a) and finite(b)):
+            raise InputError(
+                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint out "
+                "(--skip-bad-checkpoints) and look at what training did there"
+            )
+        return a, b
+
+    def broken_values(self) -> Problem | None:
+        """Reads everything once; the first module with a NaN or Inf as a problem, None if all values are finite."""
+        for module in self.modules:
+            try:
+                self.factors(module)
+            except InputError as error:
+                return Problem(self.file.path, str(error), self.step)
+        return None
+
+    def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
+        slot = self.slots[module]
+        if slot.experts == 1:
+            return a.flatten(1), b.flatten(1)
+        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running fastest.
+        return a.unflatten(0, (slot.experts, -1))[slot.expert], b.unflatten(1, (-1, slot.experts))[
+            :, :, slot.expert
+        ]
+
+    @functools.cached_property
+    def dtypes(self) -> frozenset[str]:
+        """Names of the factors' dtypes ("bfloat16")."""
+        keys = [k for slot in self.slots.values() for k in (slot.keys.a, slot.keys.b)]
+        return frozenset(str(self.file.entries[k][1]).removeprefix("torch.") for k in keys)
+
+
+def weights_path(folder: Path) -> Path:
+    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is missing."""
+    safe, pickle = folder / WEIGHTS, folder / PICKLE
+    return pickle if pickle.exists() and not safe.exists() else safe
+
+
+def finite(t: Tensor) -> bool:
+    """No NaN, no Inf. One pass: the sum of squares in float32 of halves, float64 of floats, is finite iff all are."""
+    wide = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    # amax/amin are two cheap reductions and, unlike a sum, cannot overflow; NaN propagates through both.
+    low, high = torch.aminmax(wide) if wide.numel() else (torch.zeros(()), torch.zeros(()))
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _refuse(path: Path, keys: KeyMap) -> None:
+    for module, parameter in keys.refused.items():
+        raise InputError(f"{path}: {module} has {parameter}: its weight is not W_base + s B A: not supported")
+    if keys.halves:
+        raise InputError(
+            f"{path}: {keys.halves[0]} has only one of lora_A and lora_B; write the checkpoint again"
+        )
+    if not keys.modules:
+        raise InputError(f"{path}: holds no lora_A and lora_B tensors; is this a LoRA adapter?")
+
+
+def _measure(file: TensorFile, keys: ModuleKeys, settings: LoraSettings) -> tuple[int, int, int, int]:
+    """(m, n, r, experts) of one module from the header; checks that A, B and the configuration agree."""
+    (shape_a, type_a), (shape_b, type_b) = file.entries[keys.a], file.entries[keys.b]
+    for key, kind in ((keys.a, type_a), (keys.b, type_b)):
+        if isinstance(kind, str):
+            raise InputError(
+                f"{file.path}: {key} is {kind}; float16, bfloat16, float32 and float64 can be read"
+            )
+    width = shape_b[1] if len(shape_b) > 1 else 0
+    if len(shape_a) < 2 or shape_a[0] != width or any(extent != 1 for extent in shape_b[2:]):
+        raise InputError(
+            f"{file.path}: {keys.name} has A {list(shape_a)} and B {list(shape_b)}: they do not fit"
+        )
+    columns = 1
+    for extent in shape_a[1:]:
+        columns *= extent
+    rank = settings.rank(keys.name)
+    if width == rank:
+        return shape_b[0], columns, rank, 1
+    if width % rank == 0 and settings.raw.get("target_parameters"):
+        return shape_b[0], columns, rank, width // rank
+    raise InputError(
+        f"{file.path}: {keys.name} has rank {width}, {settings.path.name} says {rank}; "
+        "the two are from different runs, or rank_pattern is missing"
+    )
