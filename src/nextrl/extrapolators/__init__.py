@@ -1,0 +1,44 @@
+"""Every way known to step ahead along a training trajectory, one file a method.
+
+The imports below are the registry: their order is the order of `names()`. Write your own:
+docs/extrapolators.md.
+"""
+
+from nextrl.extrapolators import (  # noqa: F401  (imported to be registered)
+    factors,
+    linear,
+    none,
+    secant,
+    window,
+)
+from nextrl.extrapolators.base import (
+    CombinationOfCheckpoints,
+    Extrapolator,
+    InsideFactors,
+    NewDirection,
+    Prediction,
+    check_alpha,
+    get,
+    known_steps,
+    names,
+    nearest_step,
+    register,
+    require,
+    resolve,
+)
+
+__all__ = [
+    "CombinationOfCheckpoints",
+    "Extrapolator",
+    "InsideFactors",
+    "NewDirection",
+    "Prediction",
+    "check_alpha",
+    "get",
+    "known_steps",
+    "names",
+    "nearest_step",
+    "register",
+    "require",
+    "resolve",
+]

@@ -1,0 +1,36 @@
+"""`linear`: continue the line from the start, `W_0 + b (W_T - W_0)` with `b = (T + a h) / T`.
+
+2601.04537 trains 100 steps, leaps 100 and repeats; ExPO (2404.16792, eq. 2) is the same line with a = .3 to
+.5 of the whole displacement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class Linear:
+    """The chord from step 0 to T, continued at its mean speed. Exact on a straight line from the start."""
+
+    name: ClassVar[str] = "linear"
+    reference: ClassVar[str] = "arXiv 2601.04537; ExPO, arXiv 2404.16792, eq. 2"
+    summary: ClassVar[str] = "continue the line from the start"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """The start and T."""
+        return 2
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """`c_T = a h / T`."""
+        require(self, traj, horizon)
+        end = traj.steps[-1]
+        line = unit(traj, end) * (horizon / end)
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * line)

@@ -1,0 +1,33 @@
+"""`secant`: repeat the last h steps, `W_T + a (W_T - W_{T-h})`, at full rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, nearest_step, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class Secant:
+    """The chord over the last horizon, continued. Exact on a straight line."""
+
+    name: ClassVar[str] = "secant"
+    reference: ClassVar[str] = "nextrl, DESIGN section 1; the last window at full rank"
+    summary: ClassVar[str] = "repeat the last h steps"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """T and T - h."""
+        return -(-horizon // spacing) + 1
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """`c_T = a h / (T - s)`, `c_s = -c_T`, s the checkpoint nearest to T - h."""
+        require(self, traj, horizon)
+        end = traj.steps[-1]
+        start = nearest_step(traj, end - horizon)
+        chord = (unit(traj, end) - unit(traj, start)) * (horizon / (end - start))
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * chord)
