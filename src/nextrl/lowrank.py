@@ -10,9 +10,9 @@ enough and from QR where it is not: squaring costs a relative error of about eps
 sigma_k, so the Gram route is kept only while sigma_k > GRAM_FLOOR * |L||R| (an error below 1e-8).
 
 Equal singular values. When sigma_1 = sigma_2 (or nearly) only the plane they span is defined, not the two
-triples: `top` then returns one orthonormal choice, the same one for the same input; sigma, `norm`, `inner` and
-a `recompress` that keeps the whole plane are not affected. Where sigma = 0 the direction is not defined at all and
-u and v are returned as zero vectors.
+triples: `top` then returns one orthonormal choice, the same one for the same input; sigma, `norm`, `inner`
+and a `recompress` that keeps the whole plane are not affected. Where sigma = 0 the direction is not defined
+at all and u and v are returned as zero vectors.
 """
 
 from __future__ import annotations
@@ -82,12 +82,14 @@ class LowRank:
 
     def dense(self) -> Tensor:
         """(..., m, n) in the factors' dtype. For tests and small matrices: this is what the rest avoids."""
-        return self.left @ self.right.mT
+        product: Tensor = self.left @ self.right.mT
+        return product
 
     def top(self, k: int = 1) -> Triples:
         """The min(k, rank) leading singular triples, float64.
 
-        Sign: the entry of u that is largest in magnitude is positive (`align_signs` gives them another reference).
+        Sign: the entry of u that is largest in magnitude is positive (`align_signs` gives them another
+            reference).
 
         Raises:
             ValueError: if k < 1.
@@ -109,7 +111,7 @@ class LowRank:
 
     def singular_values(self) -> Tensor:
         """(..., rank) float64, descending; by QR, so that the small ones are right too."""
-        values = torch.linalg.svdvals(_qr_core(self.left.double(), self.right.double())[1])
+        values: Tensor = torch.linalg.svdvals(_qr_core(self.left.double(), self.right.double())[1])
         return values[..., : self.rank]
 
     def inner(self, other: LowRank) -> Tensor:
@@ -121,7 +123,8 @@ class LowRank:
         return (left * right).sum((-2, -1))
 
     def norm(self) -> Tensor:
-        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not 1e-8."""
+        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not
+        1e-8."""
         left, right = self.left.double(), self.right.double()
         square = self.inner(self).clamp_min(0)
         scale = (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sqrt()
@@ -177,7 +180,8 @@ def align_signs(t: Triples, reference: Triples | LowRank) -> Triples:
 
     Args:
         t: triples (..., m, k), (..., k), (..., n, k).
-        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at T.
+        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at
+            T.
     """
     if isinstance(reference, Triples):
         reference = LowRank(reference.u * reference.sigma[..., None, :], reference.v)
@@ -224,7 +228,8 @@ def _top_qr(left: Tensor, right: Tensor, k: int) -> Triples:
 
 
 def _unit(columns: Tensor) -> Tensor:
-    return columns / columns.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+    return columns / length.clamp_min(torch.finfo(columns.dtype).tiny)
 
 
 def _largest_entry_positive(t: Triples) -> Triples:

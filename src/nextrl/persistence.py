@@ -9,10 +9,10 @@ from __future__ import annotations
 def adam_persistence(window: int, beta1: float = 0.9) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
-    With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one run
-    correlate as beta1^|i-j|. Two sums of `window` successive updates then have
-    Var = sum_ij beta1^|i-j| and Cov = sum_ij beta1^(window+j-i), i, j = 1..window, and the cosine is Cov / Var
-    (our own derivation, DESIGN.md section 2; Adam's second moment is taken as constant over two windows).
+    With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one
+    run correlate as beta1^|i-j|. Two sums of `window` successive updates then have
+    Var = sum_ij beta1^|i-j| and Cov = sum_ij beta1^(window+j-i), i, j = 1..window, and the cosine is Cov /
+    Var (our own derivation, DESIGN.md section 2; Adam's second moment is taken as constant over two windows).
 
     Args:
         window: optimizer steps in a window, >= 1.

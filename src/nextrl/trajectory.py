@@ -1,11 +1,13 @@
 """A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
 
-Words (DESIGN.md section 1): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense is ever formed and a
-view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the business of `checkpoints`.
+Words (DESIGN.md section 1): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense is ever formed and
+a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the business of
+`checkpoints`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,8 +99,8 @@ class Trajectory:
             steps: optimizer steps, one a checkpoint, ascending.
             factors: for each step, module -> (A (r, n), B (m, r)).
             scaling: s, for all modules or each.
-            adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base is
-                known (it is by default).
+            adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
+                is known (it is by default).
         """
         if len(steps) != len(factors) or list(steps) != sorted(set(steps)):
             raise InputError(
@@ -129,11 +131,12 @@ class Trajectory:
 
     @property
     def spacing(self) -> int:
-        """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
+        """The most common difference of successive steps (the smaller on a tie); the step itself if there is
+        one."""
         steps = self.steps
         if len(steps) == 1:
             return max(steps[0], 1)
-        counts = Counter(b - a for a, b in zip(steps, steps[1:], strict=False))
+        counts = Counter(b - a for a, b in itertools.pairwise(steps))
         return min(counts, key=lambda gap: (-counts[gap], gap))
 
     def shape(self, module: str) -> tuple[int, int, int]:
@@ -150,7 +153,8 @@ class Trajectory:
         return self._at(step).factors(module)
 
     def weight(self, step: int, module: str) -> LowRank:
-        """`W_step - W_base = s B A` as factors (m, r), (n, r), float64. Step 0 needs no checkpoint where B_0 A_0 = 0."""
+        """`W_step - W_base = s B A` as factors (m, r), (n, r), float64. Step 0 needs no checkpoint where B_0
+        A_0 = 0."""
         m, n, _ = self.shape(module)
         if step == 0 and 0 not in self.steps:
             self._need_start()
@@ -259,7 +263,8 @@ class Trajectory:
         if not self.starts_at_zero:
             init = self.adapter_config.get("init_lora_weights")
             raise InputError(
-                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
+                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and "
+                "W_0 is "
                 "unknown; save the initial adapter as checkpoint-0"
             )
 

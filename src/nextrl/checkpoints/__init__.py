@@ -1,6 +1,7 @@
 """Where a run's adapters lie: one file a layout, found automatically.
 
 `open_run` is the only way in. A reader is a function `find(run) -> Layout`; adding one is a line in READERS.
+Full-weight checkpoints are not adapters: `dense.py` reduces them to factors on request.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextrl.checkpoints import peft
+from nextrl.checkpoints import dense, folders, openrlhf, peft, verl
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
 from nextrl.errors import InputError
 
@@ -22,10 +24,16 @@ __all__ = [
     "READERS",
     "Run",
     "StoredCheckpoint",
+    "detect",
     "open_run",
 ]
 
-READERS: Mapping[str, Callable[[Path], Layout]] = {"trl": peft.find}
+READERS: Mapping[str, Callable[[Path], Layout]] = {
+    "trl": peft.find,
+    "verl": verl.find,
+    "openrlhf": openrlhf.find,
+    "folders": folders.find,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Run:
 
     Attributes:
         layout: name of the reader that found it.
+        source: the directory (or list file), None for a mapping.
         checkpoints: those that could be opened, by step.
         problems: everything that is wrong, fatal or not.
     """
@@ -54,93 +63,68 @@ def open_run(
     """Find and open the checkpoints of a run; problems are collected, not raised.
 
     Raises:
-        InputError: `source` is no run at all (missing, unknown layout, two layouts in one folder, no such step).
+        InputError: `source` is no run at all (missing, unknown layout, two layouts in one folder), or has no
+            checkpoint of one of `steps`.
     """
-    if isinstance(source, Mapping):
-        name, path = "peft-list", None
-        found = Layout(name, tuple(sorted(Located(int(s), Path(f)) for s, f in source.items())))
-    else:
-        path = source
-        found = detect(path, layout)
-    wanted = None if steps is None else set(steps)
-    if wanted is not None and (missing := wanted - {where.step for where in found.located}):
-        raise InputError(f"{path}: no checkpoint of step {min(missing)}; there are {_listed(found)}")
-    problems = list(found.problems)
+    path = None if isinstance(source, Mapping) else source
+    found = folders.listed(source) if isinstance(source, Mapping) else detect(source, layout)
+    have = [where.step for where in found.located]
+    missing = [step for step in steps or () if step not in have]
+    if missing:
+        there = ", ".join(map(str, have)) or "none"
+        raise InputError(f"{path}: no checkpoint of step {missing[0]}; there are {there}")
+    problems = [p for p in found.problems if steps is None or p.step in steps]
     opened = []
     for where in found.located:
-        if wanted is not None and where.step not in wanted:
+        if steps is not None and where.step not in steps:
             continue
         try:
-            opened.append(AdapterCheckpoint.open(where.step, where.folder, allow_pickle=allow_pickle))
+            opened.append(
+                AdapterCheckpoint.open(
+                    where.step, where.folder, overrides=where.overrides, allow_pickle=allow_pickle
+                )
+            )
         except InputError as error:
             problems.append(Problem(where.folder, str(error), where.step))
-    problems += _disagreements(opened)
+    problems += disagreements(opened)
     return Run(found.name, path, tuple(opened), tuple(problems))
 
 
 def detect(run: Path, layout: str | None = None) -> Layout:
-    """The layout of a folder, by asking every reader (or the one named).
+    """The layout of a folder, by asking every reader (or the one named); a file is a list of folders.
 
     Raises:
         InputError: no such folder, unknown `layout`, nothing found, or two layouts found.
     """
-    if not run.is_dir():
-        raise InputError(f"{run}: no such directory; give the directory that holds the run's checkpoints")
     if layout is not None and layout not in READERS:
         raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(READERS)}")
+    if run.is_file():
+        return folders.read_list(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such directory; give the directory that holds the run's checkpoints")
     names = [layout] if layout else list(READERS)
     found = [result for name in names if (result := READERS[name](run)).found]
-    if not found:
-        raise InputError(
-            f"{run}: no LoRA checkpoints found (looked for layouts {', '.join(names)}); "
-            "give the directory that holds checkpoint-N or global_step_N folders"
-        )
     if len(found) > 1:
-        raise InputError(
-            f"{run}: holds two layouts ({' and '.join(result.name for result in found)}); choose with --layout"
-        )
+        both = " and ".join(f"{result.name} ({_example(result)})" for result in found)
+        raise InputError(f"{run}: holds two layouts, {both}; choose one with --layout")
+    if not found:
+        raise InputError(_nothing(run, names))
     return found[0]
 
 
-def _listed(layout: Layout) -> str:
-    return ", ".join(str(where.step) for where in layout.located) or "none"
+def _example(layout: Layout) -> str:
+    return layout.located[0].folder.name if layout.located else layout.problems[0].path.name
 
 
-def _disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
-    """Checkpoints whose modules, ranks or scalings differ from the majority's."""
-    if not opened:
-        return []
-    shapes = [tuple(sorted(c.shapes.items())) for c in opened]
-    usual = max(shapes, key=shapes.count)
-    reference = opened[shapes.index(usual)]
-    problems = []
-    for checkpoint, shape in zip(opened, shapes, strict=True):
-        if shape != usual:
-            text = f"{checkpoint.file.path}: {_difference(checkpoint, reference)}; leave it out or load a range of steps"
-            problems.append(Problem(checkpoint.file.path, text, checkpoint.step))
-        elif module := next(
-            (m for m in usual_modules(usual) if checkpoint.scaling(m) != reference.scaling(m)), None
-        ):
-            text = (
-                f"{checkpoint.settings.path}: scaling of {module} is {checkpoint.scaling(module):g}, "
-                f"{reference.scaling(module):g} at step {reference.step}; make lora_alpha, r and use_rslora agree"
-            )
-            problems.append(Problem(checkpoint.settings.path, text, checkpoint.step))
-    return problems
-
-
-def usual_modules(shapes: tuple[tuple[str, tuple[int, int, int]], ...]) -> list[str]:
-    """Names of the modules in a sorted shape table."""
-    return [name for name, _ in shapes]
-
-
-def _difference(checkpoint: AdapterCheckpoint, reference: AdapterCheckpoint) -> str:
-    missing = [m for m in reference.modules if m not in checkpoint.shapes]
-    extra = [m for m in checkpoint.modules if m not in reference.shapes]
-    if missing:
-        return f"{len(missing)} modules of step {reference.step} are missing ({missing[0]})"
-    if extra:
-        return f"{len(extra)} modules that step {reference.step} does not have ({extra[0]})"
-    module = next(m for m in reference.modules if checkpoint.shapes[m] != reference.shapes[m])
-    (m, n, r), (m0, n0, r0) = checkpoint.shapes[module], reference.shapes[module]
-    return f"{module} is {m}x{n} of rank {r}, at step {reference.step} it is {m0}x{n0} of rank {r0}"
+def _nothing(run: Path, names: Sequence[str]) -> str:
+    if full := dense.find(run):
+        return (
+            f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; "
+            "name the base model too (--base MODEL)"
+        )
+    if (run / "adapter_config.json").exists():
+        return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
+    return (
+        f"{run}: no LoRA checkpoints found (layouts tried: {', '.join(names)}); "
+        "give the directory that holds checkpoint-N, global_step_N or global_stepN_hf folders"
+    )

@@ -8,9 +8,10 @@ differ in where they put them. This file knows nothing of runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ class Slot:
 class AdapterCheckpoint:
     """The adapter in `folder` as the run's state after `step` optimizer steps.
 
-    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by `factors`.
+    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by
+    `factors`.
     """
 
     step: int
@@ -56,14 +58,21 @@ class AdapterCheckpoint:
     shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, step: int, folder: Path, *, allow_pickle: bool = False) -> AdapterCheckpoint:
-        """Open one adapter folder.
+    def open(
+        cls,
+        step: int,
+        folder: Path,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        allow_pickle: bool = False,
+    ) -> AdapterCheckpoint:
+        """Open one adapter folder; `overrides` replace fields of its `adapter_config.json`.
 
         Raises:
-            InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not linear,
-                factors that do not fit together.
+            InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not
+                linear, factors that do not fit together.
         """
-        settings = LoraSettings.read(folder / CONFIG)
+        settings = LoraSettings.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
         keys = sort_out(file.entries)
         _refuse(file.path, keys)
@@ -106,13 +115,15 @@ class AdapterCheckpoint:
         )
         if check and not (finite(a) and finite(b)):
             raise InputError(
-                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint out "
+                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the "
+                "checkpoint out "
                 "(--skip-bad-checkpoints) and look at what training did there"
             )
         return a, b
 
     def broken_values(self) -> Problem | None:
-        """Reads everything once; the first module with a NaN or Inf as a problem, None if all values are finite."""
+        """Reads everything once; the first module with a NaN or Inf as a problem, None if all values are
+        finite."""
         for module in self.modules:
             try:
                 self.factors(module)
@@ -121,14 +132,29 @@ class AdapterCheckpoint:
         return None
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
+        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions
+        flattened)."""
         slot = self.slots[module]
         if slot.experts == 1:
             return a.flatten(1), b.flatten(1)
-        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running fastest.
-        return a.unflatten(0, (slot.experts, -1))[slot.expert], b.unflatten(1, (-1, slot.experts))[
-            :, :, slot.expert
-        ]
+        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running
+        # fastest.
+        stack_a = a.reshape(slot.experts, -1, a.shape[1])
+        stack_b = b.reshape(b.shape[0], -1, slot.experts)
+        return stack_a[slot.expert], stack_b[:, :, slot.expert]
+
+    def join(
+        self, modules: Sequence[str], tensors: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The reverse of `split`: the stored A and B of modules that share them (all experts of a stack)."""
+        slot = self.slots[modules[0]]
+        a, b = tensors[modules[0]]
+        if slot.experts > 1:
+            stack_a = torch.stack([tensors[m][0] for m in modules])
+            stack_b = torch.stack([tensors[m][1] for m in modules], -1)
+            return stack_a.flatten(0, 1), stack_b.flatten(1)
+        (shape_a, _), (shape_b, _) = self.file.entries[slot.keys.a], self.file.entries[slot.keys.b]
+        return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
 
     @functools.cached_property
     def dtypes(self) -> frozenset[str]:
@@ -138,16 +164,17 @@ class AdapterCheckpoint:
 
 
 def weights_path(folder: Path) -> Path:
-    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is missing."""
+    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is
+    missing."""
     safe, pickle = folder / WEIGHTS, folder / PICKLE
     return pickle if pickle.exists() and not safe.exists() else safe
 
 
 def finite(t: Tensor) -> bool:
-    """No NaN, no Inf. One pass: the sum of squares in float32 of halves, float64 of floats, is finite iff all are."""
-    wide = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-    # amax/amin are two cheap reductions and, unlike a sum, cannot overflow; NaN propagates through both.
-    low, high = torch.aminmax(wide) if wide.numel() else (torch.zeros(()), torch.zeros(()))
+    """No NaN, no Inf. The extremes of a tensor are finite iff all of it is (NaN propagates through both)."""
+    if t.numel() == 0:
+        return True
+    low, high = torch.aminmax(t)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 

@@ -1,4 +1,5 @@
-"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it starts.
+"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it
+starts.
 
 Read from peft 0.21.2 (`tuners/lora/config.py`, `layer.py`, `utils/other.py:get_pattern_key`).
 """
@@ -15,8 +16,8 @@ from typing import Any
 
 from nextrl.errors import InputError
 
-# Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa", "olora",
-# "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
+# Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa",
+# "olora", "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
 ZERO_START = {"gaussian", "eva", "orthogonal", "mica"}
 
 # Options under which the weight is no longer W_base + s B A with the stored B and A.
@@ -45,8 +46,8 @@ class LoraSettings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> LoraSettings:
-        """Parse and check the file.
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> LoraSettings:
+        """Parse and check the file, `overrides` taking the place of its fields.
 
         Raises:
             InputError: it is missing, not JSON, not a LoRA adapter's, nonlinear, or says lora_alpha 0.
@@ -59,7 +60,7 @@ class LoraSettings:
             raise InputError(f"{path}: not readable as JSON ({error}); restore it") from error
         if not isinstance(raw, dict):
             raise InputError(f"{path}: holds no JSON object; restore it")
-        return cls.of(raw, path)
+        return cls.of({**raw, **(overrides or {})}, path)
 
     @classmethod
     def of(cls, raw: dict[str, Any], path: Path) -> LoraSettings:

@@ -9,24 +9,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nextrl.checkpoints.adapter import CONFIG, PICKLE, WEIGHTS
+from nextrl.checkpoints.dense import holds_full_model
+from nextrl.checkpoints.listing import numbered
 from nextrl.checkpoints.run import Layout, Located
 
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 
 
 def find(run: Path) -> Layout:
-    """Checkpoints of `run` in this layout; a `checkpoint-N` without any adapter file still counts (as broken)."""
-    located = []
-    for folder in run.iterdir():
-        match = _FOLDER.match(folder.name)
-        if match and folder.is_dir() and not _full_model(folder):
-            located.append(Located(int(match[1]), folder))
-    return Layout("trl", tuple(sorted(located)))
+    """Checkpoints of `run` in this layout.
 
-
-def _full_model(folder: Path) -> bool:
-    """A checkpoint of all weights (no LoRA): the dense reader's."""
-    if any((folder / name).exists() for name in (CONFIG, WEIGHTS, PICKLE)):
-        return False
-    return (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists()
+    A `checkpoint-N` without adapter files counts too (as a broken one), unless it holds a full model.
+    """
+    folders, problems = numbered(run, _FOLDER)
+    located = tuple(Located(step, folder) for step, folder in folders if not holds_full_model(folder))
+    return Layout("trl", located, tuple(problems))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,32 +25,43 @@ class StoredCheckpoint(Protocol):
 
 
 class Problem(NamedTuple):
-    """Something wrong with one file, in one line that ends in what to do."""
+    """Something wrong with one file, in one line that names the file and ends in what to do.
+
+    Attributes:
+        step: of the checkpoint concerned, where it is one.
+        fatal: the checkpoint cannot be used; a gap between steps, say, is not fatal.
+    """
 
     path: Path
     text: str
     step: int | None = None
-    fatal: bool = True  # the checkpoint cannot be used; a gap between steps, say, is not fatal
+    fatal: bool = True
 
     def __str__(self) -> str:
         return self.text
 
 
-class Located(NamedTuple):
-    """One checkpoint of a run, found but not opened."""
+@dataclass(frozen=True)
+class Located:
+    """One checkpoint of a run, found but not opened.
+
+    Attributes:
+        overrides: fields of `adapter_config.json` that the layout knows better (verl's lora_alpha).
+    """
 
     step: int
     folder: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a trainer puts its adapters: what a reader says of a folder.
+    """What a reader says of a folder.
 
     Attributes:
-        name: "trl", "verl", "openrlhf", "peft-list" ...
+        name: "trl", "verl", "openrlhf", "folders".
         located: checkpoints by step.
-        problems: what already the folder names tell (shards without an adapter, two folders for one step).
+        problems: what already the folder names tell (shards without an adapter, a broken link).
     """
 
     name: str

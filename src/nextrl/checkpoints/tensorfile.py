@@ -46,7 +46,8 @@ class TensorFile:
                 self._handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise InputError(
-                    f"{path}: truncated or not a safetensors file ({error}); copy it again from where it was written"
+                    f"{path}: truncated or not a safetensors file ({error}); copy it again from where it "
+                    "was written"
                 ) from error
             self._entries = self._read_header()
         else:

@@ -1,0 +1,121 @@
+"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples,
+streamed.
+
+`RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
+writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come
+from Lanczos (`scipy.sparse.linalg.svds`, ARPACK) on the difference and are accepted only if |D v - sigma u|
+and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
+from torch import Tensor
+
+from nextrl.checkpoints.listing import numbered
+from nextrl.checkpoints.tensorfile import TensorFile
+from nextrl.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+RESIDUAL = 1e-7
+_FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
+
+
+def holds_full_model(folder: Path) -> bool:
+    """A folder with all weights and no adapter."""
+    if (folder / "adapter_config.json").exists() or any(folder.glob("adapter_model.*")):
+        return False
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
+def find(run: Path) -> dict[int, Path]:
+    """step -> folder of every full-weight checkpoint of `run`."""
+    return {step: folder for step, folder in numbered(run, _FOLDER)[0] if holds_full_model(folder)}
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """The tensors of one model folder, whichever shard they lie in."""
+
+    folder: Path
+    places: dict[str, TensorFile]
+
+    @classmethod
+    def open(cls, folder: Path) -> FullModel:
+        """Open `model.safetensors` or its shards.
+
+        Raises:
+            InputError: no such files, a shard missing or truncated.
+        """
+        if (folder / INDEX).exists():
+            try:
+                names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            except (OSError, ValueError, KeyError) as error:
+                raise InputError(f"{folder / INDEX}: no weight_map in it ({error}); restore it") from error
+            files = {name: TensorFile(folder / name) for name in sorted(set(names.values()))}
+            return cls(folder, {key: files[name] for key, name in names.items()})
+        if not (folder / SINGLE).exists():
+            raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}; give a model's folder")
+        file = TensorFile(folder / SINGLE)
+        return cls(folder, dict.fromkeys(file.entries, file))
+
+    def matrices(self) -> list[str]:
+        """Names of the two-dimensional weights, without their `.weight`."""
+        return [
+            key.removesuffix(".weight")
+            for key, file in self.places.items()
+            if key.endswith(".weight") and len(file.entries[key][0]) == 2
+        ]
+
+    def get(self, module: str) -> Tensor:
+        """The stored weight of one module."""
+        key = f"{module}.weight"
+        if key not in self.places:
+            raise InputError(f"{self.folder}: has no weight {key}; is it a checkpoint of the same model?")
+        return self.places[key].get(key)
+
+
+def leading(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k leading triples of a dense (m, n) matrix: u (m, k), sigma (k), v (n, k), float64, descending.
+
+    Args:
+        difference: floating, finite.
+        k: 1 <= k <= min(m, n).
+    """
+    dense: NDArray[np.float64] = difference.double().numpy()
+    if 3 * k < min(dense.shape) and bool(dense.any()):
+        operator = LinearOperator(dense.shape, matvec=dense.dot, rmatvec=dense.T.dot, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(min(dense.shape))
+        try:
+            u, s, vt = svds(operator, k=k, v0=start, tol=0)
+        except ArpackError:
+            s = np.zeros(0)
+        if s.size == k:
+            order = np.argsort(-s)
+            u, s, v = u[:, order], s[order], vt[order].T
+            error = max(np.abs(dense @ v - u * s).max(), np.abs(dense.T @ u - v * s).max())
+            if error <= RESIDUAL * s[0]:
+                return torch.from_numpy(u.copy()), torch.from_numpy(s.copy()), torch.from_numpy(v.copy())
+    left, sigma, right = torch.linalg.svd(torch.from_numpy(dense), full_matrices=False)
+    return left[:, :k], sigma[:k], right[:k].mT
+
+
+def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, n) and B (m, rank), float32, with B A the best approximation of W - W_base of that rank."""
+    new, old = model.get(module), base.get(module)
+    if new.shape != old.shape:
+        raise InputError(
+            f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
+        )
+    u, sigma, v = leading(new.double() - old.double(), min(rank, *new.shape))
+    root = sigma.sqrt()
+    return (v * root).mT.float(), (u * root).float()

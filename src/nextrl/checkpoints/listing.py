@@ -1,0 +1,56 @@
+"""List a run's folder safely: numbered entries in order of their step, dead links and link loops as
+problems."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from nextrl.checkpoints.run import Problem
+from nextrl.errors import InputError
+
+
+class Numbered(NamedTuple):
+    """A folder whose name carries a step."""
+
+    step: int
+    folder: Path
+
+
+def numbered(run: Path, pattern: re.Pattern[str]) -> tuple[list[Numbered], list[Problem]]:
+    """Folders of `run` whose name matches `pattern` (its first group is the step), by step, and problems.
+
+    Raises:
+        InputError: `run` itself cannot be listed.
+    """
+    try:
+        entries = sorted(run.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{run}: cannot be listed ({error.strerror}); check the path and its rights"
+        ) from error
+    found: list[Numbered] = []
+    problems: list[Problem] = []
+    for entry in entries:
+        match = pattern.match(entry.name)
+        if match is None:
+            continue
+        step = int(match[1])
+        if entry.is_symlink() and (why := _dead_link(entry)):
+            problems.append(
+                Problem(entry, f"{entry}: {why}; remove the link or point it at the folder", step)
+            )
+        elif entry.is_dir():
+            found.append(Numbered(step, entry))
+    return sorted(found), problems
+
+
+def _dead_link(entry: Path) -> str | None:
+    try:
+        entry.resolve(strict=True)
+    except FileNotFoundError:
+        return "a link that points nowhere"
+    except (OSError, RuntimeError):  # RuntimeError is Python < 3.13's word for a loop
+        return "a link that leads back to itself"
+    return None
