@@ -1,0 +1,78 @@
+"""What a verifiable task is: prompts with known answers, three disjoint splits, and a reward.
+
+A task knows nothing of trainers, models or tokenizers: it deals in text. Engines turn `examples` into a
+dataset and `reward` into a reward function; `evaluate.py` uses the same two.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from nextrl.errors import InputError
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt (text as the model sees it) and the answer that its completion is graded against."""
+
+    prompt: str
+    answer: str
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A verifiable task.
+
+    Attributes:
+        name: the name in the registry, as it stands in configs and result files.
+        max_completion_length: tokens a completion may have, end-of-sequence token included.
+    """
+
+    name: str
+    max_completion_length: int
+
+    def examples(self, split: Split) -> list[Example]:
+        """All examples of a split, in a fixed order; the three splits share no prompt."""
+        ...
+
+    def reward(self, completion: str, answer: str) -> float:
+        """Reward in [0, 1] of one completion (text without special tokens)."""
+        ...
+
+
+def split_of(prompt: str) -> Split:
+    """The split that a prompt belongs to, by a hash that is the same on every machine and Python version.
+
+    crc32 of the UTF-8 bytes modulo 10: 0 is test, 1 validation, the rest training (DESIGN section 2).
+    """
+    bucket = zlib.crc32(prompt.encode()) % 10
+    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+
+
+_REGISTRY: dict[str, Callable[[], Task]] = {}
+
+
+def register(name: str, build: Callable[[], Task]) -> None:
+    """Make a task known under a name; `build` is called each time it is asked for."""
+    _REGISTRY[name] = build
+
+
+def names() -> list[str]:
+    """Registered task names, sorted."""
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> Task:
+    """Build the task of that name.
+
+    Raises:
+        InputError: no such task; the message lists those there are.
+    """
+    if name not in _REGISTRY:
+        raise InputError(f"task '{name}' is unknown: choose one of {', '.join(names())}")
+    return _REGISTRY[name]()
