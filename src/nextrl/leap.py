@@ -166,7 +166,8 @@ def leap(
         traj: the run.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
-        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back.
+        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go
+            back.
         at: leap from this checkpoint and read nothing later; the last by default.
         seed: of methods that draw random numbers.
         params: the method's own parameters.

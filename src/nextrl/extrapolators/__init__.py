@@ -7,6 +7,8 @@ docs/extrapolators.md.
 from nextrl.extrapolators import (  # noqa: F401  (imported to be registered)
     factors,
     linear,
+    next,
+    next_paper,
     none,
     secant,
     window,

@@ -185,7 +185,7 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
     """
     if horizon < 1:
         raise InputError(f"the horizon must be at least 1 step, not {horizon}")
-    known, k = known_steps(traj), traj.spacing if len(traj.steps) > 1 else horizon
+    known, k = known_steps(traj), traj.spacing
     reach = known[-1] - known[0]
     needed = method.min_checkpoints(horizon, k)
     if len(known) < method.min_checkpoints(1, k) or reach < (needed - 1) * k - k / 2:

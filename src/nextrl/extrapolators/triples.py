@@ -16,21 +16,8 @@ from torch import Tensor
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import known_steps
-from nextrl.lowrank import LowRank, Triples, align_signs
+from nextrl.lowrank import LowRank, align_signs
 from nextrl.trajectory import Trajectory
-
-
-@dataclass(frozen=True)
-class TriplesOfModule:
-    """Leading triples of one module over P spans of steps, float32 (sigma float64).
-
-    Attributes:
-        u: (P, m). v: (P, n). sigma: (P,) >= 0.
-    """
-
-    u: Tensor
-    sigma: Tensor
-    v: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,22 +61,125 @@ def schedule(traj: Trajectory, horizon: int, name: str) -> Schedule:
     return Schedule(known[0], (*origins, end), (*before, known[-2]), tuple(targets))
 
 
-def leading(
-    traj: Trajectory, module: str, spans: Sequence[tuple[int, int]], reference: LowRank
-) -> TriplesOfModule:
-    """The leading triple of `W_stop - W_start` for each span (start, stop), signs agreeing with `reference`.
+@dataclass(frozen=True)
+class Spans:
+    """Leading triples of one module over P spans of steps; float32, sigma float64.
 
-    Spans whose two ends need equally many columns are decomposed in one batched call.
+    Attributes:
+        u: (P, m). v: (P, n). sigma: (P,) >= 0.
+    """
+
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Everything the networks of `next` and `next-paper` learn from and are applied to.
+
+    Attributes:
+        plan: the training pairs.
+        horizon: h in steps.
+        far: module -> global triples (start, t) of the O origins, T last.
+        local: module -> local triples (before, t) of the O origins, T last.
+        ahead: module -> target triples (t, t + h) of the O - 1 training origins.
+    """
+
+    plan: Schedule
+    horizon: int
+    far: dict[str, Spans]
+    local: dict[str, Spans]
+    ahead: dict[str, Spans]
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that moved: those whose global direction at T exists."""
+        return [m for m, spans in self.far.items() if float(spans.sigma[-1]) > 0]
+
+    def lengths(self, side: str) -> dict[int, list[str]]:
+        """Vector length d -> the moving modules whose `side` ("u" or "v") has it."""
+        table: dict[int, list[str]] = {}
+        for module in self.modules:
+            table.setdefault(getattr(self.far[module], side).shape[1], []).append(module)
+        return table
+
+    def vectors(self, side: str, modules: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors of one side of modules of equal length d.
+
+        Returns:
+            x (N, 2, d): global and local at the training origins. y (N, d): the targets. last (M, 2, d):
+            global and local at T, one a module. Rows whose span did not move are left out of x and y.
+        """
+        rows, targets, last = [], [], []
+        for module in modules:
+            far, local, ahead = self.far[module], self.local[module], self.ahead[module]
+            both = torch.stack([getattr(far, side), getattr(local, side)], 1)
+            keep = (local.sigma[:-1] > 0) & (ahead.sigma > 0)
+            rows.append(both[:-1][keep])
+            targets.append(getattr(ahead, side)[keep])
+            last.append(both[-1])
+        return torch.cat(rows), torch.cat(targets), torch.stack(last)
+
+    def sizes(self, unit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Singular values; the local one as what `unit` steps would have moved, the target's as what h would.
+
+        Returns:
+            x (N, 2), y (N,), last (M, 2), float32, rows as in `vectors`, M the moving modules.
+        """
+        origins = torch.tensor(self.plan.origins)
+        per_span = unit / (origins - torch.tensor(self.plan.before))
+        per_target = self.horizon / (torch.tensor(self.plan.targets) - origins[:-1])
+        rows, targets, last = [], [], []
+        for module in self.modules:
+            far, local, ahead = self.far[module].sigma, self.local[module].sigma, self.ahead[module].sigma
+            both = torch.stack([far, local * per_span], 1)
+            keep = (local[:-1] > 0) & (ahead > 0)
+            rows.append(both[:-1][keep])
+            targets.append((ahead * per_target)[keep])
+            last.append(both[-1])
+        return torch.cat(rows).float(), torch.cat(targets).float(), torch.stack(last).float()
+
+
+def collect(traj: Trajectory, horizon: int, name: str) -> Features:
+    """Decompose every span that the networks need, module by module.
+
+    Raises:
+        InputError: no training pair at this horizon, or no module that moves.
+    """
+    plan = schedule(traj, horizon, name)
+    spans = [(plan.start, t) for t in plan.origins]
+    spans += list(zip(plan.before, plan.origins, strict=True))
+    spans += list(zip(plan.origins[:-1], plan.targets, strict=True))
+    far, local, ahead, count = {}, {}, {}, len(plan.origins)
+    for module in traj.modules:
+        all_spans = leading(traj, module, spans)
+        parts = [
+            Spans(all_spans.u[at], all_spans.sigma[at], all_spans.v[at])
+            for at in (slice(count), slice(count, 2 * count), slice(2 * count, None))
+        ]
+        far[module], local[module], ahead[module] = parts
+    features = Features(plan, horizon, far, local, ahead)
+    if not features.modules:
+        raise InputError(f"{name}: no module moved between steps {plan.start} and {plan.origins[-1]}")
+    return features
+
+
+def leading(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
+    """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...).
+
+    Signs agree with the longest span's direction from the first start to T. Spans whose factors have equally
+    many columns are decomposed in one batched call.
     """
     deltas = [traj.delta(module, start, stop) for start, stop in spans]
+    reference = traj.delta(module, spans[0][0], traj.steps[-1])
     m, n = reference.shape
     u, v = torch.zeros(len(spans), m), torch.zeros(len(spans), n)
     sigma = torch.zeros(len(spans), dtype=torch.float64)
-    for width in {d.left.shape[-1] for d in deltas}:
+    for width in sorted({d.left.shape[-1] for d in deltas}):
         rows = [i for i, d in enumerate(deltas) if d.left.shape[-1] == width]
-        batch = LowRank(
-            torch.stack([deltas[i].left for i in rows]), torch.stack([deltas[i].right for i in rows])
-        )
-        top: Triples = align_signs(batch.top(1), reference)
+        left = torch.stack([deltas[i].left for i in rows])
+        top = LowRank(left, torch.stack([deltas[i].right for i in rows])).top(1)
+        top = align_signs(top, reference)
         u[rows], v[rows], sigma[rows] = top.u[..., 0].float(), top.v[..., 0].float(), top.sigma[..., 0]
-    return TriplesOfModule(u, sigma, v)
+    return Spans(u, sigma, v)
