@@ -1,0 +1,130 @@
+"""Sampled and greedy accuracy of a model on a task's held-out prompts, with standard errors.
+
+Generation is Hugging Face `generate`; the seed fixes the draws, and the caller's random state is left as it was,
+so that evaluating a run does not change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from nextrl.errors import InputError
+from nextrl.tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy on `n` prompts, one completion each.
+
+    Attributes:
+        accuracy: mean reward of sampled completions, in [0, 1].
+        se: its standard error over prompts.
+        greedy: mean reward of greedy completions, or None where not asked for.
+        n: prompts.
+    """
+
+    accuracy: float
+    se: float
+    greedy: float | None
+    n: int
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random state set to `seed` inside, restored outside (CPU and the current CUDA device)."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """The model in eval mode without gradients inside, its mode restored outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def complete(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float | None = 1.0,
+    seed: int = 0,
+    batch: int = 1024,
+) -> list[str]:
+    """One completion a prompt, as text without special tokens.
+
+    Args:
+        max_new_tokens: most tokens a completion, end-of-sequence included.
+        temperature: sampling temperature; None is greedy.
+        batch: prompts in one call of `generate`.
+    """
+    texts: list[str] = []
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature is not None,
+        temperature=temperature,
+        top_k=0 if temperature is not None else None,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with inference(model), seeded(seed):
+        for start in range(0, len(prompts), batch):
+            encoded = tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True)
+            ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def grade(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> Tensor:
+    """Rewards (n,) float64 of one completion an example."""
+    rewards = [task.reward(c, e.answer) for c, e in zip(completions, examples, strict=True)]
+    return torch.tensor(rewards, dtype=torch.float64)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    prompts: int = 1000,
+    temperature: float = 1.0,
+    greedy: bool = True,
+    seed: int = 0,
+    examples: Sequence[Example] | None = None,
+) -> Accuracy:
+    """Accuracy on the first `prompts` held-out test examples (or on `examples`).
+
+    Raises:
+        InputError: fewer than 2 prompts.
+    """
+    chosen = list(examples if examples is not None else task.examples("test"))[:prompts]
+    if len(chosen) < 2:
+        raise InputError(f"an accuracy needs at least 2 prompts, not {len(chosen)}")
+    texts = [e.prompt for e in chosen]
+    length = task.max_completion_length
+    sampled = complete(model, tokenizer, texts, max_new_tokens=length, temperature=temperature, seed=seed)
+    rewards = grade(task, chosen, sampled)
+    best: float | None = None
+    if greedy:
+        picked = complete(model, tokenizer, texts, max_new_tokens=length, temperature=None)
+        best = float(grade(task, chosen, picked).mean())
+    se = float(rewards.std(unbiased=True)) / math.sqrt(len(chosen))
+    return Accuracy(float(rewards.mean()), se, best, len(chosen))
