@@ -86,15 +86,16 @@ class Leap:
                 `peft.set_peft_model_state_dict` takes); "default" for the parameters of a live model
                 (`...lora_A.default.weight`).
         """
-        middle = f".{adapter_name}" if adapter_name else ""
-        state = {}
+        tensors = {}
         for module in self.traj.modules:
-            for letter, new, old in zip(
-                "AB", self.factors(module), self.traj.factors(self.from_step, module), strict=True
-            ):
-                name = f"base_model.model.{module}.lora_{letter}{middle}.weight"
-                state[name] = new.to(old.dtype).contiguous()
-        return state
+            old = self.traj.factors(self.from_step, module)
+            a, b = (new.to(o.dtype).contiguous() for new, o in zip(self.factors(module), old, strict=True))
+            tensors[module] = (a, b)
+        state = export.adapter_state(self.traj, self.from_step, tensors)
+        live = {name: tensor for name, tensor in state.items() if ".lora_" in name}
+        if adapter_name is None:
+            return live
+        return {f"{name.removesuffix('.weight')}.{adapter_name}.weight": t for name, t in live.items()}
 
     def provenance(self) -> dict[str, Any]:
         """What `nextrl.json` says of the files made from this leap."""
@@ -105,7 +106,7 @@ class Leap:
             "alpha": self.alpha,
             "seconds": round(self.seconds, 3),
             "checkpoints": list(self.traj.steps),
-            "source": None if self.traj.source is None else str(self.traj.source),
+            "discarded_energy": self.discarded,
         }
 
     def save_adapter(self, out: str | Path, rank: int | None = None) -> None:
@@ -114,16 +115,16 @@ class Leap:
         Raises:
             InputError: the folder cannot be written, or rank < 1.
         """
+        if rank is not None and rank < 1:
+            raise InputError(f"the rank of an adapter must be at least 1, not {rank}")
+        notes = self.provenance()
         if rank is None:
             factors = {module: self.factors(module) for module in self.traj.modules}
-            export.write_adapter(self.traj, self.from_step, factors, Path(out), provenance=self.provenance())
+            export.write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes)
             return
-        if rank < 1:
-            raise InputError(f"the rank of an adapter must be at least 1, not {rank}")
         targets = {module: self.target(module) for module in self.traj.modules}
-        export.write_adapter(
-            self.traj, self.from_step, targets, Path(out), rank=rank, provenance=self.provenance()
-        )
+        del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
+        export.write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
 
     def save_merged(self, out: str | Path, base: str | Path) -> None:
         """Write the base model with the leap added to its weights.
@@ -133,7 +134,7 @@ class Leap:
             base: the base model's folder or name.
         """
         targets = {module: self.target(module) for module in self.traj.modules}
-        export.write_merged(self.traj, self.from_step, targets, Path(out), base, provenance=self.provenance())
+        export.write_merged(self.traj, self.from_step, targets, base, Path(out), self.provenance())
 
     def _fitted(self, module: str, old_basis: bool) -> tuple[Tensor, Tensor, float]:
         if isinstance(self.prediction, InsideFactors):

@@ -4,14 +4,26 @@ The imports below are the registry: their order is the order of `names()`. Write
 docs/extrapolators.md.
 """
 
-from nextrl.extrapolators import (  # noqa: F401  (imported to be registered)
+from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be registered)
+    none,
     factors,
+    secant,
+    window,
     linear,
     next,
     next_paper,
-    none,
-    secant,
-    window,
+    relex,
+    relex_pinned,
+    rank1_linear,
+    ols,
+    lawa,
+    ema,
+    bema,
+    rna,
+    dmd,
+    quadratic,
+    alpharl,
+    nowcast,
 )
 from nextrl.extrapolators.base import (
     CombinationOfCheckpoints,

@@ -1,0 +1,55 @@
+"""`bema`: an EMA with its lag corrected, `(rho + gamma t)^-eta (W_t - W_0) + EMA_t`.
+
+BEMA (2508.00180, algorithm 1), the form and the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma
+t)^-kappa`, `EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, rho = 10, gamma = 1, kappa = .5, eta = .2. As
+there, t counts optimizer steps and the average is updated once a checkpoint; like there, too, the correction
+is added in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class BiasCorrectedAverage:
+    """`W_T + a (BEMA - W_T)`.
+
+    Attributes:
+        eta: power of the correction. kappa: power of the average. rho: lag. gamma: multiplier of t.
+    """
+
+    eta: float = 0.2
+    kappa: float = 0.5
+    rho: float = 10.0
+    gamma: float = 1.0
+    name: ClassVar[str] = "bema"
+    reference: ClassVar[str] = "BEMA, arXiv 2508.00180, algorithm 1; TRL's BEMACallback"
+    summary: ClassVar[str] = "moving average plus a correction along the run"
+    averages: ClassVar[bool] = True
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """The start and T."""
+        return 2
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """One weight a checkpoint."""
+        require(self, traj, horizon)
+        now = unit(traj, traj.steps[-1])
+        toward = self._average(traj) + (self.rho + self.gamma * traj.steps[-1]) ** -self.eta * now - now
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
+
+    def _average(self, traj: Trajectory) -> Tensor:
+        average = unit(traj, traj.steps[0])
+        for step in traj.steps[1:]:
+            beta = (self.rho + self.gamma * step) ** -self.kappa
+            average = (1 - beta) * average + beta * unit(traj, step)
+        return average

@@ -1,0 +1,87 @@
+"""`dmd`: dynamic mode decomposition (Koopman), the run as a linear dynamical system.
+
+Schmid 2010; Tu et al. 2014, algorithm 1 (exact DMD): from snapshots X and their successors Y, with `X = U S
+V^T`, the reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are
+the differences of
+successive checkpoints, which is DMD with a constant term: a straight line is one mode of eigenvalue 1, a
+saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to the unit circle. U
+is never formed: inner products of differences are all that the reduced operator needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import even_grid, pooled_gram
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class DynamicModes:
+    """`W_T + sum_{j=1}^{a h/k} A^j (W_T - W_{T-k})`, A the reduced operator, all modules as one vector.
+
+    Attributes:
+        energy: share of the snapshots' energy that the kept modes hold.
+        modes: at most so many, and at most half of the snapshots: a mode fitted to one difference is that
+            difference.
+    """
+
+    energy: float = 0.99
+    modes: int = 6
+    name: ClassVar[str] = "dmd"
+    reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), algorithm 1, on differences"
+    summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Three differences."""
+        return 4
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """One eigendecomposition of at most (T, T)."""
+        require(self, traj, horizon)
+        grid = even_grid(traj)
+        moves = grid[1:] - grid[:-1]
+        gram = moves @ pooled_gram(traj) @ moves.mT
+        basis = self._basis(gram[:-1, :-1])
+        operator = basis.mT @ gram[:-1, 1:] @ basis
+        values, vectors = torch.linalg.eig(operator)
+        values = values / values.abs().clamp_min(1.0)
+        last = torch.linalg.solve(vectors, (basis.mT @ gram[:-1, -1]).to(vectors.dtype))
+        back = basis.to(vectors.dtype) @ vectors
+
+        def rule(alpha: float) -> Tensor:
+            ahead = _geometric(values, abs(alpha) * horizon / traj.spacing)
+            coordinates = (back @ (ahead * last)).real
+            # A step back would make decaying modes explode; it is the forward step with its sign turned.
+            sign = 1.0 if alpha >= 0 else -1.0
+            out: Tensor = sign * (coordinates @ moves[:-1])
+            return out
+
+        return CombinationOfCheckpoints(traj, rule)
+
+    def _basis(self, gram: Tensor) -> Tensor:
+        """(n, p): `V S^-1`, coordinates of the kept left singular vectors over the snapshots."""
+        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        held = values.cumsum(0) / values.sum()
+        # An eigenvalue of a Gram matrix below 1e-12 of the largest is rounding and not a mode.
+        real = int((values > 1e-12 * values[0]).sum())
+        keep = int((held < self.energy).sum()) + 1
+        count = max(1, min(keep, real, self.modes, (len(gram) + 1) // 2))
+        basis: Tensor = vectors[:, :count] / values[:count].sqrt()
+        return basis
+
+
+def _geometric(values: Tensor, n: float) -> Tensor:
+    """`sum_{j=1}^n z^j` for each complex z, continued to real n."""
+    near_one = (values - 1).abs() < 1e-9
+    z = torch.where(near_one, torch.full_like(values, 0.5), values)
+    out: Tensor = torch.where(near_one, torch.full_like(values, n), z * (z**n - 1) / (z - 1))
+    return out

@@ -1,0 +1,50 @@
+"""`ema`: an exponential moving average of the checkpoints, its memory counted in steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+def moving_average(traj: Trajectory, memory: float) -> Tensor:
+    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps /
+    memory)`."""
+    average = unit(traj, traj.steps[0])
+    for before, step in zip(traj.steps[:-1], traj.steps[1:], strict=True):
+        keep = math.exp(-(step - before) / memory)
+        average = keep * average + (1 - keep) * unit(traj, step)
+    return average
+
+
+@register
+@dataclass(frozen=True)
+class MovingAverage:
+    """`W_T + a (EMA - W_T)`.
+
+    Attributes:
+        memory: time constant in steps; half the horizon by default, `lawa`'s mean age.
+    """
+
+    memory: float | None = None
+    name: ClassVar[str] = "ema"
+    reference: ClassVar[str] = "Polyak and Juditsky 1992, exponential weights"
+    summary: ClassVar[str] = "exponential moving average of the checkpoints"
+    averages: ClassVar[bool] = True
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Two."""
+        return 2
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """One weight a checkpoint."""
+        require(self, traj, horizon)
+        average = moving_average(traj, self.memory or horizon / 2)
+        toward = average - unit(traj, traj.steps[-1])
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)

@@ -1,0 +1,52 @@
+"""`lawa`: latest weight averaging, the mean of the last checkpoints.
+
+Kaddour, 2209.14981: a uniform mean of the k latest checkpoints stands where training with a decayed rate
+would. It is
+no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps (DESIGN
+section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from nextrl.errors import InputError
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class LatestWeightAverage:
+    """`W_T + a (mean - W_T)`.
+
+    Attributes:
+        count: how many checkpoints are averaged; by default those of the last h steps, T - h included, and at
+            least
+            two.
+    """
+
+    count: int | None = None
+    name: ClassVar[str] = "lawa"
+    reference: ClassVar[str] = "LAWA, arXiv 2209.14981, section 2"
+    summary: ClassVar[str] = "mean of the last checkpoints"
+    averages: ClassVar[bool] = True
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Two."""
+        return 2
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """Equal weights over checkpoints on disk."""
+        require(self, traj, horizon)
+        if self.count is not None and self.count < 1:
+            raise InputError(f"lawa: count must be at least 1, not {self.count}")
+        in_window = sum(s >= traj.steps[-1] - horizon for s in traj.steps)
+        used = traj.steps[-(self.count or max(2, in_window)) :]
+        mean = torch.stack([unit(traj, s) for s in used]).mean(0)
+        toward = mean - unit(traj, traj.steps[-1])
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)

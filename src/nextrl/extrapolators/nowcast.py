@@ -1,0 +1,123 @@
+"""`nowcast`: one small network, shared by all scalars of A and B, forecasts each from its last five values.
+
+Weight Nowcaster Networks (Jang et al. 2023, section 3), after Introspection (1704.04959); NiNo (2409.04434)
+keeps the same per-scalar input in its MLP baseline. Five snapshots of a scalar, minus the first, over their
+range, go through a small MLP that gives its change, in units of the range. The published networks are trained
+on other runs; this one learns from the run's own past, on the five snapshots before each t with t + h <= T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nextrl.errors import InputError
+from nextrl.extrapolators.base import InsideFactors, register, require, wide
+from nextrl.extrapolators.networks import Recipe, train
+from nextrl.trajectory import Trajectory
+
+SNAPSHOTS = 5
+
+
+@register
+@dataclass(frozen=True)
+class Nowcast:
+    """`A_T + a net(last five A)`, B alike.
+
+    Attributes:
+        width: hidden units. updates, learning_rate: training. rows: scalars an update.
+        scalars: at most so many scalars of the run are drawn to train on.
+    """
+
+    width: int = 32
+    updates: int = 300
+    learning_rate: float = 3e-3
+    rows: int = 4096
+    scalars: int = 100_000
+    name: ClassVar[str] = "nowcast"
+    reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023, section 3; arXiv 1704.04959"
+    summary: ClassVar[str] = "a network forecasts each scalar of A and B"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Five snapshots and the one h steps after the last of them."""
+        return SNAPSHOTS + -(-horizon // spacing)
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
+        """Train on scalars drawn from all modules and all possible t."""
+        require(self, traj, horizon)
+        draws = torch.Generator().manual_seed(seed)
+        x, y = self._examples(traj, horizon, draws)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(SNAPSHOTS, self.width), nn.ReLU(), nn.Linear(self.width, 1))
+        train(net, x, y[:, None], Recipe(self.updates, self.learning_rate, self.rows), draws)
+        end = traj.steps[-1]
+
+        def leap(module: str, alpha: float) -> tuple[Tensor, Tensor]:
+            now = (wide(f) for f in traj.factors(end, module))
+            a, b = (
+                new + alpha * _forecast(net, _snapshots(traj, module, side, end))
+                for side, new in enumerate(now)
+            )
+            return a, b
+
+        return InsideFactors(traj, leap)
+
+    def _examples(self, traj: Trajectory, horizon: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(N, 5) normalised snapshots and (N,) the change h steps on, over the range."""
+        k, end = traj.spacing, traj.steps[-1]
+        first = traj.steps[0] + (SNAPSHOTS - 1) * k
+        origins = [t for t in traj.steps if t >= first and t + horizon <= end]
+        if not origins:
+            raise InputError(
+                f"nowcast needs {SNAPSHOTS} checkpoints on disk and one {horizon} steps after them "
+                "(step 0 counts only if it is on disk): choose a shorter horizon"
+            )
+        share = max(1, self.scalars // (2 * len(traj.modules) * len(origins)))
+        inputs, targets = [], []
+        for module in traj.modules:
+            for side in (0, 1):
+                for t in origins:
+                    past = _snapshots(traj, module, side, t).flatten(1)
+                    pick = torch.randint(past.shape[1], (share,), generator=draws)
+                    past = past[:, pick]
+                    later = _value(traj, module, side, t + horizon).flatten()[pick]
+                    spread = past.max(0).values - past.min(0).values
+                    keep = spread > 0
+                    inputs.append(((past - past[0]) / spread)[:, keep].mT)
+                    targets.append(((later - past[-1]) / spread)[keep])
+        x, y = torch.cat(inputs), torch.cat(targets)
+        if not len(x):
+            raise InputError("nowcast: no scalar of the adapter moved; there is nothing to learn from")
+        return x, y
+
+
+def _value(traj: Trajectory, module: str, side: int, step: float) -> Tensor:
+    """A (side 0) or B (side 1) at any step, linear between the checkpoints around it."""
+    later = next(s for s in traj.steps if s >= step)
+    after = wide(traj.factors(later, module)[side])
+    if later == step or later == traj.steps[0]:
+        return after
+    earlier = max(s for s in traj.steps if s < step)
+    before = wide(traj.factors(earlier, module)[side])
+    return before + (after - before) * ((step - earlier) / (later - earlier))
+
+
+def _snapshots(traj: Trajectory, module: str, side: int, end: int) -> Tensor:
+    """(5, ...) the factor at end - 4k ... end."""
+    k = traj.spacing
+    return torch.stack([_value(traj, module, side, end - i * k) for i in reversed(range(SNAPSHOTS))])
+
+
+@torch.no_grad()
+def _forecast(net: nn.Sequential, past: Tensor) -> Tensor:
+    """The change of every scalar h steps on; zero for one that did not move."""
+    spread = past.amax(0) - past.amin(0)
+    shape = past.shape[1:]
+    x = ((past - past[0]) / spread.clamp_min(torch.finfo(past.dtype).tiny)).flatten(1).mT
+    change: Tensor = net(x.to(torch.float32))[:, 0].reshape(shape)
+    return change.to(past.dtype) * spread

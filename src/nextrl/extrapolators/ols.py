@@ -1,0 +1,43 @@
+"""`ols`: the least-squares slope of the weights over the last half of the run, from `W_T`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, known_steps, register, require
+from nextrl.extrapolators.gram import slope_weights, unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class LeastSquares:
+    """`W_T + a h slope`, the slope fitted on the checkpoints of the last `share` of the run.
+
+    Attributes:
+        share: fraction of the steps that is used, .5 by default (at least three checkpoints are).
+    """
+
+    share: float = 0.5
+    name: ClassVar[str] = "ols"
+    reference: ClassVar[str] = "ordinary least squares on steps, RIVALS"
+    summary: ClassVar[str] = "least-squares slope over the last half"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Three, so that there is something to average."""
+        return 3
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """One weight a checkpoint: `h (t - mean) / sum (t - mean)^2`."""
+        require(self, traj, horizon)
+        known = known_steps(traj)
+        since = known[-1] - self.share * (known[-1] - known[0])
+        used = [s for s in known if s >= since]
+        used = list(known[-3:]) if len(used) < 3 else used
+        weights = slope_weights(torch.tensor(used, dtype=torch.float64))
+        slope = sum((w * unit(traj, s) for w, s in zip(weights, used, strict=True)), torch.zeros(()))
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * horizon * slope)

@@ -1,0 +1,52 @@
+"""`quadratic`: the parabola through three checkpoints, T, T - h and T - 2h.
+
+Leap+Verify (2602.19580, section 3.2) proposes with it and accepts the leap only if a held-out loss falls;
+accepting is the business of `search` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, known_steps, register, require
+from nextrl.extrapolators.gram import unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class Quadratic:
+    """Lagrange's parabola in steps, evaluated at T + a h. Exact on parabolas, and very loud on noise."""
+
+    name: ClassVar[str] = "quadratic"
+    reference: ClassVar[str] = "Leap+Verify, arXiv 2602.19580, section 3.2"
+    summary: ClassVar[str] = "parabola through three checkpoints"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """T, T - h and T - 2h."""
+        return 2 * -(-horizon // spacing) + 1
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """Three nodes: T and the checkpoints nearest to T - h and to T - 2h."""
+        require(self, traj, horizon)
+        known = known_steps(traj)
+        end = known[-1]
+        middle = min(known[1:-1], key=lambda s: abs(s - (end - horizon)))
+        first = min((s for s in known if s < middle), key=lambda s: abs(s - (end - 2 * horizon)))
+        nodes = (first, middle, end)
+
+        def rule(alpha: float) -> Tensor:
+            at = end + alpha * horizon
+            out = -unit(traj, end)
+            for i, node in enumerate(nodes):
+                others = [o for j, o in enumerate(nodes) if j != i]
+                out = out + unit(traj, node) * (
+                    (at - others[0]) * (at - others[1]) / ((node - others[0]) * (node - others[1]))
+                )
+            return out
+
+        return CombinationOfCheckpoints(traj, rule)

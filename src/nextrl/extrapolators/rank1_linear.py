@@ -1,0 +1,48 @@
+"""`rank1-linear`: the leading direction of the whole displacement, its size on a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from nextrl.extrapolators.base import NewDirection, known_steps, register, require
+from nextrl.extrapolators.gram import slope_weights
+from nextrl.lowrank import LowRank
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class RankOneLinear:
+    """`W_T + a h slope u v^T`, (u, v) the leading pair of `W_T - W_0`.
+
+    The line is fitted to the coordinates `u^T (W_t - W_0) v` and not to each checkpoint's own singular value:
+    the coordinate is linear in the weights, so noise does not bias it upwards.
+    """
+
+    name: ClassVar[str] = "rank1-linear"
+    reference: ClassVar[str] = "rank-1 linear dynamics, arXiv 2510.00553, section 3"
+    summary: ClassVar[str] = "leading direction of the whole displacement, size on a line"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """The start and two more."""
+        return 3
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
+        """One exact leading triple and one slope a module."""
+        require(self, traj, horizon)
+        known = known_steps(traj)
+        weights = slope_weights(torch.tensor(known, dtype=torch.float64))
+        directions = {}
+        for module in traj.modules:
+            top = traj.delta(module, known[0], known[-1]).top(1)
+            u, v = top.u[:, 0], top.v[:, 0]
+            deltas = (traj.delta(module, known[0], step) for step in known[1:])
+            along = torch.stack(
+                [torch.zeros((), dtype=torch.float64), *(d.left.mT @ u @ (d.right.mT @ v) for d in deltas)]
+            )
+            directions[module] = LowRank(top.u * (horizon * (weights @ along)), top.v)
+        return NewDirection(directions)

@@ -1,0 +1,59 @@
+"""`relex`: a line along the run's first principal direction, a module at a time.
+
+RELEX (2605.21468, sections 3 and 4): the rows `W_t - W_0` of one matrix have a dominant right singular vector
+v; the coordinates `c_t = <W_t - W_0, v>` are fitted by a line in t, and `W_0 + c(T + a h) v` is the
+prediction. With the Gram matrix G of the rows, its leading eigenpair (lambda, e) gives `v = sum_t e_t (W_t -
+W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nextrl.extrapolators.base import Coefficients, CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import slope_weights, step_numbers, unit
+from nextrl.trajectory import Trajectory
+
+
+def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (T,) of the unit direction v over the rows, and the coordinates c (T,) along it.
+
+    Both are zero for a module that never moved.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    root, e = values[-1].clamp_min(0).sqrt(), vectors[:, -1]
+    if float(root) <= 0:
+        return torch.zeros_like(e), torch.zeros_like(e)
+    return e / root, e * root
+
+
+@register
+@dataclass(frozen=True)
+class Relex:
+    """`W_0 + c(T + a h) v`: the rank-1 part (in time) of the run, everything else left out."""
+
+    name: ClassVar[str] = "relex"
+    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, sections 3 and 4"
+    summary: ClassVar[str] = "a line along the run's first principal direction"
+    averages: ClassVar[bool] = False
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """The start and two more, for a line with an intercept."""
+        return 3
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """One eigenvector and one straight line a module."""
+        require(self, traj, horizon)
+        rules = {module: self._rule(traj, module, horizon) for module in traj.modules}
+        return CombinationOfCheckpoints(traj, by_module=rules)
+
+    def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
+        steps, end = step_numbers(traj), unit(traj, traj.steps[-1])
+        v, c = principal(traj.gram(module))
+        slope = slope_weights(steps) @ c
+        at_end = c.mean() + slope * (steps[-1] - steps.mean())
+        return lambda alpha: (at_end + alpha * horizon * slope) * v - end

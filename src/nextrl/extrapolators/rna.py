@@ -1,0 +1,52 @@
+"""`rna`: regularised nonlinear acceleration (Anderson's mixing, offline).
+
+Scieur, d'Aspremont and Bach, 1606.04133, algorithm 1: with residuals `r_i = W_{i+1} - W_i` and their Gram
+matrix `R^T R`, solve `(R^T R / |R^T R| + lambda I) z = 1`, set `c = z / sum z`, and predict `sum_i c_i
+W_{i+1}`: the combination of iterates whose residual is smallest. It aims at the fixed point, not h steps
+ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.gram import even_grid, pooled_gram, unit
+from nextrl.trajectory import Trajectory
+
+
+@register
+@dataclass(frozen=True)
+class NonlinearAcceleration:
+    """`W_T + a (sum_i c_i W_{i+1} - W_T)`, all modules as one vector.
+
+    Attributes:
+        penalty: lambda, relative to the spectral norm of the residuals' Gram matrix.
+        memory: how many residuals are used at most.
+    """
+
+    penalty: float = 1e-3
+    memory: int = 10
+    name: ClassVar[str] = "rna"
+    reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133, algorithm 1"
+    summary: ClassVar[str] = "Anderson mixing of the checkpoints"
+    averages: ClassVar[bool] = True
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        """Two residuals."""
+        return 3
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
+        """Solve one small linear system."""
+        require(self, traj, horizon)
+        grid = even_grid(traj)[-(self.memory + 1) :]
+        moves = grid[1:] - grid[:-1]
+        square = moves @ pooled_gram(traj) @ moves.mT
+        square = square / torch.linalg.matrix_norm(square, 2)
+        ones = torch.ones(len(moves), dtype=torch.float64)
+        z = torch.linalg.solve(square + self.penalty * torch.diag(ones), ones)
+        toward = (z / z.sum()) @ grid[1:] - unit(traj, traj.steps[-1])
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
