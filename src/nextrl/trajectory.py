@@ -200,6 +200,18 @@ class Trajectory:
             )
         return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
 
+    def base_index(self, module: str) -> int:
+        """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
+
+        Raises:
+            InputError: W_0 is unknown.
+        """
+        self._known(module)
+        if self.steps[0] == 0:
+            return 0
+        self._need_start()
+        return -1
+
     def _inner_products(self, module: str) -> list[list[float]]:
         pairs = [self.factors(step, module) for step in self.steps]
         count, rank = len(pairs), self.shape(module)[2]

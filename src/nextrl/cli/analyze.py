@@ -1,0 +1,130 @@
+"""`nextrl analyze RUN`: dominance, directions, linearity and persistence, as tables and plots."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from nextrl.analysis import Analysis, analysis_figures
+from nextrl.analysis import analyze as analyse
+from nextrl.atomic import replacing, write_json
+from nextrl.cli.console import console, emit_json, err_console
+from nextrl.errors import InputError
+from nextrl.trajectory import Trajectory
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Directory with the run's checkpoints.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for analysis.json and the plots.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="h of the target deltas, in steps.")] = None,
+    windows: Annotated[str | None, typer.Option(help="Window lengths in steps, comma-separated.")] = None,
+    beta1: Annotated[float, typer.Option(help="Adam's beta1, for the zero point of persistence.")] = 0.9,
+    plots: Annotated[str, typer.Option(help="png, svg or png,svg.")] = "png",
+    layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
+    skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
+    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Rank-1 and rank-k dominance, turning of directions, straightness, persistence, drift against noise.
+
+    Example: nextrl analyze runs/grpo --out runs/grpo/analysis
+    """
+    lengths, formats = _lengths(windows), _formats(plots)
+    traj = Trajectory.load(
+        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+    )
+    for line in traj.skipped:
+        err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1)
+    if out is not None:
+        save(result, out, formats)
+    if as_json:
+        emit_json(result.to_json())
+        return
+    console.print(table(result))
+    for sentence in sentences(result):
+        console.print(sentence, markup=False, highlight=False)
+    if out is not None:
+        console.print(f"written to {out}", markup=False)
+
+
+def save(result: Analysis, out: Path, formats: list[str]) -> None:
+    """Write `analysis.json` and one file a figure and format into `out`, each atomically."""
+    write_json(out / "analysis.json", result.to_json())
+    for name, figure in analysis_figures(result).items():
+        for kind in formats:
+            with replacing(out / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, dpi=130)
+
+
+def table(result: Analysis) -> Table:
+    """One row a checkpoint."""
+    grid = Table(title="Path of the adapter", title_justify="left")
+    grid.add_column("step", justify="right")
+    shares = [(kind, k) for kind in ("global", "local", "target") for k in (1, 4)]
+    for kind, k in shares:
+        grid.add_column(f"{kind}\nrank {k}", justify="right")
+    grid.add_column("u1 with\nprevious", justify="right")
+    grid.add_column("v1 with\nprevious", justify="right")
+    for window in result.persistence:
+        grid.add_column(f"persist.\n{window}", justify="right")
+    grid.add_column("predict-\nability", justify="right")
+    u, v = result.mean_cosine("global", 0), result.mean_cosine("global", 1)
+    for step in result.steps:
+        cells = [result.energy_share[kind][k].get(step) for kind, k in shares]
+        cells += [u.get(step), v.get(step)]
+        cells += [row.get(step) for row in result.persistence.values()]
+        cells.append(result.predictability.get(step))
+        grid.add_row(str(step), *[_cell(x) for x in cells])
+    return grid
+
+
+def sentences(result: Analysis) -> list[str]:
+    """The scalars, each in a sentence."""
+    lines = [
+        f"A line explains R² = {result.line.r2:.3f} of the coefficient along the first direction, "
+        f"which holds {result.line.share:.0%} of the path's energy."
+    ]
+    if result.drift is not None:
+        d = result.drift
+        where = f"at windows of {d.crossing:.3g} steps" if math.isfinite(d.crossing) else "at no window"
+        lines.append(f"Drift {d.mu2:.3g} h² and noise {d.s2:.3g} h: drift overtakes noise {where}.")
+    for window, row in result.excess.items():
+        if row:
+            last = max(row)
+            lines.append(
+                f"Windows of {window} steps at {last}: persistence {result.persistence[window][last]:.2f}, "
+                f"excess over Adam's memory {row[last]:.2f}."
+            )
+    if result.noisy:
+        worst = max(result.noisy, key=lambda name: result.noisy[name])
+        lines.append(
+            f"Warning: storage rounding reaches {result.noisy[worst]:.0%} of sigma_1 in {worst} and is "
+            f"above 10% in {len(result.noisy)} modules; save checkpoints in float32, "
+            "or compare checkpoints further apart."
+        )
+    return lines
+
+
+def _cell(x: float | None) -> str:
+    return "" if x is None or math.isnan(x) else f"{x:.2f}"
+
+
+def _lengths(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--windows {text}: must be whole numbers of steps, like 10,20,50")
+    return [int(part) for part in parts]
+
+
+def _formats(text: str) -> list[str]:
+    kinds = [part.strip() for part in text.split(",")]
+    if not set(kinds) <= {"png", "svg", "pdf"}:
+        raise InputError(f"--plots {text}: choose from png, svg, pdf")
+    return kinds

@@ -1,0 +1,123 @@
+"""`nextrl inspect RUN`: what is there, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nextrl.checkpoints import AdapterCheckpoint, Run, open_run
+from nextrl.checkpoints.adapter import weights_path
+from nextrl.cli.console import console, emit_json, err_console
+from nextrl.errors import InputError
+
+
+def inspect(
+    run: Annotated[Path, typer.Argument(help="The run's directory, or a JSON list of folders.")],
+    layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
+    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
+    values: Annotated[bool, typer.Option(help="Read all values to find NaN and Inf.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """List the layout, steps, modules, ranks, dtype and size of a run, and each problem with what to do.
+
+    Example: nextrl inspect runs/grpo
+    """
+    found = open_run(run, layout=layout, allow_pickle=allow_pickle)
+    facts = describe(found, values=values)
+    if as_json:
+        emit_json(facts)
+    else:
+        _show(found, facts)
+    if not found.checkpoints:
+        raise InputError(
+            f"{run}: no checkpoint can be used ({len(facts['problems'])} problems, listed above)"
+        )
+
+
+def describe(found: Run, *, values: bool = True) -> dict[str, Any]:
+    """The JSON object of `inspect`: keys `layout, steps, modules, rank, dtype, bytes, problems`, and more.
+
+    Args:
+        found: an opened run.
+        values: read everything once, to find NaN and Inf.
+    """
+    problems = [str(problem) for problem in found.problems]
+    bad = {problem.step for problem in found.problems if problem.fatal}
+    if values:
+        broken = [problem for c in found.checkpoints if (problem := c.broken_values()) is not None]
+        problems += [str(problem) for problem in broken]
+        bad |= {problem.step for problem in broken}
+    last = found.checkpoints[-1] if found.checkpoints else None
+    if last is not None and not last.starts_at_zero and found.checkpoints[0].step != 0:
+        init = last.settings.raw.get("init_lora_weights")
+        problems.append(
+            f"{last.settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
+            "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
+        )
+    ranks = sorted({r for c in found.checkpoints for _, _, r in c.shapes.values()})
+    dtypes = sorted({name for c in found.checkpoints for name in c.dtypes})
+    return {
+        "layout": found.layout,
+        "steps": [c.step for c in found.checkpoints],
+        "modules": list(last.modules) if last else [],
+        "rank": ranks[0] if len(ranks) == 1 else (ranks or None),
+        "dtype": "/".join(dtypes) or None,
+        "bytes": sum(weights_path(c.folder).stat().st_size for c in found.checkpoints),
+        "problems": problems,
+        "usable_steps": [c.step for c in found.checkpoints if c.step not in bad],
+        "scaling": sorted({last.scaling(m) for m in last.modules}) if last else [],
+        "shapes": _shapes(last),
+        "carried": list(last.carried) if last else [],
+    }
+
+
+def _shapes(last: AdapterCheckpoint | None) -> list[dict[str, Any]]:
+    counts = Counter(last.shapes.values()) if last else Counter()
+    return [{"m": m, "n": n, "rank": r, "modules": count} for (m, n, r), count in counts.items()]
+
+
+def _show(found: Run, facts: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("layout", facts["layout"])
+    table.add_row("steps", _steps(facts["steps"]))
+    if found.checkpoints:
+        table.add_row(
+            "modules", f"{len(facts['modules'])} ({facts['modules'][0]} ... {facts['modules'][-1]})"
+        )
+        for shape in facts["shapes"]:
+            table.add_row("", f"{shape['modules']} of {shape['m']} x {shape['n']}, rank {shape['rank']}")
+        table.add_row("scaling", ", ".join(f"{s:g}" for s in facts["scaling"]))
+        table.add_row("dtype", facts["dtype"])
+        table.add_row("size", _size(facts["bytes"]))
+        if facts["carried"]:
+            some = ", ".join(facts["carried"][:3]) + (" ..." if len(facts["carried"]) > 3 else "")
+            table.add_row("carried", f"{len(facts['carried'])} tensors, kept but not extrapolated: {some}")
+    console.print(table)
+    if facts["problems"]:
+        err_console.print(f"[bold]{len(facts['problems'])} problems[/bold]")
+        for problem in facts["problems"]:
+            err_console.print(f"- {problem}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print("no problems")
+
+
+def _steps(steps: list[int]) -> str:
+    gaps = {b - a for a, b in itertools.pairwise(steps)}
+    if len(steps) > 3 and len(gaps) == 1:
+        return f"{steps[0]}, {steps[1]}, ... {steps[-1]} ({len(steps)} checkpoints, every {gaps.pop()})"
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
