@@ -1,0 +1,103 @@
+"""`nextrl demo`: the main job on the embedded default, end to end."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nextrl import demo as job
+from nextrl.cli.console import console, emit_json, err_console
+from nextrl.report import write_report
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, prompts and rollouts.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")] = False,
+) -> None:
+    """Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.
+
+    Example: nextrl demo --out demo-out --seed 0
+    """
+    what = job.plan(seed, quick)
+    job.claim(out, what)
+    # A job started in the background inherits an ignored SIGINT; Ctrl-C must stop this one all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = _watched(out, what, visible=not json_output)
+    except KeyboardInterrupt:
+        done = len(list(out.glob("arms/*/record.json")))
+        err_console.print(
+            f"stopped with {done} of {len(what.arms)} arms done; the same command goes on from there", style="yellow"
+        )
+        raise typer.Exit(130) from None
+    page = write_report(result, out)
+    if json_output:
+        emit_json(result)
+        return
+    console.print(table(result))
+    console.print()
+    console.print(result["verdict"], highlight=False)
+    console.print(f"\nThe page: {page}")
+
+
+def _watched(out: Path, what: job.Plan, *, visible: bool) -> dict[str, Any]:
+    total = sum(_steps(arm) for arm in what.arms)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    at = {arm.name: arm.start for arm in what.arms}
+    started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
+    at = dict(started)
+    with Progress(*columns, console=err_console, disable=not (visible and err_console.is_terminal)) as bar:
+        task = bar.add_task("training", total=total)
+
+        def watch(name: str, step: int) -> None:
+            at[name] = step
+            current = sum(at[n] - started[n] for n in at)
+            bar.update(task, completed=current, description=f"{name:<20}")
+
+        return job.run(out, what, watch)
+
+
+def _steps(arm: Any) -> int:
+    return int(arm.train.steps - arm.start) if arm.name != "temperature" else 0
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The demo's table, one row an arm."""
+    view = Table(title=f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})")
+    view.add_column("arm")
+    for name in ("at leap", "+50", "+100", "final", "± se", "greedy", "steps", "completions", "seconds", "saved net"):
+        view.add_column(name, justify="right")
+    for name, arm in result["arms"].items():
+        after, reach = result["after"][name], result["reach"][name]
+        saved = result["saved"].get(name, {}).get("completions")
+        view.add_row(
+            arm["label"],
+            *(_number(after[key], ".3f") for key in ("leap", "plus50", "plus100")),
+            f"{arm['accuracy'][-1]:.3f}",
+            f"{arm['se'][-1]:.3f}",
+            f"{arm['greedy'][-1]:.3f}",
+            *((str(reach["steps"]), str(reach["completions"]), f"{reach['seconds']:.0f}") if reach else ("-",) * 3),
+            _number(saved, ".0%"),
+            style="bold" if arm["kind"] == "auto" else None,
+        )
+    return view

@@ -1,0 +1,58 @@
+"""`nextrl eval`: accuracy of a model, with or without an adapter, on a task's held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nextrl.cli.console import console, emit_json
+from nextrl.errors import InputError
+from nextrl.evaluate import evaluate
+from nextrl.tasks import base, tiny
+
+
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="`tiny` or a local Hugging Face folder.")],
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder.")] = None,
+    task: Annotated[str, typer.Option(help="Task name.")] = "chain",
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 1000,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_output: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Sampled and greedy accuracy with its standard error.
+
+    Example: nextrl eval tiny --adapter demo-out/arms/plain/checkpoint-200 --task chain
+    """
+    chosen = base.get(task)
+    loaded, tokenizer = _load(model, task)
+    if adapter is not None:
+        if not (adapter / "adapter_config.json").is_file():
+            raise InputError(f"{adapter} holds no PEFT adapter (adapter_config.json is missing): name an adapter folder")
+        loaded = PeftModel.from_pretrained(loaded, str(adapter))
+    result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)
+    if json_output:
+        emit_json({"accuracy": result.accuracy, "se": result.se, "greedy": result.greedy, "n": result.n})
+        return
+    console.print(
+        f"{task}: {result.accuracy:.3f} ± {result.se:.3f} sampled at temperature {temperature:g}, "
+        f"{result.greedy:.3f} greedy, {result.n} held-out prompts",
+        highlight=False,
+    )
+
+
+def _load(model: str, task: str) -> tuple[Any, Any]:
+    if model == "tiny":
+        return tiny.load(task)
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{model} is neither `tiny` nor a Hugging Face model folder (no config.json in it)")
+    return (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder, padding_side="left"),
+    )
