@@ -66,7 +66,8 @@ def directions(a: Analysis) -> Figure:
             _plot(axis, a.mean_cosine(kind, first + 1), color=colour, label=f"{kind}, v", linestyle=":")
         axis.set(title=f"First direction {title}", xlabel="step", ylim=(0, 1.02))
     axes[0].set_ylabel("mean |cosine| over modules")
-    axes[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=6, loc="outside lower center")
     return figure
 
 

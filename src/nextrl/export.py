@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nextrl.atomic import write_json, write_tensors
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint
+from nextrl.checkpoints.lora_settings import ZERO_START
 from nextrl.checkpoints.naming import PEFT_PREFIX, natural
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank, Triples
@@ -105,6 +106,7 @@ def write_adapter(
         raise InputError(f"{unknown[0]}: no such module in the run")
     claim(out)
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
+    _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))
     written: dict[str, tuple[Tensor, Tensor]] = {}
     lost: dict[str, float] = {}
@@ -142,6 +144,19 @@ def _new_rank(
     return value.left.shape[1] if isinstance(value, LowRank) else value[0].shape[0]
 
 
+def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
+    """PiSSA and its kind take the initial B_0 A_0 out of the base at load time, computed anew from the rank."""
+    init = traj.adapter_config.get("init_lora_weights", True)
+    if not isinstance(init, str) or init.lower() in ZERO_START:
+        return
+    for module, rank in ranks.items():
+        if rank != traj.shape(module)[2]:
+            raise InputError(
+                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with init_lora_weights={init!r}, "
+                "which ties the base model to the rank; keep the rank (a method inside the factors, or --rank)"
+            )
+
+
 def _per_stored_module(traj: Trajectory, ranks: dict[str, int]) -> dict[str, int]:
     """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a
     rank."""
@@ -162,6 +177,9 @@ def _stem(traj: Trajectory, module: str) -> str:
 def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     """The run's `adapter_config.json` with ranks and alphas set so that every scaling stays what it was."""
     config: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, **traj.adapter_config}
+    if str(config.get("init_lora_weights", True)).lower() in ZERO_START:
+        # Weights are given, so how they once began does not matter; some ways refuse a new rank ("orthogonal").
+        config["init_lora_weights"] = True
     scalings = {_stem(traj, module): traj.scaling(module) for module in traj.modules}
     root = bool(config.get("use_rslora"))
     alphas = {m: _tidy(scalings[m] * (math.sqrt(r) if root else r)) for m, r in ranks.items()}

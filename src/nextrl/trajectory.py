@@ -169,6 +169,7 @@ class Trajectory:
         values are exact, so a small update between two near checkpoints does not drown in cancellation.
         """
         if 0 in (start, stop) and 0 not in self.steps:
+            self._need_start()
             return self.weight(stop, module) if start == 0 else -self.weight(start, module)
         (a0, b0), (a1, b1) = self.factors(start, module), self.factors(stop, module)
         a0, b0, a1, b1 = a0.double(), b0.double(), a1.double(), b1.double()

@@ -68,11 +68,11 @@ def table(result: Analysis) -> Table:
     shares = [(kind, k) for kind in ("global", "local", "target") for k in (1, 4)]
     for kind, k in shares:
         grid.add_column(f"{kind}\nrank {k}", justify="right")
-    grid.add_column("u1 with\nprevious", justify="right")
-    grid.add_column("v1 with\nprevious", justify="right")
+    grid.add_column("u1\nprev.", justify="right")
+    grid.add_column("v1\nprev.", justify="right")
     for window in result.persistence:
-        grid.add_column(f"persist.\n{window}", justify="right")
-    grid.add_column("predict-\nability", justify="right")
+        grid.add_column(f"pers.\n{window}", justify="right")
+    grid.add_column("pre-\ndict.", justify="right")
     u, v = result.mean_cosine("global", 0), result.mean_cosine("global", 1)
     for step in result.steps:
         cells = [result.energy_share[kind][k].get(step) for kind, k in shares]

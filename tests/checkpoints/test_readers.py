@@ -1,0 +1,130 @@
+"""One suite over every adapter layout: same run, same numbers, same leap to the bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from lora_runs import PLACES, STEPS, lora, write_run
+from safetensors.torch import load_file
+
+from nextrl.checkpoints import READERS, detect, open_run
+from nextrl.errors import InputError
+from nextrl.export import fit_to_rank, write_adapter
+from nextrl.trajectory import Trajectory
+
+
+@pytest.mark.parametrize("layout", list(PLACES))
+def test_every_layout_is_found_and_matches_peft(tmp_path, layout):
+    _, deltas = write_run(tmp_path, layout=layout)
+    traj = Trajectory.load(tmp_path)
+    assert traj.layout == layout
+    assert traj.steps == STEPS
+    assert set(traj.modules) == set(deltas[-1])
+    for step, expected in zip(STEPS, deltas, strict=True):
+        for module, delta in expected.items():
+            torch.testing.assert_close(traj.weight(step, module).dense().float(), delta, rtol=1e-5, atol=1e-7)
+
+
+def test_every_reader_is_in_this_suite():
+    assert set(READERS) == set(PLACES)
+
+
+def test_the_same_run_in_every_layout_gives_the_same_leap_to_the_bit(tmp_path):
+    write_run(tmp_path / "trl")
+    leaps = []
+    for layout in PLACES:
+        for step in STEPS:
+            target = tmp_path / layout / PLACES[layout].format(step)
+            if layout != "trl":
+                shutil.copytree(tmp_path / "trl" / f"checkpoint-{step}", target)
+        traj = Trajectory.load(tmp_path / layout)
+        new = {}
+        for module in traj.modules:
+            a, b = traj.factors(40, module)
+            target_matrix = traj.weight(40, module) + traj.delta(module, 20, 40) * 1.5
+            new[module] = fit_to_rank(target_matrix, a, b, traj.scaling(module))[:2]
+        out = write_adapter(traj, 40, new, tmp_path / "out" / layout)
+        leaps.append((out / "adapter_model.safetensors").read_bytes())
+    assert len(set(leaps)) == 1
+
+
+def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tmp_path):
+    actor = tmp_path / "global_step_10" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "model_world_size_2_rank_0.pt").write_bytes(b"x")
+    (actor / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
+    problems = open_run(tmp_path).problems
+    assert len(problems) == 1
+    assert "python -m verl.model_merger merge --backend fsdp --local_dir" in str(problems[0])
+    assert str(actor) in str(problems[0])
+
+    write_run(tmp_path / "trl", steps=(10,))
+    merged = tmp_path / "global_step_10" / "merged" / "lora_adapter"  # where that command puts it
+    shutil.copytree(tmp_path / "trl" / "checkpoint-10", merged)
+    shutil.rmtree(tmp_path / "trl")
+    config = json.loads((merged / "adapter_config.json").read_text())
+    config["lora_alpha"] = 0
+    (merged / "adapter_config.json").write_text(json.dumps(config))
+    assert Trajectory.load(tmp_path).scaling("model.layers.0.self_attn.q_proj") == 2.0
+
+    (actor / "lora_train_meta.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config.json: lora_alpha is 0 .* set it"):
+        Trajectory.load(tmp_path)
+
+
+def test_openrlhf_zero3_writes_a_pickle_and_bare_deepspeed_state_is_explained(tmp_path):
+    write_run(tmp_path, layout="openrlhf", steps=(10, 20))
+    for step in (10, 20):
+        folder = tmp_path / f"global_step{step}_hf"
+        torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+        (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"adapter_model.bin: a pickle.*--allow-pickle"):
+        Trajectory.load(tmp_path)
+    assert Trajectory.load(tmp_path, allow_pickle=True).steps == (10, 20)
+
+    bare = tmp_path / "bare"
+    (bare / "_actor" / "global_step10").mkdir(parents=True)
+    assert "--ckpt.save_hf" in str(open_run(bare).problems[0])
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path.joinpath("exploded").touch, ())
+
+    write_run(tmp_path, steps=(10,))
+    folder = tmp_path / "checkpoint-10"
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"a": Bomb()}, folder / "adapter_model.bin")
+    with pytest.raises(InputError, match="plain dictionary of tensors"):
+        Trajectory.load(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_json_list_of_folders(tmp_path):
+    write_run(tmp_path / "runs", steps=(10, 20))
+    listing = tmp_path / "list.json"
+    listing.write_text(json.dumps({"5": "runs/checkpoint-10", "10": "runs/checkpoint-20"}))
+    assert Trajectory.load(listing).steps == (5, 10)
+    listing.write_text("[1, 2]")
+    with pytest.raises(InputError, match="must map steps"):
+        Trajectory.load(listing)
+
+
+def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path):
+    write_run(tmp_path, steps=(10,))
+    write_run(tmp_path, steps=(20,), layout="verl")
+    with pytest.raises(InputError, match="two layouts.*trl.*verl.*--layout"):
+        Trajectory.load(tmp_path)
+    assert Trajectory.load(tmp_path, layout="verl").steps == (20,)
+    with pytest.raises(InputError, match="--layout mars: unknown"):
+        detect(tmp_path, "mars")
+
+
+def test_what_is_no_run_says_what_it_is(tmp_path):
+    with pytest.raises(InputError, match="no LoRA checkpoints found"):
+        detect(tmp_path)
+    write_run(tmp_path, steps=(10,))
+    with pytest.raises(InputError, match="is one adapter, not a run"):
+        detect(tmp_path / "checkpoint-10")

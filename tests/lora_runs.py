@@ -1,0 +1,107 @@
+"""Runs on disk for tests: adapters that PEFT itself wrote for tiny models built from a configuration."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 30,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+STEPS = (10, 20, 30, 40)
+PLACES = {
+    "trl": "checkpoint-{}",
+    "verl": "global_step_{}/actor/lora_adapter",
+    "openrlhf": "global_step{}_hf",
+    "folders": "step-{}",
+}
+
+
+@functools.cache
+def _model(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30, n_positions=16, bos_token_id=1, eos_token_id=2)
+        return GPT2LMHeadModel(config)
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=3))
+    if kind == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    return LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True))
+
+
+def model(kind: str = "llama") -> PreTrainedModel:
+    """A fresh copy of a tiny model with random weights, the same every time."""
+    return copy.deepcopy(_model(kind))
+
+
+def lora(**options: Any) -> LoraConfig:
+    """r 4, alpha 8 on q_proj, v_proj and down_proj unless told otherwise."""
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    return LoraConfig(**settings)
+
+
+def write_run(
+    root: Path,
+    config: LoraConfig | None = None,
+    *,
+    kind: str = "llama",
+    layout: str = "trl",
+    steps: Sequence[int] = STEPS,
+    start: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[PeftModel, list[dict[str, Tensor]]]:
+    """Train (by drift and noise) and save with PEFT; returns the model as it ended and, for each step, PEFT's deltas.
+
+    Args:
+        start: save the untouched adapter as step 0 too.
+    """
+    torch.manual_seed(1)
+    peft_model = get_peft_model(model(kind), config or lora()).to(dtype)
+    drift = {n: torch.randn_like(p) * 0.02 for n, p in peft_model.named_parameters() if p.requires_grad}
+    deltas = []
+    for step in ([0] if start else []) + list(steps):
+        if step:
+            for name, parameter in peft_model.named_parameters():
+                if name in drift:
+                    parameter.data += drift[name] + torch.randn_like(parameter) * 0.01
+        peft_model.save_pretrained(str(root / PLACES[layout].format(step)))
+        deltas.append(peft_deltas(peft_model))
+    return peft_model, deltas
+
+
+def peft_deltas(peft_model: PeftModel) -> dict[str, Tensor]:
+    """module -> PEFT's own `get_delta_weight`, oriented as the base stores it."""
+    found = {}
+    for name, module in peft_model.base_model.model.named_modules():
+        if hasattr(module, "get_delta_weight") and getattr(module, "lora_A", None) is not None:
+            embedding = len(module.lora_embedding_A) > 0
+            if embedding or len(module.lora_A) > 0:
+                found[name] = module.get_delta_weight("default").detach().clone()
+    return found
