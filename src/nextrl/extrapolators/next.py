@@ -82,6 +82,7 @@ class Next:
     reference: ClassVar[str] = "NExt (DESIGN section 1), with the changes of DESIGN section 2"
     summary: ClassVar[str] = "small networks predict the next leading direction and its size"
     averages: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""

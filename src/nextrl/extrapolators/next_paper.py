@@ -64,6 +64,7 @@ class NextPaper:
     reference: ClassVar[str] = "NExt as published, DESIGN section 1"
     summary: ClassVar[str] = "NExt's networks as published"
     averages: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:

@@ -41,6 +41,7 @@ class Nowcast:
     reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023, section 3; arXiv 1704.04959"
     summary: ClassVar[str] = "a network forecasts each scalar of A and B"
     averages: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Five snapshots and the one h steps after the last of them."""

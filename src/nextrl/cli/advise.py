@@ -1,0 +1,57 @@
+"""`nextrl advise`: what to do with this run now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextrl.advise import advise as ask
+from nextrl.cli.console import console, emit_json
+from nextrl.errors import InputError
+from nextrl.leap import leap
+from nextrl.trajectory import Trajectory
+
+WORDS = {
+    "leap": "Leap",
+    "raise_lr": "Raise the learning rate",
+    "continue": "Go on",
+    "average": "Average the last checkpoints",
+    "lower_lr": "Lower the learning rate",
+}
+
+
+def advise(
+    run: Annotated[Path, typer.Argument(help="Directory of checkpoints.")],
+    at: Annotated[int | None, typer.Option(help="As if the run had ended at this checkpoint.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the advice is to average: write that adapter here.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what to do with a run now: leap, raise or lower the learning rate, average, or go on.
+
+    Example: nextrl advise runs/grpo
+    """
+    traj = Trajectory.load(run, layout=layout)
+    if at is not None:
+        if at not in traj.steps:
+            raise InputError(f"--at {at}: no such checkpoint; there are {', '.join(map(str, traj.steps))}")
+        traj = traj.upto(at)
+    advice = ask(traj)
+    written = None
+    if out is not None and advice.advice == "average":
+        leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out)
+        written = str(out)
+    if json:
+        emit_json(advice.as_dict() | {"out": written})
+        return
+    factor = "" if advice.factor is None else f" (learning rate x {advice.factor:.2g})"
+    how = "" if advice.advice != "leap" else f" with {advice.method}, {advice.horizon} steps"
+    console.print(f"{WORDS[advice.advice]}{how}{factor}. Regime: {advice.regime}; sure: {advice.confidence}.")
+    for reason in advice.reasons:
+        console.print(reason)
+    if written is not None:
+        console.print(f"The averaged adapter is in {written}.")
