@@ -145,15 +145,18 @@ def _new_rank(
 
 
 def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
-    """PiSSA and its kind take the initial B_0 A_0 out of the base at load time, computed anew from the rank."""
+    """PiSSA and its kind take the initial B_0 A_0 out of the base at load time, computed anew from the
+    rank."""
     init = traj.adapter_config.get("init_lora_weights", True)
     if not isinstance(init, str) or init.lower() in ZERO_START:
         return
     for module, rank in ranks.items():
         if rank != traj.shape(module)[2]:
             raise InputError(
-                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with init_lora_weights={init!r}, "
-                "which ties the base model to the rank; keep the rank (a method inside the factors, or --rank)"
+                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with "
+                f"init_lora_weights={init!r}, "
+                "which ties the base model to the rank; keep the rank (a method inside the factors, or "
+                "--rank)"
             )
 
 
@@ -178,7 +181,8 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     """The run's `adapter_config.json` with ranks and alphas set so that every scaling stays what it was."""
     config: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, **traj.adapter_config}
     if str(config.get("init_lora_weights", True)).lower() in ZERO_START:
-        # Weights are given, so how they once began does not matter; some ways refuse a new rank ("orthogonal").
+        # Weights are given, so how they once began does not matter; some ways refuse a new rank
+        # ("orthogonal").
         config["init_lora_weights"] = True
     scalings = {_stem(traj, module): traj.scaling(module) for module in traj.modules}
     root = bool(config.get("use_rslora"))

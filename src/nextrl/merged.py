@@ -48,7 +48,7 @@ def write_merged(
     """
     out, folder = Path(out), find_base(base)
     model = FullModel.open(folder)
-    changes = _changes(traj, step, weights)
+    changes = _changes(traj, step, weights, model)
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
     claim(out)
@@ -80,19 +80,26 @@ def find_base(base: str | Path) -> Path:
         ) from error
 
 
-def _changes(traj: Trajectory, step: int, weights: Mapping[str, LowRank]) -> dict[str, LowRank]:
+def _changes(
+    traj: Trajectory, step: int, weights: Mapping[str, LowRank], model: FullModel
+) -> dict[str, LowRank]:
     """Base tensor key -> what is added to it, oriented as the base stores it."""
     changes: dict[str, LowRank] = {}
     last = traj.checkpoints[-1]
     for module in traj.modules:
-        delta = weights[module] if module in weights else traj.weight(step, module)
+        delta, key = weights[module] if module in weights else traj.weight(step, module), f"{module}.weight"
         if isinstance(last, AdapterCheckpoint):
             slot = last.slots[module]
             if slot.experts > 1:
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
-            if slot.keys.embedding or last.settings.transposed:
+            m, n = delta.shape
+            stored = model.places[key].entries[key][0] if key in model.places else ()
+            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not
+            # turned.
+            turned = last.settings.transposed and (m == n or stored == (n, m))
+            if slot.keys.embedding or turned:
                 delta = LowRank(delta.right, delta.left)
-        changes[f"{module}.weight"] = delta
+        changes[key] = delta
     return changes
 
 
@@ -130,14 +137,14 @@ def _moved(
 ) -> Tensor:
     """One tensor of the merged model."""
     old = file.get(key)
-    if key in replaced:
-        return replaced[key].to(old.dtype)
+    if key in replaced:  # modules_to_save, or an embedding that PEFT saved beside its factors
+        old = replaced[key].to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
         return (old.to(wide) + replaced[f"+{key}"].to(wide)).to(old.dtype)
     if key not in changes:
         return old
     delta = LowRank(changes[key].left.to(wide), changes[key].right.to(wide)).dense()
-    if delta.numel() != old.numel():
+    if delta.shape != old.shape and (old.dim() == 2 or delta.numel() != old.numel()):
         raise InputError(f"{file.path}: {key} is {list(old.shape)}, the adapter's {list(delta.shape)}")
     return (old.to(wide) + delta.reshape(old.shape)).to(old.dtype)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints import StoredCheckpoint, open_run
+from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank
 
@@ -83,6 +83,44 @@ class Trajectory:
             raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
         skipped = tuple(str(problem) for problem in fatal)
         return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped)
+
+    @classmethod
+    def from_full_weights(
+        cls, path: str | Path, base: str | Path, *, rank: int = 16, steps: Sequence[int] | None = None
+    ) -> Trajectory:
+        """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
+
+        Exact leading triples (`checkpoints.dense`), one matrix in memory at a time; what lies beyond `rank`
+        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out.
+
+        Args:
+            path: directory of checkpoint-N folders with `model.safetensors` or shards.
+            base: folder of the model that training started from.
+            rank: triples kept a matrix.
+            steps: only these checkpoints.
+
+        Raises:
+            InputError: no such checkpoints, or the two models do not have the same matrices.
+        """
+        found = dense.find(Path(path))
+        wanted = sorted(found if steps is None else steps)
+        if not wanted or not set(wanted) <= set(found):
+            raise InputError(
+                f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
+            )
+        start = dense.FullModel.open(Path(base))
+        models = [dense.FullModel.open(found[step]) for step in wanted]
+        factors = [{m: dense.factors(model, start, m, rank) for m in start.matrices()} for model in models]
+        moved = [m for m in start.matrices() if any(bool(f[m][1].any()) for f in factors)]
+        if not moved:
+            raise InputError(
+                f"{path}: no matrix differs from {base}; is it the model that training started from?"
+            )
+        stored = tuple(
+            MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
+            for step, f in zip(wanted, factors, strict=True)
+        )
+        return cls(stored, Path(path), {}, "full")
 
     @classmethod
     def from_factors(

@@ -25,6 +25,10 @@ def analyze(
     beta1: Annotated[float, typer.Option(help="Adam's beta1, for the zero point of persistence.")] = 0.9,
     plots: Annotated[str, typer.Option(help="png, svg or png,svg.")] = "png",
     layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Base model's folder, for full-weight checkpoints.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank kept of full-weight deltas.")] = 16,
     skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
     allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -34,8 +38,12 @@ def analyze(
     Example: nextrl analyze runs/grpo --out runs/grpo/analysis
     """
     lengths, formats = _lengths(windows), _formats(plots)
-    traj = Trajectory.load(
-        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+    traj = (
+        Trajectory.from_full_weights(run, base, rank=rank)
+        if base is not None
+        else Trajectory.load(
+            run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+        )
     )
     for line in traj.skipped:
         err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
