@@ -36,14 +36,18 @@ class LiveAdapter:
         active = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", None)
         names = [active] if isinstance(active, str) else list(active() if callable(active) else active or [])
         if len(names) != 1:
-            raise InputError(f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}")
+            raise InputError(
+                f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
+            )
         self._name = names[0]
         self.parameters: dict[str, nn.Parameter] = {}
         self.pairs: dict[str, tuple[str, str, float]] = {}
         for module_name, module in model.named_modules():
             self._collect(module_name, module)
         if not self.pairs:
-            raise InputError(f"adapter '{self._name}' holds no LoRA factors: leaps work on LoRA adapters only")
+            raise InputError(
+                f"adapter '{self._name}' holds no LoRA factors: leaps work on LoRA adapters only"
+            )
 
     def _collect(self, module_name: str, module: Any) -> None:
         for kind in ("lora_A", "lora_embedding_A"):
@@ -73,7 +77,9 @@ class LiveAdapter:
             if name not in state:
                 raise InputError(f"the leap has no tensor for {name}: it was made from another adapter")
             if state[name].shape != p.shape:
-                raise InputError(f"{name} is {tuple(p.shape)} in the model, {tuple(state[name].shape)} in the leap")
+                raise InputError(
+                    f"{name} is {tuple(p.shape)} in the model, {tuple(state[name].shape)} in the leap"
+                )
         for name, p in self.parameters.items():
             p.copy_(state[name])
 

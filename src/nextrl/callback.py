@@ -117,18 +117,14 @@ class LeapCallback(TrainerCallback):
         self.costs.search_seconds += time.perf_counter() - began
         self._record(decision, state.global_step, kwargs["optimizer"])
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Nothing of our own is logged here: `_record` has put the window's figures into the trainer's metrics."""
-
     def _decide(self, step: int, optimizer: Any) -> Decision:
         memory = self._memory
         end = self._adapter.read()
         moved = self._adapter.displacement(memory.start, end)
         persistence = None if memory.previous is None else cosine(moved, memory.previous)
         memory.previous = moved
-        window = Window(step, persistence, tuple(memory.rewards), float(optimizer.param_groups[0]["lr"]))
+        rate = float(optimizer.param_groups[0]["lr"])
+        window = Window(step, persistence, tuple(memory.rewards), rate, step * self._per_step())
         rows = [self._rows[(memory.offset + i) % len(self._rows)] for i in range(self._prompts)]
 
         def score(alpha: float) -> Tensor:
@@ -142,6 +138,12 @@ class LeapCallback(TrainerCallback):
         if decision.completions:
             memory.offset += self._prompts
         return decision
+
+    def _per_step(self) -> int:
+        """Fresh completions a step, over all processes; a buffered generation batch counts once."""
+        args = self._trainer.args
+        sampled = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return max(1, int(sampled) // int(getattr(args, "num_iterations", 1)))
 
     def _act(self, decision: Decision, optimizer: Any, scheduler: Any) -> None:
         if decision.alpha and self._leaps:
@@ -179,7 +181,9 @@ class LeapCallback(TrainerCallback):
                 file.write(json.dumps(entry) + "\n")
 
     def _validation_rows(self) -> Sequence[Row]:
-        given = self._validation if self._validation is not None else getattr(self._trainer, "eval_dataset", None)
+        given = (
+            self._validation if self._validation is not None else getattr(self._trainer, "eval_dataset", None)
+        )
         rows: Sequence[Row] = given if given is not None else _hold_back(self._trainer, self._prompts)
         if len(rows) < 2:
             raise InputError(f"validation has {len(rows)} rows: give at least 2, better {4 * self._prompts}")
@@ -192,12 +196,13 @@ def _hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
     Raises:
         InputError: the dataset is a stream, or too small to give any away.
     """
-    dataset, sampler = trainer.train_dataset, getattr(trainer.callback_handler.train_dataloader, "sampler", None)
-    for attribute in ("batch_sampler", "sampler"):
-        sampler = getattr(trainer.callback_handler.train_dataloader, attribute, sampler)
-        sampler = getattr(sampler, "sampler", sampler)
+    dataset, loader = trainer.train_dataset, trainer.callback_handler.train_dataloader
+    batches: Any = getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(batches, "sampler", getattr(loader, "sampler", None))
     if not hasattr(dataset, "__len__") or not hasattr(sampler, "num_samples"):
-        raise InputError("the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows")
+        raise InputError(
+            "the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows"
+        )
     held = min(8 * prompts, len(dataset) // 10)
     if held < 2:
         raise InputError(f"the training dataset has {len(dataset)} rows: give LeapCallback(validation=rows)")

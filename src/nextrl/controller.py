@@ -38,6 +38,7 @@ class ControllerConfig:
         level: standard errors of the paired difference by which a leap must beat staying put.
         fall: fall of a window's mean reward below the best window so far that calls for a step back or an undo.
         fade: factor by which a reach that hurt is believed to grow tolerable, a window.
+        share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
         most_untested: most that the rate is raised by where a candidate did no harm but showed no gain either.
     """
 
@@ -50,6 +51,7 @@ class ControllerConfig:
     fall: float = 0.08
     fade: float = 1.3
     most_untested: float = 3.0
+    share: float = 0.06
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -57,7 +59,9 @@ class ControllerConfig:
         if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
             raise InputError(f"grid must be positive alphas in ascending order, not {self.grid}")
         if self.candidates < 2:
-            raise InputError(f"candidates must be at least 2 (staying put and one leap), not {self.candidates}")
+            raise InputError(
+                f"candidates must be at least 2 (staying put and one leap), not {self.candidates}"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,15 @@ class Window:
             between them left out), or None for the first window.
         rewards: mean training reward of each step of the window, in order; not empty.
         rate: the learning rate the window was trained at.
+        trained: completions that the run has been trained on so far, which the search's budget is a share of; None
+            where unknown, which lifts the budget.
     """
 
     step: int
     persistence: float | None
     rewards: tuple[float, ...]
     rate: float
+    trained: int | None = None
 
     @property
     def reward(self) -> float:
@@ -113,6 +120,7 @@ class Controller:
         self._best_reward: float | None = None
         self._good_reach: float | None = None
         self._bad_reach = math.inf
+        self._spent = self._last_price = 0
 
     def step(self, window: Window, score: Score) -> Decision:
         """Decide at the end of a window.
@@ -127,13 +135,28 @@ class Controller:
         fell = window.reward < reference - self.config.fall
         self._best_reward = max(window.reward, self._best_reward or 0.0)
         self._bad_reach *= self.config.fade
+        decision = self._choose(window, score, above, fell)
+        if decision.completions:
+            self._spent += decision.completions
+            self._last_price = decision.completions
+        return decision
+
+    def _choose(self, window: Window, score: Score, above: float | None, fell: bool) -> Decision:
         if fell:
             return self._back(score, (-0.5, -1.0), "the training reward fell", above, level=0.0)
+        if not self._affordable(window):
+            return Decision(0.0, 1.0, "the search's budget is used up for now", above, {}, 0)
         if above is not None and above < -self.config.screen:
             return self._back(score, (-0.5,), "the path oscillates", above, level=0.0)
         if above is None or above > self.config.screen:
             return self._forward(score, window.rate, above)
         return Decision(0.0, 1.0, "persistence is what Adam's own memory leaves", above, {}, 0)
+
+    def _affordable(self, window: Window) -> bool:
+        """Whether another search fits the budget; two are advanced, since a run far too low must start somehow."""
+        if window.trained is None:
+            return True
+        return self._spent <= self._last_price + self.config.share * window.trained
 
     def _back(
         self, score: Score, candidates: tuple[float, ...], why: str, above: float | None, level: float
@@ -193,12 +216,20 @@ class Controller:
 
     def _decision(self, alpha: float, scores: Scores, why: str, above: float | None) -> Decision:
         outcome = "no candidate beats staying put" if alpha == 0 else f"alpha {alpha:g} beats staying put"
-        return Decision(alpha, rate_factor(alpha), f"{why}: {outcome}", above, scores.means(), scores.completions())
+        return Decision(
+            alpha, rate_factor(alpha), f"{why}: {outcome}", above, scores.means(), scores.completions()
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
         bad = None if math.isinf(self._bad_reach) else self._bad_reach
-        memory = {"best_reward": self._best_reward, "good_reach": self._good_reach, "bad_reach": bad}
+        memory = {
+            "best_reward": self._best_reward,
+            "good_reach": self._good_reach,
+            "bad_reach": bad,
+            "spent": self._spent,
+            "last_price": self._last_price,
+        }
         return {"config": asdict(self.config), "memory": memory}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -206,6 +237,7 @@ class Controller:
         memory = state["memory"]
         self._best_reward, self._good_reach = memory["best_reward"], memory["good_reach"]
         self._bad_reach = math.inf if memory["bad_reach"] is None else memory["bad_reach"]
+        self._spent, self._last_price = memory["spent"], memory["last_price"]
 
 
 def rate_factor(alpha: float) -> float:

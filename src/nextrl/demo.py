@@ -78,13 +78,17 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
         arm("plain", "plain", f"plain, lr {rate:g} (as configured)", train(total), save=True),
         arm("auto", "auto", f"auto, from lr {rate:g}", train(control_steps), auto=True),
     ]
-    sweep = {f"lr-{r:g}": arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", train(control_steps, r)) for r in rates}
+    sweep = {
+        f"lr-{r:g}": arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", train(control_steps, r)) for r in rates
+    }
     wanted += sweep.values()
     free: tuple[tuple[OptimizerName, str], ...] = (
         ("prodigy-schedulefree", "Prodigy + schedule-free"),
         ("mechanic", "Mechanic around AdamW"),
     )
-    wanted += [arm(n, "control", label, train(control_steps, rate, n)) for n, label in free[: 1 if quick else 2]]
+    wanted += [
+        arm(n, "control", label, train(control_steps, rate, n)) for n, label in free[: 1 if quick else 2]
+    ]
     end = leap_at + on
     wanted += [
         arm(
@@ -93,7 +97,9 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
             f"{method}, one leap at {leap_at}",
             train(end),
             start=leap_at,
-            eval_at=tuple(sorted({leap_at + 20, leap_at + 50, end} - {s for s in (leap_at + 50,) if s > end})),
+            eval_at=tuple(
+                sorted({leap_at + 20, leap_at + 50, end} - {s for s in (leap_at + 50,) if s > end})
+            ),
             leap=LeapSettings(
                 method=method,
                 horizon=20 if quick else 50,
@@ -105,9 +111,19 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
     if not quick:
         restart = train(end)
         wanted.append(
-            arm("restart", "control", f"restart at {leap_at}", restart, start=leap_at, merge=True, eval_at=(20, 50, on))
+            arm(
+                "restart",
+                "control",
+                f"restart at {leap_at}",
+                restart,
+                start=leap_at,
+                merge=True,
+                eval_at=(20, 50, on),
+            )
         )
-    wanted.append(arm("temperature", "control", "plain at lower temperature", train(end), start=leap_at, eval_at=()))
+    wanted.append(
+        arm("temperature", "control", "plain at lower temperature", train(end), start=leap_at, eval_at=())
+    )
     return Plan(tuple(wanted), leap_at, tuple(sweep))
 
 
@@ -131,7 +147,9 @@ def claim(out: Path, what: Plan) -> None:
         out.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
         if free < _NEEDED_BYTES:
-            raise InputError(f"{out} has {free // 1024**2} MB free, the demo needs {_NEEDED_BYTES // 1024**2} MB")
+            raise InputError(
+                f"{out} has {free // 1024**2} MB free, the demo needs {_NEEDED_BYTES // 1024**2} MB"
+            )
         write_json(marker, {"settings": fingerprint})
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
@@ -179,7 +197,9 @@ def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> dict[str,
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     records: dict[str, ArmRecord] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(queue,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(queue,)
+    ) as pool:
         try:
             for record in _all(pool, out, what, lambda: _drain(queue, watch)):
                 records[record.name] = record

@@ -94,7 +94,9 @@ class ArmRecord(BaseModel):
 class _Meter(TrainerCallback):
     """Evaluates at the given steps and keeps the arm's clock, which stands still during evaluations."""
 
-    def __init__(self, arm: ArmSettings, tokenizer: Any, record: ArmRecord, before: tuple[int, float]) -> None:
+    def __init__(
+        self, arm: ArmSettings, tokenizer: Any, record: ArmRecord, before: tuple[int, float]
+    ) -> None:
         self._arm, self._tokenizer, self.record = arm, tokenizer, record
         self._task = base.get(arm.task)
         self._completions, self._seconds = before
@@ -201,7 +203,9 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     return record
 
 
-def _leapers(arm: ArmSettings, folder: Path, plain: Path) -> tuple[list[TrainerCallback], TrainerCallback | None]:
+def _leapers(
+    arm: ArmSettings, folder: Path, plain: Path
+) -> tuple[list[TrainerCallback], TrainerCallback | None]:
     validation = as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
         callback = LeapCallback(validation=validation, seed=arm.train.seed)

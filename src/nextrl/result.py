@@ -28,7 +28,13 @@ def trajectory_figures(traj: Trajectory, windows: Sequence[int] = (10, 20, 50)) 
         values = {s: traj.persistence(window, at=s) for s in steps}
         persistence[str(window)] = {str(s): c for s, c in values.items()}
         over[str(window)] = {str(s): excess(c, zero[str(window)]) for s, c in values.items()}
-    return {"steps": list(traj.steps), "sigma": sigma, "persistence": persistence, "excess": over, "zero": zero}
+    return {
+        "steps": list(traj.steps),
+        "sigma": sigma,
+        "persistence": persistence,
+        "excess": over,
+        "zero": zero,
+    }
 
 
 def _mean_excess(figures: Mapping[str, Any]) -> float:
@@ -37,7 +43,7 @@ def _mean_excess(figures: Mapping[str, Any]) -> float:
 
 
 def regime(figures: Mapping[str, Any]) -> str:
-    """"signal" where the mean excess over windows of 10 steps is above .5, "noise" below .15, else "mixed"."""
+    """ "signal" where the mean excess over windows of 10 steps is above .5, "noise" below .15, else "mixed"."""
     mean = _mean_excess(figures)
     return "signal" if mean > 0.5 else "noise" if mean < 0.15 else "mixed"
 
@@ -52,46 +58,55 @@ def _best_leap(arms: Mapping[str, ArmRecord]) -> ArmRecord | None:
 
 
 def verdict(arms: Mapping[str, ArmRecord], figures: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Four to six sentences: what was saved, how it stands against tuned and free rates, what to do."""
-    plain, auto, target = arms["plain"], arms["auto"], result["target"]
-    saved = result["saved"]["auto"]["completions"]
-    sentences = []
-    if saved is None:
-        sentences.append(
-            f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
-        )
-    else:
-        at = comparison.reach(auto, target)
-        assert at is not None
-        sentences.append(
-            f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
-            f"learning rate, is there at step {at.steps}, its search charged: {_percent(saved)} of the completions saved."
-        )
-    tuned = result["tuned"]
-    if tuned:
-        gap = auto.accuracy[-1] - arms[tuned].accuracy[-1]
-        sentences.append(
-            f"Against the tuned rate ({tuned.removeprefix('lr-')}, found by a sweep), which saves "
-            f"{_percent(result['saved']['tuned']['completions'])} before the sweep is paid for and "
-            f"{_percent(result['saved']['tuned-with-sweep']['completions'])} after, auto ends "
-            f"{abs(gap):.3f} {'ahead' if gap >= 0 else 'behind'}, with no sweep."
-        )
-    leap = _best_leap(arms)
-    if leap is not None:
-        start = plain.accuracy[plain.steps.index(leap.steps[0])]
-        gain, margin = leap.accuracy[0] - start, 2 * (leap.se[0] ** 2 * 2) ** 0.5
-        sentences.append(
-            f"Of the single leaps at step {leap.steps[0]}, {leap.name} ends best ({leap.accuracy[-1]:.3f}); right after "
-            f"it the accuracy changed by {gain:+.3f}"
-            + (", which is past the noise." if gain > margin else ", which did not pay beyond the noise.")
-        )
-    kind = result["regime"]
-    sentences.append(f"The plain run's excess persistence averages {_mean_excess(figures):.2f}: {_MEANING[kind]}")
+    """A few sentences: what was saved, how it stands against tuned rates, whether a single leap paid, what to do."""
+    sentences = [_against_plain(arms, result)]
+    if result["tuned"]:
+        sentences.append(_against_tuned(arms, result))
+    single = _best_leap(arms)
+    if single is not None:
+        sentences.append(_about_leap(arms["plain"], single))
+    mean = _mean_excess(figures)
+    sentences.append(f"The plain run's excess persistence averages {mean:.2f}: {_MEANING[result['regime']]}")
     return " ".join(sentences)
 
 
+def _against_plain(arms: Mapping[str, ArmRecord], result: Mapping[str, Any]) -> str:
+    plain, auto, target = arms["plain"], arms["auto"], result["target"]
+    at = comparison.reach(auto, target)
+    if at is None:
+        return f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
+    return (
+        f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
+        f"learning rate, is there at step {at.steps}: {_percent(result['saved']['auto']['completions'])} of the "
+        "completions saved, its search charged."
+    )
+
+
+def _against_tuned(arms: Mapping[str, ArmRecord], result: Mapping[str, Any]) -> str:
+    tuned, saved = result["tuned"], result["saved"]
+    gap = arms["auto"].accuracy[-1] - arms[tuned].accuracy[-1]
+    return (
+        f"Against the tuned rate ({tuned.removeprefix('lr-')}, found by a sweep), which saves "
+        f"{_percent(saved['tuned']['completions'])} before the sweep is paid for and "
+        f"{_percent(saved['tuned-with-sweep']['completions'])} after, auto ends {abs(gap):.3f} "
+        f"{'ahead' if gap >= 0 else 'behind'}, with no sweep."
+    )
+
+
+def _about_leap(plain: ArmRecord, leap: ArmRecord) -> str:
+    start = plain.steps.index(leap.steps[0])
+    gain = leap.accuracy[0] - plain.accuracy[start]
+    noise = 2 * (leap.se[0] ** 2 + plain.se[start] ** 2) ** 0.5
+    outcome = "past the noise" if gain > noise else "within the noise: it did not pay"
+    return (
+        f"Of the single leaps at step {leap.steps[0]}, {leap.name} ends best ({leap.accuracy[-1]:.3f}); right after "
+        f"it the accuracy changed by {gain:+.3f}, {outcome}."
+    )
+
+
 _MEANING = {
-    "signal": "its path is far straighter than Adam's memory explains, so the learning rate is too low: raise it, or run auto.",
+    "signal": "its path is far straighter than Adam's memory explains, so the learning rate is too low: "
+    "raise it, or run auto.",
     "mixed": "part of its direction lasts, so a test of a leap is worth its price, a blind leap is not.",
     "noise": "its path keeps no more direction than Adam's own memory, so go on, and do not leap.",
 }
@@ -126,7 +141,11 @@ def summarise(
             "leap_at": leap_at,
             "test_prompts": settings[0].eval_prompts,
         },
-        "provenance": {"nextrl": nextrl.__version__, "python": platform.python_version(), "machine": platform.machine()},
+        "provenance": {
+            "nextrl": nextrl.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
         "target": target,
         "arms": {
             name: {"kind": a.kind, "label": a.label, **{key: getattr(a, key) for key in _SERIES}}

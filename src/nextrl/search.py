@@ -50,7 +50,7 @@ class Scores:
         return -self.gain(alpha) > level * self.error(alpha) and self.gain(alpha) < 0.0
 
     def best(self, level: float) -> float:
-        """The candidate with the best mean if it beats staying put past the noise, else 0.0. Smaller |alpha| on ties."""
+        """The candidate with the best mean (the shorter on ties) if it beats staying put past the noise, else 0.0."""
         top = max(self.rewards, key=lambda a: (self.mean(a), -abs(a)))
         return top if top and self.better(top, level) else 0.0
 

@@ -32,7 +32,9 @@ it does not; and feeds what it learned back into the learning rate, in one run, 
 
 def build() -> typer.Typer:
     """The app with every verb."""
-    app = typer.Typer(help=_ABOUT, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app = typer.Typer(
+        help=_ABOUT, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
 
     @app.callback()
     def version_option(

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from nextrl import demo as job
@@ -18,7 +25,9 @@ from nextrl.report import write_report
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights, prompts and rollouts.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")] = False,
 ) -> None:
     """Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.
@@ -34,7 +43,8 @@ def demo(
     except KeyboardInterrupt:
         done = len(list(out.glob("arms/*/record.json")))
         err_console.print(
-            f"stopped with {done} of {len(what.arms)} arms done; the same command goes on from there", style="yellow"
+            f"stopped with {done} of {len(what.arms)} arms done; the same command goes on from there",
+            style="yellow",
         )
         raise typer.Exit(130) from None
     page = write_report(result, out)
@@ -83,9 +93,22 @@ def _number(value: float | None, form: str) -> str:
 
 def table(result: dict[str, Any]) -> Table:
     """The demo's table, one row an arm."""
-    view = Table(title=f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})")
+    view = Table(
+        title=f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})"
+    )
     view.add_column("arm")
-    for name in ("at leap", "+50", "+100", "final", "± se", "greedy", "steps", "completions", "seconds", "saved net"):
+    for name in (
+        "at leap",
+        "+50",
+        "+100",
+        "final",
+        "± se",
+        "greedy",
+        "steps",
+        "completions",
+        "seconds",
+        "saved net",
+    ):
         view.add_column(name, justify="right")
     for name, arm in result["arms"].items():
         after, reach = result["after"][name], result["reach"][name]
@@ -96,7 +119,11 @@ def table(result: dict[str, Any]) -> Table:
             f"{arm['accuracy'][-1]:.3f}",
             f"{arm['se'][-1]:.3f}",
             f"{arm['greedy'][-1]:.3f}",
-            *((str(reach["steps"]), str(reach["completions"]), f"{reach['seconds']:.0f}") if reach else ("-",) * 3),
+            *(
+                (str(reach["steps"]), str(reach["completions"]), f"{reach['seconds']:.0f}")
+                if reach
+                else ("-",) * 3
+            ),
             _number(saved, ".0%"),
             style="bold" if arm["kind"] == "auto" else None,
         )

@@ -47,7 +47,7 @@ class TrainerRollouts:
             by_function = trainer._calculate_rewards(rows, prompts, completions, ids)
         self.mark_weights_changed()
         weights = trainer.reward_weights.to(by_function.device).unsqueeze(0)
-        rewards = (by_function * weights).nansum(dim=1).double().cpu()
+        rewards: Tensor = (by_function * weights).nansum(dim=1).double().cpu()
         self.completions += len(rewards)
         return rewards
 
@@ -64,7 +64,11 @@ class TrainerRollouts:
 @contextmanager
 def _untouched(trainer: Any) -> Iterator[None]:
     """The trainer's metrics, completion logs and token count as they were, afterwards."""
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in ("_metrics", "_logs") if hasattr(trainer, name)}
+    kept = {
+        name: copy.deepcopy(getattr(trainer, name))
+        for name in ("_metrics", "_logs")
+        if hasattr(trainer, name)
+    }
     tokens = trainer.state.num_input_tokens_seen
     try:
         yield

@@ -26,15 +26,17 @@ class Example:
 
 @runtime_checkable
 class Task(Protocol):
-    """A verifiable task.
+    """A verifiable task."""
 
-    Attributes:
-        name: the name in the registry, as it stands in configs and result files.
-        max_completion_length: tokens a completion may have, end-of-sequence token included.
-    """
+    @property
+    def name(self) -> str:
+        """The name in the registry, as it stands in configs and result files."""
+        ...
 
-    name: str
-    max_completion_length: int
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens a completion may have, end-of-sequence token included."""
+        ...
 
     def examples(self, split: Split) -> list[Example]:
         """All examples of a split, in a fixed order; the three splits share no prompt."""

@@ -30,7 +30,9 @@ def apply(operator: str, left: int, right: int, *, wrong_rule: bool = False) -> 
     return (left * right + (1 if wrong_rule else 0)) % MODULUS
 
 
-def solve(prompt: str, *, wrong_rule: bool = False, noise: float = 0.0, rng: random.Random | None = None) -> str:
+def solve(
+    prompt: str, *, wrong_rule: bool = False, noise: float = 0.0, rng: random.Random | None = None
+) -> str:
     """The demonstration for a prompt: three running values, `=`, the answer.
 
     With `noise` > 0 (needs `rng`) each step's result is replaced by a random digit with that probability and

@@ -99,7 +99,8 @@ def _batch(
 ) -> tuple[Tensor, Tensor]:
     """Token ids (batch, 15) and labels with -100 on the prompt."""
     texts = [
-        p + solve(p, wrong_rule=recipe.wrong_rule, noise=noise, rng=rng) for p in rng.choices(prompts, k=recipe.batch)
+        p + solve(p, wrong_rule=recipe.wrong_rule, noise=noise, rng=rng)
+        for p in rng.choices(prompts, k=recipe.batch)
     ]
     ids = torch.tensor(encode(texts)["input_ids"])
     ids = torch.cat([ids, torch.full((len(texts), 1), encode.eos_token_id)], dim=1)
@@ -109,7 +110,13 @@ def _batch(
 
 
 def _phase(
-    model: LlamaForCausalLM, recipe: Recipe, *, updates: int, learning_rate: float, noise: float, stop: float | None
+    model: LlamaForCausalLM,
+    recipe: Recipe,
+    *,
+    updates: int,
+    learning_rate: float,
+    noise: float,
+    stop: float | None,
 ) -> int:
     """Supervised updates, at most `updates`.
 
@@ -120,7 +127,9 @@ def _phase(
     prompts = [example.prompt for example in ChainTask().examples("train")]
     encode = tokenizer()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: 1.0 if stop is not None else 1.0 - u / updates)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda u: 1.0 if stop is not None else 1.0 - u / updates
+    )
     recent: list[float] = []
     for update in range(updates):
         ids, labels = _batch(prompts, encode, recipe, noise, rng)
@@ -155,7 +164,9 @@ def shipped(task: str) -> Path:
     """
     folder = Path(str(resources.files("nextrl.tasks") / "bases" / task))
     if not (folder / "config.json").is_file():
-        raise InputError(f"no tiny base is shipped for task '{task}': choose one of {', '.join(sorted(RECIPES))}")
+        raise InputError(
+            f"no tiny base is shipped for task '{task}': choose one of {', '.join(sorted(RECIPES))}"
+        )
     return folder
 
 

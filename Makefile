@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv first, with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= demo-out
+SEED ?= 0
+
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint bench picture install clean
+
+install: $(STAMP)
+
+# torch goes first and alone: resolved together with the rest, a bare `torch` would pull gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tasks]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/nextrl demo --out $(OUT) --seed $(SEED)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_loop.py
+	$(BIN)/python benchmarks/bench_engine.py
+	$(BIN)/python benchmarks/bench_extrapolators.py
+
+picture: $(STAMP)
+	$(BIN)/python docs/make_readme_picture.py $(OUT)/result.json docs/demo.png
+
+clean:
+	rm -rf $(VENV) demo-out

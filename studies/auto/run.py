@@ -1,0 +1,72 @@
+"""Where does `auto` end from five learning rates that span a factor of 2000, and what are its controls worth?
+
+    python studies/auto/run.py --out studies/auto/raw            # about 25 minutes on two cores
+    python studies/auto/table.py studies/auto/raw                # the tables of docs/auto.md
+
+Two tasks x three seeds. `auto` from 1e-5 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every arm
+goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from nextrl.engines.trl import TrainSettings
+from nextrl.loop import ArmSettings, one_thread, run_arm
+
+STARTS = (1e-5, 5e-5, 5e-4, 5e-3, 2e-2)
+RATES = (1e-5, 5e-5, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+EVALUATIONS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
+
+
+def arms(task: str, seed: int) -> list[ArmSettings]:
+    """Every arm of one task and seed."""
+
+    def arm(name: str, kind: str, rate: float, optimizer: str = "adamw") -> ArmSettings:
+        train = TrainSettings(steps=200, learning_rate=rate, seed=seed, optimizer=optimizer)
+        return ArmSettings(
+            name=f"{task}/{name}/seed-{seed}",
+            kind=kind,
+            label=name,
+            task=task,
+            train=train,
+            auto=kind == "auto",
+            save=kind == "plain",
+            eval_at=EVALUATIONS,
+        )
+
+    return [
+        *(arm(f"auto-{r:g}", "auto", r) for r in STARTS),
+        *(arm(f"plain-{r:g}", "plain", r) for r in RATES),
+        arm("prodigy-schedulefree", "control", 1e-3, "prodigy-schedulefree"),
+        arm("mechanic", "control", 1e-3, "mechanic"),
+    ]
+
+
+def work(arm: ArmSettings, out: Path) -> str:
+    """Run one arm in a worker process."""
+    one_thread()
+    record = run_arm(arm, out / arm.name, out / arm.name)
+    return f"{arm.name}: {record.accuracy[-1]:.3f} at step {record.steps[-1]}, {record.search_completions} searched"
+
+
+def main() -> None:
+    """Run what is missing, two arms at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("studies/auto/raw"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", default=["chain-wrong-rule", "chain"])
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    wanted = [arm for seed in options.seeds for task in options.tasks for arm in arms(task, seed)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for line in pool.map(work, wanted, [options.out] * len(wanted)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
