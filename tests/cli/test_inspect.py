@@ -1,0 +1,166 @@
+"""`nextrl inspect` on good runs and on everything that can be wrong with one."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import typer
+from lora_runs import lora, write_run
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from nextrl.cli.inspect import inspect
+from nextrl.errors import InputError
+from nextrl.trajectory import Trajectory
+
+APP = typer.Typer()
+APP.command()(inspect)
+
+
+def facts(root, *options):
+    result = CliRunner().invoke(APP, [str(root), "--json", *options])
+    return json.loads(result.stdout)
+
+
+def weights(root, step=20):
+    return root / f"checkpoint-{step}" / "adapter_model.safetensors"
+
+
+def edit_config(root, step=20, **changes):
+    path = root / f"checkpoint-{step}" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(root, change, step=20):
+    state = load_file(weights(root, step))
+    save_file(change(state), weights(root, step))
+
+
+def truncate(root):
+    data = weights(root).read_bytes()
+    weights(root).write_bytes(data[: len(data) // 2])
+
+
+def pickle_only(root):
+    torch.save(load_file(weights(root)), root / "checkpoint-20" / "adapter_model.bin")
+    weights(root).unlink()
+
+
+def poison(state):
+    key = next(iter(state))
+    state[key].view(-1)[3] = float("nan")
+    return state
+
+
+def other_rank(root):
+    shutil.rmtree(root / "checkpoint-20")
+    write_run(root / "x", lora(r=2), steps=(20,))
+    (root / "x" / "checkpoint-20").rename(root / "checkpoint-20")
+
+
+def loop(root):
+    shutil.rmtree(root / "checkpoint-20")
+    (root / "checkpoint-20").symlink_to(root / "checkpoint-20")
+
+
+def dangling(root):
+    shutil.rmtree(root / "checkpoint-20")
+    (root / "checkpoint-20").symlink_to(root / "gone")
+
+
+BROKEN = {
+    "missing weights": (lambda r: weights(r).unlink(), "adapter_model.safetensors: no such file"),
+    "missing config": (lambda r: (r / "checkpoint-20" / "adapter_config.json").unlink(), "adapter_config.json: missing"),
+    "config not json": (lambda r: (r / "checkpoint-20" / "adapter_config.json").write_text("{"), "not readable as JSON"),
+    "truncated": (truncate, "truncated or not a safetensors file"),
+    "pickle": (pickle_only, "pass --allow-pickle"),
+    "nan": (lambda r: edit_tensors(r, poison), "NaN or Inf in model.layers.0"),
+    "wrong dtype": (lambda r: edit_tensors(r, lambda s: {k: t.to(torch.int8) for k, t in s.items()}), "is I8; float16"),
+    "missing module": (
+        lambda r: edit_tensors(r, lambda s: {k: t for k, t in s.items() if "layers.1.self_attn.q_proj" not in k}),
+        "1 modules of step 10 are missing (model.layers.1.self_attn.q_proj",
+    ),
+    "half a module": (
+        lambda r: edit_tensors(r, lambda s: {k: t for k, t in s.items() if "layers.1.self_attn.q_proj.lora_A" not in k}),
+        "has only one of lora_A and lora_B",
+    ),
+    "rank": (other_rank, "of rank 2, at step 10 it is"),
+    "rank in config": (lambda r: edit_config(r, r=16), "has rank 4, adapter_config.json says 16"),
+    "scaling": (lambda r: edit_config(r, lora_alpha=64), "scaling of model.layers.0"),
+    "alpha zero": (lambda r: edit_config(r, lora_alpha=0), "lora_alpha is 0"),
+    "not lora": (lambda r: edit_config(r, peft_type="IA3"), "peft_type IA3"),
+    "no factors": (lambda r: edit_tensors(r, lambda s: {"x": torch.ones(1)}), "holds no lora_A and lora_B"),
+    "loop": (loop, "leads back to itself"),
+    "dangling": (dangling, "points nowhere"),
+}
+
+
+def test_a_good_run(tmp_path):
+    write_run(tmp_path, lora(modules_to_save=["lm_head"]))
+    found = facts(tmp_path)
+    assert found["layout"] == "trl"
+    assert found["steps"] == [10, 20, 30, 40]
+    assert found["rank"] == 4
+    assert found["dtype"] == "float32"
+    assert found["bytes"] == sum(weights(tmp_path, s).stat().st_size for s in (10, 20, 30, 40))
+    assert found["problems"] == []
+    assert len(found["modules"]) == 6
+    assert found["carried"] == ["base_model.model.lm_head.weight"]
+    text = CliRunner().invoke(APP, [str(tmp_path)])
+    assert text.exit_code == 0
+    assert "no problems" in text.stdout
+    assert "4 checkpoints, every 10" in text.stdout
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_each_problem_is_listed_with_its_file_refused_by_load_and_can_be_skipped(tmp_path, name):
+    spoil, message = BROKEN[name]
+    write_run(tmp_path)
+    spoil(tmp_path)
+    found = facts(tmp_path)
+    assert len(found["problems"]) == 1 + (20 not in found["steps"]), found["problems"]  # the gap is named too
+    text = next(p for p in found["problems"] if message in p)
+    assert str(tmp_path / "checkpoint-20") in text
+    assert found["usable_steps"] == [10, 30, 40]
+    with pytest.raises(InputError) as caught:
+        traj = Trajectory.load(tmp_path)
+        traj.factors(20, traj.modules[0])
+        traj.factors(20, traj.modules[-1])
+    assert message in str(caught.value)
+    kept = Trajectory.load(tmp_path, skip_bad_checkpoints=True)
+    assert kept.steps == (10, 30, 40)
+    assert any(message in line for line in kept.skipped)
+
+
+def test_gaps_and_mixed_dtypes_are_named_but_not_fatal(tmp_path):
+    write_run(tmp_path, steps=(10, 20, 30, 60))
+    edit_tensors(tmp_path, lambda s: {k: t.bfloat16() for k, t in s.items()}, step=30)
+    problems = facts(tmp_path)["problems"]
+    assert len(problems) == 2
+    assert any("follows step 30 after 30 steps, not 10" in p for p in problems)
+    assert any("stored as bfloat16, step 10 as float32" in p for p in problems)
+    assert Trajectory.load(tmp_path).steps == (10, 20, 30, 60)
+
+
+def test_several_problems_are_all_listed_and_a_hopeless_run_is_an_error(tmp_path):
+    write_run(tmp_path, steps=(10, 20))
+    weights(tmp_path, 10).unlink()
+    truncate(tmp_path)
+    result = CliRunner().invoke(APP, [str(tmp_path)])
+    assert isinstance(result.exception, InputError)
+    assert "2 problems" in result.stderr
+
+
+def test_a_nonzero_start_without_step_zero_is_a_problem(tmp_path):
+    write_run(tmp_path, lora(init_lora_weights="olora"), steps=(10, 20))
+    assert any("save the initial adapter as checkpoint-0" in p for p in facts(tmp_path)["problems"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_folder(tmp_path):
+    write_run(tmp_path, steps=(10,))
+    tmp_path.chmod(0)
+    with pytest.raises(InputError, match="cannot be listed"):
+        Trajectory.load(tmp_path)
