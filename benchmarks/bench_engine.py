@@ -4,8 +4,8 @@
     python benchmarks/bench_engine.py --quick    # small shapes, half a minute
 
 (a) exact top triples from factors against a dense LAPACK SVD, one core;
-(b) all three deltas of all modules and checkpoints of a 7B-shaped run against reading its files: cold (page cache
-    dropped with posix_fadvise) and warm, into fresh arrays; scaling in modules and checkpoints; peak memory;
+(b) all three deltas of all modules and checkpoints of a 7B-shaped run against reading its files into fresh
+    arrays, cold (page cache dropped with posix_fadvise) and warm; scaling in modules and checkpoints; memory;
 (c) one 70B-shaped layer, extrapolated to 80.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -141,7 +140,9 @@ def bench_run(root: Path, size: int) -> dict[str, Any]:
     cold = read_all(root)
     warm = read_all(root)
     drop_cache(root)
+    processor = time.process_time()
     both = ours(root, 2)
+    processor = time.process_time() - processor
     one = ours(root, 1)
     return {
         "bytes": size,
@@ -149,6 +150,7 @@ def bench_run(root: Path, size: int) -> dict[str, Any]:
         "read_warm_s": warm,
         "ours_cold_2_threads_s": both,
         "ours_warm_1_thread_s": one,
+        "ours_cpu_s": processor,
         "ratio_to_cold_read": both / cold,
         "ratio_to_warm_read": both / warm,
         "peak_memory_mb": peak_memory(root),
@@ -156,12 +158,12 @@ def bench_run(root: Path, size: int) -> dict[str, Any]:
 
 
 def peak_memory(root: Path) -> float:
-    """Anonymous peak of a fresh process that does nothing else (mapped file pages are the kernel's to drop)."""
+    """Peak resident megabytes (VmHWM) of a fresh process that does nothing else."""
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from nextrl.spectra import iter_spectra; from nextrl.trajectory import Trajectory\n"
         f"for _ in iter_spectra(Trajectory.load(sys.argv[1]), {5 * SPACING}): pass\n"
-        "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
@@ -223,7 +225,7 @@ def bench(quick: bool, parent: Path) -> dict[str, Any]:
             "one_layer": one,
             "extrapolated_80_layers_s": 80 * one["ours_cold_2_threads_s"],
         }
-    result["peak_memory_of_this_process_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["load_average_after"] = os.getloadavg()
     return result
 
 

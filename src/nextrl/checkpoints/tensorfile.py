@@ -1,14 +1,16 @@
 """One file of named tensors, read lazily: safetensors always, a pickle only when the user allows it.
 
-Opening reads the header only; a tensor's bytes are read when it is asked for.
+Opening checks the header (with the safetensors library) and keeps the offsets; a tensor's bytes are read, not
+mapped, when it is asked for. Mapped pages of a large run would count as this process's memory until the kernel
+takes them back, and a file that shrinks under a map kills the process instead of raising an error.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,15 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+}
+# Carried along as they are, never computed with.
+OTHERS = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -38,29 +49,22 @@ class TensorFile:
     def __init__(self, path: Path, *, allow_pickle: bool = False) -> None:
         self.path = path
         self._pickle: dict[str, Tensor] | None = None
-        self._handle: Any = None
+        self._spans: dict[str, tuple[int, int]] = {}
         if not path.is_file():
             raise InputError(f"{path}: no such file; restore it or leave this checkpoint out")
         if path.suffix == ".safetensors":
             try:
-                self._handle = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt"):
+                    pass  # the library's own checks: sizes, overlaps, JSON, truncation
+                self._entries, self._spans = _read_header(path)
             except (SafetensorError, OSError) as error:
                 raise InputError(
-                    f"{path}: truncated or not a safetensors file ({error}); copy it again from where it "
-                    "was written"
+                    f"{path}: truncated or not a safetensors file ({error}); "
+                    "copy it again from where it was written"
                 ) from error
-            self._entries = self._read_header()
         else:
             self._pickle = _load_pickle(path, allow_pickle)
             self._entries = {name: (tuple(t.shape), t.dtype) for name, t in self._pickle.items()}
-
-    def _read_header(self) -> dict[str, tuple[tuple[int, ...], torch.dtype | str]]:
-        entries: dict[str, tuple[tuple[int, ...], torch.dtype | str]] = {}
-        for name in self._handle.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-            view = self._handle.get_slice(name)
-            code = str(view.get_dtype())
-            entries[str(name)] = (tuple(view.get_shape()), DTYPES.get(code, code))
-        return entries
 
     @property
     def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
@@ -68,17 +72,47 @@ class TensorFile:
         return self._entries
 
     def get(self, name: str) -> Tensor:
-        """The tensor as stored (memory-mapped where the format allows).
+        """A fresh copy of the tensor, in its stored dtype.
 
         Raises:
             KeyError: no such tensor.
+            InputError: the file has changed or vanished since it was opened.
         """
         if self._pickle is not None:
             return self._pickle[name]
-        if name not in self._entries:
-            raise KeyError(name)
-        tensor: Tensor = self._handle.get_tensor(name)
-        return tensor
+        (shape, stored), (start, stop) = self._entries[name], self._spans[name]
+        dtype = OTHERS.get(stored) if isinstance(stored, str) else stored
+        if dtype is None:
+            raise InputError(f"{self.path}: {name} is stored as {stored}, which cannot be read here")
+        raw = torch.empty(stop - start, dtype=torch.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(start)
+                view = raw.numpy().data
+                while len(view) and (count := file.readinto(view)):
+                    view = view[count:]
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more ({error.strerror})") from error
+        if len(view):
+            raise InputError(f"{self.path}: became shorter while it was read; is the run still writing it?")
+        return raw.view(dtype).view(shape)
+
+
+def _read_header(
+    path: Path,
+) -> tuple[dict[str, tuple[tuple[int, ...], torch.dtype | str]], dict[str, tuple[int, int]]]:
+    """Shapes and dtypes, and each tensor's byte span in the file (format: 8 bytes of length, JSON, data)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    entries: dict[str, tuple[tuple[int, ...], torch.dtype | str]] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, field in header.items():
+        if name != "__metadata__":
+            start, stop = field["data_offsets"]
+            entries[name] = tuple(field["shape"]), DTYPES.get(field["dtype"], field["dtype"])
+            spans[name] = 8 + length + start, 8 + length + stop
+    return entries, spans
 
 
 def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
