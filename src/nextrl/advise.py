@@ -248,7 +248,7 @@ def decide(f: AdviceFeatures) -> Advice:
     if f.recommended != NONE and regime == "signal":
         reasons.append(
             f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}. "
-            f"Validate the step length (0, 2, 8); if it holds, multiply the learning rate by about {factor:g}."
+            f"Validate the step length (0, 2, 8); if it holds, multiply the rate by about {factor:g}."
         )
         sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
         return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor)

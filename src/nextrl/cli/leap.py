@@ -52,7 +52,7 @@ def leap(
         result.save_adapter(out, rank)
     if json:
         facts = {"method": result.method, "from_step": result.from_step, "horizon": result.horizon}
-        facts |= {"alpha": result.alpha, "out": str(out), "modules": len(traj.modules)}
+        facts |= {"alpha": result.alpha, "out": str(out), "modules": list(traj.modules)}
         emit_json(facts | {"seconds": result.seconds, "discarded": result.discarded})
         return
     lost = f"; the adapter's rank leaves out {result.discarded:.2%} of the energy" if rank is None else ""

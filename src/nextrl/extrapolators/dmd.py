@@ -27,11 +27,15 @@ class DynamicModes:
     """`W_T + sum_{j=1}^{a h/k} A^j (W_T - W_{T-k})`, A the reduced operator, all modules as one vector.
 
     Attributes:
+        delays: how many successive differences make one snapshot (Hankel DMD). 1 is the plain method; motion
+            to and
+            fro along a single direction is a linear system only in two.
         energy: share of the snapshots' energy that the kept modes hold.
         modes: at most so many, and at most half of the snapshots: a mode fitted to one difference is that
             difference.
     """
 
+    delays: int = 1
     energy: float = 0.99
     modes: int = 6
     name: ClassVar[str] = "dmd"
@@ -40,8 +44,8 @@ class DynamicModes:
     averages: ClassVar[bool] = False
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
-        """Three differences."""
-        return 4
+        """Three snapshots."""
+        return 3 + self.delays
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """One eigendecomposition of at most (T, T)."""
@@ -49,6 +53,10 @@ class DynamicModes:
         grid = even_grid(traj)
         moves = grid[1:] - grid[:-1]
         gram = moves @ pooled_gram(traj) @ moves.mT
+        # <[d_i, d_i-1], [d_j, d_j-1]>: Gram matrices of shifted differences add up.
+        size = len(gram) - self.delays + 1
+        gram = torch.stack([gram[i : i + size, i : i + size] for i in range(self.delays)]).sum(0)
+        moves = moves[-len(gram) :]
         basis = self._basis(gram[:-1, :-1])
         operator = basis.mT @ gram[:-1, 1:] @ basis
         values, vectors = torch.linalg.eig(operator)

@@ -44,8 +44,8 @@ class Nowcast:
     trains: ClassVar[bool] = True
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
-        """Five snapshots and the one h steps after the last of them."""
-        return SNAPSHOTS + -(-horizon // spacing)
+        """The start, five snapshots on disk, and the one h steps after the last of them."""
+        return 1 + SNAPSHOTS + -(-horizon // spacing)
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
         """Train on scalars drawn from all modules and all possible t."""
@@ -91,7 +91,7 @@ class Nowcast:
                     keep = spread > 0
                     inputs.append(((past - past[0]) / spread)[:, keep].mT)
                     targets.append(((later - past[-1]) / spread)[keep])
-        x, y = torch.cat(inputs), torch.cat(targets)
+        x, y = torch.cat(inputs).float(), torch.cat(targets).float()
         if not len(x):
             raise InputError("nowcast: no scalar of the adapter moved; there is nothing to learn from")
         return x, y

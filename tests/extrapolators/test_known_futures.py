@@ -1,0 +1,121 @@
+"""Methods on runs whose future is known in closed form: who is exact where, and who must not be fooled."""
+
+from __future__ import annotations
+
+import pytest
+
+import synthetic_runs as synthetic
+from nextrl.extrapolators import get
+from nextrl.trajectory import Trajectory
+from synthetic_runs import error
+
+AT, HORIZON = 100, 40
+
+
+def relative_error(traj: Trajectory, name: str, alpha: float = 1.0, **params: object) -> float:
+    prediction = get(name, **params).fit(traj.upto(AT), HORIZON)
+    return error(traj, prediction, AT, AT + round(alpha * HORIZON), alpha)
+
+
+@pytest.mark.parametrize(
+    "name", ["factors", "secant", "linear", "relex", "relex-pinned", "ols", "dmd", "quadratic"]
+)
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_straight_line_is_exact(name: str, alpha: float) -> None:
+    assert relative_error(synthetic.run(synthetic.line), name, alpha) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["window", "rank1-linear"])
+def test_rank_one_line_is_exact_for_rank_one_methods(name: str) -> None:
+    assert relative_error(synthetic.run(synthetic.rank_one_line), name) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["next", "nowcast"])
+def test_networks_learn_the_line(name: str) -> None:
+    assert relative_error(synthetic.run(synthetic.rank_one_line), name) < 0.1
+
+
+def test_alpharl_follows_an_accuracy_that_rises_with_the_weights() -> None:
+    traj = synthetic.run(synthetic.rank_one_line)
+    accuracy = {t: 0.1 + t / 1000 for t in traj.steps}
+    assert relative_error(traj, "alpharl", accuracy=accuracy) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["factors", "secant", "linear", "relex-pinned", "ols", "dmd", "quadratic"])
+def test_uneven_spacing_goes_by_steps(name: str) -> None:
+    traj = synthetic.run(synthetic.line, (10, 15, 30, 40, 70, 80, 90, 100, 140))
+    assert relative_error(traj, name) < 1e-6
+
+
+def test_parabola_is_exact_for_quadratic_only() -> None:
+    traj = synthetic.run(synthetic.parabola)
+    assert relative_error(traj, "quadratic") < 1e-6
+    assert relative_error(traj, "secant") > 0.1
+
+
+@pytest.mark.parametrize(
+    ("path", "delays"),
+    [(synthetic.saturating(60.0), 1), (synthetic.rotation, 1), (synthetic.oscillation, 2)],
+)
+def test_dmd_is_exact_on_linear_dynamics(path: synthetic.Path, delays: int) -> None:
+    traj = synthetic.run(path)
+    assert relative_error(traj, "dmd", energy=1.0, delays=delays) < 1e-4
+    assert relative_error(traj, "secant") > 0.2
+
+
+def test_dmd_keeps_two_time_scales_apart() -> None:
+    first, second = synthetic.MODULES
+    traj = synthetic.run({first: synthetic.saturating(15.0), second: synthetic.saturating(150.0)})
+    assert relative_error(traj, "dmd", energy=1.0) < 1e-4
+    assert relative_error(traj, "linear") > 0.3
+
+
+def test_averages_come_closer_to_the_centre_of_noise() -> None:
+    traj = synthetic.run(synthetic.offset_noise)
+    for name in ("lawa", "ema"):
+        assert relative_error(traj, name) < 0.95  # staying put has 1
+
+
+def test_rna_finds_the_limit_of_a_saturating_run() -> None:
+    traj = synthetic.run({m: synthetic.saturating(30.0 + 40 * i) for i, m in enumerate(synthetic.MODULES)})
+    far = synthetic.run(
+        {m: synthetic.saturating(30.0 + 40 * i) for i, m in enumerate(synthetic.MODULES)}, (10, 100, 3000)
+    )
+    prediction = get("rna", penalty=1e-10).fit(traj.upto(AT), HORIZON)
+    assert error(far, prediction, AT, 3000) < 0.02
+
+
+@pytest.mark.parametrize("name", ["secant", "linear", "relex", "relex-pinned", "ols", "quadratic", "factors"])
+def test_forward_methods_lose_on_noise(name: str) -> None:
+    traj = synthetic.run(synthetic.walk(drift=0.0))
+    assert relative_error(traj, name) > 1.0
+
+
+def test_relex_leaves_out_what_is_not_rank_one_and_pinned_keeps_it() -> None:
+    traj = synthetic.run(synthetic.rotation)
+    module = traj.modules[0]
+    at_rest = get("relex").fit(traj.upto(AT), HORIZON).delta(module, 0.0)
+    pinned = get("relex-pinned").fit(traj.upto(AT), HORIZON).delta(module, 0.0)
+    assert float(at_rest.norm()) > 0.05 * float(traj.weight(AT, module).norm())
+    assert float(pinned.norm()) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_next_keeps_sizes_apart_where_the_paper_form_does_not() -> None:
+    first, second = synthetic.MODULES
+
+    def small(
+        t: float, p: synthetic.Tensor, q: synthetic.Tensor, noise: synthetic.Tensor
+    ) -> synthetic.Tensor:
+        return 0.02 * synthetic.rank_one_line(t, p, q, noise)
+
+    traj = synthetic.run({first: synthetic.rank_one_line, second: small})
+    prediction = get("next").fit(traj.upto(AT), HORIZON)
+    for module in traj.modules:
+        real = float(traj.delta(module, AT, AT + HORIZON).norm())
+        assert float(prediction.delta(module).norm()) == pytest.approx(real, rel=0.1)
+
+
+def test_paper_form_exposes_its_alphas_and_sizes() -> None:
+    method = get("next-paper")
+    assert method.alphas == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+    assert (method.width, method.epochs, method.learning_rate) == (256, 1000, 2e-5)
