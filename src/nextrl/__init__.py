@@ -1,3 +1,27 @@
-"""nextrl: leap ahead along an RLVR run's LoRA trajectory where it pays."""
+"""nextrl: leap ahead along an RLVR run's LoRA trajectory where it pays, and say so where it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+from nextrl.advise import advise
+from nextrl.backtest import backtest
+from nextrl.errors import InputError
+from nextrl.leap import Leap, leap
+from nextrl.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from nextrl.callback import LeapCallback
+
+__all__ = ["InputError", "Leap", "LeapCallback", "Trajectory", "__version__", "advise", "backtest", "leap"]
+
+
+def __getattr__(name: str) -> Any:
+    # The callback needs transformers, which takes seconds to import and which reading a trajectory does not need.
+    if name == "LeapCallback":
+        from nextrl.callback import LeapCallback
+
+        return LeapCallback
+    raise AttributeError(f"module 'nextrl' has no attribute '{name}'")

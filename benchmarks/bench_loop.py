@@ -1,0 +1,115 @@
+"""What nextrl adds to a TRL run on the default task, as ratios measured in one run.
+
+    python benchmarks/bench_loop.py [--steps 60]
+
+Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
+Callback: wall time of windows without a search over the same run's model time, callback's own part. Saving: a
+checkpoint's time over ten steps. Search: seconds and completions of `auto` over those of the run. Fit: seconds of
+`next` and `next-paper` on the run's own trajectory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextrl.callback import LeapCallback
+from nextrl.engines.trl import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
+from nextrl.errors import InputError
+from nextrl.leap import leap
+from nextrl.tasks import get, tiny
+from nextrl.trajectory import Trajectory
+
+
+def timed(seconds: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with its time added to `seconds[name]`."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[name] += time.perf_counter() - began
+
+    return wrapper
+
+
+def instrument(trainer: Any, seconds: dict[str, float]) -> None:
+    """Clock the four parts that any GRPO loop has, and saving."""
+    trainer.model.generate = timed(seconds, "generation", trainer.model.generate)
+    trainer._get_per_token_logps_and_entropies = timed(
+        seconds, "forward", trainer._get_per_token_logps_and_entropies
+    )
+    trainer.accelerator.backward = timed(seconds, "backward", trainer.accelerator.backward)
+    trainer._save_checkpoint = timed(seconds, "saving", trainer._save_checkpoint)
+    create = trainer.create_optimizer
+
+    def optimizer(*args: Any, **kwargs: Any) -> Any:
+        made = create(*args, **kwargs)
+        made.step = timed(seconds, "optimizer", made.step)
+        return made
+
+    trainer.create_optimizer = optimizer
+
+
+def measure(steps: int, rate: float, folder: Path, auto: bool) -> tuple[dict[str, float], float, Any]:
+    """Train; returns the clocks, the wall time of training, and the callback or None."""
+    model, tokenizer = tiny.load("chain")
+    task = get("chain")
+    settings = TrainSettings(steps=steps, learning_rate=rate)
+    validation = as_dataset(task.examples("validation"))
+    callback = LeapCallback(validation=validation) if auto else None
+    trainer = build_trainer(
+        with_adapter(model, LoraSettings(), 0),
+        tokenizer,
+        task,
+        settings,
+        folder,
+        callbacks=[callback] if callback else [],
+    )
+    seconds: dict[str, float] = defaultdict(float)
+    instrument(trainer, seconds)
+    began = time.perf_counter()
+    trainer.train()
+    return seconds, time.perf_counter() - began, callback
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        seconds, wall, _ = measure(options.steps, 5e-5, folder / "plain", auto=False)
+        bare = sum(seconds[k] for k in ("generation", "forward", "backward", "optimizer"))
+        saving = seconds["saving"]
+        print(f"bare model time {bare / options.steps:.3f} s a step; TRL's step {wall / options.steps:.3f} s")
+        print(f"engine over bare, checkpoints apart: {(wall - saving) / bare - 1:.1%}")
+        print(f"saving every 10 steps: {saving / wall:.1%} of the run")
+        for method in ("next", "next-paper"):
+            try:
+                began = time.perf_counter()
+                leap(Trajectory.load(folder / "plain"), method, horizon=10)
+                print(f"fit of {method} on {options.steps} steps: {time.perf_counter() - began:.1f} s")
+            except InputError as error:
+                print(f"fit of {method}: {error}")
+        _, wall, callback = measure(options.steps, 5e-5, folder / "auto", auto=True)
+        costs = callback.costs
+        quiet = [d for d in callback.decisions if not d["scores"]]
+        print(
+            f"search of auto: {costs.search_completions / (options.steps * 128):.1%} of the completions, "
+            f"{costs.search_seconds / wall:.1%} of the seconds ({len(quiet)} of {len(callback.decisions)} windows free)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The tables of docs/auto.md from the records of studies/auto/run.py: means over seeds, with standard errors.
+
+    python studies/auto/table.py studies/auto/raw > studies/auto/tables.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+STEPS = (20, 40, 60, 100, 200)
+
+
+def mean_and_error(values: list[float]) -> str:
+    """`.123 ± .004`: mean over seeds and its standard error (none with one seed)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return f"{mean:.3f} ± {spread:.3f}"
+
+
+def records(folder: Path, task: str) -> dict[str, list[dict]]:
+    """Arm name -> its records, one a seed."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob(f"{task}/*/seed-*/record.json")):
+        found.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
+    return found
+
+
+def rate_of(name: str) -> float:
+    """The learning rate in an arm's name, for sorting."""
+    try:
+        return float(name.split("-", 1)[1])
+    except ValueError:
+        return math.inf
+
+
+def print_task(folder: Path, task: str) -> None:
+    """One table: an arm a row."""
+    arms = records(folder, task)
+    if not arms:
+        return
+    print(f"\n### {task}\n")
+    print("| arm | seeds | " + " | ".join(f"step {s}" for s in STEPS) + " | searched | share of completions | s |")
+    print("|---|---|" + "---|" * (len(STEPS) + 3))
+    for name in sorted(arms, key=lambda n: (n.split("-")[0], rate_of(n))):
+        runs = arms[name]
+        cells = [mean_and_error([r["accuracy"][r["steps"].index(s)] for r in runs]) for s in STEPS]
+        searched = sum(r["search_completions"] for r in runs) / len(runs)
+        share = searched / (200 * 128)
+        seconds = sum(r["search_seconds"] / r["train_seconds"] for r in runs) / len(runs)
+        print(
+            f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {searched:.0f} | {share:.1%} | {seconds:.1%} |"
+        )
+
+
+def main() -> None:
+    """Both tasks."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/auto/raw")
+    for task in ("chain", "chain-wrong-rule"):
+        print_task(folder, task)
+
+
+if __name__ == "__main__":
+    main()
