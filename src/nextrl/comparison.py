@@ -72,7 +72,8 @@ def leaps(record: ArmRecord) -> list[dict[str, Any]]:
     if record.leap is not None:
         rate = record.learning_rate[0] if record.learning_rate else None
         return [{**record.leap, "learning_rate": rate, "accepted": record.leap["alpha"] != 0}]
-    return [{**d, "accepted": d["alpha"] != 0} for d in record.decisions]
+    asked = [d for d in record.decisions if d["scores"] or d["alpha"]]
+    return [{**d, "accepted": d["alpha"] != 0} for d in asked]
 
 
 def best_rate(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float) -> str | None:
