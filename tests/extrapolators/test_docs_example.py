@@ -1,0 +1,39 @@
+"""The example of docs/extrapolators.md runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import synthetic_runs as synthetic
+from nextrl.errors import InputError
+from nextrl.extrapolators import base, names
+from nextrl.leap import leap
+
+PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the page's class for one test only."""
+    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(code, str(PAGE), "exec"), {"__name__": "docs_example"})
+
+
+@pytest.mark.usefixtures("example")
+def test_the_printed_method_works() -> None:
+    assert "damped-secant" in names()
+    traj = synthetic.run(synthetic.line)
+    made = leap(traj, "damped-secant", horizon=20, damping=1.0)
+    module = traj.modules[0]
+    assert float((made.delta(module) - traj.delta(module, 140, 160)).norm()) < 1e-9
+    with pytest.raises(InputError, match="damping must be"):
+        leap(traj, "damped-secant", horizon=20, damping=2.0)
+
+
+def test_the_page_lists_every_method() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert not [name for name in names() if f"`{name}`" not in text]
