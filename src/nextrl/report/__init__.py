@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _ADVICE = {
     "average": "average the last checkpoints",
     "continue": "go on as it is",
 }
+_NO_VERDICT = "This result carries no verdict; the figures below are all it says."
 _REGIME = {
     "signal": "the path keeps its direction",
     "mixed": "part of the direction lasts",
@@ -72,7 +74,9 @@ def render(result: Mapping[str, Any]) -> str:
         InputError: `result` is not a mapping with a mapping of arms.
     """
     if not isinstance(result, Mapping) or not mapping(result.get("arms")):
-        raise InputError("the result holds no arms: is this the result.json of `nextrl demo` or `nextrl run`?")
+        raise InputError(
+            "the result holds no arms: is this the result.json of `nextrl demo` or `nextrl run`?"
+        )
     environment = Environment(
         loader=PackageLoader("nextrl", "templates"),
         autoescape=True,
@@ -92,7 +96,7 @@ def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, A
     return {
         "task": text(result.get("task")) or "run",
         "seed": "unknown" if number(result.get("seed")) is None else str(result["seed"]),
-        "verdict": text(result.get("verdict")) or "This result carries no verdict; the figures below are all it says.",
+        "verdict": _lead(text(result.get("verdict")) or _NO_VERDICT),
         "regime": regime,
         "regime_meaning": _REGIME.get(regime or "", ""),
         "advice": _ADVICE.get(advice or "", advice),
@@ -110,6 +114,12 @@ def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, A
         "style": _source(environment, "report.css"),
         "script": _source(environment, "chart.js") + _source(environment, "report.js"),
     }
+
+
+def _lead(verdict: str) -> tuple[str, str]:
+    """The first sentence, and the rest. A full stop inside a number or a label is followed by no capital."""
+    first, *rest = re.split(r"(?<=\.) (?=[A-Z])", verdict.strip(), maxsplit=1)
+    return first, rest[0] if rest else ""
 
 
 def _source(environment: Environment, name: str) -> Markup:

@@ -12,7 +12,13 @@ from typing import Any
 
 from nextrl.report.reading import mapping, number, numbers, text
 
-GROUPS = {"plain": "Run as configured", "auto": "auto", "control": "Controls", "leap": "Single leaps", "other": "Others"}
+GROUPS = {
+    "plain": "Run as configured",
+    "auto": "auto",
+    "control": "Controls",
+    "leap": "Single leaps",
+    "other": "Others",
+}
 _FREE = ("prodigy", "mechanic", "dadapt", "schedulefree", "schedule-free")
 # Dashes and markers tell arms of one hue apart without relying on colour at all.
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "6 2 1 2 1 2")
@@ -107,7 +113,14 @@ def _group(arm: Mapping[str, Any]) -> str:
 
 
 def _arm(
-    name: str, arm: Mapping[str, Any], result: Mapping[str, Any], *, group: str, role: str, key: bool, index: int
+    name: str,
+    arm: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    group: str,
+    role: str,
+    key: bool,
+    index: int,
 ) -> Arm:
     raw_steps = arm.get("steps") if isinstance(arm.get("steps"), list | tuple) else []
     keep = [i for i, step in enumerate(raw_steps or []) if number(step) is not None]

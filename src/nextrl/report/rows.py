@@ -87,7 +87,9 @@ def _row(result: Mapping[str, Any], arm: Arm, tuned: str | None) -> Row:
         cells += ["not reached", NONE, NONE]
     else:
         cells += [count(reach.get("steps")), count(reach.get("completions")), seconds(reach.get("seconds"))]
-    return Row(arm.label, "tuned" if arm.name == tuned else "", arm.role, tuple(cells) + _saved(result, arm.name))
+    return Row(
+        arm.label, "tuned" if arm.name == tuned else "", arm.role, tuple(cells) + _saved(result, arm.name)
+    )
 
 
 def _saved(result: Mapping[str, Any], name: str) -> tuple[str, str, str]:
@@ -142,7 +144,11 @@ def tiles(result: Mapping[str, Any], arms: Sequence[Arm]) -> list[Tile]:
     tuned = next((arm for arm in arms if arm.role == "tuned"), None)
     if tuned:
         sweep = mapping(saved.get("tuned-with-sweep")).get("completions")
-        tail = f"{percent(sweep)} once the sweep that found it is charged" if number(sweep) is not None else "sweep not charged"
+        tail = (
+            f"{percent(sweep)} once the sweep that found it is charged"
+            if number(sweep) is not None
+            else "sweep not charged"
+        )
         found.append(_tile(result, tuned, "Tuned rate", tail))
     free = [arm for arm in arms if is_free(arm.name) and arm.role == "free"]
     if free:
@@ -163,4 +169,6 @@ def _tile(result: Mapping[str, Any], arm: Arm, title: str, tail: str) -> Tile:
         return Tile(title, "not reached", f"ended at {fixed(arm.last())}; {tail}", arm.role)
     at = f"target at step {count(reach.get('steps'))}; " if number(reach.get("steps")) is not None else ""
     figure = f"{percent(share)} saved" if share >= 0 else f"{percent(-share)} more"
-    return Tile(title, figure, f"completions to the target, against the run as configured; {at}{tail}", arm.role)
+    return Tile(
+        title, figure, f"completions to the target, against the run as configured; {at}{tail}", arm.role
+    )

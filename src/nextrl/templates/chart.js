@@ -82,6 +82,7 @@ class Chart {
     this.sx = scale(x.domain, [left, right], false);
     this.sy = scale(y.domain, [bottom, top], y.log);
     this.spots = [];
+    this.captions = [];
     this.svg = make("svg", { viewBox: `0 0 ${this.width} ${height}`, height, role: "img", "aria-label": spec.title });
     this.axes(spec, left, right, top, bottom);
     for (const line of spec.lines || []) this.line(line, left, right);
@@ -104,7 +105,7 @@ class Chart {
       make("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, g).textContent = label;
     }
     make("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }, g);
-    for (const v of niceTicks(...x.domain, (right - left) / 78)) {
+    for (const v of niceTicks(...x.domain, (right - left) / 64)) {
       make("line", { class: "axis", x1: this.sx(v), x2: this.sx(v), y1: bottom, y2: bottom + 4 }, g);
       make("text", { x: this.sx(v), y: bottom + 17, "text-anchor": "middle" }, g).textContent = x.format(v);
     }
@@ -135,8 +136,17 @@ class Chart {
   mark(m) {
     const px = this.sx(m.x), py = this.sy(m.y), g = make("g", { class: m.faint ? "faint" : "" }, this.svg);
     mark(g, m.shape, px, py, m.size, m.role, m.hollow);
-    if (m.text) make("text", { class: "strong", x: px, y: py - m.size - 5, "text-anchor": "middle" }, g).textContent = m.text;
+    if (m.text) this.caption(m, px, py, g);
     this.spots.push({ x: px, y: py, tip: m.tip, name: m.name, faint: m.faint, bonus: 6 });
+  }
+
+  // A mark's text above it, below where a neighbour's is in the way, left to the tooltip where both are.
+  caption(m, px, py, parent) {
+    const half = m.text.length * 3.7 + 2;
+    const at = [py - m.size - 5, py + m.size + 13].find((y) => this.captions.every((c) => Math.abs(c.y - y) > 9 || Math.abs(c.x - px) > c.half + half));
+    if (at === undefined) return;
+    this.captions.push({ x: px, y: at, half });
+    make("text", { class: "strong", x: px, y: at, "text-anchor": "middle" }, parent).textContent = m.text;
   }
 
   // Drop lines to where an arm reached the target, labelled above the plot; the first listed wins where two would touch.

@@ -11,7 +11,11 @@ const known = (v) => v !== null && v !== undefined;
 const front = (arm) => ({ auto: 3, plain: 2, tuned: 1 })[arm.role] || 0;
 const width = (arm) => ({ auto: 3, plain: 2.4, tuned: 2.2 })[arm.role] || 1.7;
 // Labels say more than a margin holds: "plain, lr 5e-5 (as configured)" becomes "plain", "next, one leap at 200" "next".
-const brief = (arm) => (arm.role === "plain" || arm.role === "auto" ? arm.name : arm.label.replace(/^plain, /, "").replace(/,.*$| around .*$/, "") + (arm.role === "tuned" ? " (tuned)" : ""));
+const brief = (arm) => {
+  if (arm.role === "plain" || arm.role === "auto") return arm.name;
+  const label = arm.label.replace(/^plain, /, "").replace(/,.*$| around .*$/, "") + (arm.role === "tuned" ? " (tuned)" : "");
+  return label.length <= 23 ? label : `${arm.name.slice(0, 22)}${arm.name.length > 22 ? "…" : ""}`;
+};
 
 function armTip(arm, i) {
   const rows = [["step", whole(arm.steps[i])]];

@@ -1,0 +1,136 @@
+"""Draw README's one picture from a demo's result: accuracy against completions, with error bars.
+
+    python docs/make_readme_picture.py demo-out/result.json docs/readme.png
+
+Four arms: the run as configured, the tuned rate, the best learning-rate-free optimizer, auto. Every number in the
+picture is the result's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from nextrl.report.arms import Arm, read_arms
+from nextrl.report.reading import mapping, number
+
+# The page's colours: told apart by colour-blind readers, and by dash and width without any colour.
+STYLE = {
+    "plain": ("#1c2126", "-", 2.2),
+    "tuned": ("#0064b0", "--", 2.0),
+    "free": ("#8a4fa3", ":", 2.2),
+    "auto": ("#c84c05", "-", 3.0),
+}
+INK, SOFT, GRID = "#1c2126", "#59626c", "#e6e8ea"
+
+
+def choose(result: dict[str, Any]) -> list[Arm]:
+    """One arm a role, auto last so that it is drawn on top; of the learning-rate-free ones the first at the target."""
+    arms = [arm for arm in read_arms(result) if arm.role in STYLE and arm.last() is not None]
+
+    def merit(arm: Arm) -> tuple[float, float]:
+        saved = number(mapping(mapping(result.get("saved")).get(arm.name)).get("completions"))
+        return (-9.0 if saved is None else saved, arm.last() or 0.0)
+
+    found = []
+    for role in STYLE:
+        members = [arm for arm in arms if arm.role == role]
+        if members:
+            found.append(max(members, key=merit))
+    return found
+
+
+def label(arm: Arm, result: dict[str, Any]) -> str:
+    """The legend's line: the arm, and what it had spent when it reached the target."""
+    spent = number(mapping(mapping(result.get("reach")).get(arm.name)).get("completions"))
+    end = "target not reached" if spent is None else f"{spent:,.0f} to the target".replace(",", "\u202f")
+    names = {
+        "tuned": f"{arm.label.removeprefix('plain, ')}, tuned by a sweep",
+        "auto": "auto, its search charged",
+    }
+    return f"{names.get(arm.role, arm.label)}: {end}"
+
+
+def draw(result: dict[str, Any], axes: Axes) -> None:
+    """The curves, the target, and where each arm reached it."""
+    arms = choose(result)
+    target = number(result.get("target"))
+    lowest = []
+    for arm in arms:
+        colour, dash, width = STYLE[arm.role]
+        kept = [
+            (x, y, e or 0.0)
+            for x, y, e in zip(arm.completions, arm.accuracy, arm.se, strict=True)
+            if x is not None and y is not None
+        ]
+        if not kept:
+            continue
+        x, y, e = (list(series) for series in zip(*kept, strict=True))
+        axes.errorbar(
+            x, y, yerr=e, color=colour, ls=dash, lw=width, elinewidth=1.1, label=label(arm, result), zorder=3
+        )
+        lowest += [value - error for value, error in zip(y, e, strict=True)]
+        reach = mapping(mapping(result.get("reach")).get(arm.name))
+        spent = number(reach.get("completions"))
+        if spent is not None and spent in x:
+            there = y[x.index(spent)]
+            axes.plot([spent, spent], [0, there], color=colour, lw=1.2, ls=(0, (1, 2)), zorder=2)
+            axes.plot(spent, there, "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
+    if target is not None:
+        axes.axhline(target, color=SOFT, lw=1, ls=(0, (5, 4)), zorder=1)
+    if lowest:
+        axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
+
+
+def dress(axes: Axes, result: dict[str, Any]) -> None:
+    """Axes that stay behind the data, and a legend below it, where it covers nothing."""
+    axes.set_xlabel("completions generated, training and search together", color=SOFT)
+    axes.set_ylabel("held-out accuracy, ± 1 standard error", color=SOFT)
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
+    axes.grid(axis="y", color=GRID, lw=1)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c4c9ce")
+    axes.tick_params(colors=SOFT, length=0)
+    axes.margins(x=0.015)
+    axes.set_title(
+        f"task {result.get('task', '')}, seed {result.get('seed', '')}; dashed: the target, the end of the run as configured",
+        loc="left",
+        color=SOFT,
+        fontsize=10,
+    )
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=3,
+    )
+
+
+def main() -> None:
+    """Read the result, write the PNG."""
+    parser = argparse.ArgumentParser(description="Draw README's picture from a result.json.")
+    parser.add_argument("result", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "readme.png")
+    given = parser.parse_args()
+    result = json.loads(given.result.read_text(encoding="utf-8"))
+    plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
+    figure, axes = plt.subplots(figsize=(9, 5.2), facecolor="white")
+    draw(result, axes)
+    dress(axes, result)
+    # No software or date in the file, so that the same result gives the same bytes.
+    figure.savefig(given.out, dpi=160, bbox_inches="tight", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
