@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nextrl.errors import InputError
@@ -36,10 +36,11 @@ class ControllerConfig:
         grid: candidate alphas forward, ascending; a search visits at most `candidates` of them.
         candidates: most candidates scored in one search, staying put included.
         level: standard errors of the paired difference by which a leap must beat staying put.
-        fall: fall of a window's mean reward below the best window so far that calls for a step back or an undo.
+        fall: fall of a window's mean reward below the best window so far that calls for a step back or an undo; for
+            a best window beyond 1 in size it counts as a share of that size.
+        fall_errors: the same fall in standard errors, which it must exceed too.
         fade: factor by which a reach that hurt is believed to grow tolerable, a window.
         share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
-        most_untested: most that the rate is raised by where a candidate did no harm but showed no gain either.
     """
 
     every: int = 10
@@ -49,8 +50,8 @@ class ControllerConfig:
     candidates: int = 4
     level: float = 1.0
     fall: float = 0.08
+    fall_errors: float = 2.5
     fade: float = 1.3
-    most_untested: float = 3.0
     share: float = 0.06
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Window:
         step: optimizer steps so far.
         persistence: cosine of this window's displacement of the effective weights with the previous window's (leaps
             between them left out), or None for the first window.
-        rewards: mean training reward of each step of the window, in order; not empty.
+        rewards: mean training reward of each step of the window, in order; NaN where none was measured.
         rate: the learning rate the window was trained at.
         trained: completions that the run has been trained on so far, which the search's budget is a share of; None
             where unknown, which lifts the budget.
@@ -87,7 +88,18 @@ class Window:
     @property
     def reward(self) -> float:
         """Mean training reward of the window."""
-        return sum(self.rewards) / len(self.rewards)
+        measured = self._measured()
+        return sum(measured) / len(measured) if measured else math.nan
+
+    @property
+    def variance(self) -> float:
+        """Squared standard error of `reward`, from the spread of the steps; 0.0 where fewer than two are measured."""
+        measured = self._measured()
+        n = len(measured)
+        return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
+
+    def _measured(self) -> list[float]:
+        return [r for r in self.rewards if not math.isnan(r)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class Decision:
         excess: excess persistence, None in the first window.
         scores: mean held-out reward by candidate; empty where nothing was searched.
         completions: completions that the search took.
+        refused: candidates that the score function would not have, with why.
     """
 
     alpha: float
@@ -109,6 +122,7 @@ class Decision:
     excess: float | None
     scores: Mapping[float, float]
     completions: int
+    refused: Mapping[float, str] = field(default_factory=dict)
 
 
 class Controller:
@@ -118,6 +132,7 @@ class Controller:
         self.config = config or ControllerConfig()
         self._zero = adam_persistence(self.config.every, self.config.beta1)
         self._best_reward: float | None = None
+        self._best_variance = 0.0
         self._good_reach: float | None = None
         self._bad_reach = math.inf
         self._spent = self._last_price = 0
@@ -131,9 +146,7 @@ class Controller:
                 within one call of `step`.
         """
         above = None if window.persistence is None else excess(window.persistence, self._zero)
-        reference = window.rewards[0] if self._best_reward is None else self._best_reward
-        fell = window.reward < reference - self.config.fall
-        self._best_reward = max(window.reward, self._best_reward or 0.0)
+        fell = self._fell(window)
         self._bad_reach *= self.config.fade
         decision = self._choose(window, score, above, fell)
         if decision.completions:
@@ -141,11 +154,24 @@ class Controller:
             self._last_price = decision.completions
         return decision
 
+    def _fell(self, window: Window) -> bool:
+        """Whether the reward lies below the best window's, past `fall` (of its scale) and past the noise of both."""
+        if math.isnan(window.reward):
+            return False
+        best, variance = self._best_reward, self._best_variance
+        if best is None or window.reward > best:
+            self._best_reward, self._best_variance = window.reward, window.variance
+            return False
+        noise = self.config.fall_errors * math.sqrt(window.variance + variance)
+        return best - window.reward > max(self.config.fall * max(1.0, abs(best)), noise)
+
     def _choose(self, window: Window, score: Score, above: float | None, fell: bool) -> Decision:
         if fell:
             return self._back(score, (-0.5, -1.0), "the training reward fell", above, level=0.0)
         if not self._affordable(window):
             return Decision(0.0, 1.0, "the search's budget is used up for now", above, {}, 0)
+        if window.rate <= 0.0:
+            return Decision(0.0, 1.0, "the learning rate has decayed to nothing", above, {}, 0)
         if above is not None and above < -self.config.screen:
             return self._back(score, (-0.5,), "the path oscillates", above, level=0.0)
         if above is None or above > self.config.screen:
@@ -171,12 +197,16 @@ class Controller:
         if not allowed:
             return Decision(0.0, 1.0, f"{why}, but as short a leap hurt lately", above, {}, 0)
         scores = self._climb(score, self._start(allowed, rate), allowed)
-        for alpha in scores.rewards:
-            if alpha and scores.worse(alpha, self.config.level):
+        if above is None:
+            # A run far too high is ruined within its first window, before any other window could show a fall.
+            scores.add(-1.0, score)
+        for alpha in (*scores.rewards, *scores.refused):
+            if alpha > 0.0 and scores.worse(alpha, self.config.level):
                 self._bad_reach = min(self._bad_reach, alpha * rate)
         alpha = scores.best(self.config.level)
-        if alpha:
+        if alpha > 0.0:
             self._good_reach = alpha * rate
+        if alpha:
             return self._decision(alpha, scores, why, above)
         return self._tolerated(scores, why, above)
 
@@ -189,8 +219,11 @@ class Controller:
         decision = self._decision(0.0, scores, why, above)
         if above is None or not harmless:
             return decision
-        factor = min(rate_factor(max(harmless)), self.config.most_untested)
-        return replace(decision, rate_factor=factor, reason=f"{why}: alpha {max(harmless):g} does no harm")
+        return replace(
+            decision,
+            rate_factor=rate_factor(max(harmless)),
+            reason=f"{why}: alpha {max(harmless):g} does no harm",
+        )
 
     def _start(self, allowed: list[float], rate: float) -> float:
         """The candidate nearest, on a log scale, to the reach that paid last (8 windows before any did)."""
@@ -199,25 +232,32 @@ class Controller:
 
     def _climb(self, score: Score, start: float, allowed: list[float]) -> Scores:
         """Staying put and the start; then further while that does not lose, or one step nearer where it does."""
-        scores = Scores({0.0: score(0.0), start: score(start)})
+        scores = grid_search(score, (start,))
         position = allowed.index(start)
         if scores.worse(start, self.config.level):
             if position > 0:
                 nearer = allowed[position - 1]
-                scores.rewards[nearer] = score(nearer)
+                scores.add(nearer, score)
             return scores
         for here, further in zip(allowed[position:], allowed[position + 1 :], strict=False):
-            if len(scores.rewards) >= self.config.candidates:
+            if len(scores) >= self.config.candidates:
                 break
-            scores.rewards[further] = score(further)
+            scores.add(further, score)
             if scores.gain(further, over=here) < 0.0:
                 break
         return scores
 
     def _decision(self, alpha: float, scores: Scores, why: str, above: float | None) -> Decision:
         outcome = "no candidate beats staying put" if alpha == 0 else f"alpha {alpha:g} beats staying put"
+        refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
         return Decision(
-            alpha, rate_factor(alpha), f"{why}: {outcome}", above, scores.means(), scores.completions()
+            alpha,
+            rate_factor(alpha),
+            f"{why}: {outcome}{refusals}",
+            above,
+            scores.means(),
+            scores.completions(),
+            dict(scores.refused),
         )
 
     def state(self) -> dict[str, Any]:
@@ -225,6 +265,7 @@ class Controller:
         bad = None if math.isinf(self._bad_reach) else self._bad_reach
         memory = {
             "best_reward": self._best_reward,
+            "best_variance": self._best_variance,
             "good_reach": self._good_reach,
             "bad_reach": bad,
             "spent": self._spent,
@@ -235,7 +276,8 @@ class Controller:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         memory = state["memory"]
-        self._best_reward, self._good_reach = memory["best_reward"], memory["good_reach"]
+        self._best_reward, self._best_variance = memory["best_reward"], memory["best_variance"]
+        self._good_reach = memory["good_reach"]
         self._bad_reach = math.inf if memory["bad_reach"] is None else memory["bad_reach"]
         self._spent, self._last_price = memory["spent"], memory["last_price"]
 
