@@ -102,7 +102,7 @@ def dress(axes: Axes, result: dict[str, Any]) -> None:
     axes.tick_params(colors=SOFT, length=0)
     axes.margins(x=0.015)
     axes.set_title(
-        f"task {result.get('task', '')}, seed {result.get('seed', '')}; dashed: the target, the end of the run as configured",
+        f"task {result.get('task', '')}, seed {result.get('seed', '')}; dashed: the target, where the first run ends",
         loc="left",
         color=SOFT,
         fontsize=10,

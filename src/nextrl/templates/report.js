@@ -64,7 +64,9 @@ function drops(axis, w) {
 }
 
 function ratesChart(w) {
-  const arms = data.arms.filter((arm) => arm.learning_rate.some((v) => known(v) && v > 0));
+  // A learning-rate-free optimizer is given a factor (1 for Prodigy) that is no rate and would squeeze the axis.
+  const own = (arm) => arm.role === "free" && new Set(arm.learning_rate.filter(known)).size < 2;
+  const arms = data.arms.filter((arm) => arm.learning_rate.some((v) => known(v) && v > 0) && !own(arm));
   const curves = arms.map((arm) => ({
     name: arm.name, role: arm.role, dash: arm.dash, width: width(arm), front: front(arm), faint: !chosen.has(arm.name), stepped: true, end: brief(arm),
     points: arm.steps.map((step, i) => ({ x: step, y: arm.learning_rate[i] > 0 ? arm.learning_rate[i] : null, tip: () => armTip(arm, i) })),
@@ -75,7 +77,7 @@ function ratesChart(w) {
   const values = curves.flatMap((c) => c.points.map((p) => p.y)).concat(marks.map((m) => m.y)).filter((v) => v > 0);
   return {
     title: "Learning rate against steps", height: w > 600 ? 320 : 290, labels: w > 640 ? 150 : 0,
-    x: stepAxis(), y: { domain: [Math.min(...values) / 1.5, Math.max(...values) * 1.5], log: true, format: rate, left: 50 }, curves, marks,
+    x: stepAxis(), y: { domain: values.length ? [Math.min(...values) / 1.5, Math.max(...values) * 1.5] : [1e-5, 1e-3], log: true, format: rate, left: 50 }, curves, marks,
   };
 }
 
