@@ -137,22 +137,33 @@ def claim(out: Path, what: Plan) -> None:
     fingerprint = settings_hash(what.arms)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder with --out")
-    if marker.is_file():
-        if json.loads(marker.read_text()).get("settings") != fingerprint:
-            raise InputError(f"{out} holds a demo with other settings: choose another --out")
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no demo: choose another --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out).free
+        if marker.is_file():
+            if _claimed_by(marker) != fingerprint:
+                raise InputError(f"{out} holds a demo with other settings: choose another --out")
+            return
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty and holds no demo: choose another --out")
+        # Asked of the folder that is there already, so that a refusal leaves nothing behind.
+        free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
         if free < _NEEDED_BYTES:
             raise InputError(
-                f"{out} has {free // 1024**2} MB free, the demo needs {_NEEDED_BYTES // 1024**2} MB"
+                f"{out} has {free // 1024**2} MB free, the demo needs {_NEEDED_BYTES // 1024**2} MB: free some "
+                "or choose another --out"
             )
+        out.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"settings": fingerprint})
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _claimed_by(marker: Path) -> object:
+    """The settings' fingerprint in a marker, None where it is not one of ours."""
+    try:
+        value = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return value.get("settings") if isinstance(value, dict) else None
 
 
 _queue: Any = None
