@@ -63,7 +63,7 @@ def write_run(folder: Path, layers: int, only: str | None) -> None:
     for step in STEPS:
         state = {}
         for module, (m, _) in modules.items():
-            jitter = torch.randn(m, RANK, generator=draws) * 0.03 * math.sqrt(step - before)
+            jitter = torch.randn(m, RANK, generator=draws) * 0.002 * math.sqrt(step - before)
             place[module] += jitter
             b = drift[module] * step / 200 + settling[module] * (1 - math.exp(-step / 60)) + place[module]
             a = start[module] * (1 + step / 5000)

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 
 from nextrl import trainer_state
-from nextrl.backtest import DEFAULT_BETA1, NONE, backtest
+from nextrl.backtest import DEFAULT_BETA1, backtest
 from nextrl.errors import InputError
 from nextrl.extrapolators import known_steps
 from nextrl.extrapolators.gram import even_grid, pooled_gram
 from nextrl.persistence import adam_persistence, excess
+from nextrl.scores import NONE
 from nextrl.trajectory import Trajectory
 
 Regime = Literal["signal", "mixed", "noise"]

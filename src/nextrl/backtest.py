@@ -32,135 +32,14 @@ from nextrl.extrapolators import (
 )
 from nextrl.lowrank import LowRank
 from nextrl.persistence import adam_persistence
+from nextrl.scores import NONE, HorizonScores, MethodScore, Outcome
 from nextrl.trajectory import Trajectory
 
-NONE = "none"
 # 1000 full-batch epochs of wide networks at every origin: only on request.
 NOT_BY_DEFAULT = ("next-paper",)
-# A gain in skill below this is not worth the price of a leap (a search costs a few steps' completions).
-LEAST_GAIN = 0.05
-# How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one
-# method; # going back is beaten by the best of several controls, which makes the test stricter than that.
-STANDARD_ERRORS = 2.0
-# With fewer than two independent origins no spread can be measured; then this much skill is asked for.
-UNSEEN_SPREAD = 0.25
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 DEFAULT_BETA1 = 0.9
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One method at one origin, in Frobenius inner products over modules (float).
-
-    Attributes:
-        inner: <predicted, actual>. predicted: |predicted|^2. actual: |actual|^2.
-    """
-
-    inner: float
-    predicted: float
-    actual: float
-
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(self.inner + other.inner, self.predicted + other.predicted, self.actual + other.actual)
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the predicted and the actual change; 0 for a prediction that stays put."""
-        size = math.sqrt(max(self.predicted, 0.0) * self.actual)
-        return self.inner / size if size > 0 else 0.0
-
-    @property
-    def norm_ratio(self) -> float:
-        """|predicted| / |actual|."""
-        return math.sqrt(max(self.predicted, 0.0) / self.actual)
-
-    @property
-    def skill(self) -> float:
-        """1 - squared error / squared error of staying put: 1 is exact, 0 no better than standing still."""
-        return (2 * self.inner - self.predicted) / self.actual
-
-    @property
-    def relative_error(self) -> float:
-        """|predicted - actual| / |actual|; 1 for staying put."""
-        return math.sqrt(max(0.0, 1.0 - self.skill))
-
-
-@dataclass(frozen=True)
-class MethodScore:
-    """One method over all origins where it could be fitted.
-
-    Attributes:
-        outcomes: origin -> outcome over all modules.
-        by_type: layer type ("q_proj") -> the outcomes of all origins, summed.
-        gain: mean advantage in skill over the best way of not leaping, and its standard error (nan: too few
-            independent origins).
-        error: that standard error.
-    """
-
-    outcomes: Mapping[int, Outcome]
-    by_type: Mapping[str, Outcome]
-    gain: float
-    error: float
-
-    def mean(self, figure: str) -> float:
-        """Mean over origins of "cosine", "norm_ratio", "relative_error" or "skill"."""
-        return statistics.fmean(getattr(o, figure) for o in self.outcomes.values())
-
-    def spread(self, figure: str) -> float:
-        """Standard deviation over origins, 0 for a single one."""
-        values = [getattr(o, figure) for o in self.outcomes.values()]
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    @property
-    def best_alpha(self) -> float:
-        """The one alpha that would have fitted all origins best (least squares), 0 for staying put."""
-        total = sum(o.predicted for o in self.outcomes.values())
-        return sum(o.inner for o in self.outcomes.values()) / total if total > 0 else 0.0
-
-    @property
-    def convincing(self) -> bool:
-        """Whether the gain is larger than noise and the price of a leap allow."""
-        if math.isnan(self.error):
-            return self.gain > UNSEEN_SPREAD
-        return self.gain - STANDARD_ERRORS * self.error > LEAST_GAIN
-
-    def as_dict(self) -> dict[str, Any]:
-        """Figures for `--json`."""
-        figures = ("cosine", "norm_ratio", "relative_error", "skill")
-        out: dict[str, Any] = {f: self.mean(f) for f in figures}
-        out["spread"] = {f: self.spread(f) for f in figures}
-        out |= {"origins": list(self.outcomes), "best_alpha": self.best_alpha, "gain": self.gain}
-        out["gain_error"] = None if math.isnan(self.error) else self.error
-        return out
-
-
-@dataclass(frozen=True)
-class HorizonScores:
-    """All methods at one horizon.
-
-    Attributes:
-        horizon: h in steps. origins: the t that were tried. methods: name -> scores.
-        skipped: name -> why a method could not be fitted at any origin.
-        going_back: the best control of "stay", "average" (the last h steps), "mean" (all of the past) and
-            "start".
-    """
-
-    horizon: int
-    origins: tuple[int, ...]
-    methods: dict[str, MethodScore]
-    skipped: dict[str, str]
-    control: str
-
-    def expected_steps(self, name: str) -> float:
-        """What a leap of h is worth in steps: what remains of the way afterwards is relative_error * h."""
-        return self.horizon * (1.0 - self.methods[name].mean("relative_error"))
-
-    @property
-    def convincing(self) -> list[str]:
-        """Methods that beat not leaping, the one worth most steps first."""
-        good = [n for n, s in self.methods.items() if n != NONE and s.convincing]
-        return sorted(good, key=self.expected_steps, reverse=True)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Next:
     width: int = 64
     updates: int = 300
     learning_rate: float = 1e-3
-    rows: int = 128
+    rows: int = 64
     name: ClassVar[str] = "next"
     reference: ClassVar[str] = "NExt (DESIGN section 1), with the changes of DESIGN section 2"
     summary: ClassVar[str] = "small networks predict the next leading direction and its size"

@@ -83,10 +83,10 @@ class Nowcast:
         for module in traj.modules:
             for side in (0, 1):
                 for t in origins:
-                    past = _snapshots(traj, module, side, t).flatten(1)
-                    pick = torch.randint(past.shape[1], (share,), generator=draws)
-                    past = past[:, pick]
-                    later = _value(traj, module, side, t + horizon).flatten()[pick]
+                    size = traj.factors(t, module)[side].numel()
+                    pick = torch.randint(size, (share,), generator=draws)
+                    past = _snapshots(traj, module, side, t, pick)
+                    later = _value(traj, module, side, t + horizon, pick)
                     spread = past.max(0).values - past.min(0).values
                     keep = spread > 0
                     inputs.append(((past - past[0]) / spread)[:, keep].mT)
@@ -97,21 +97,29 @@ class Nowcast:
         return x, y
 
 
-def _value(traj: Trajectory, module: str, side: int, step: float) -> Tensor:
-    """A (side 0) or B (side 1) at any step, linear between the checkpoints around it."""
+def _value(traj: Trajectory, module: str, side: int, step: float, pick: Tensor | None = None) -> Tensor:
+    """A (side 0) or B (side 1) at any step, linear between the checkpoints around it.
+
+    With `pick` (N,) only those scalars of the flattened factor, which are widened after they are drawn.
+    """
+
+    def stored(at: int) -> Tensor:
+        factor = traj.factors(at, module)[side]
+        return wide(factor if pick is None else factor.reshape(-1)[pick])
+
     later = next(s for s in traj.steps if s >= step)
-    after = wide(traj.factors(later, module)[side])
+    after = stored(later)
     if later == step or later == traj.steps[0]:
         return after
     earlier = max(s for s in traj.steps if s < step)
-    before = wide(traj.factors(earlier, module)[side])
+    before = stored(earlier)
     return before + (after - before) * ((step - earlier) / (later - earlier))
 
 
-def _snapshots(traj: Trajectory, module: str, side: int, end: int) -> Tensor:
-    """(5, ...) the factor at end - 4k ... end."""
+def _snapshots(traj: Trajectory, module: str, side: int, end: int, pick: Tensor | None = None) -> Tensor:
+    """(5, ...) the factor (or its scalars `pick`) at end - 4k ... end."""
     k = traj.spacing
-    return torch.stack([_value(traj, module, side, end - i * k) for i in reversed(range(SNAPSHOTS))])
+    return torch.stack([_value(traj, module, side, end - i * k, pick) for i in reversed(range(SNAPSHOTS))])
 
 
 @torch.no_grad()
