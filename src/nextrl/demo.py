@@ -79,7 +79,8 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
         arm("auto", "auto", f"auto, from lr {rate:g}", train(control_steps), auto=True),
     ]
     sweep = {
-        f"lr-{r:g}": arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", train(control_steps, r)) for r in rates
+        f"lr-{r:g}": arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", train(control_steps, r), save=True)
+        for r in rates
     }
     wanted += sweep.values()
     free: tuple[tuple[OptimizerName, str], ...] = (
