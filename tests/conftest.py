@@ -1,4 +1,5 @@
-"""Puts `tests/` on the path (for `lora_runs`) and keeps torch on one thread, as many tests run side by side."""
+"""Puts `tests/` on the path (for `lora_runs`) and keeps torch on one thread, as many tests run side by
+side."""
 
 import os
 

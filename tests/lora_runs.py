@@ -47,7 +47,9 @@ PLACES = {
 def _model(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if kind == "gpt2":
-        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30, n_positions=16, bos_token_id=1, eos_token_id=2)
+        config = GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, vocab_size=30, n_positions=16, bos_token_id=1, eos_token_id=2
+        )
         return GPT2LMHeadModel(config)
     if kind == "mixtral":
         return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=3))
@@ -77,7 +79,8 @@ def write_run(
     start: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PeftModel, list[dict[str, Tensor]]]:
-    """Train (by drift and noise) and save with PEFT; returns the model as it ended and, for each step, PEFT's deltas.
+    """Train (by drift and noise) and save with PEFT; returns the model as it ended and, for each step,
+    PEFT's deltas.
 
     Args:
         start: save the untouched adapter as step 0 too.

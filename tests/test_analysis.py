@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from lora_runs import lora, write_run
 
+from lora_runs import lora, write_run
 from nextrl.analysis import analysis_figures, analyze
 from nextrl.errors import InputError
 from nextrl.trajectory import Trajectory
@@ -20,7 +20,9 @@ def result(tmp_path_factory):
 
 def test_json_has_the_contracts_keys_and_no_nan(result):
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert {"steps", "energy_share", "linear_r2", "cos_previous", "persistence", "predictability"} <= set(value)
+    assert {"steps", "energy_share", "linear_r2", "cos_previous", "persistence", "predictability"} <= set(
+        value
+    )
     assert value["steps"] == list(range(10, 130, 10))
     assert set(value["energy_share"]) == {"global", "local", "target"}
     assert set(value["energy_share"]["target"]["1"]) == {str(s) for s in range(10, 110, 10)}
@@ -29,7 +31,9 @@ def test_json_has_the_contracts_keys_and_no_nan(result):
 
 
 def test_numbers_agree_with_the_trajectory(result):
-    assert all(0 < share <= 1 for row in result.energy_share.values() for k in row.values() for share in k.values())
+    assert all(
+        0 < share <= 1 for row in result.energy_share.values() for k in row.values() for share in k.values()
+    )
     assert result.energy_share["global"][4][120] == pytest.approx(1.0)  # rank 4 from B_0 = 0
     assert result.line.r2 > 0.9
     assert {m.layer for m in result.modules} == {0, 1}
@@ -48,7 +52,9 @@ def test_bf16_runs_with_tiny_steps_are_warned_about():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(4, 30, generator=g), torch.randn(20, 4, generator=g)
     steps = [10, 20, 30]
-    factors = [{"w": (a.bfloat16(), (b + 1e-3 * n * torch.randn(20, 4, generator=g)).bfloat16())} for n in range(3)]
+    factors = [
+        {"w": (a.bfloat16(), (b + 1e-3 * n * torch.randn(20, 4, generator=g)).bfloat16())} for n in range(3)
+    ]
     found = analyze(Trajectory.from_factors(steps, factors))
     assert found.noisy["w"] > 0.1
 

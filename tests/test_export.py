@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_runs import lora, model, write_run
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lora_runs import lora, model, write_run
 from nextrl.atomic import replacing, sha256
 from nextrl.errors import InputError
 from nextrl.export import adapter_state, fit_to_rank, write_adapter, write_merged
@@ -19,15 +19,28 @@ from nextrl.trajectory import Trajectory
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(0, 6), st.booleans(), st.integers(0, 2**31))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 9),
+    st.integers(0, 6),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
 def test_fit_is_the_best_of_its_rank_whatever_the_gauge(m, n, r, q, degenerate, seed):
     g = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(r, n, generator=g, dtype=torch.float64), torch.randn(m, r, generator=g, dtype=torch.float64)
+    a, b = (
+        torch.randn(r, n, generator=g, dtype=torch.float64),
+        torch.randn(m, r, generator=g, dtype=torch.float64),
+    )
     if degenerate:
         a[r // 2 :] = a[: r - r // 2].clone()
     target = LowRank(b * 0.7, a.mT)
     if q:
-        target = target + LowRank(torch.randn(m, q, generator=g, dtype=torch.float64), torch.randn(n, q, generator=g, dtype=torch.float64))
+        target = target + LowRank(
+            torch.randn(m, q, generator=g, dtype=torch.float64),
+            torch.randn(n, q, generator=g, dtype=torch.float64),
+        )
     new_a, new_b, lost = fit_to_rank(target, a, b, 0.7)
     assert new_a.shape == a.shape
     assert new_b.shape == b.shape
@@ -39,7 +52,10 @@ def test_fit_is_the_best_of_its_rank_whatever_the_gauge(m, n, r, q, degenerate, 
 
 def test_fitting_the_weight_itself_returns_the_old_factors():
     g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(4, 20, generator=g, dtype=torch.float64), torch.randn(30, 4, generator=g, dtype=torch.float64)
+    a, b = (
+        torch.randn(4, 20, generator=g, dtype=torch.float64),
+        torch.randn(30, 4, generator=g, dtype=torch.float64),
+    )
     new_a, new_b, lost = fit_to_rank(LowRank(b * 2.0, a.mT), a, b, 2.0)
     torch.testing.assert_close(new_a, a)
     torch.testing.assert_close(new_b, b)
@@ -57,7 +73,9 @@ def test_rank_on_request_reports_discarded_energy_and_provenance(tmp_path):
     write_run(tmp_path / "run", lora(use_rslora=True))
     traj = Trajectory.load(tmp_path / "run")
     new = {m: traj.weight(40, m) + traj.delta(m, 10, 40) for m in traj.modules}
-    out = write_adapter(traj, 40, new, tmp_path / "out", rank=2, provenance={"method": "secant", "alpha": 1.0})
+    out = write_adapter(
+        traj, 40, new, tmp_path / "out", rank=2, provenance={"method": "secant", "alpha": 1.0}
+    )
     record = json.loads((out / "nextrl.json").read_text())
     assert record["method"] == "secant"
     assert record["from_step"] == 40
@@ -85,7 +103,10 @@ def test_adapter_state_has_the_names_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("llama", {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}),
+        (
+            "llama",
+            {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
+        ),
         ("llama", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
         ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     ],
@@ -146,8 +167,13 @@ def test_pissa_keeps_its_rank(tmp_path):
 def test_a_crash_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="crash"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("crash")
+
+    def crash():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        crash()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,8 @@ from nextrl.lowrank import LowRank, Triples, align_signs
 
 @st.composite
 def matrices(draw, most=40, batch=True):
-    """Random LowRank of any small shape (m < q included), graded columns, sometimes rank-deficient or zero."""
+    """Random LowRank of any small shape (m < q included), graded columns, sometimes rank-deficient or
+    zero."""
     m, n, q = (draw(st.integers(1, most)) for _ in range(3))
     lead = draw(st.sampled_from([(), (1,), (3,), (2, 2)])) if batch else ()
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -33,7 +34,9 @@ def test_top_matches_the_dense_svd(x, k):
     scale = s0[..., :1]
     torch.testing.assert_close(t.sigma, s0[..., :k], rtol=1e-6, atol=1e-12 * float(scale.max() + 1))
     # D v = sigma u holds for every triple, whatever the gaps.
-    assert float((dense @ t.v - t.u * t.sigma[..., None, :]).abs().max()) <= 1e-9 * float(scale.max() + 1e-300)
+    assert float((dense @ t.v - t.u * t.sigma[..., None, :]).abs().max()) <= 1e-9 * float(
+        scale.max() + 1e-300
+    )
     gaps = torch.full_like(s0[..., :k], float("inf"))
     if s0.shape[-1] > 1:
         steps = s0[..., :-1] - s0[..., 1:]
@@ -54,7 +57,9 @@ def test_recompress_is_the_best_and_reports_what_it_lost(x, rank):
     small, lost = x.recompress(rank)
     error = torch.linalg.matrix_norm(small.dense() - dense)
     scale = float(torch.linalg.matrix_norm(dense).max())
-    torch.testing.assert_close(error, s[..., rank:].square().sum(-1).sqrt(), rtol=1e-6, atol=1e-10 * (scale + 1))
+    torch.testing.assert_close(
+        error, s[..., rank:].square().sum(-1).sqrt(), rtol=1e-6, atol=1e-10 * (scale + 1)
+    )
     energy = s.square().sum(-1)
     expected = torch.where(energy > 0, s[..., rank:].square().sum(-1) / energy.clamp_min(1e-300), 0.0)
     torch.testing.assert_close(lost, expected, rtol=1e-6, atol=1e-12)
@@ -99,7 +104,10 @@ def test_a_delta_that_nearly_cancels_is_still_exact():
 
 
 def test_zero_deltas_have_zero_vectors_and_no_nan():
-    for x in (LowRank.zeros(5, 4), LowRank(torch.ones(5, 2), torch.ones(4, 2)) - LowRank(torch.ones(5, 2), torch.ones(4, 2))):
+    for x in (
+        LowRank.zeros(5, 4),
+        LowRank(torch.ones(5, 2), torch.ones(4, 2)) - LowRank(torch.ones(5, 2), torch.ones(4, 2)),
+    ):
         t = x.top(2)
         assert all(torch.isfinite(part).all() for part in t)
         assert float(t.sigma.max()) == 0.0
@@ -119,7 +127,10 @@ def test_equal_singular_values_give_one_orthonormal_choice_and_the_right_plane()
 
 def test_signs_follow_the_reference_and_ties_make_the_largest_entry_of_u_positive():
     g = torch.Generator().manual_seed(3)
-    x = LowRank(torch.randn(7, 3, generator=g, dtype=torch.float64), torch.randn(6, 3, generator=g, dtype=torch.float64))
+    x = LowRank(
+        torch.randn(7, 3, generator=g, dtype=torch.float64),
+        torch.randn(6, 3, generator=g, dtype=torch.float64),
+    )
     t = x.top(3)
     flipped = align_signs(t, -x)
     torch.testing.assert_close(flipped.u, -t.u * torch.sign((t.u * (x.dense() @ t.v)).sum(0)))

@@ -6,7 +6,9 @@ import torch
 from nextrl.persistence import adam_persistence, excess
 
 
-@pytest.mark.parametrize(("beta1", "window", "c0"), [(0.0, 10, 0.0), (0.9, 10, 0.525), (0.9, 20, 0.31), (0.95, 10, 0.72)])
+@pytest.mark.parametrize(
+    ("beta1", "window", "c0"), [(0.0, 10, 0.0), (0.9, 10, 0.525), (0.9, 20, 0.31), (0.95, 10, 0.72)]
+)
 def test_published_values(beta1, window, c0):
     assert adam_persistence(window, beta1) == pytest.approx(c0, abs=0.005)
 

@@ -56,7 +56,10 @@ def test_step_zero_on_disk_and_unknown_start():
 def test_updates_so_small_that_gram_matrices_cancel_go_by_qr():
     traj = run((10, 20, 30), scale=1e-6, seed=3)
     double = [
-        {m: tuple(f.double() + (1e-3 if i == 1 else 0) for i, f in enumerate(traj.factors(s, m))) for m in traj.modules}
+        {
+            m: tuple(f.double() + (1e-3 if i == 1 else 0) for i, f in enumerate(traj.factors(s, m)))
+            for m in traj.modules
+        }
         for s in traj.steps
     ]
     check(Trajectory.from_factors(traj.steps, double, scaling=1.5), 10)
@@ -70,7 +73,9 @@ def test_chunks_and_threads_change_nothing(monkeypatch):
     assert list(parts) == list(whole)
     for module in whole:
         for kind in whole[module]:
-            torch.testing.assert_close(parts[module][kind].sigma, whole[module][kind].sigma, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                parts[module][kind].sigma, whole[module][kind].sigma, rtol=1e-9, atol=1e-12
+            )
 
 
 def test_share_of_a_zero_delta_is_nan_and_failures_come_through():

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lora_runs import lora, write_run
 
+from lora_runs import lora, write_run
 from nextrl.errors import InputError
 from nextrl.trajectory import Trajectory
 
@@ -41,10 +41,16 @@ def test_weights_deltas_and_gram_match_dense(module, scaling):
 
 def test_persistence_is_the_cosine_over_all_modules():
     traj, factors = memory()
-    flat = [torch.cat([dense(factors, m, s)[i].flatten() for m, s in (("a", 2.0), ("b", 0.5))]) for i in range(4)]
+    flat = [
+        torch.cat([dense(factors, m, s)[i].flatten() for m, s in (("a", 2.0), ("b", 0.5))]) for i in range(4)
+    ]
     first, second = flat[1] - flat[0], flat[2] - flat[1]
-    assert traj.persistence(10, at=30) == pytest.approx(float(first @ second / (first.norm() * second.norm())), abs=1e-12)
-    assert traj.persistence(20) == pytest.approx(float(torch.cosine_similarity(flat[1], flat[3] - flat[1], dim=0)))
+    assert traj.persistence(10, at=30) == pytest.approx(
+        float(first @ second / (first.norm() * second.norm())), abs=1e-12
+    )
+    assert traj.persistence(20) == pytest.approx(
+        float(torch.cosine_similarity(flat[1], flat[3] - flat[1], dim=0))
+    )
     with pytest.raises(InputError, match="needs step -20"):
         traj.persistence(30)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_runs import model
 
+from lora_runs import model
 from nextrl.checkpoints.dense import leading
 from nextrl.errors import InputError
 from nextrl.trajectory import Trajectory
@@ -32,7 +32,11 @@ def test_a_full_run_becomes_a_trajectory(tmp_path, shard):
     trained = model("llama")
     trained.save_pretrained(base)
     torch.manual_seed(0)
-    moves = {n: torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]) for n, p in trained.named_parameters() if p.dim() == 2}
+    moves = {
+        n: torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1])
+        for n, p in trained.named_parameters()
+        if p.dim() == 2
+    }
     for step in (10, 20):
         for name, parameter in trained.named_parameters():
             if name in moves and "embed" not in name:
@@ -42,8 +46,10 @@ def test_a_full_run_becomes_a_trajectory(tmp_path, shard):
     assert traj.steps == (10, 20)
     assert "model.embed_tokens" not in traj.modules
     name = "model.layers.0.mlp.down_proj"
-    torch.testing.assert_close(traj.weight(20, name).dense().float(), 0.02 * moves[f"{name}.weight"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        traj.weight(20, name).dense().float(), 0.02 * moves[f"{name}.weight"], rtol=1e-4, atol=1e-5
+    )
     with pytest.raises(InputError, match="full-weight checkpoints and no LoRA adapters"):
         Trajectory.load(run)
-    with pytest.raises(InputError, match="neither model.safetensors nor"):
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor"):
         Trajectory.from_full_weights(run, tmp_path)

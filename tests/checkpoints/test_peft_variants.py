@@ -1,10 +1,11 @@
-"""Every way in which PEFT writes W = W_base + s B A, on real small models; and refusals of what is not that."""
+"""Every way in which PEFT writes W = W_base + s B A, on real small models; and refusals of what is not
+that."""
 
 import pytest
 import torch
-from lora_runs import lora, peft_deltas, write_run
 from peft import PeftModel
 
+from lora_runs import lora, peft_deltas, write_run
 from lora_runs import model as tiny
 from nextrl.errors import InputError
 from nextrl.export import write_adapter
@@ -18,7 +19,10 @@ VARIANTS = {
         "llama",
         {"rank_pattern": {"down_proj": 2, "layers.1.self_attn.q_proj": 6}, "alpha_pattern": {"v_proj": 3}},
     ),
-    "rslora patterns": ("llama", {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 5}}),
+    "rslora patterns": (
+        "llama",
+        {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 5}},
+    ),
     "one layer": ("qwen2", {"layers_to_transform": [1]}),
     "all linear": ("qwen2", {"target_modules": "all-linear"}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
@@ -27,7 +31,10 @@ VARIANTS = {
     "orthogonal": ("llama", {"init_lora_weights": "orthogonal"}),
     "bias": ("llama", {"lora_bias": True}),
     "modules to save": ("llama", {"modules_to_save": ["lm_head"]}),
-    "experts": ("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
+    "experts": (
+        "mixtral",
+        {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
 }
 
 
@@ -71,7 +78,10 @@ def test_what_we_write_loads_in_peft_with_the_same_weights(tmp_path, name, extra
     for module in traj.modules:
         m, n, r = traj.shape(module)
         g = torch.Generator().manual_seed(m + n)
-        bump = LowRank(torch.randn(m, 1, generator=g, dtype=torch.float64), torch.randn(n, 1, generator=g, dtype=torch.float64))
+        bump = LowRank(
+            torch.randn(m, 1, generator=g, dtype=torch.float64),
+            torch.randn(n, 1, generator=g, dtype=torch.float64),
+        )
         new[module] = traj.weight(20, module) + bump * 0.1 if extra else traj.weight(20, module) * 1.25
         assert new[module].rank <= r + extra
     out = write_adapter(traj, 20, new, tmp_path / "out", provenance={"method": "test"})
@@ -80,7 +90,9 @@ def test_what_we_write_loads_in_peft_with_the_same_weights(tmp_path, name, extra
     again = Trajectory.load({20: out})
     ours = dense_by_stored_module(again, 20)
     for module in traj.modules:
-        torch.testing.assert_close(again.weight(20, module).dense(), new[module].dense(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            again.weight(20, module).dense(), new[module].dense(), rtol=1e-5, atol=1e-6
+        )
     for module, delta in deltas.items():
         mine = ours[module]
         mine = mine.mT if mine.dim() == 3 and mine.shape != delta.shape else mine
@@ -98,7 +110,10 @@ def test_inits_that_change_the_base_need_step_zero(tmp_path, init):
     traj = Trajectory.load(tmp_path)
     for module in traj.modules:
         torch.testing.assert_close(
-            traj.delta(module, 0, 20).dense().float(), deltas[2][module] - deltas[0][module], rtol=1e-4, atol=1e-6
+            traj.delta(module, 0, 20).dense().float(),
+            deltas[2][module] - deltas[0][module],
+            rtol=1e-4,
+            atol=1e-6,
         )
     late = Trajectory.load(tmp_path, steps=[10, 20])
     with pytest.raises(InputError, match="checkpoint-0"):

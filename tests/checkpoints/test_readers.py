@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from lora_runs import PLACES, STEPS, lora, write_run
 from safetensors.torch import load_file
 
+from lora_runs import PLACES, STEPS, write_run
 from nextrl.checkpoints import READERS, detect, open_run
 from nextrl.errors import InputError
 from nextrl.export import fit_to_rank, write_adapter
@@ -53,7 +53,9 @@ def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tm
     actor = tmp_path / "global_step_10" / "actor"
     actor.mkdir(parents=True)
     (actor / "model_world_size_2_rank_0.pt").write_bytes(b"x")
-    (actor / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
+    (actor / "lora_train_meta.json").write_text(
+        json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"})
+    )
     problems = open_run(tmp_path).problems
     assert len(problems) == 1
     assert "python -m verl.model_merger merge --backend fsdp --local_dir" in str(problems[0])
@@ -115,7 +117,7 @@ def test_a_json_list_of_folders(tmp_path):
 def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path):
     write_run(tmp_path, steps=(10,))
     write_run(tmp_path, steps=(20,), layout="verl")
-    with pytest.raises(InputError, match="two layouts.*trl.*verl.*--layout"):
+    with pytest.raises(InputError, match=r"two layouts.*trl.*verl.*--layout"):
         Trajectory.load(tmp_path)
     assert Trajectory.load(tmp_path, layout="verl").steps == (20,)
     with pytest.raises(InputError, match="--layout mars: unknown"):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import typer
-from lora_runs import write_run
 from typer.testing import CliRunner
 
+from lora_runs import write_run
 from nextrl.cli.analyze import analyze
 from nextrl.errors import InputError
 

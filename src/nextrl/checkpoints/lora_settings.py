@@ -81,12 +81,9 @@ class LoraSettings:
                 f"{path}: lora_alpha is {alpha!r} (verl's model merger wrote 0 in some versions); "
                 "set it to the lora_alpha of the training configuration"
             )
-        patterns: dict[str, dict[str, Any]] = {}
-        for key in ("alpha_pattern", "rank_pattern"):
-            value = raw.get(key) or {}
-            if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
-                raise InputError(f"{path}: {key} must map module names to positive numbers")
-            patterns[key] = value
+        patterns = {key: _pattern(raw.get(key) or {}, key, path) for key in ("alpha_pattern", "rank_pattern")}
+        if any(not isinstance(rank, int) for rank in patterns["rank_pattern"].values()):
+            raise InputError(f"{path}: rank_pattern must map module names to whole numbers >= 1")
         return cls(raw, path, patterns["alpha_pattern"], patterns["rank_pattern"])
 
     def scaling(self, module: str) -> float:
@@ -109,6 +106,19 @@ class LoraSettings:
     def transposed(self) -> bool:
         """True for GPT-2's Conv1D, whose weight is stored (in, out): the stored weight moves by s (B A)^T."""
         return bool(self.raw.get("fan_in_fan_out"))
+
+
+def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
+        raise InputError(f"{path}: {key} must map module names to positive numbers")
+    for name in value:
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise InputError(
+                f"{path}: {key} has the name {name!r}, no regular expression ({error})"
+            ) from error
+    return value
 
 
 def _positive(number: object) -> bool:
