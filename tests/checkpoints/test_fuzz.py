@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_runs import lora, write_run
 
+from lora_runs import lora, write_run
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.errors import InputError
 
@@ -35,14 +35,20 @@ def test_only_input_errors(tmp_path, good, target, edits, cut):
                 spoilt[place % len(spoilt)] = value
             spoilt = spoilt[:cut]
         (tmp_path / name).write_bytes(bytes(spoilt))
+    message = complaint(tmp_path)
+    assert message is None or (str(tmp_path) in message and "\n" not in message)
+
+
+def complaint(folder):
+    """What the reader has against the folder; every exception but InputError is a failure."""
     try:
-        checkpoint = AdapterCheckpoint.open(10, tmp_path)
+        checkpoint = AdapterCheckpoint.open(10, folder)
         for module in checkpoint.modules:
             checkpoint.factors(module)
             checkpoint.scaling(module)
     except InputError as error:
-        assert str(tmp_path) in str(error)
-        assert "\n" not in str(error)
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize(
