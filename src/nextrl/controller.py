@@ -3,8 +3,8 @@
 A run is cut into windows of `every` steps. At the end of each the controller is shown what the run shows for free
 (`Window`: persistence, training rewards, rate) and a function that scores a candidate leap on held-out prompts. In
 most windows it calls that function not at all. Where it does, it compares candidates pairwise with staying put and
-answers with one alpha and a factor for the learning rate. The rate follows only what was validated: persistence
-alone never moves it.
+answers with one alpha and a factor for the learning rate. The rate rises only by what was validated: persistence
+alone never raises it.
 
 alpha counts windows: a candidate is `theta + alpha (theta - theta_window_start)` inside the LoRA factors, so 8 means
 "eight more windows like the last" and -1 "undo the last window". What stays comparable from window to window is
@@ -173,7 +173,7 @@ class Controller:
         if window.rate <= 0.0:
             return Decision(0.0, 1.0, "the learning rate has decayed to nothing", above, {}, 0)
         if above is not None and above < -self.config.screen:
-            return self._back(score, (-0.5,), "the path oscillates", above, level=0.0)
+            return self._oscillating(score, above)
         if above is None or above > self.config.screen:
             return self._forward(score, window.rate, above)
         return Decision(0.0, 1.0, "persistence is what Adam's own memory leaves", above, {}, 0)
@@ -190,6 +190,16 @@ class Controller:
         scores = grid_search(score, candidates)
         alpha = scores.best(level)
         return self._decision(alpha, scores, why, above)
+
+    def _oscillating(self, score: Score, above: float) -> Decision:
+        """A step back where it helps; without one, half the rate where the path turns back most of its way.
+
+        Lowering the rate needs no validation: at worst the next window persists and is searched.
+        """
+        decision = self._back(score, (-0.5,), "the path oscillates", above, level=0.0)
+        if decision.alpha == 0.0 and above < -2.0 * self.config.screen:
+            return replace(decision, rate_factor=0.5, reason="the path oscillates strongly: half the rate")
+        return decision
 
     def _forward(self, score: Score, rate: float, above: float | None) -> Decision:
         why = "the first window" if above is None else "the path persists"
