@@ -3,7 +3,8 @@
 One line in an existing script: `trainer.add_callback(nextrl.LeapCallback(every=10, method="auto"))`. At the end of
 each window it looks at what is free (persistence, training rewards), pays for a paired search on held-out prompts
 where the controller asks for it, moves the LoRA factors in place and scales the learning rate. Adam's moments, the
-scheduler's shape, base weights and a reference adapter stay as they are.
+scheduler's shape, base weights and a reference adapter stay as they are. What it remembers lies in the trainer's
+checkpoints, so that a resumed run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl import callback_state
 from nextrl.adapter import LiveAdapter, State, along, cosine
+from nextrl.atomic import write_bytes
+from nextrl.callback_state import Memory
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
-from nextrl.engines.trl_rollouts import Row, TrainerRollouts, last_rewards, set_rate_factor
+from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts, set_rate_factor
+from nextrl.engines.trl_validation import validation_rows
 from nextrl.errors import InputError
-from nextrl.lowrank import LowRank
+from nextrl.search import Refused
 
 log = logging.getLogger(__name__)
+
+DECISIONS = "nextrl_decisions.jsonl"
 
 
 @dataclass
@@ -37,29 +45,20 @@ class Costs:
     search_seconds: float = 0.0
 
 
-@dataclass
-class _Memory:
-    """What is remembered between windows."""
-
-    start: State
-    previous: list[LowRank] | None = None
-    rewards: list[float] = field(default_factory=list)
-    offset: int = 0
-
-
 class LeapCallback(TrainerCallback):
     """Persistence screens, a paired search decides, the adapter leaps in place, the rate follows.
 
     Args:
-        every: optimizer steps a window.
+        every: optimizer steps a window (default: the configuration's, which is 10).
         method: "auto".
-        validation: rows (a dict or a datasets.Dataset, with `prompt` and the reward functions' columns) to score
-            candidates on. Without it the trainer's eval_dataset serves, else rows held back from its training
+        validation: rows (a list of dicts or a datasets.Dataset, with `prompt` and the reward functions' columns) to
+            score candidates on. Without it the trainer's eval_dataset serves, else rows held back from its training
             dataset.
         prompts: held-out prompts a candidate is scored on.
-        config: the controller's other dials.
+        config: the controller's other dials. Without it Adam's beta1 is read from the optimizer.
         adapt_lr: let the learning rate follow what was validated.
         leaps: move the weights; False keeps the search and the learning rate only.
+        longest: a leap forward is refused if its completions are on average this many times as long as without it.
         seed: seeds the search's rollouts.
         trainer: the trainer, where it cannot be found by itself (a trainer that wraps another).
 
@@ -70,7 +69,7 @@ class LeapCallback(TrainerCallback):
 
     def __init__(
         self,
-        every: int = 10,
+        every: int | None = None,
         method: str = "auto",
         *,
         validation: Sequence[Row] | Any = None,
@@ -78,6 +77,7 @@ class LeapCallback(TrainerCallback):
         config: ControllerConfig | None = None,
         adapt_lr: bool = True,
         leaps: bool = True,
+        longest: float = 2.0,
         seed: int = 0,
         trainer: Any = None,
     ) -> None:
@@ -85,11 +85,13 @@ class LeapCallback(TrainerCallback):
             raise InputError(f"method '{method}' is unknown to the callback: choose auto")
         if prompts < 2:
             raise InputError(f"prompts must be at least 2 to compare candidates, not {prompts}")
-        self._config = config or ControllerConfig(every=every)
-        self._controller = Controller(self._config)
-        self._validation = validation
-        self._prompts = prompts
-        self._adapt_lr, self._leaps, self._seed = adapt_lr, leaps, seed
+        if longest <= 1.0:
+            raise InputError(f"longest must be above 1 (times the length without a leap), not {longest:g}")
+        self._read_beta1 = config is None
+        config = config or ControllerConfig()
+        self._config = config if every is None else replace(config, every=every)
+        self._validation, self._prompts = validation, prompts
+        self._adapt_lr, self._leaps, self._longest, self._seed = adapt_lr, leaps, longest, seed
         self._trainer = trainer
         self.decisions: list[dict[str, Any]] = []
         self.costs = Costs()
@@ -97,47 +99,115 @@ class LeapCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the trainer, the adapter and the validation rows."""
+        """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
         self._trainer = self._trainer or _calling_trainer(self)
-        self._rollouts = TrainerRollouts(self._trainer)
+        self._rollouts, self._rewards = TrainerRollouts(self._trainer), RewardMeter(self._trainer)
         self._adapter = LiveAdapter(kwargs["model"])
-        self._rows = self._validation_rows()
-        self._memory = _Memory(self._adapter.read())
+        self._rows = validation_rows(self._trainer, self._validation, self._prompts)
+        if self._read_beta1:
+            self._config = replace(self._config, beta1=_beta1(kwargs["optimizer"]))
+        self._controller = Controller(self._config)
+        self.decisions, self.costs = [], Costs()
+        self._memory = Memory(self._adapter.read())
+        if state.global_step:
+            self._resume(args, state.global_step, kwargs["optimizer"], kwargs["lr_scheduler"])
+        if args.should_save:
+            lines = "".join(json.dumps(entry) + "\n" for entry in self.decisions)
+            write_bytes(Path(args.output_dir) / DECISIONS, lines.encode())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the rate that the step is taken at."""
+        self._memory.rate = max(self._memory.rate, float(kwargs["optimizer"].param_groups[0]["lr"]))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the step's reward; at the end of a window decide and act."""
-        self._memory.rewards += last_rewards(self._trainer, 1)
+        self._memory.rewards.append(self._rewards.new())
         if state.global_step % self._config.every:
             return
+        if self._memory.partial:
+            self._begin_window()
+            return
         began = time.perf_counter()
-        decision = self._decide(state.global_step, kwargs["optimizer"])
+        decision, persistence = self._decide(state.global_step)
         self._act(decision, kwargs["optimizer"], kwargs["lr_scheduler"])
+        self._rewards.mark()
         self.costs.search_seconds += time.perf_counter() - began
-        self._record(decision, state.global_step, kwargs["optimizer"])
+        self._record(decision, persistence, state.global_step, kwargs["optimizer"])
 
-    def _decide(self, step: int, optimizer: Any) -> Decision:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the memory into the checkpoint that the trainer has just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not args.should_save or not folder.is_dir():
+            return
+        rest = {
+            "controller": self._controller.state(),
+            "latest_reward": self._rewards.latest,
+            "costs": asdict(self.costs),
+            "decisions": self.decisions,
+        }
+        callback_state.write(folder, self._memory, rest)
+
+    def _resume(self, args: TrainingArguments, step: int, optimizer: Any, scheduler: Any) -> None:
+        folder = callback_state.resumed_from(Path(args.output_dir), step)
+        found = callback_state.read(folder, self._memory.start)
+        every = self._config.every
+        if found is None or found[1]["controller"]["config"]["every"] != every:
+            why = (
+                "holds no state of LeapCallback"
+                if found is None
+                else "was saved with windows of another length"
+            )
+            log.warning("%s %s: leaps begin anew with the next full window", folder, why)
+            self._memory.partial = step % every != 0
+            return
+        self._memory, rest = found
+        self._controller.restore(rest["controller"])
+        self._rewards.latest = rest["latest_reward"]
+        self.costs, self.decisions = Costs(**rest["costs"]), list(rest["decisions"])
+        self._rollouts.completions = self.costs.search_completions
+        if not (folder / "scheduler.pt").is_file() and self._memory.factor != 1.0:
+            # A checkpoint of the model alone: the trainer has just begun its schedule at the configured rate.
+            set_rate_factor(optimizer, scheduler, self._memory.factor)
+
+    def _decide(self, step: int) -> tuple[Decision, float | None]:
         memory = self._memory
         end = self._adapter.read()
         moved = self._adapter.displacement(memory.start, end)
         persistence = None if memory.previous is None else cosine(moved, memory.previous)
         memory.previous = moved
-        rate = float(optimizer.param_groups[0]["lr"])
-        window = Window(step, persistence, tuple(memory.rewards), rate, step * self._per_step())
-        rows = [self._rows[(memory.offset + i) % len(self._rows)] for i in range(self._prompts)]
-
-        def score(alpha: float) -> Tensor:
-            self._adapter.write(along(memory.start, end, alpha))
-            try:
-                return self._rollouts.rewards(rows, self._seed + step)
-            finally:
-                self._adapter.write(end)
-
-        decision = self._controller.step(window, score)
+        window = Window(step, persistence, tuple(memory.rewards), memory.rate, step * self._per_step())
+        decision = self._controller.step(window, self._scorer(end, self._seed + step))
         if decision.completions:
             memory.offset += self._prompts
-        return decision
+        return decision, persistence
+
+    def _scorer(self, end: State, seed: int) -> Callable[[float], Tensor]:
+        """Scores a leap from `end`, always on the same rows with the same random numbers, and puts `end` back."""
+        count = min(self._prompts, len(self._rows))
+        rows = [self._rows[(self._memory.offset + i) % len(self._rows)] for i in range(count)]
+        usual = math.nan
+
+        def score(alpha: float) -> Tensor:
+            nonlocal usual
+            self._adapter.write(along(self._memory.start, end, alpha))
+            try:
+                rewards = self._rollouts.rewards(rows, seed)
+            finally:
+                self._adapter.write(end)
+            length = self._rollouts.mean_length
+            if alpha == 0.0:
+                usual = length
+            elif alpha > 0.0 and length > self._longest * usual:
+                raise Refused(f"completions grow from {usual:.0f} to {length:.0f} tokens", len(rewards))
+            return rewards
+
+        return score
 
     def _per_step(self) -> int:
         """Fresh completions a step, over all processes; a buffered generation batch counts once."""
@@ -152,16 +222,21 @@ class LeapCallback(TrainerCallback):
             self._rollouts.drop_buffered()
         if self._adapt_lr and decision.rate_factor != 1.0:
             set_rate_factor(optimizer, scheduler, decision.rate_factor)
-        self._memory.start = self._adapter.read()
-        self._memory.rewards = []
+            self._memory.factor *= decision.rate_factor
+        self._begin_window()
 
-    def _record(self, decision: Decision, step: int, optimizer: Any) -> None:
+    def _begin_window(self) -> None:
+        memory = self._memory
+        memory.start, memory.rewards, memory.rate, memory.partial = self._adapter.read(), [], 0.0, False
+
+    def _record(self, decision: Decision, persistence: float | None, step: int, optimizer: Any) -> None:
         self.costs.search_completions = self._rollouts.completions
         rate = float(optimizer.param_groups[0]["lr"])
         entry = {
             "step": step,
             "alpha": decision.alpha,
             "learning_rate": rate,
+            "persistence": persistence,
             "excess": decision.excess,
             "reason": decision.reason,
             "scores": {f"{a:g}": s for a, s in decision.scores.items()},
@@ -172,43 +247,20 @@ class LeapCallback(TrainerCallback):
         metrics["leap/alpha"].append(decision.alpha)
         metrics["leap/lr"].append(rate)
         metrics["leap/cost_completions"].append(float(self.costs.search_completions))
+        if persistence is not None:
+            metrics["leap/persistence"].append(persistence)
         if decision.excess is not None:
             metrics["leap/excess_persistence"].append(decision.excess)
         if self._trainer.args.should_save:
-            path = Path(self._trainer.args.output_dir) / "nextrl_decisions.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with (Path(self._trainer.args.output_dir) / DECISIONS).open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    def _validation_rows(self) -> Sequence[Row]:
-        given = (
-            self._validation if self._validation is not None else getattr(self._trainer, "eval_dataset", None)
-        )
-        rows: Sequence[Row] = given if given is not None else _hold_back(self._trainer, self._prompts)
-        if len(rows) < 2:
-            raise InputError(f"validation has {len(rows)} rows: give at least 2, better {4 * self._prompts}")
-        return rows
 
-
-def _hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
-    """Rows that the trainer will not train on: the last of its dataset, taken out of the sampler's range.
-
-    Raises:
-        InputError: the dataset is a stream, or too small to give any away.
-    """
-    dataset, loader = trainer.train_dataset, trainer.callback_handler.train_dataloader
-    batches: Any = getattr(loader, "batch_sampler", None)
-    sampler: Any = getattr(batches, "sampler", getattr(loader, "sampler", None))
-    if not hasattr(dataset, "__len__") or not hasattr(sampler, "num_samples"):
-        raise InputError(
-            "the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows"
-        )
-    held = min(8 * prompts, len(dataset) // 10)
-    if held < 2:
-        raise InputError(f"the training dataset has {len(dataset)} rows: give LeapCallback(validation=rows)")
-    sampler.num_samples = len(dataset) - held
-    log.info("held back the last %d of %d training rows to validate leaps", held, len(dataset))
-    return [dataset[i] for i in range(len(dataset) - held, len(dataset))]
+def _beta1(optimizer: Any) -> float:
+    """Memory of the optimizer's first moment: Adam's beta1, SGD's momentum, 0 where there is none."""
+    group = getattr(optimizer, "optimizer", optimizer).param_groups[0]
+    betas = group.get("betas")
+    return float(betas[0] if betas else group.get("momentum", 0.0))
 
 
 def _calling_trainer(callback: TrainerCallback) -> Any:

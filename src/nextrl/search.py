@@ -18,26 +18,59 @@ Score = Callable[[float], Tensor]
 """alpha -> rewards (n,) float64 on the shared prompts; entry i is always the same prompt."""
 
 
+class Refused(Exception):
+    """Raised by a score function for a candidate that must not be taken whatever its reward is.
+
+    Attributes:
+        reason: one clause for logs.
+        completions: completions that finding out cost.
+    """
+
+    def __init__(self, reason: str, completions: int) -> None:
+        super().__init__(reason)
+        self.reason, self.completions = reason, completions
+
+
 @dataclass
 class Scores:
     """Rewards by candidate on the same prompts.
 
     Attributes:
         rewards: alpha -> (n,) float64; alpha 0 (stay put) is always among them once a search began.
+        refused: alpha -> why the score function would not have it; such a candidate loses to every other.
+        wasted: completions spent on refused candidates.
     """
 
     rewards: dict[float, Tensor] = field(default_factory=dict)
+    refused: dict[float, str] = field(default_factory=dict)
+    wasted: int = 0
+
+    def __len__(self) -> int:
+        """Candidates looked at, refused ones included."""
+        return len(self.rewards) + len(self.refused)
+
+    def add(self, alpha: float, score: Score) -> None:
+        """Score one more candidate."""
+        try:
+            self.rewards[alpha] = score(alpha)
+        except Refused as refusal:
+            self.refused[alpha] = refusal.reason
+            self.wasted += refusal.completions
 
     def mean(self, alpha: float) -> float:
         """Mean reward of a candidate."""
         return float(self.rewards[alpha].mean())
 
     def gain(self, alpha: float, over: float = 0.0) -> float:
-        """Mean paired difference of a candidate over another (default: staying put)."""
+        """Mean paired difference of a candidate over another (default: staying put); -inf if refused."""
+        if alpha in self.refused:
+            return -math.inf
         return float((self.rewards[alpha] - self.rewards[over]).mean())
 
     def error(self, alpha: float, over: float = 0.0) -> float:
         """Standard error of `gain`: deviation of the paired differences over sqrt(n)."""
+        if alpha in self.refused:
+            return 0.0
         difference = self.rewards[alpha] - self.rewards[over]
         return float(difference.std(unbiased=True)) / math.sqrt(len(difference))
 
@@ -56,7 +89,7 @@ class Scores:
 
     def completions(self) -> int:
         """Completions that the scores cost."""
-        return sum(len(r) for r in self.rewards.values())
+        return sum(len(r) for r in self.rewards.values()) + self.wasted
 
     def means(self) -> dict[float, float]:
         """alpha -> mean reward, for logs."""
@@ -65,4 +98,7 @@ class Scores:
 
 def grid_search(score: Score, candidates: Iterable[float]) -> Scores:
     """Score alpha 0 and every candidate."""
-    return Scores({a: score(a) for a in dict.fromkeys((0.0, *candidates))})
+    scores = Scores()
+    for alpha in dict.fromkeys((0.0, *candidates)):
+        scores.add(alpha, score)
+    return scores

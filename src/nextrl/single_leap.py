@@ -97,7 +97,14 @@ class SingleLeap(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leap when the run reaches `at`."""
+        """Have the trainer save when the run reaches `at`: a leap starts at a checkpoint."""
+        if state.global_step == self._at and self.record is None:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leap once the checkpoint of step `at` is there; it holds the run as it was before."""
         if state.global_step == self._at and self.record is None:
             self._leap(kwargs["model"])
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 import typer
 
 from nextrl.errors import InputError
 
-# Verb -> one line; the module of the same name in this package holds the function. Imported only when called, so
-# that `nextrl --help` answers at once.
-VERBS = (
-    "demo",
-    "inspect",
-    "analyze",
-    "backtest",
-    "advise",
-    "leap",
-    "eval",
-    "report",
-)
+# Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function and is imported
+# only when its verb is called: what the overview needs must not wait for torch.
+VERBS = {
+    "demo": "Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.",
+    "inspect": "List the layout, steps, modules, ranks, dtype and size of a run, and each problem with what to do.",
+    "analyze": "Rank-1 and rank-k dominance, turning of directions, straightness, persistence, drift against noise.",
+    "backtest": "Score every extrapolator on the run's own later checkpoints and recommend one, or none.",
+    "advise": "Say what to do with a run now: leap, raise or lower the learning rate, average, or go on.",
+    "leap": "Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.",
+    "eval": "Sampled and greedy accuracy with its standard error.",
+    "report": "Write DIR/report.html anew from DIR/result.json; nothing is trained and nothing is fetched.",
+}
 
 _ABOUT = """Your RLVR run's LoRA checkpoints say where it is going.
 
@@ -29,9 +31,12 @@ nextrl tests, on the run's own past and on held-out prompts, whether leaping ahe
 it does not; and feeds what it learned back into the learning rate, in one run, without a sweep.
 """
 
+# Some versions of typer carry their own click: what typer exports leads to the class of usage errors in either.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
-def build() -> typer.Typer:
-    """The app with every verb."""
+
+def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
+    """The app; of `verbs` the functions are imported, the others are there by name and summary only."""
     app = typer.Typer(
         help=_ABOUT, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
     )
@@ -46,18 +51,37 @@ def build() -> typer.Typer:
             typer.echo(nextrl.__version__)
             raise typer.Exit
 
-    for verb in VERBS:
-        module = importlib.import_module(f"nextrl.cli.{verb}")
-        app.command(name=verb)(getattr(module, "evaluate_command" if verb == "eval" else verb))
+    for verb, summary in VERBS.items():
+        app.command(name=verb, short_help=summary)(_function(verb) if verb in verbs else _placeholder)
     return app
 
 
+def _function(verb: str) -> Callable[..., None]:
+    module = importlib.import_module(f"nextrl.cli.{verb}")
+    function: Callable[..., None] = getattr(module, "evaluate_command" if verb == "eval" else verb)
+    return function
+
+
+def _placeholder() -> None:
+    raise AssertionError("main() builds the verb that is called")
+
+
 def main() -> None:
-    """Entry point: InputError is one line on stderr and exit code 2; other exceptions keep their traceback."""
+    """Entry point: bad input is one line on stderr and exit code 2; other exceptions keep their traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    arguments = sys.argv[1:] or ["--help"]
+    called = next((a for a in arguments if not a.startswith("-")), "")
     try:
-        build()()
+        # Without click's standalone mode its usage errors come here too, instead of a box of several lines.
+        code = build([called])(arguments, standalone_mode=False)
     except InputError as error:
-        sys.stderr.write(f"nextrl: {error}\n")
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except _UsageError as error:
+        _refuse(f"{error.format_message()} (see nextrl {called + ' ' if called in VERBS else ''}--help)")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.stderr.write(f"nextrl: {' '.join(message.split())}\n")
+    raise SystemExit(2) from None

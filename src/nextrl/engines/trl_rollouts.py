@@ -1,24 +1,34 @@
 """Rollouts on chosen prompts through a TRL trainer's own path: its generation, its reward functions, its weights.
 
 Scoring must see what training sees, so it goes through the trainer (Hugging Face generate or vLLM, chat template,
-tools), not around it. It leaves no trace: random state, metrics and logs are put back, and a vLLM engine is told
+tools), not around it. It leaves no trace: random states, metrics and logs are put back, and a vLLM engine is told
 that its weights are stale, both before and after, since TRL syncs it only when the step number changes.
+
+Candidates share their random numbers under Hugging Face generate. vLLM draws its own; the search then compares
+independent samples, and its standard errors, taken from the differences, say so by themselves.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nextrl.errors import InputError
 from nextrl.evaluate import inference, seeded
 
 Row = dict[str, Any]
 """One row of the trainer's dataset: `prompt` and whatever columns the reward functions need."""
+
+# What scoring writes into a trainer: metrics and completion logs, and what reward functions log themselves.
+_WRITTEN = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs")
 
 
 class TrainerRollouts:
@@ -26,11 +36,27 @@ class TrainerRollouts:
 
     Attributes:
         completions: completions generated so far, over all processes.
+        mean_length: mean completion length in tokens of the latest scoring, over all processes; NaN before any.
     """
 
     def __init__(self, trainer: Any) -> None:
+        """Check that the trainer can be asked for rollouts.
+
+        Raises:
+            InputError: it is no GRPO or RLOO trainer, or its rollouts need an environment.
+        """
+        if not all(hasattr(trainer, name) for name in ("_generate", "_calculate_rewards", "_metrics")):
+            raise InputError(
+                f"{type(trainer).__name__} generates no completions to score: LeapCallback needs TRL's "
+                "GRPOTrainer or RLOOTrainer"
+            )
+        if getattr(trainer, "environment_factories", None) is not None:
+            raise InputError(
+                "LeapCallback cannot score rollouts in environments yet: leave it out of this run"
+            )
         self._trainer = trainer
         self.completions = 0
+        self.mean_length = math.nan
 
     def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
         """Reward of one completion a row: (n,) float64, weighted over the trainer's reward functions.
@@ -43,8 +69,9 @@ class TrainerRollouts:
         self.mark_weights_changed()
         with _untouched(trainer), inference(trainer.model), seeded(seed):
             generated = trainer._generate(prompts)
-            ids, completions = generated[1], generated[3]
+            ids, completions = _ids_and_completions(generated)
             by_function = trainer._calculate_rewards(rows, prompts, completions, ids)
+            self.mean_length = float(trainer._metrics["eval"]["completions/mean_length"][-1])
         self.mark_weights_changed()
         weights = trainer.reward_weights.to(by_function.device).unsqueeze(0)
         rewards: Tensor = (by_function * weights).nansum(dim=1).double().cpu()
@@ -61,26 +88,56 @@ class TrainerRollouts:
         self._trainer._buffered_inputs = None
 
 
+def _ids_and_completions(generated: Sequence[Any]) -> tuple[Any, Any]:
+    """GRPO's `_generate` returns (prompt ids, ids, tool mask, completions, ...), RLOO's the same without the mask."""
+    return generated[1], generated[2] if len(generated) == 3 else generated[3]
+
+
 @contextmanager
 def _untouched(trainer: Any) -> Iterator[None]:
-    """The trainer's metrics, completion logs and token count as they were, afterwards."""
-    kept = {
-        name: copy.deepcopy(getattr(trainer, name))
-        for name in ("_metrics", "_logs")
-        if hasattr(trainer, name)
-    }
-    tokens = trainer.state.num_input_tokens_seen
+    """The trainer's metrics, logs, token count and the random states outside torch as they were, afterwards.
+
+    Inside, each prompt is one completion's: vLLM is handed every `num_generations_eval`-th prompt only, as a
+    trainer's batch repeats each prompt that often, and would answer other rows than those that are graded.
+    """
+    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in _WRITTEN if hasattr(trainer, name)}
+    tokens, generations = trainer.state.num_input_tokens_seen, getattr(trainer, "num_generations_eval", None)
+    states = random.getstate(), np.random.get_state()
+    trainer.num_generations_eval = 1
     try:
         yield
     finally:
         for name, value in kept.items():
             setattr(trainer, name, value)
         trainer.state.num_input_tokens_seen = tokens
+        trainer.num_generations_eval = generations
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
-def last_rewards(trainer: Any, count: int) -> list[float]:
-    """The last `count` mean training rewards that the trainer has measured and not yet logged."""
-    return [float(r) for r in trainer._metrics["train"]["reward"][-count:]]
+class RewardMeter:
+    """Reads the training rewards that a trainer has measured, each once."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._list: list[float] = []
+        self._read = 0
+        self.latest = math.nan
+
+    def new(self) -> float:
+        """Mean reward of what was sampled since the last call; the last one again where nothing was (a buffer)."""
+        values = self._trainer._metrics["train"].get("reward", [])
+        fresh = values[self._read :] if values is self._list else values
+        fresh = [float(v) for v in fresh if not math.isnan(v)]
+        if fresh:
+            self.latest = sum(fresh) / len(fresh)
+        self.mark()
+        return self.latest
+
+    def mark(self) -> None:
+        """Take what the trainer holds now as read (its lists are new objects after a log or a search)."""
+        self._list = self._trainer._metrics["train"].get("reward", [])
+        self._read = len(self._list)
 
 
 def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
@@ -91,7 +148,14 @@ def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: fl
         group["lr"] = group["lr"] * factor
         if "initial_lr" in group:
             group["initial_lr"] = group["initial_lr"] * factor
-    if scheduler is not None and hasattr(scheduler, "base_lrs"):
+    _scale_schedule(scheduler, optimizer, factor)
+
+
+def _scale_schedule(scheduler: Any, optimizer: torch.optim.Optimizer, factor: float) -> None:
+    # A SequentialLR or ChainedScheduler holds others, each with base rates of its own.
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _scale_schedule(inner, optimizer, factor)
+    if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
-        if hasattr(scheduler, "_last_lr"):
-            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    if hasattr(scheduler, "_last_lr"):
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

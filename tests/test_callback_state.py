@@ -1,0 +1,197 @@
+"""Stopped and resumed: the callback's memory lies in the trainer's checkpoint, and the run ends the same to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOTrainer, RLOOTrainer
+
+from nextrl import callback_state
+from nextrl.callback import LeapCallback
+from nextrl.callback_state import JSON, TENSORS, Memory
+from nextrl.controller import ControllerConfig
+from nextrl.errors import InputError
+from nextrl.lowrank import LowRank
+from trl_runs import VALIDATION, same, trainer, weights
+
+STEPS, EVERY, SAVE = 10, 3, 2
+
+
+def leaper(**options: Any) -> LeapCallback:
+    # Every window searches and takes the best, so that a lost memory cannot go unnoticed.
+    config = ControllerConfig(every=EVERY, screen=-1e9, level=-1e9)
+    return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 12, **options})
+
+
+def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
+    callback = options.pop("callback", None) or leaper()
+    built = trainer(
+        out,
+        [callback],
+        kind=kind,
+        **{
+            "max_steps": STEPS,
+            "save_strategy": "steps",
+            "save_steps": SAVE,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 2,
+            **options,
+        },
+    )
+    built.train(resume_from_checkpoint=resume)
+    return built, callback
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, LeapCallback]:
+    out = tmp_path_factory.mktemp("whole")
+    return (out, *run(out))
+
+
+def stopped_after(whole: Path, step: int, out: Path) -> Path:
+    """A copy of the run as a kill right after its checkpoint of that step would have left it."""
+    shutil.copytree(whole, out)
+    for folder in out.glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+    return out
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8])
+def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(
+    whole: tuple[Path, Any, LeapCallback], step: int, tmp_path: Path
+) -> None:
+    folder, unbroken, first = whole
+    assert any(d["alpha"] != 0 for d in first.decisions)
+    out = stopped_after(folder, step, tmp_path / "again")
+    resumed, second = run(out, resume=True)
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert second.decisions == first.decisions
+    assert second.costs.search_completions == first.costs.search_completions
+    lines = [json.loads(line) for line in (out / "nextrl_decisions.jsonl").read_text().splitlines()]
+    assert lines == first.decisions
+
+
+def test_a_checkpoint_elsewhere_can_be_resumed(whole: tuple[Path, Any, LeapCallback], tmp_path: Path) -> None:
+    folder, unbroken, first = whole
+    resumed, second = run(tmp_path / "elsewhere", resume=str(folder / "checkpoint-4"))
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert second.decisions == first.decisions
+
+
+def test_rloo_resumes_too(tmp_path: Path) -> None:
+    unbroken, _ = run(tmp_path / "run", RLOOTrainer, max_steps=6)
+    out = stopped_after(tmp_path / "run", 2, tmp_path / "again")
+    resumed, _ = run(out, RLOOTrainer, resume=True, max_steps=6)
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_without_its_state_a_run_goes_on_with_the_next_full_window(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    (out / "checkpoint-4" / JSON).unlink()
+    _, callback = run(out, resume=True)
+    assert "checkpoint-4 holds no state of LeapCallback" in caplog.text
+    assert [d["step"] for d in callback.decisions] == [9]
+
+
+def test_windows_of_another_length_begin_anew(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    other = LeapCallback(5, validation=VALIDATION, prompts=12)
+    run(out, resume=True, callback=other)
+    assert "another length" in caplog.text
+    assert [d["step"] for d in other.decisions] == [10]
+
+
+def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 6, "save_only_model": True, "lr_scheduler_type": "constant"}
+
+    class Thrice(LeapCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 1 and self._memory.factor == 1.0:
+                from nextrl.engines.trl_rollouts import set_rate_factor
+
+                set_rate_factor(kwargs["optimizer"], kwargs["lr_scheduler"], 3.0)
+                self._memory.factor = 3.0
+
+    built, _ = run(tmp_path / "run", callback=Thrice(100, validation=VALIDATION), **options)
+    assert built.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+    out = stopped_after(tmp_path / "run", 2, tmp_path / "again")
+    resumed, _ = run(out, resume=True, callback=LeapCallback(100, validation=VALIDATION), **options)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+
+
+def memory() -> Memory:
+    random = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(2, 3, generator=random), "b": torch.randn(4, 2, generator=random).bfloat16()}
+    previous = [LowRank(torch.randn(4, 2, generator=random), torch.randn(3, 2, generator=random))]
+    return Memory(start, previous, [0.5, float("nan")], 1e-4, 128, 3.0, False)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    kept = memory()
+    callback_state.write(tmp_path, kept, {"controller": {"x": 1}})
+    found = callback_state.read(tmp_path, kept.start)
+    assert found is not None
+    again, rest = found
+    assert same(again.start, kept.start)
+    assert again.start["b"].dtype == torch.bfloat16
+    assert again.previous is not None
+    assert kept.previous is not None
+    assert torch.equal(again.previous[0].left, kept.previous[0].left)
+    assert torch.equal(again.previous[0].right, kept.previous[0].right)
+    assert str((again.rewards, again.rate, again.offset, again.factor)) == str(
+        ([0.5, float("nan")], 1e-4, 128, 3.0)
+    )
+    assert rest["controller"] == {"x": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
+
+
+def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
+    assert callback_state.read(tmp_path, memory().start) is None
+    callback_state.write(tmp_path, Memory(memory().start), {})
+    found = callback_state.read(tmp_path, memory().start)
+    assert found is not None
+    assert found[0].previous is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / JSON).write_text("{"), "is damaged"),
+        (lambda f: (f / JSON).write_text("[]"), "is damaged"),
+        (lambda f: (f / JSON).write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda f: (f / TENSORS).unlink(), "is damaged"),
+        (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
+        (
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 1', '"version": 9')),
+            "update",
+        ),
+        (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
+    ],
+)
+def test_a_damaged_state_is_one_clear_error(damage: Any, message: str, tmp_path: Path) -> None:
+    callback_state.write(tmp_path, memory(), {})
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message):
+        callback_state.read(tmp_path, memory().start)
+
+
+def test_another_adapter_s_state_is_refused(tmp_path: Path) -> None:
+    callback_state.write(tmp_path, memory(), {})
+    with pytest.raises(InputError, match="another adapter"):
+        callback_state.read(tmp_path, {"a": torch.ones(2, 3)})
+
+
+def test_every_checkpoint_of_a_run_holds_a_state(whole: tuple[Path, Any, LeapCallback]) -> None:
+    for step in range(SAVE, STEPS + 1, SAVE):
+        assert (whole[0] / f"checkpoint-{step}" / JSON).is_file()

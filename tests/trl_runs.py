@@ -1,0 +1,105 @@
+"""Real TRL trainers on the tiny base, small enough that a step takes a tenth of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig
+
+from nextrl.controller import Decision
+from nextrl.engines.trl import LoraSettings, as_dataset, reward_function, with_adapter
+from nextrl.tasks import base, tiny
+
+TASK = base.get("chain")
+LORA = LoraSettings(r=4, alpha=8, target_modules=["q_proj", "down_proj"])
+VALIDATION = as_dataset(TASK.examples("validation")[:64])
+
+COMMON: dict[str, Any] = {
+    "max_steps": 4,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 32,
+    "num_generations": 4,
+    "max_completion_length": 6,
+    "beta": 0.0,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "seed": 0,
+    "dataloader_pin_memory": False,
+}
+
+
+def fresh_model(lora: LoraSettings = LORA) -> Any:
+    return with_adapter(tiny.load("chain")[0], lora, seed=0)
+
+
+def trainer(
+    out: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    model: Any = None,
+    rows: Any = None,
+    kind: type = GRPOTrainer,
+    rewards: Any = None,
+    optimizers: Any = (None, None),
+    eval_dataset: Any = None,
+    **options: Any,
+) -> Any:
+    """A trainer with TRL's own settings, `options` over `COMMON`."""
+    config = (GRPOConfig if kind is GRPOTrainer else RLOOConfig)(output_dir=str(out), **{**COMMON, **options})
+    built = kind(
+        model=model if model is not None else fresh_model(),
+        reward_funcs=rewards or reward_function(TASK),
+        args=config,
+        train_dataset=rows if rows is not None else as_dataset(TASK.examples("train")[:400]),
+        eval_dataset=eval_dataset,
+        processing_class=tiny.tokenizer(),
+        optimizers=optimizers,
+        callbacks=list(callbacks),
+    )
+    built.remove_callback(PrinterCallback)
+    return built
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def trainable(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+class Scripted:
+    """A controller that scores what it is told to and answers by a list, one (alpha, rate factor) a window."""
+
+    def __init__(self, answers: Sequence[tuple[float, float]], search: Sequence[float] = ()) -> None:
+        self.answers, self.search = list(answers), tuple(search)
+        self.windows: list[Any] = []
+        self.scores: list[dict[float, torch.Tensor]] = []
+
+    def step(self, window: Any, score: Any) -> Decision:
+        self.windows.append(window)
+        self.scores.append({a: score(a) for a in self.search})
+        alpha, factor = (
+            self.answers[len(self.windows) - 1] if len(self.windows) <= len(self.answers) else (0.0, 1.0)
+        )
+        spent = sum(len(s) for s in self.scores[-1].values())
+        return Decision(alpha, factor, "scripted", None, {}, spent)
+
+    def state(self) -> dict[str, Any]:
+        return {"config": {"every": 2}, "memory": len(self.windows)}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
