@@ -3,8 +3,8 @@
     python studies/auto/run.py --out studies/auto/raw            # about 25 minutes on two cores
     python studies/auto/table.py studies/auto/raw                # the tables of docs/auto.md
 
-Two tasks x three seeds. `auto` from 1e-5 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every arm
-goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms that are missing.
+Two tasks x three seeds. `auto` from 1e-5 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every
+arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms that are missing.
 """
 
 from __future__ import annotations

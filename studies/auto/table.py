@@ -34,7 +34,7 @@ def rate_of(name: str) -> float:
     """The learning rate in an arm's name, for sorting."""
     try:
         return float(name.split("-", 1)[1])
-    except ValueError:
+    except (ValueError, IndexError):  # a learning-rate-free optimizer has no rate
         return math.inf
 
 

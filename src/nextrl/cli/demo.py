@@ -69,7 +69,6 @@ def _watched(out: Path, what: job.Plan, *, visible: bool) -> dict[str, Any]:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    at = {arm.name: arm.start for arm in what.arms}
     started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
     at = dict(started)
     with Progress(*columns, console=err_console, disable=not (visible and err_console.is_terminal)) as bar:
@@ -91,34 +90,26 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def _share(value: float | None) -> str:
+    """An accuracy without the leading zero, `.883`; eleven columns have to fit."""
+    return _number(value, ".3f").removeprefix("0")
+
+
 def table(result: dict[str, Any]) -> Table:
-    """The demo's table, one row an arm."""
-    view = Table(
-        title=f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})"
-    )
-    view.add_column("arm")
-    for name in (
-        "at leap",
-        "+50",
-        "+100",
-        "final",
-        "± se",
-        "greedy",
-        "steps",
-        "completions",
-        "seconds",
-        "saved net",
-    ):
-        view.add_column(name, justify="right")
+    """The demo's table, one row an arm; it fits a terminal of 80 columns."""
+    title = f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})"
+    view = Table(title=title, box=None, padding=(0, 0, 0, 1), pad_edge=False)
+    view.add_column("arm", no_wrap=True)
+    for name in ("leap", "+50", "+100", "final", "greedy", "steps", "compl.", "s", "saved"):
+        view.add_column(name, justify="right", no_wrap=True)
     for name, arm in result["arms"].items():
         after, reach = result["after"][name], result["reach"][name]
         saved = result["saved"].get(name, {}).get("completions")
         view.add_row(
-            arm["label"],
-            *(_number(after[key], ".3f") for key in ("leap", "plus50", "plus100")),
-            f"{arm['accuracy'][-1]:.3f}",
-            f"{arm['se'][-1]:.3f}",
-            f"{arm['greedy'][-1]:.3f}",
+            name,
+            *(_share(after[key]) for key in ("leap", "plus50", "plus100")),
+            f"{_share(arm['accuracy'][-1])}±{_share(arm['se'][-1])}",
+            _share(arm["greedy"][-1]),
             *(
                 (str(reach["steps"]), str(reach["completions"]), f"{reach['seconds']:.0f}")
                 if reach
@@ -127,4 +118,8 @@ def table(result: dict[str, Any]) -> Table:
             _number(saved, ".0%"),
             style="bold" if arm["kind"] == "auto" else None,
         )
+    view.caption = (
+        "leap, +50, +100: accuracy at the single leaps' step and after; steps, compl., s: spent to reach the target, "
+        "search and fit included; saved: completions, net"
+    )
     return view
