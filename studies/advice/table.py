@@ -68,7 +68,9 @@ def main() -> None:
     print("|---|" + "---|" * len(CLASSES))
     for truth in CLASSES:
         print(f"| {truth} | " + " | ".join(str(counts[truth, a]) for a in CLASSES) + " |")
-    print(f"\n{right} of {total} right ({right / total:.0%}); always saying '{most}': {constant / total:.0%}.\n")
+    print(
+        f"\n{right} of {total} right ({right / total:.0%}); always saying '{most}': {constant / total:.0%}.\n"
+    )
     print("| task | rate | what paid | advice (one a seed) |")
     print("|---|---|---|---|")
     for task, rate in sorted({(d[0], d[1]) for d in details}):

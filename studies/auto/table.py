@@ -1,6 +1,6 @@
 """The tables of docs/auto.md from the records of studies/auto/run.py: means over seeds, with standard errors.
 
-    python studies/auto/table.py studies/auto/raw > studies/auto/tables.md
+python studies/auto/table.py studies/auto/raw > studies/auto/tables.md
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def print_task(folder: Path, task: str) -> None:
     if not arms:
         return
     print(f"\n### {task}\n")
-    print("| arm | seeds | " + " | ".join(f"step {s}" for s in STEPS) + " | searched | share of completions | s |")
+    print(
+        "| arm | seeds | "
+        + " | ".join(f"step {s}" for s in STEPS)
+        + " | searched | share of completions | s |"
+    )
     print("|---|---|" + "---|" * (len(STEPS) + 3))
     for name in sorted(arms, key=lambda n: (n.split("-")[0], rate_of(n))):
         runs = arms[name]
@@ -53,7 +57,9 @@ def print_task(folder: Path, task: str) -> None:
         share = searched / (200 * 128)
         seconds = sum(r["search_seconds"] / r["train_seconds"] for r in runs) / len(runs)
         print(
-            f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {searched:.0f} | {share:.1%} | {seconds:.1%} |"
+            f"| {name} | {len(runs)} | "
+            + " | ".join(cells)
+            + f" | {searched:.0f} | {share:.1%} | {seconds:.1%} |"
         )
 
 
