@@ -24,8 +24,8 @@ STEPS, EVERY, SAVE = 10, 3, 2
 
 def leaper(**options: Any) -> LeapCallback:
     # Every window searches and takes the best, so that a lost memory cannot go unnoticed.
-    config = ControllerConfig(every=EVERY, screen=-1e9, level=-1e9)
-    return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 12, **options})
+    config = ControllerConfig(every=EVERY, screen=-1e9, level=0.0, fall=0.0, fall_errors=0.0, share=1e9)
+    return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 32, **options})
 
 
 def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
@@ -38,6 +38,7 @@ def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any)
             "max_steps": STEPS,
             "save_strategy": "steps",
             "save_steps": SAVE,
+            "learning_rate": 3e-2,
             "lr_scheduler_type": "linear",
             "warmup_steps": 2,
             **options,
@@ -105,14 +106,19 @@ def test_windows_of_another_length_begin_anew(
     whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = stopped_after(whole[0], 4, tmp_path / "again")
-    other = LeapCallback(5, validation=VALIDATION, prompts=12)
+    other = LeapCallback(5, validation=VALIDATION, prompts=32)
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
     assert [d["step"] for d in other.decisions] == [10]
 
 
 def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_steps": 6, "save_only_model": True, "lr_scheduler_type": "constant"}
+    options: dict[str, Any] = {
+        "max_steps": 6,
+        "save_only_model": True,
+        "lr_scheduler_type": "constant",
+        "learning_rate": 2e-4,
+    }
 
     class Thrice(LeapCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

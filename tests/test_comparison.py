@@ -77,7 +77,8 @@ def test_costs_keep_fit_and_search_apart() -> None:
 def test_leaps_say_which_were_accepted() -> None:
     single = record("next", [0.5], [100], leap={"alpha": 0.0, "step": 100})
     assert comparison.leaps(single) == [{"alpha": 0.0, "step": 100, "learning_rate": 1e-4, "accepted": False}]
-    auto = record("auto", [0.5], [0], decisions=[{"alpha": 8.0}, {"alpha": 0.0}, {"alpha": -1.0}])
+    tried = [(8.0, {"0": 0.5}), (0.0, {"0": 0.5}), (0.0, {}), (-1.0, {"0": 0.1})]
+    auto = record("auto", [0.5], [0], decisions=[{"alpha": a, "scores": s} for a, s in tried])
     assert [entry["accepted"] for entry in comparison.leaps(auto)] == [True, False, True]
     assert comparison.leaps(PLAIN) == []
 

@@ -33,8 +33,9 @@ class LiveAdapter:
         Raises:
             InputError: the model has no active LoRA adapter, or more than one.
         """
-        active = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", None)
-        names = [active] if isinstance(active, str) else list(active() if callable(active) else active or [])
+        # A plain transformers model has these attributes too, as methods that raise where no adapter is loaded.
+        active = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
+        names = [active] if isinstance(active, str) else [] if callable(active) else list(active or [])
         if len(names) != 1:
             raise InputError(
                 f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
@@ -90,7 +91,8 @@ class LiveAdapter:
             a0, a1, b0, b1 = (t.float() for t in (start[key_a], stop[key_a], start[key_b], stop[key_b]))
             # s (B1 A1 - B0 A0), written without the cancellation of two nearly equal products.
             left = torch.cat([(b1 - b0) * scale, b0 * scale], -1)
-            deltas.append(LowRank(left, torch.cat([a1, a1 - a0], 0).mT))
+            # Contiguous, as a file gives it back: another layout would round the cosine otherwise after a resume.
+            deltas.append(LowRank(left.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
         return deltas
 
 

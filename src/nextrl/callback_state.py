@@ -101,14 +101,14 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
 def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
     device = next(iter(like.values())).device
     start = {
-        name.removeprefix("start/"): tensor.to(device)
+        name.removeprefix("start/"): tensor.to(device, copy=True)
         for name, tensor in tensors.items()
         if name.startswith("start/")
     }
     previous = None
     if window["previous"] is not None:
         previous = [
-            LowRank(tensors[f"previous/{i}/left"].to(device), tensors[f"previous/{i}/right"].to(device))
+            LowRank(*(tensors[f"previous/{i}/{side}"].to(device, copy=True) for side in ("left", "right")))
             for i in range(window["previous"])
         ]
     return Memory(

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
+import nextrl
 from nextrl.errors import InputError
 
 # Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function and is imported
@@ -42,18 +43,28 @@ def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
     )
 
     @app.callback()
-    def version_option(
-        version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    def options(
+        version: bool = typer.Option(
+            False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ) -> None:
-        if version:
-            import nextrl
-
-            typer.echo(nextrl.__version__)
-            raise typer.Exit
+        del version  # eager: its callback has printed and left before a verb is asked for
 
     for verb, summary in VERBS.items():
         app.command(name=verb, short_help=summary)(_function(verb) if verb in verbs else _placeholder)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(nextrl.__version__)
+        raise typer.Exit
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(nextrl.__version__)
+        raise typer.Exit
 
 
 def _function(verb: str) -> Callable[..., None]:

@@ -30,12 +30,12 @@ def evaluate_command(
     Example: nextrl eval tiny --adapter demo-out/arms/plain/checkpoint-200 --task chain
     """
     chosen = base.get(task)
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise InputError(
+            f"{adapter} holds no PEFT adapter (adapter_config.json is missing): name an adapter folder"
+        )
     loaded, tokenizer = _load(model, task)
     if adapter is not None:
-        if not (adapter / "adapter_config.json").is_file():
-            raise InputError(
-                f"{adapter} holds no PEFT adapter (adapter_config.json is missing): name an adapter folder"
-            )
         loaded = PeftModel.from_pretrained(loaded, str(adapter))
     result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)
     if json_output:

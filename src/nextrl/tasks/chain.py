@@ -68,7 +68,7 @@ class ChainTask:
     max_completion_length: int = 6
 
     def examples(self, split: Split) -> list[Example]:
-        """Examples of a split in a fixed shuffled order (51,967 train, about 6,400 validation and test)."""
+        """Examples of a split in a fixed shuffled order (51,977 train, about 6,400 validation and test)."""
         return list(_all_examples()[split])
 
     def reward(self, completion: str, answer: str) -> float:

@@ -1,0 +1,116 @@
+"""`nextrl` itself: help of every verb, and bad input that is one line on stderr, exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nextrl
+from nextrl import cli
+from nextrl.errors import InputError
+
+
+def call(
+    *arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["nextrl", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def nextrl_call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    return lambda *arguments: call(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def test_the_overview_names_every_verb_with_its_summary(nextrl_call) -> None:
+    code, out, _ = nextrl_call("--help")
+    assert code == 0
+    for verb, summary in cli.VERBS.items():
+        assert verb in out
+        assert summary.split()[0] in out
+    assert nextrl_call()[1] == out
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_explains_itself_with_an_example(nextrl_call, verb: str) -> None:
+    code, out, _ = nextrl_call(verb, "--help")
+    assert code == 0
+    assert f"Example: nextrl {verb}" in " ".join(out.split())
+    assert "--json" in out
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_the_overview_s_line_is_the_verb_s_own(verb: str) -> None:
+    module = importlib.import_module(f"nextrl.cli.{verb}")
+    function = getattr(module, "evaluate_command" if verb == "eval" else verb)
+    assert (function.__doc__ or "").splitlines()[0] == cli.VERBS[verb]
+
+
+def test_version(nextrl_call) -> None:
+    assert nextrl_call("--version")[:2] == (0, nextrl.__version__ + "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fly",),
+        ("--colour",),
+        ("demo", "--seed", "-1"),
+        ("demo", "--seed", "many"),
+        ("demo", "--steps"),
+        ("demo", "extra"),
+        ("inspect",),
+        ("inspect", "no-such-folder"),
+        ("eval", "tiny", "--task", "chess"),
+        ("eval", "tiny", "--prompts", "1"),
+        ("eval", "no-such-model"),
+        ("eval", "tiny", "--adapter", "no-such-adapter"),
+        ("report", "no-such-folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    nextrl_call, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = nextrl_call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("nextrl: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_over_several_lines_becomes_one(nextrl_call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: object) -> None:
+        raise InputError("first\n  second")
+
+    monkeypatch.setattr("nextrl.cli.report.read_result", broken)
+    assert nextrl_call("report", "x")[2] == "nextrl: first second\n"
+
+
+def test_a_bug_keeps_its_traceback(nextrl_call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("nextrl.cli.report.read_result", broken)
+    monkeypatch.setattr(sys, "argv", ["nextrl", "report", "x"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_the_overview_does_not_wait_for_the_trainer() -> None:
+    code = (
+        "import sys; sys.argv = ['nextrl', '--help']\n"
+        "from nextrl.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit('trl' in sys.modules or 'transformers.trainer' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
