@@ -38,7 +38,7 @@ def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any)
             "max_steps": STEPS,
             "save_strategy": "steps",
             "save_steps": SAVE,
-            "learning_rate": 3e-2,
+            "learning_rate": 5e-2,
             "lr_scheduler_type": "linear",
             "warmup_steps": 2,
             **options,

@@ -7,15 +7,19 @@ that is finished on disk is not run again, so a stopped demo goes on where it wa
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
 
 from nextrl.atomic import write_json
 from nextrl.engines.trl import OptimizerName, TrainSettings
@@ -178,9 +182,7 @@ def _start_worker(queue: Any) -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TQDM_DISABLE"] = "1"
-    import logging
-    import warnings
-
+    disable_progress_bar()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     one_thread()
