@@ -37,7 +37,9 @@ def demo(
     what = job.plan(seed, quick)
     job.claim(out, what)
     # A job started in the background inherits an ignored SIGINT; Ctrl-C must stop this one all the same.
+    # SIGTERM stops it the same way, or its workers would outlive it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = _watched(out, what, visible=not json_output)
     except KeyboardInterrupt:
