@@ -63,6 +63,12 @@ def _evaluations(last: int, first: int = 0) -> tuple[int, ...]:
     return tuple(sorted({*steps, last}))
 
 
+def _leap_settings(method: str, horizon: int) -> LeapSettings:
+    """A rival's leap; NExt as published keeps the paper's own range of alpha."""
+    alphas = PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS
+    return LeapSettings(method=method, horizon=horizon, alphas=alphas)
+
+
 def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) -> Plan:
     """The arms of the demo; `quick` has fewer and shorter ones."""
     total, control_steps, leap_at, on = (160, 80, 80, 40) if quick else (400, 200, 200, 100)
@@ -102,14 +108,8 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
             f"{method}, one leap at {leap_at}",
             train(end),
             start=leap_at,
-            eval_at=tuple(
-                sorted({leap_at + 20, leap_at + 50, end} - {s for s in (leap_at + 50,) if s > end})
-            ),
-            leap=LeapSettings(
-                method=method,
-                horizon=20 if quick else 50,
-                alphas=PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS,
-            ),
+            eval_at=tuple(sorted({leap_at + s for s in (20, 50, on) if s <= on})),
+            leap=_leap_settings(method, 20 if quick else 50),
         )
         for method in methods
     ]

@@ -5,31 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import Coefficients, CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Coefficients, register
 from nextrl.extrapolators.gram import slope_weights, step_numbers
-from nextrl.extrapolators.relex import principal
+from nextrl.extrapolators.relex import Relex, principal
 from nextrl.trajectory import Trajectory
 
 
 @register
 @dataclass(frozen=True)
-class RelexPinned:
+class RelexPinned(Relex):
     """`W_T + a h slope v`, v and slope as in `relex`."""
 
     name: ClassVar[str] = "relex-pinned"
     reference: ClassVar[str] = "RELEX, arXiv 2605.21468, from W_T instead of its projection"
     summary: ClassVar[str] = "relex's step, taken from where the run is"
-    averages: ClassVar[bool] = False
-
-    def min_checkpoints(self, horizon: int, spacing: int) -> int:
-        """The start and two more, for a line with an intercept."""
-        return 3
-
-    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One eigenvector and one slope a module."""
-        require(self, traj, horizon)
-        rules = {module: self._rule(traj, module, horizon) for module in traj.modules}
-        return CombinationOfCheckpoints(traj, by_module=rules)
 
     def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
         v, c = principal(traj.gram(module))
