@@ -18,12 +18,13 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl import models
 from nextrl.atomic import write_bytes
 from nextrl.callback import LeapCallback
 from nextrl.engines.trl import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
 from nextrl.evaluate import Accuracy, evaluate
 from nextrl.single_leap import SingleLeap
-from nextrl.tasks import base, tiny
+from nextrl.tasks import base
 
 Kind = Literal["plain", "control", "leap", "auto"]
 Progress = Callable[[str, int], None]
@@ -45,6 +46,7 @@ class ArmSettings(BaseModel):
     """One arm of a comparison.
 
     Attributes:
+        model: a name or folder for `models.load`.
         start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
         merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer (restart control).
         leap: leap once at `start`.
@@ -59,6 +61,7 @@ class ArmSettings(BaseModel):
     kind: Kind
     label: str
     task: str = "chain"
+    model: str = "tiny"
     train: TrainSettings
     lora: LoraSettings = LoraSettings()
     start: int = Field(0, ge=0)
@@ -155,7 +158,7 @@ class _evaluation_weights:
 
 def _model(arm: ArmSettings, plain: Path) -> tuple[Any, Any]:
     """The arm's PEFT model and its tokenizer."""
-    base_model, tokenizer = tiny.load(arm.task)
+    base_model, tokenizer = models.load(arm.model, arm.task)
     if not arm.merge:
         return with_adapter(base_model, arm.lora, arm.train.seed), tokenizer
     merged = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}")).merge_and_unload()
@@ -264,7 +267,7 @@ def temperature_control(
     done = folder / "record.json"
     if done.is_file():
         return ArmRecord.model_validate_json(done.read_text())
-    base_model, tokenizer = tiny.load(arm.task)
+    base_model, tokenizer = models.load(arm.model, arm.task)
     model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"))
     task = base.get(arm.task)
     validation = task.examples("validation")[:128]

@@ -55,12 +55,6 @@ def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
     return app
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(nextrl.__version__)
-        raise typer.Exit
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(nextrl.__version__)
