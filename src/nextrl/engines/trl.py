@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 
+from nextrl.engines import algorithms
 from nextrl.tasks.base import Example, Task
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
@@ -37,10 +37,15 @@ class LoraSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """One RLVR run. `learning_rate` is constant; a step is one optimizer step on fresh rollouts."""
+    """One RLVR run. `learning_rate` is constant; a step is one optimizer step on rollouts that no other step uses.
+
+    Attributes:
+        algorithm: a name of `algorithms.names()`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
+    algorithm: str = "grpo"
     steps: int = Field(400, ge=1)
     save_every: int = Field(10, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
@@ -50,6 +55,11 @@ class TrainSettings(BaseModel):
     temperature: float = Field(1.0, gt=0)
     optimizer: OptimizerName = "adamw"
     seed: int = 0
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return algorithms.get(name).name
 
     @property
     def completions_per_step(self) -> int:
@@ -110,8 +120,8 @@ def build_trainer(
     *,
     save: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
-    """A `GRPOTrainer` on the task's training prompts, ready for `train()`.
+) -> Any:
+    """The algorithm's TRL trainer (GRPOTrainer or RLOOTrainer) on the task's training prompts, ready for `train()`.
 
     Args:
         model: a PEFT model (`with_adapter`).
@@ -121,7 +131,8 @@ def build_trainer(
     # The hub is never asked for anything: a model card or a version check would be a network call in a loop.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     on_cpu = not torch.cuda.is_available()
-    config = GRPOConfig(
+    algorithm = algorithms.get(settings.algorithm)
+    config = algorithm.config(
         output_dir=str(output_dir),
         max_steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -131,8 +142,7 @@ def build_trainer(
         num_generations=settings.completions_per_prompt,
         max_completion_length=settings.max_completion_length or task.max_completion_length,
         temperature=settings.temperature,
-        beta=0.0,
-        loss_type="grpo",
+        **algorithm.options,
         bf16=not on_cpu,
         gradient_checkpointing=False,
         use_cpu=on_cpu,
@@ -146,7 +156,7 @@ def build_trainer(
         dataloader_pin_memory=not on_cpu,
     )
     optimizer = _optimizer(settings.optimizer, model, settings.learning_rate)
-    trainer = GRPOTrainer(
+    trainer = algorithm.trainer(
         model=model,
         reward_funcs=reward_function(task),
         args=config,
