@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     ends, decisions = [], []
     for name in ("one", "two"):
         callback = leaper(config=ControllerConfig(level=0.0))
-        run = trainer(tmp_path / name, [callback], max_steps=6, learning_rate=5e-2)
+        run = trainer(tmp_path / name, [callback], max_steps=6)
         run.train()
         ends.append(weights(run.model))
         decisions.append(callback.decisions)
@@ -412,9 +412,9 @@ def test_candidates_share_prompts_and_random_numbers(tmp_path: Path, monkeypatch
     seen = []
 
     class Twice(Scripted):
-        def step(self, window: Any, score: Any) -> Any:
-            seen.append((score(0.0), score(2.0), score(0.0)))
-            return super().step(window, score)
+        def step(self, window: Any, score: Any, diverge: Any) -> Any:
+            seen.append((score(0.0, 0, 64), score(2.0, 0, 64), score(0.0, 0, 64)))
+            return super().step(window, score, diverge)
 
     monkeypatch.setattr(module, "Controller", lambda config: Twice([]))
     trainer(tmp_path, [leaper(prompts=64)], max_steps=2, learning_rate=2e-2).train()

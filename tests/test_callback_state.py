@@ -24,7 +24,9 @@ STEPS, EVERY, SAVE = 10, 3, 2
 
 def leaper(**options: Any) -> LeapCallback:
     # Every window searches and takes the best, so that a lost memory cannot go unnoticed.
-    config = ControllerConfig(every=EVERY, screen=-1e9, level=0.0, fall=0.0, fall_errors=0.0, share=1e9)
+    config = ControllerConfig(
+        every=EVERY, screen=-1e9, oscillates=-1e9, level=0.0, patience=1, fall=0.0, fall_errors=0.0, share=1e9
+    )
     return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 32, **options})
 
 
@@ -38,7 +40,7 @@ def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any)
             "max_steps": STEPS,
             "save_strategy": "steps",
             "save_steps": SAVE,
-            "learning_rate": 5e-2,
+            "learning_rate": 2e-4,
             "lr_scheduler_type": "linear",
             "warmup_steps": 2,
             **options,

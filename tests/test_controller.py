@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextrl.controller import Controller, ControllerConfig, Decision, Window, rate_factor
+from nextrl.controller import Controller, ControllerConfig, Decision, Window
 from nextrl.errors import InputError
 
 TUNED = 0.01
 PROMPTS = 64
+# A window of 10 steps at the tuned rate moves each of the parameters by about .07: .02 nats then.
+NATS = 4.0
 
 
 def quadratic(x: Tensor) -> float:
@@ -25,7 +27,10 @@ def quadratic(x: Tensor) -> float:
 
 @dataclass
 class Run:
-    """Adam on `reward` with gradient noise of the gradient's own size, steered by a controller."""
+    """Adam on `reward` with gradient noise of the gradient's own size, steered by a controller.
+
+    The policy's divergence is the squared distance in parameters.
+    """
 
     rate: float
     seed: int = 0
@@ -40,12 +45,12 @@ class Run:
         self.adam = torch.optim.Adam([self.x], lr=self.rate)
         self.previous: Tensor | None = None
 
-    def _score(self, start: Tensor, end: Tensor) -> Callable[[float], Tensor]:
+    def _score(self, start: Tensor, end: Tensor) -> Callable[[float, int, int], Tensor]:
         hard = 0.3 * torch.randn(PROMPTS, generator=self.random, dtype=torch.float64)
 
-        def score(alpha: float) -> Tensor:
-            noise = 0.08 * torch.randn(PROMPTS, generator=self.random, dtype=torch.float64)
-            return self.reward(end + alpha * (end - start)) + hard + noise
+        def score(alpha: float, first: int, last: int) -> Tensor:
+            noise = 0.08 * torch.randn(last - first, generator=self.random, dtype=torch.float64)
+            return self.reward(end + alpha * (end - start)) + hard[first:last] + noise
 
         return score
 
@@ -65,8 +70,11 @@ class Run:
             self.previous = moved
             trained = (begin + every) * 128 if self.budget else None
             rate = self.adam.param_groups[0]["lr"]
+            size = NATS * float(moved.square().mean())
             decision = self.controller.step(
-                Window(begin + every, cos, tuple(rewards), rate, trained), self._score(start, end)
+                Window(begin + every, cos, tuple(rewards), rate, trained),
+                self._score(start, end),
+                lambda alpha, size=size: size * alpha**2,
             )
             with torch.no_grad():
                 self.x.copy_(end + decision.alpha * moved)
@@ -81,14 +89,18 @@ class Run:
 
 def plain(rate: float, steps: int, seed: int = 0) -> float:
     """What an unsteered run reaches."""
-    still = Controller(ControllerConfig(level=math.inf, screen=2.0, fall=math.inf))
-    run = Run(rate, seed, controller=still).train(steps)
+    still = Controller(
+        ControllerConfig(
+            screen=2.0, oscillates=-9.0, target=1e9, far=1e9, patience=1, fall=math.inf, share=0.0, advance=0
+        )
+    )
+    run = Run(rate, seed, budget=True, controller=still).train(steps)
     assert run.ends_at == rate
     return quadratic(run.x.detach())
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("too_low", [5, 20, 100])
+@pytest.mark.parametrize("too_low", [5, 20, 100, 2000])
 def test_a_too_low_rate_climbs_to_near_the_right_one(too_low: int, seed: int) -> None:
     run = Run(TUNED / too_low, seed).train(200)
     assert TUNED / 8 < run.ends_at < TUNED * 8
@@ -105,15 +117,29 @@ def test_a_tuned_rate_is_left_alone(seed: int) -> None:
     assert sum(d.completions > 0 for d in run.decisions[10:]) <= 4
 
 
-def curve(by_alpha: Callable[[float], float], noise: float = 0.0, seed: int = 0) -> Callable[[float], Tensor]:
+@pytest.mark.parametrize("seed", range(3))
+def test_without_validation_the_divergence_alone_finds_the_rate_and_spends_nothing(seed: int) -> None:
+    run = Run(TUNED / 100, seed, controller=Controller(ControllerConfig(validate=False))).train(200)
+    assert TUNED / 8 < run.ends_at < TUNED * 8
+    assert all(d.completions == 0 and d.alpha == 0.0 for d in run.decisions)
+
+
+def curve(
+    by_alpha: Callable[[float], float], noise: float = 0.0, seed: int = 0
+) -> Callable[[float, int, int], Tensor]:
     """Scores whose mean is a function of alpha."""
     random = torch.Generator().manual_seed(seed)
 
-    def score(alpha: float) -> Tensor:
-        draws = noise * torch.randn(PROMPTS, generator=random, dtype=torch.float64)
-        return by_alpha(alpha) + 0.1 * torch.arange(PROMPTS, dtype=torch.float64).sin() + draws
+    def score(alpha: float, start: int, stop: int) -> Tensor:
+        draws = noise * torch.randn(stop - start, generator=random, dtype=torch.float64)
+        return by_alpha(alpha) + 0.1 * torch.arange(start, stop, dtype=torch.float64).sin() + draws
 
     return score
+
+
+def moving(size: float) -> Callable[[float], float]:
+    """A window that moved the policy by `size`, and whose direction goes on as it began."""
+    return lambda alpha: size * alpha**2
 
 
 def window(
@@ -126,32 +152,45 @@ def window(
     return Window(step, persistence, tuple(rewards), rate, trained)
 
 
-def test_a_leap_over_a_cliff_is_refused() -> None:
+SLOW = moving(0.02 / 100)  # ten windows like it reach the target
+
+
+def test_the_candidates_are_where_the_divergence_says() -> None:
+    first = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a), SLOW)
+    assert sorted(first.scores) == [0.0, 10.0, 22.4]  # 22.4^2 * 2e-4 is .1
+    later = Controller().step(window(), curve(lambda a: 0.5 + 0.01 * a), SLOW)
+    assert set(later.scores) == {0.0, 10.0}
+    assert later.alpha == 10.0
+    assert later.rate_factor == 11.0
+    assert later.divergence == pytest.approx(0.02 / 100)
+
+
+def test_a_divergence_that_outgrows_its_square_shortens_the_candidate() -> None:
+    decision = Controller().step(window(), curve(lambda a: 0.5), lambda a: 2e-4 * a**2 * (1 + a**2 / 9))
+    longest = max(decision.scores)
+    assert 0.67 * 0.02 < 2e-4 * longest**2 * (1 + longest**2 / 9) < 1.5 * 0.02
+
+
+def test_a_window_that_moved_less_than_rounding_is_measured_further_out() -> None:
+    decision = Controller().step(window(), curve(lambda a: 0.5), lambda a: max(0.0, 2e-8 * a**2 - 1e-7))
+    assert max(decision.scores) == pytest.approx(1000.0, rel=0.25)
+
+
+def test_a_leap_over_a_cliff_is_refused_and_the_rate_stays() -> None:
     def cliff(alpha: float) -> float:
-        return 0.5 + 0.02 * alpha if alpha < 5 else 0.0
+        return 0.5 if alpha < 5 else 0.0
 
-    controller = Controller()
-    decision = controller.step(window(), curve(cliff, 0.02))
-    assert decision.alpha == 2.0
-    assert set(decision.scores) == {0.0, 2.0, 8.0}
-    # No later search pays for that reach again while the memory is fresh.
-    later = controller.step(window(30, rate=1e-4 * decision.rate_factor), curve(cliff, 0.02))
-    assert later.alpha == 2.0
-    assert max(later.scores) == 2.0
+    decision = Controller().step(window(), curve(cliff, 0.02), SLOW)
+    assert (decision.alpha, decision.rate_factor) == (0.0, 1.0)
+    assert decision.completions == 32
 
 
-def test_a_cliff_nearer_than_every_candidate_is_never_crossed() -> None:
-    def cliff(alpha: float) -> float:
-        return 0.5 if alpha <= 0 else 0.0
-
-    controller = Controller()
-    decisions = [controller.step(window(10 * i), curve(cliff, 0.02)) for i in range(1, 6)]
-    assert [d.alpha for d in decisions] == [0.0] * 5
-    assert [d.rate_factor for d in decisions] == [1.0] * 5
-    assert [len(d.scores) for d in decisions] == [3, 2, 2, 2, 2]
-    faster = controller.step(window(60, rate=2e-4), curve(cliff, 0.02))
-    assert (faster.alpha, faster.completions) == (0.0, 0)
-    assert "hurt lately" in faster.reason
+def test_of_two_reaches_in_the_first_window_the_better_is_taken() -> None:
+    near = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a if a < 20 else 0.0, 0.02), SLOW)
+    assert near.alpha == 10.0
+    far = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a, 0.02), SLOW)
+    assert far.alpha > 20.0
+    assert near.rate_factor == far.rate_factor == 11.0
 
 
 def test_a_run_never_ends_beyond_the_cliff() -> None:
@@ -164,17 +203,43 @@ def test_a_run_never_ends_beyond_the_cliff() -> None:
         assert cliff(run.x.detach()) > 0.8
 
 
-def test_a_plateau_moves_nothing_and_raises_the_rate_only_where_the_path_persists() -> None:
+def test_a_plateau_moves_nothing_and_raises_the_rate_where_a_longer_step_does_no_harm() -> None:
     flat = curve(lambda alpha: 0.3)
-    first = Controller().step(window(10, None), flat)
-    assert (first.alpha, first.rate_factor) == (0.0, 1.0)
-    controller = Controller()
-    persisting = controller.step(window(20, 0.98), flat)
-    assert persisting.alpha == 0.0
-    assert 1.0 < persisting.rate_factor <= rate_factor(controller.config.grid[-1])
-    assert "does no harm" in persisting.reason
-    noisy = Controller().step(window(20, 0.5), flat)
+    for persistence in (None, 0.98):
+        decision = Controller().step(window(20, persistence), flat, SLOW)
+        assert (decision.alpha, decision.rate_factor) == (0.0, 11.0)
+        assert "does no harm" in decision.reason
+    noisy = Controller().step(window(20, 0.5), flat, SLOW)
     assert (noisy.alpha, noisy.rate_factor, noisy.completions) == (0.0, 1.0, 0)
+
+
+def test_where_every_answer_earns_the_same_nothing_is_concluded() -> None:
+    # A policy that has collapsed: no reward, no gradient, and momentum glides on in a straight line.
+    dead = Controller().step(
+        window(20, 1.0, (0.0,)), lambda a, start, stop: torch.zeros(stop - start, dtype=torch.float64), SLOW
+    )
+    assert (dead.alpha, dead.rate_factor) == (0.0, 1.0)
+
+
+def test_a_path_that_moves_the_policy_enough_is_not_searched() -> None:
+    enough = Controller().step(window(10, None), curve(lambda a: 0.5 + a), moving(0.015))
+    assert (enough.alpha, enough.rate_factor, enough.completions) == (0.0, 1.0, 0)
+
+
+def test_a_window_that_went_too_far_lowers_the_rate_to_where_it_would_not_have() -> None:
+    decision = Controller().step(window(30, 0.6), curve(lambda a: 0.5), moving(0.32))
+    assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, pytest.approx(0.25), 0)
+    absurd = Controller().step(window(30, 0.6), curve(lambda a: 0.5), moving(500.0))
+    assert absurd.rate_factor == 0.1
+
+
+def test_without_rollouts_to_measure_on_nothing_is_done_forward() -> None:
+    decision = Controller().step(window(), curve(lambda a: 0.5 + a), lambda alpha: math.nan)
+    assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, 1.0, 0)
+    assert decision.divergence is None
+    fallen = Controller()
+    fallen.step(window(10), curve(lambda a: 0.5), lambda alpha: math.nan)
+    assert fallen.step(window(20, 0.5, (0.0,)), curve(lambda a: -a), lambda alpha: math.nan).alpha == -1.0
 
 
 def test_a_collapse_in_the_first_window_is_undone() -> None:
@@ -182,12 +247,12 @@ def test_a_collapse_in_the_first_window_is_undone() -> None:
         return 0.5 if alpha == -1.0 else 0.02
 
     controller = Controller()
-    decision = controller.step(window(10, None, (0.5, 0.4, 0.1, 0.0)), curve(before_was_better))
+    decision = controller.step(window(10, None, (0.5, 0.4, 0.1, 0.0)), curve(before_was_better), moving(3.0))
     assert decision.alpha == -1.0
-    assert decision.rate_factor == 0.2
-    # What was undone teaches nothing about leaps forward: the next search starts where a first one would.
-    after = controller.step(window(20, 0.98, (0.5,)), curve(lambda a: 0.5))
-    assert 8.0 in after.scores
+    assert decision.rate_factor == 0.1
+    # One that earned more all along is not looked at twice.
+    rising = Controller().step(window(10, None, (0.1, 0.4, 0.5)), curve(before_was_better), moving(3.0))
+    assert (rising.alpha, rising.completions, rising.rate_factor) == (0.0, 0, 0.1)
 
 
 def test_a_run_that_starts_far_too_high_survives_its_first_window() -> None:
@@ -195,48 +260,74 @@ def test_a_run_that_starts_far_too_high_survives_its_first_window() -> None:
         return 0.4 + 0.6 * quadratic(x) if float(x.abs().max()) < 3.0 else 0.0
 
     run = Run(4.0, reward=narrow).train(200)
-    assert run.decisions[0].alpha == -1.0
+    assert run.decisions[0].alpha < 0.0
     assert run.ends_at < 4.0 / 5
     assert narrow(run.x.detach()) > 0.8
 
 
 def test_an_oscillating_path_is_averaged_where_that_pays() -> None:
     middle = curve(lambda alpha: 0.6 if alpha == -0.5 else 0.5)
-    decision = Controller().step(window(persistence=-0.5), middle)
+    decision = Controller().step(window(persistence=-0.5), middle, SLOW)
     assert (decision.alpha, decision.rate_factor) == (-0.5, pytest.approx(1 / 3))
-    mild = Controller().step(window(persistence=0.35), curve(lambda alpha: 0.5 + alpha))
+    mild = Controller().step(window(persistence=0.35), curve(lambda alpha: 0.5 + alpha), SLOW)
     assert (mild.alpha, mild.rate_factor) == (0.0, 1.0)
-    strong = Controller().step(window(persistence=-0.5), curve(lambda alpha: 0.5 + alpha))
+    strong = Controller().step(window(persistence=-0.5), curve(lambda alpha: 0.5 + alpha), SLOW)
     assert (strong.alpha, strong.rate_factor) == (0.0, 0.5)
 
 
 def test_noise_alone_seldom_moves_the_weights() -> None:
     moved = [
-        Controller(ControllerConfig(level=2.0)).step(window(), curve(lambda a: 0.5, 0.3, seed)).alpha != 0
-        for seed in range(200)
+        Controller().step(window(), curve(lambda a: 0.5, 0.3, seed), SLOW).alpha != 0 for seed in range(200)
     ]
     assert sum(moved) < 20
 
 
 def test_searches_stay_within_their_share_of_the_completions_trained_on() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(patience=1))
     spent = 0
     for step in range(10, 2010, 10):
-        decision = controller.step(window(step, 0.98, trained=step * 128), curve(lambda a: 0.5, 0.05, step))
+        decision = controller.step(
+            window(step, 0.98, trained=step * 128), curve(lambda a: 0.5, 0.05, step), SLOW
+        )
         spent += decision.completions
     trained = 2000 * 128
-    assert spent <= controller.config.share * trained + 2 * 4 * PROMPTS
+    assert spent <= controller.config.advance + controller.config.share * trained + 2 * PROMPTS
     assert spent >= 0.5 * controller.config.share * trained
 
 
+def test_searches_that_change_nothing_grow_rare() -> None:
+    controller = Controller()
+    worse = curve(lambda a: 0.5 - 0.02 * a)
+    searched = [
+        step for step in range(1, 41) if controller.step(window(10 * step, 0.98), worse, SLOW).completions
+    ]
+    assert searched == [1, 3, 6, 11, 20, 29, 38]
+    # Until one changes something.
+    better = controller.step(window(470, 0.98), curve(lambda a: 0.5 + 0.02 * a), SLOW)
+    while not better.completions:
+        better = controller.step(window(470, 0.98), curve(lambda a: 0.5 + 0.02 * a), SLOW)
+    assert better.alpha > 0
+    assert controller.step(window(480, 0.98), worse, SLOW).completions > 0
+
+
 def test_the_budget_never_blocks_an_undo() -> None:
-    controller = Controller(ControllerConfig(share=0.0))
+    controller = Controller(ControllerConfig(share=0.0, advance=0))
     for step in (10, 20, 30):
-        last = controller.step(window(step, 0.98, trained=1), curve(lambda a: 0.5))
+        last = controller.step(window(step, 0.98, trained=1), curve(lambda a: 0.5), SLOW)
     assert last.completions == 0
     assert "budget" in last.reason
-    fallen = controller.step(window(40, 0.98, (0.1,), trained=1), curve(lambda a: 0.1 - 0.3 * a))
+    fallen = controller.step(window(40, 0.98, (0.1,), trained=1), curve(lambda a: 0.1 - 0.3 * a), SLOW)
     assert fallen.alpha == -1.0
+
+
+def test_a_fall_that_nothing_undoes_becomes_the_new_measure() -> None:
+    controller = Controller()
+    level = curve(lambda a: 0.5)
+    for step in (10, 20):
+        controller.step(window(step, 0.5, (0.5,)), level, SLOW)
+    assert "fell" in controller.step(window(30, 0.5, (0.3,)), level, SLOW).reason
+    assert "fell" not in controller.step(window(40, 0.5, (0.3,)), level, SLOW).reason
+    assert "fell" in controller.step(window(50, 0.5, (0.1,)), level, SLOW).reason
 
 
 @pytest.mark.parametrize("budget", [False, True])
@@ -262,43 +353,36 @@ def test_state_is_plain_json_from_the_start() -> None:
 def test_negative_rewards_are_not_taken_for_a_fall() -> None:
     controller = Controller()
     reasons = [
-        controller.step(window(s, 0.5, (-0.5,)), curve(lambda a: -0.5)).reason for s in (10, 20, 30, 40)
+        controller.step(window(s, 0.5, (-0.5,)), curve(lambda a: -0.5), SLOW).reason for s in (10, 20, 30, 40)
     ]
     assert not any("fell" in r for r in reasons)
-    assert "fell" in controller.step(window(50, 0.5, (-0.7,)), curve(lambda a: -0.7)).reason
+    assert "fell" in controller.step(window(50, 0.5, (-0.7,)), curve(lambda a: -0.7), SLOW).reason
 
 
 def test_a_fall_is_measured_on_the_rewards_own_scale() -> None:
     controller = Controller()
-    controller.step(window(10, 0.5, (60.0,)), curve(lambda a: 60.0))
-    assert "fell" not in controller.step(window(20, 0.5, (59.0,)), curve(lambda a: 59.0)).reason
-    assert "fell" in controller.step(window(30, 0.5, (50.0,)), curve(lambda a: 50.0)).reason
+    controller.step(window(10, 0.5, (60.0,)), curve(lambda a: 60.0), SLOW)
+    assert "fell" not in controller.step(window(20, 0.5, (59.0,)), curve(lambda a: 59.0), SLOW).reason
+    assert "fell" in controller.step(window(30, 0.5, (50.0,)), curve(lambda a: 50.0), SLOW).reason
 
 
 def test_a_reward_that_was_not_measured_is_no_reward() -> None:
     controller = Controller()
-    controller.step(window(10, 0.5, (0.5,)), curve(lambda a: 0.5))
-    controller.step(window(20, 0.5, (math.nan,)), curve(lambda a: 0.5))
-    assert "fell" in controller.step(window(30, 0.5, (0.1, math.nan)), curve(lambda a: 0.1)).reason
+    controller.step(window(10, 0.5, (0.5,)), curve(lambda a: 0.5), SLOW)
+    controller.step(window(20, 0.5, (math.nan,)), curve(lambda a: 0.5), SLOW)
+    assert "fell" in controller.step(window(30, 0.5, (0.1, math.nan)), curve(lambda a: 0.1), SLOW).reason
 
 
 def test_a_rate_that_has_decayed_to_nothing_ends_the_searches_and_not_the_run() -> None:
     controller = Controller()
-    assert controller.step(window(10), curve(lambda a: 0.5 + 0.01 * a)).alpha > 0
-    last = controller.step(window(20, rate=0.0), curve(lambda a: 0.5 + 0.01 * a))
+    assert controller.step(window(10), curve(lambda a: 0.5 + 0.01 * a), SLOW).alpha > 0
+    last = controller.step(window(20, rate=0.0), curve(lambda a: 0.5 + 0.01 * a), SLOW)
     assert (last.alpha, last.rate_factor, last.completions) == (0.0, 1.0, 0)
-
-
-def test_the_rate_follows_the_alpha() -> None:
-    assert rate_factor(0.0) == 1.0
-    assert rate_factor(8.0) == 3.0
-    assert rate_factor(-0.5) == pytest.approx(1 / 3)
-    assert rate_factor(-1.0) == 0.2
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"every": 0}, {"grid": ()}, {"grid": (8.0, 2.0)}, {"grid": (-1.0, 2.0)}, {"candidates": 1}],
+    [{"every": 0}, {"target": 0.0}, {"target": 0.2}, {"stages": ()}, {"stages": (32, 16)}, {"patience": 0}],
 )
 def test_dials_out_of_range_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):

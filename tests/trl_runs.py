@@ -90,9 +90,9 @@ class Scripted:
         self.windows: list[Any] = []
         self.scores: list[dict[float, torch.Tensor]] = []
 
-    def step(self, window: Any, score: Any) -> Decision:
+    def step(self, window: Any, score: Any, diverge: Any) -> Decision:
         self.windows.append(window)
-        self.scores.append({a: score(a) for a in self.search})
+        self.scores.append({a: score(a, 0, 16) for a in self.search})
         alpha, factor = (
             self.answers[len(self.windows) - 1] if len(self.windows) <= len(self.answers) else (0.0, 1.0)
         )

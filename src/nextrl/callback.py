@@ -27,14 +27,16 @@ from nextrl.adapter import LiveAdapter, State, along, cosine
 from nextrl.atomic import write_bytes
 from nextrl.callback_state import Memory
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts, set_rate_factor
 from nextrl.engines.trl_validation import validation_rows
 from nextrl.errors import InputError
-from nextrl.search import Refused
+from nextrl.search import Refused, Score
 
 log = logging.getLogger(__name__)
 
 DECISIONS = "nextrl_decisions.jsonl"
+_STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
 
 @dataclass
@@ -54,7 +56,7 @@ class LeapCallback(TrainerCallback):
         validation: rows (a list of dicts or a datasets.Dataset, with `prompt` and the reward functions' columns) to
             score candidates on. Without it the trainer's eval_dataset serves, else rows held back from its training
             dataset.
-        prompts: held-out prompts a candidate is scored on.
+        prompts: most held-out prompts a candidate is scored on; a search begins with a quarter of them.
         config: the controller's other dials. Without it Adam's beta1 is read from the optimizer.
         adapt_lr: let the learning rate follow what was validated.
         leaps: move the weights; False keeps the search and the learning rate only.
@@ -73,7 +75,7 @@ class LeapCallback(TrainerCallback):
         method: str = "auto",
         *,
         validation: Sequence[Row] | Any = None,
-        prompts: int = 64,
+        prompts: int | None = None,
         config: ControllerConfig | None = None,
         adapt_lr: bool = True,
         leaps: bool = True,
@@ -83,14 +85,16 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         if method != "auto":
             raise InputError(f"method '{method}' is unknown to the callback: choose auto")
-        if prompts < 2:
+        if prompts is not None and prompts < 2:
             raise InputError(f"prompts must be at least 2 to compare candidates, not {prompts}")
         if longest <= 1.0:
             raise InputError(f"longest must be above 1 (times the length without a leap), not {longest:g}")
         self._read_beta1 = config is None
         config = config or ControllerConfig()
         self._config = config if every is None else replace(config, every=every)
-        self._validation, self._prompts = validation, prompts
+        if prompts is not None:
+            self._config = replace(self._config, stages=_stages(prompts))
+        self._validation = validation
         self._adapt_lr, self._leaps, self._longest, self._seed = adapt_lr, leaps, longest, seed
         self._trainer = trainer
         self.decisions: list[dict[str, Any]] = []
@@ -102,8 +106,11 @@ class LeapCallback(TrainerCallback):
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
         self._trainer = self._trainer or _calling_trainer(self)
         self._rollouts, self._rewards = TrainerRollouts(self._trainer), RewardMeter(self._trainer)
+        self._divergence = RolloutDivergence(self._trainer)
         self._adapter = LiveAdapter(kwargs["model"])
-        self._rows = validation_rows(self._trainer, self._validation, self._prompts)
+        self._rows = validation_rows(self._trainer, self._validation, self._config.stages[-1])
+        if len(self._rows) < self._config.stages[-1]:
+            self._config = replace(self._config, stages=_stages(len(self._rows)))
         if self._read_beta1:
             self._config = replace(self._config, beta1=_beta1(kwargs["optimizer"]))
         self._controller = Controller(self._config)
@@ -182,32 +189,48 @@ class LeapCallback(TrainerCallback):
         persistence = None if memory.previous is None else cosine(moved, memory.previous)
         memory.previous = moved
         window = Window(step, persistence, tuple(memory.rewards), memory.rate, step * self._per_step())
-        decision = self._controller.step(window, self._scorer(end, self._seed + step))
+        decision = self._controller.step(window, self._scorer(end, self._seed + step), self._diverge(end))
         if decision.completions:
-            memory.offset += self._prompts
+            memory.offset += self._config.stages[-1]
         return decision, persistence
 
-    def _scorer(self, end: State, seed: int) -> Callable[[float], Tensor]:
+    def _scorer(self, end: State, seed: int) -> Score:
         """Scores a leap from `end`, always on the same rows with the same random numbers, and puts `end` back."""
-        count = min(self._prompts, len(self._rows))
-        rows = [self._rows[(self._memory.offset + i) % len(self._rows)] for i in range(count)]
-        usual = math.nan
+        count = len(self._rows)
+        rows = [self._rows[(self._memory.offset + i) % count] for i in range(self._config.stages[-1])]
+        usual: dict[int, float] = {}
 
-        def score(alpha: float) -> Tensor:
-            nonlocal usual
+        def score(alpha: float, start: int, stop: int) -> Tensor:
             self._adapter.write(along(self._memory.start, end, alpha))
             try:
-                rewards = self._rollouts.rewards(rows, seed)
+                rewards = self._rollouts.rewards(rows[start:stop], seed + _STRIDE * start)
             finally:
                 self._adapter.write(end)
             length = self._rollouts.mean_length
             if alpha == 0.0:
-                usual = length
-            elif alpha > 0.0 and length > self._longest * usual:
-                raise Refused(f"completions grow from {usual:.0f} to {length:.0f} tokens", len(rewards))
+                usual[start] = length
+            elif alpha > 0.0 and length > self._longest * usual[start]:
+                raise Refused(
+                    f"completions grow from {usual[start]:.0f} to {length:.0f} tokens", len(rewards)
+                )
             return rewards
 
         return score
+
+    def _diverge(self, end: State) -> Callable[[float], float]:
+        """Divergence a token of a leap from `end` on the latest rollouts; puts `end` back."""
+        anchored = self._divergence.anchor()
+
+        def diverge(alpha: float) -> float:
+            if not anchored:
+                return math.nan
+            self._adapter.write(along(self._memory.start, end, alpha))
+            try:
+                return self._divergence.now()
+            finally:
+                self._adapter.write(end)
+
+        return diverge
 
     def _per_step(self) -> int:
         """Fresh completions a step, over all processes; a buffered generation batch counts once."""
@@ -238,6 +261,7 @@ class LeapCallback(TrainerCallback):
             "learning_rate": rate,
             "persistence": persistence,
             "excess": decision.excess,
+            "divergence": decision.divergence,
             "reason": decision.reason,
             "scores": {f"{a:g}": s for a, s in decision.scores.items()},
             "cost_completions": self.costs.search_completions,
@@ -251,9 +275,16 @@ class LeapCallback(TrainerCallback):
             metrics["leap/persistence"].append(persistence)
         if decision.excess is not None:
             metrics["leap/excess_persistence"].append(decision.excess)
+        if decision.divergence is not None:
+            metrics["leap/divergence"].append(decision.divergence)
         if self._trainer.args.should_save:
             with (Path(self._trainer.args.output_dir) / DECISIONS).open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def _stages(prompts: int) -> tuple[int, ...]:
+    """Held-out prompts by stage of a search that ends at `prompts`: a quarter, half, all."""
+    return tuple(sorted({max(2, prompts // 4), max(2, prompts // 2), prompts}))
 
 
 def _beta1(optimizer: Any) -> float:

@@ -1,28 +1,36 @@
 """`auto`: when to leap, how far, and what the learning rate becomes. Pure decisions; no trainer, no tensors of a model.
 
 A run is cut into windows of `every` steps. At the end of each the controller is shown what the run shows for free
-(`Window`: persistence, training rewards, rate) and a function that scores a candidate leap on held-out prompts. In
-most windows it calls that function not at all. Where it does, it compares candidates pairwise with staying put and
-answers with one alpha and a factor for the learning rate. The rate rises only by what was validated: persistence
-alone never raises it.
+(`Window`: persistence, training rewards, rate; `Diverge`: how far the window moved the policy, and how far a longer one
+would have) and a function that scores a candidate leap on held-out prompts. In most windows it calls the latter not at
+all. Persistence and divergence screen: a search is due where the path keeps its direction and yet hardly moves the
+policy. The divergence also says which leaps are worth a look, so a search has one or two candidates and not a grid; a
+paired comparison with staying put decides. The rate rises only by a reach that was looked at and did no harm; it falls
+without asking, where a window moved the policy too far or the path oscillates.
 
 alpha counts windows: a candidate is `theta + alpha (theta - theta_window_start)` inside the LoRA factors, so 8 means
-"eight more windows like the last" and -1 "undo the last window". What stays comparable from window to window is
-not alpha but alpha times the rate (`reach`): after a leap of 8 the rate rises and each window is longer. The
-controller remembers the longest reach that paid, where the next search starts, and the shortest that hurt, which no
-later search pays for again until it has faded.
+"eight more windows like the last" and -1 "undo the last window".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nextrl.errors import InputError
 from nextrl.persistence import adam_persistence, excess
-from nextrl.search import Score, Scores, grid_search
+from nextrl.search import Score, Scores, refine
+
+Diverge = Callable[[float], float]
+"""alpha -> divergence of the policy there from the current one, nats a token; NaN where it cannot be measured."""
+
+BACK = {-0.5: 1.0 / 3.0, -1.0: 0.2}
+"""What a step back does to the learning rate: a third after half a window, a fifth after an undo."""
+
+_TINY = 1e-12  # a divergence below this is rounding
+_LONGEST = 1e4  # windows; a factor's change of 1e-4 of its size is all that float32 leaves of a longer one
 
 
 @dataclass(frozen=True)
@@ -32,37 +40,45 @@ class ControllerConfig:
     Attributes:
         every: optimizer steps a window.
         beta1: Adam's first-moment decay, which sets the zero point of persistence.
-        screen: a search forward needs an excess above this, a step back one below minus this.
-        grid: candidate alphas forward, ascending; a search visits at most `candidates` of them.
-        candidates: most candidates scored in one search, staying put included.
-        level: standard errors of the paired difference by which a leap must beat staying put.
-        fall: fall of a window's mean reward below the best window so far that calls for a step back or an undo; for
-            a best window beyond 1 in size it counts as a share of that size.
+        screen: a search forward needs an excess above this.
+        oscillates: a step back is looked at below this excess.
+        target: divergence, in nats a token, by which a window should move the policy.
+        far: divergence beyond which a window, or a leap, is too long.
+        stages: held-out prompts that every candidate, and then the contenders, are scored on.
+        level: standard errors of the paired difference by which a leap forward must beat staying put.
+        fall: fall of a window's mean reward below the best windows so far that calls for a step back or an undo; for
+            a best beyond 1 in size it counts as a share of that size.
         fall_errors: the same fall in standard errors, which it must exceed too.
-        fade: factor by which a reach that hurt is believed to grow tolerable, a window.
+        patience: most windows that a forward search waits after searches that changed nothing; it waits 1, 2, 4, ...
         share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
+        advance: completions that searches may take before that.
+        validate: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
     """
 
     every: int = 10
     beta1: float = 0.9
     screen: float = 0.25
-    grid: tuple[float, ...] = (2.0, 8.0, 32.0, 128.0)
-    candidates: int = 4
-    level: float = 1.0
+    oscillates: float = -0.4
+    target: float = 0.02
+    far: float = 0.1
+    stages: tuple[int, ...] = (16, 32, 64)
+    level: float = 2.0
     fall: float = 0.08
     fall_errors: float = 2.5
-    fade: float = 1.3
-    share: float = 0.06
+    patience: int = 8
+    share: float = 0.0125
+    advance: int = 192
+    validate: bool = True
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"every must be at least 1 step, not {self.every}")
-        if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
-            raise InputError(f"grid must be positive alphas in ascending order, not {self.grid}")
-        if self.candidates < 2:
-            raise InputError(
-                f"candidates must be at least 2 (staying put and one leap), not {self.candidates}"
-            )
+        if not 0.0 < self.target <= self.far:
+            raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 2:
+            raise InputError(f"stages must be ascending numbers of prompts from 2 on, not {self.stages}")
+        if self.patience < 1:
+            raise InputError(f"patience must be at least 1 window, not {self.patience}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,13 @@ class Window:
         n = len(measured)
         return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
 
+    @property
+    def falls(self) -> bool:
+        """Whether the last third of the window earned less than its first third."""
+        measured = self._measured()
+        part = max(1, len(measured) // 3)
+        return len(measured) > 1 and sum(measured[-part:]) < sum(measured[:part])
+
     def _measured(self) -> list[float]:
         return [r for r in self.rewards if not math.isnan(r)]
 
@@ -113,6 +136,7 @@ class Decision:
         excess: excess persistence, None in the first window.
         scores: mean held-out reward by candidate; empty where nothing was searched.
         completions: completions that the search took.
+        divergence: what the window moved the policy by, nats a token; None where it could not be measured.
         refused: candidates that the score function would not have, with why.
     """
 
@@ -122,6 +146,7 @@ class Decision:
     excess: float | None
     scores: Mapping[float, float]
     completions: int
+    divergence: float | None = None
     refused: Mapping[float, str] = field(default_factory=dict)
 
 
@@ -131,176 +156,200 @@ class Controller:
     def __init__(self, config: ControllerConfig | None = None) -> None:
         self.config = config or ControllerConfig()
         self._zero = adam_persistence(self.config.every, self.config.beta1)
-        self._best_reward: float | None = None
-        self._best_variance = 0.0
-        self._good_reach: float | None = None
-        self._bad_reach = math.inf
-        self._spent = self._last_price = 0
+        self._latest: tuple[float, float] | None = None
+        self._best: tuple[float, float] | None = None
+        self._wait = 0
+        self._fruitless = 0
+        self._spent = 0
 
-    def step(self, window: Window, score: Score) -> Decision:
+    def step(self, window: Window, score: Score, diverge: Diverge) -> Decision:
         """Decide at the end of a window.
 
         Args:
             window: what the run shows.
-            score: scores one alpha on the window's held-out prompts; always the same prompts and random numbers
-                within one call of `step`.
+            score: scores one alpha on a stretch of the window's held-out prompts.
+            diverge: how far the policy is from where it would be after one alpha; costs no completions.
         """
         above = None if window.persistence is None else excess(window.persistence, self._zero)
         fell = self._fell(window)
-        self._bad_reach *= self.config.fade
-        decision = self._choose(window, score, above, fell)
-        if decision.completions:
-            self._spent += decision.completions
-            self._last_price = decision.completions
-        return decision
+        moved = diverge(-1.0)
+        self._wait = max(0, self._wait - 1)
+        decision = self._choose(window, score, diverge, above, moved, fell)
+        self._spent += decision.completions
+        return replace(decision, excess=above, divergence=None if math.isnan(moved) else moved)
 
     def _fell(self, window: Window) -> bool:
-        """Whether the reward lies below the best window's, past `fall` (of its scale) and past the noise of both."""
+        """Whether the reward lies below the best pair of windows, past `fall` (of its scale) and past the noise.
+
+        Pairs, because the best of many noisy windows is mostly luck.
+        """
         if math.isnan(window.reward):
             return False
-        best, variance = self._best_reward, self._best_variance
-        if best is None or window.reward > best:
-            self._best_reward, self._best_variance = window.reward, window.variance
-            return False
-        noise = self.config.fall_errors * math.sqrt(window.variance + variance)
-        return best - window.reward > max(self.config.fall * max(1.0, abs(best)), noise)
+        latest, self._latest = self._latest, (window.reward, window.variance)
+        if self._best is not None:
+            best, variance = self._best
+            noise = self.config.fall_errors * math.sqrt(window.variance + variance)
+            if best - window.reward > max(self.config.fall * max(1.0, abs(best)), noise):
+                return True
+        before = latest or self._latest
+        pair = ((before[0] + window.reward) / 2, (before[1] + window.variance) / 4)
+        if self._best is None or pair[0] > self._best[0]:
+            self._best = pair
+        return False
 
-    def _choose(self, window: Window, score: Score, above: float | None, fell: bool) -> Decision:
+    def _choose(
+        self, window: Window, score: Score, diverge: Diverge, above: float | None, moved: float, fell: bool
+    ) -> Decision:
+        config = self.config
         if fell:
-            return self._back(score, (-0.5, -1.0), "the training reward fell", above, level=0.0)
-        if not self._affordable(window):
-            return Decision(0.0, 1.0, "the search's budget is used up for now", above, {}, 0)
+            return self._fallen(score)
         if window.rate <= 0.0:
-            return Decision(0.0, 1.0, "the learning rate has decayed to nothing", above, {}, 0)
-        if above is not None and above < -self.config.screen:
-            return self._oscillating(score, above)
-        if above is None or above > self.config.screen:
-            return self._forward(score, window.rate, above)
-        return Decision(0.0, 1.0, "persistence is what Adam's own memory leaves", above, {}, 0)
+            return _stay("the learning rate has decayed to nothing")
+        if moved > config.far:
+            return self._too_far(window, score, moved, first=above is None)
+        if above is not None and above < config.oscillates:
+            return self._oscillating(window, score)
+        if above is not None and above <= config.screen:
+            return _stay("persistence is what Adam's own memory leaves")
+        why = "the first window" if above is None else "the path persists"
+        if math.isnan(moved):
+            return _stay(f"{why}, but no rollouts are there to measure it on")
+        if moved > config.target / 2:
+            return _stay(f"{why}, and moves the policy as far as it should")
+        if config.validate and not self._affordable(window):
+            return _stay(f"{why}, but the search's budget is used up for now")
+        if self._wait:
+            return _stay(f"{why}, but the last search changed nothing: waiting")
+        return self._forward(score, diverge, moved, why, first=above is None)
 
     def _affordable(self, window: Window) -> bool:
-        """Whether another search fits the budget; two are advanced, since a run far too low must start somehow."""
+        """Whether another search fits the budget; the first are advanced: a run far too low must start somehow."""
         if window.trained is None:
             return True
-        return self._spent <= self._last_price + self.config.share * window.trained
+        return self._spent < self.config.advance + self.config.share * window.trained
 
-    def _back(
-        self, score: Score, candidates: tuple[float, ...], why: str, above: float | None, level: float
-    ) -> Decision:
-        scores = grid_search(score, candidates)
-        alpha = scores.best(level)
-        return self._decision(alpha, scores, why, above)
-
-    def _oscillating(self, score: Score, above: float) -> Decision:
-        """A step back where it helps; without one, half the rate where the path turns back most of its way.
-
-        Lowering the rate needs no validation: at worst the next window persists and is searched.
-        """
-        decision = self._back(score, (-0.5,), "the path oscillates", above, level=0.0)
-        if decision.alpha == 0.0 and above < -2.0 * self.config.screen:
-            return replace(decision, rate_factor=0.5, reason="the path oscillates strongly: half the rate")
+    def _fallen(self, score: Score) -> Decision:
+        decision = self._back(score, (-0.5, -1.0), "the training reward fell", level=0.0)
+        if decision.alpha == 0.0:
+            # The fall is what the run now is: the next one is measured from here.
+            self._best = self._latest
         return decision
 
-    def _forward(self, score: Score, rate: float, above: float | None) -> Decision:
-        why = "the first window" if above is None else "the path persists"
-        allowed = [a for a in self.config.grid if a * rate < self._bad_reach]
-        if not allowed:
-            return Decision(0.0, 1.0, f"{why}, but as short a leap hurt lately", above, {}, 0)
-        scores = self._climb(score, self._start(allowed, rate), allowed)
-        if above is None:
-            # A run far too high is ruined within its first window, before any other window could show a fall.
-            scores.add(-1.0, score)
-        for alpha in (*scores.rewards, *scores.refused):
-            if alpha > 0.0 and scores.worse(alpha, self.config.level):
-                self._bad_reach = min(self._bad_reach, alpha * rate)
-        alpha = scores.best(self.config.level)
-        if alpha > 0.0:
-            self._good_reach = alpha * rate
-        if alpha:
-            return self._decision(alpha, scores, why, above)
-        return self._tolerated(scores, why, above)
+    def _too_far(self, window: Window, score: Score, moved: float, *, first: bool) -> Decision:
+        """Lower the rate to where a window moves the policy by `target` (divergence goes with the square of the rate).
 
-    def _tolerated(self, scores: Scores, why: str, above: float | None) -> Decision:
-        """No leap, but a faster pace where the path persists and a longer step did no harm at all.
-
-        A reward that is still flat cannot show that a leap helps; it can show that the step is too short to matter.
+        A run far too high is ruined within its first window, before any other could show a fall: it is undone then.
         """
-        harmless = [a for a in scores.rewards if a > 0.0 and scores.gain(a) >= 0.0]
-        decision = self._decision(0.0, scores, why, above)
-        if above is None or not harmless:
-            return decision
-        return replace(
-            decision,
-            rate_factor=rate_factor(max(harmless)),
-            reason=f"{why}: alpha {max(harmless):g} does no harm",
-        )
+        why = f"the window moved the policy {moved:.2g} nats a token"
+        factor = max(0.1, math.sqrt(self.config.target / moved))
+        if first and window.falls:
+            decision = self._back(score, (-0.5, -1.0), why, level=0.0)
+            if decision.alpha:
+                return replace(decision, rate_factor=min(factor, decision.rate_factor))
+        return replace(_stay(f"{why}: a lower rate"), rate_factor=factor)
 
-    def _start(self, allowed: list[float], rate: float) -> float:
-        """The candidate nearest, on a log scale, to the reach that paid last (8 windows before any did)."""
-        wanted = 8.0 if self._good_reach is None else self._good_reach / rate
-        return min(allowed, key=lambda a: abs(math.log(a / wanted)))
+    def _oscillating(self, window: Window, score: Score) -> Decision:
+        """A step back where it helps; without one, half the rate.
 
-    def _climb(self, score: Score, start: float, allowed: list[float]) -> Scores:
-        """Staying put and the start; then further while that does not lose, or one step nearer where it does."""
-        scores = grid_search(score, (start,))
-        position = allowed.index(start)
-        if scores.worse(start, self.config.level):
-            if position > 0:
-                nearer = allowed[position - 1]
-                scores.add(nearer, score)
-            return scores
-        for here, further in zip(allowed[position:], allowed[position + 1 :], strict=False):
-            if len(scores) >= self.config.candidates:
-                break
-            scores.add(further, score)
-            if scores.gain(further, over=here) < 0.0:
-                break
-        return scores
+        Lowering the rate needs no validation: at worst the next windows persist and are searched.
+        """
+        half = replace(_stay("the path oscillates: half the rate"), rate_factor=0.5)
+        if not self._affordable(window):
+            return half
+        decision = self._back(score, (-0.5,), "the path oscillates", level=1.0)
+        return decision if decision.alpha else replace(decision, rate_factor=0.5, reason=half.reason)
 
-    def _decision(self, alpha: float, scores: Scores, why: str, above: float | None) -> Decision:
-        outcome = "no candidate beats staying put" if alpha == 0 else f"alpha {alpha:g} beats staying put"
-        refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
-        return Decision(
-            alpha,
-            rate_factor(alpha),
-            f"{why}: {outcome}{refusals}",
-            above,
-            scores.means(),
-            scores.completions(),
-            dict(scores.refused),
-        )
+    def _back(self, score: Score, candidates: Sequence[float], why: str, level: float) -> Decision:
+        if not self.config.validate:
+            return replace(_stay(f"{why}: a third of the rate"), rate_factor=BACK[-0.5])
+        scores = Scores(score)
+        for alpha in candidates:
+            scores.extend(alpha, self.config.stages[0])
+        refine(scores, self.config.stages, max(level, 1.0))
+        alpha = scores.best(level)
+        return _decision(alpha, BACK[alpha] if alpha else 1.0, scores, why)
+
+    def _forward(self, score: Score, diverge: Diverge, moved: float, why: str, *, first: bool) -> Decision:
+        """One or two candidates, at divergences worth a look, against staying put.
+
+        Early, and only then, a leap as far as `far` can win much. The rate follows the nearer candidate: a window
+        repeated alpha times is one trained at 1 + alpha times the rate on the same gradients. Where the reward is
+        still flat no leap can win, but one that does no harm shows that the rate is too low.
+        """
+        config = self.config
+        near = _reaching(diverge, config.target, moved)
+        if not config.validate:
+            return replace(_stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
+        scores = Scores(score)
+        scores.extend(near, config.stages[0])
+        if first and (far := _reaching(diverge, config.far, moved)) > near:
+            scores.extend(far, config.stages[0])
+        refine(scores, config.stages, config.level)
+        alpha = scores.best(config.level)
+        harmless = alpha or not scores.worse(near, config.level if first else 1.0)
+        pace = 1.0 + near if harmless and _tell_apart(scores) else 1.0
+        self._fruitless = 0 if pace > 1.0 else self._fruitless + 1
+        self._wait = 0 if pace > 1.0 else min(config.patience, 2 ** (self._fruitless - 1)) + 1
+        return _decision(alpha, pace, scores, why)
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
-        bad = None if math.isinf(self._bad_reach) else self._bad_reach
         memory = {
-            "best_reward": self._best_reward,
-            "best_variance": self._best_variance,
-            "good_reach": self._good_reach,
-            "bad_reach": bad,
+            "latest": self._latest,
+            "best": self._best,
+            "wait": self._wait,
+            "fruitless": self._fruitless,
             "spent": self._spent,
-            "last_price": self._last_price,
         }
         return {"config": asdict(self.config), "memory": memory}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         memory = state["memory"]
-        self._best_reward, self._best_variance = memory["best_reward"], memory["best_variance"]
-        self._good_reach = memory["good_reach"]
-        self._bad_reach = math.inf if memory["bad_reach"] is None else memory["bad_reach"]
-        self._spent, self._last_price = memory["spent"], memory["last_price"]
+        self._latest, self._best = (
+            None if pair is None else (pair[0], pair[1]) for pair in (memory["latest"], memory["best"])
+        )
+        self._wait, self._fruitless, self._spent = memory["wait"], memory["fruitless"], memory["spent"]
 
 
-def rate_factor(alpha: float) -> float:
-    """What a validated alpha says about the learning rate.
+def _reaching(diverge: Diverge, goal: float, moved: float) -> float:
+    """The alpha, to 3 digits, that moves the policy by about `goal` (to half of it either way).
 
-    A window that could be repeated alpha times was taken at a rate up to 1 + alpha too low; its square root is
-    taken, since the leap averaged over a window what a higher rate would have to do step by step. A validated step
-    back divides the rate by 3, an undo by 5.
+    Divergence grows with alpha squared near 0; further out, and where `moved` is too small to be more than rounding,
+    a guess is corrected by what it measures, and halved in between once it is known to lie between two.
     """
-    if alpha <= -1.0:
-        return 0.2
-    if alpha < 0.0:
-        return 1.0 / 3.0
-    return math.sqrt(1.0 + alpha)
+    alpha, below, above = math.sqrt(goal / max(moved, _TINY)), 0.0, math.inf
+    for _ in range(6):
+        alpha = min(alpha, _LONGEST)
+        found = diverge(alpha)
+        if 0.67 * goal < found < 1.5 * goal:
+            break
+        below, above = (alpha, above) if found < goal else (below, alpha)
+        guess = alpha * min(10.0, max(0.1, math.sqrt(goal / max(found, _TINY))))
+        alpha = math.sqrt(below * above) if below > 0.0 and above < math.inf else guess
+    return float(f"{min(alpha, _LONGEST):.3g}")
+
+
+def _tell_apart(scores: Scores) -> bool:
+    """Whether the held-out rewards vary at all; where they do not, neither harm nor its absence can show."""
+    return float(scores.rewards[0.0].std()) > 0.0
+
+
+def _stay(reason: str) -> Decision:
+    return Decision(0.0, 1.0, reason, None, {}, 0)
+
+
+def _decision(alpha: float, rate_factor: float, scores: Scores, why: str) -> Decision:
+    outcome = "no candidate beats staying put" if alpha == 0 else f"alpha {alpha:g} beats staying put"
+    if alpha == 0.0 and rate_factor > 1.0:
+        outcome = f"alpha {rate_factor - 1.0:g} does no harm"
+    refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
+    return Decision(
+        alpha,
+        rate_factor,
+        f"{why}: {outcome}{refusals}",
+        None,
+        scores.means(),
+        scores.completions(),
+        refused=dict(scores.refused),
+    )

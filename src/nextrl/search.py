@@ -2,20 +2,25 @@
 
 Each candidate answers the same prompts with the same random numbers, so that the difference between two
 candidates is far less noisy than either score: two policies that are close answer almost everywhere alike. The
-candidates are not a fixed grid: the search starts where the last leap ended up, goes further while that pays,
-and comes back when it does not. No model is in here, only a function that scores one alpha.
+prompts come in stages: every candidate is seen on a few, and only those that could still win on more (successive
+halving). No model is in here, only a function that scores one alpha on some of the prompts.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-Score = Callable[[float], Tensor]
-"""alpha -> rewards (n,) float64 on the shared prompts; entry i is always the same prompt."""
+Score = Callable[[float, int, int], Tensor]
+"""(alpha, start, stop) -> rewards (stop - start,) float64 of the shared prompts start..stop - 1.
+
+A prompt has the same random numbers for every alpha. The function is asked for alpha 0 on a stretch of prompts
+before it is asked for any other alpha on it."""
 
 
 class Refused(Exception):
@@ -33,29 +38,48 @@ class Refused(Exception):
 
 @dataclass
 class Scores:
-    """Rewards by candidate on the same prompts.
+    """Rewards by candidate, on the first prompts of a shared list.
 
     Attributes:
-        rewards: alpha -> (n,) float64; alpha 0 (stay put) is always among them once a search began.
+        score: where rewards come from.
+        rewards: alpha -> (n,) float64; n may differ between candidates. Alpha 0 (stay put) has the longest.
         refused: alpha -> why the score function would not have it; such a candidate loses to every other.
         wasted: completions spent on refused candidates.
     """
 
+    score: Score
     rewards: dict[float, Tensor] = field(default_factory=dict)
     refused: dict[float, str] = field(default_factory=dict)
     wasted: int = 0
+    _edges: list[int] = field(default_factory=lambda: [0], repr=False)
 
     def __len__(self) -> int:
         """Candidates looked at, refused ones included."""
         return len(self.rewards) + len(self.refused)
 
-    def add(self, alpha: float, score: Score) -> None:
-        """Score one more candidate."""
+    def extend(self, alpha: float, prompts: int) -> None:
+        """See a candidate on the first `prompts` prompts, asking only for those it has not been seen on."""
+        if prompts > self._edges[-1]:
+            self._edges.append(prompts)
+            self._ask(0.0, *self._edges[-2:])
+        # In the stretches in which staying put was asked: a stretch shares its random numbers, a part of it does not.
+        for start, stop in itertools.pairwise(self._edges):
+            if alpha and self.prompts(alpha) <= start < prompts and alpha not in self.refused:
+                self._ask(alpha, start, stop)
+
+    def _ask(self, alpha: float, start: int, stop: int) -> None:
         try:
-            self.rewards[alpha] = score(alpha)
+            fresh = self.score(alpha, start, stop)
         except Refused as refusal:
             self.refused[alpha] = refusal.reason
-            self.wasted += refusal.completions
+            self.wasted += refusal.completions + len(self.rewards.pop(alpha, ()))
+            return
+        known = self.rewards.get(alpha)
+        self.rewards[alpha] = fresh if known is None else torch.cat([known, fresh])
+
+    def prompts(self, alpha: float) -> int:
+        """Prompts a candidate has been seen on."""
+        return len(self.rewards.get(alpha, ()))
 
     def mean(self, alpha: float) -> float:
         """Mean reward of a candidate."""
@@ -63,28 +87,34 @@ class Scores:
 
     def gain(self, alpha: float, over: float = 0.0) -> float:
         """Mean paired difference of a candidate over another (default: staying put); -inf if refused."""
-        if alpha in self.refused:
-            return -math.inf
-        return float((self.rewards[alpha] - self.rewards[over]).mean())
+        return -math.inf if alpha in self.refused else float(self._difference(alpha, over).mean())
 
     def error(self, alpha: float, over: float = 0.0) -> float:
         """Standard error of `gain`: deviation of the paired differences over sqrt(n)."""
         if alpha in self.refused:
             return 0.0
-        difference = self.rewards[alpha] - self.rewards[over]
+        difference = self._difference(alpha, over)
         return float(difference.std(unbiased=True)) / math.sqrt(len(difference))
+
+    def _difference(self, alpha: float, over: float) -> Tensor:
+        shared = min(self.prompts(alpha), self.prompts(over))
+        return self.rewards[alpha][:shared] - self.rewards[over][:shared]
 
     def better(self, alpha: float, level: float) -> bool:
         """Whether a candidate beats staying put by more than `level` standard errors."""
         return self.gain(alpha) > level * self.error(alpha) and self.gain(alpha) > 0.0
 
-    def worse(self, alpha: float, level: float) -> bool:
-        """Whether a candidate loses to staying put by more than `level` standard errors."""
-        return -self.gain(alpha) > level * self.error(alpha) and self.gain(alpha) < 0.0
+    def worse(self, alpha: float, level: float, over: float = 0.0) -> bool:
+        """Whether a candidate loses to another (default: staying put) by more than `level` standard errors."""
+        return -self.gain(alpha, over) > level * self.error(alpha, over) and self.gain(alpha, over) < 0.0
+
+    def top(self) -> float:
+        """The candidate with the largest gain, the shorter on ties; 0.0 where none gains."""
+        return max(self.rewards, key=lambda a: (self.gain(a), -abs(a)))
 
     def best(self, level: float) -> float:
-        """The candidate with the best mean (the shorter on ties) if it beats staying put past the noise, else 0.0."""
-        top = max(self.rewards, key=lambda a: (self.mean(a), -abs(a)))
+        """`top` if it beats staying put past the noise, else 0.0."""
+        top = self.top()
         return top if top and self.better(top, level) else 0.0
 
     def completions(self) -> int:
@@ -96,9 +126,29 @@ class Scores:
         return {a: self.mean(a) for a in sorted(self.rewards)}
 
 
-def grid_search(score: Score, candidates: Iterable[float]) -> Scores:
-    """Score alpha 0 and every candidate."""
-    scores = Scores()
+def grid_search(score: Score, candidates: Iterable[float], prompts: int) -> Scores:
+    """Score alpha 0 and every candidate on all of the prompts."""
+    scores = Scores(score)
     for alpha in dict.fromkeys((0.0, *candidates)):
-        scores.add(alpha, score)
+        scores.extend(alpha, prompts)
     return scores
+
+
+def refine(scores: Scores, stages: Sequence[int], level: float) -> None:
+    """See the candidate that gains most, and the longest that does not lose, on more prompts, until one is settled.
+
+    Settled is a candidate that beats staying put past `level`, or one that answers every prompt of two stages as
+    well as staying put does.
+
+    Args:
+        stages: numbers of prompts, ascending.
+    """
+    for prompts in stages:
+        open_ = [a for a in scores.rewards if a and not scores.worse(a, 1.0)]
+        if not open_ or scores.best(level):
+            return
+        contenders = {max(open_, key=scores.gain), max(open_)}
+        if all(scores.prompts(a) > stages[0] and scores.error(a) == 0.0 for a in contenders):
+            return
+        for alpha in sorted(contenders):
+            scores.extend(alpha, prompts)

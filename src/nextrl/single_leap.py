@@ -116,12 +116,12 @@ class SingleLeap(TrainerCallback):
         adapter, rollouts = LiveAdapter(model), TrainerRollouts(self.trainer)
         before = adapter.read()
 
-        def score(alpha: float) -> Tensor:
+        def score(alpha: float, start: int, stop: int) -> Tensor:
             adapter.write(_state(fitted, alpha) if alpha else before)
-            return rollouts.rewards(self._validation, self._seed + self._at)
+            return rollouts.rewards(self._validation[start:stop], self._seed + self._at)
 
         began = time.perf_counter()
-        scores = grid_search(score, self._alphas)
+        scores = grid_search(score, self._alphas, len(self._validation))
         alpha = scores.best(level=0.0)
         chosen = replace(fitted, alpha=alpha)
         adapter.write(_state(fitted, alpha) if alpha else before)

@@ -1,0 +1,88 @@
+"""Divergence from a trainer's own rollouts, against the definition over the whole vocabulary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer, RLOOTrainer
+
+from nextrl.adapter import LiveAdapter, along
+from nextrl.engines.trl_divergence import RolloutDivergence
+from trl_runs import same, trainable, trainer
+
+
+class Probe(TrainerCallback):
+    """Measures at the end of the second step how far leaps along the run so far would go."""
+
+    def __init__(self, alphas: tuple[float, ...]) -> None:
+        self.alphas, self.run = alphas, None
+        self.found: dict[float, float] = {}
+        self.exact: dict[float, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.adapter = LiveAdapter(kwargs["model"])
+        self.start = self.adapter.read()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != 2:
+            return
+        measure, end = RolloutDivergence(self.run, sequences=1000), self.adapter.read()
+        assert math.isnan(measure.now())
+        assert measure.anchor()
+        before = trainable(kwargs["model"])
+        p = self.distribution(kwargs["model"])
+        for alpha in self.alphas:
+            self.adapter.write(along(self.start, end, alpha))
+            self.found[alpha] = measure.now()
+            q = self.distribution(kwargs["model"])
+            mask = torch.cat([b["completion_mask"] for b in self.run._buffered_inputs])
+            self.exact[alpha] = float((((p.exp() * (p - q)).sum(-1)) * mask).sum() / mask.sum())
+        self.adapter.write(end)
+        assert same(trainable(kwargs["model"]), before)
+
+    def distribution(self, model: Any) -> torch.Tensor:
+        batches = self.run._buffered_inputs
+        prompt, completion = (torch.cat([b[k] for b in batches]) for k in ("prompt_ids", "completion_ids"))
+        attention = torch.cat(
+            [torch.cat([b[k] for b in batches]) for k in ("prompt_mask", "completion_mask")], 1
+        )
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([prompt, completion], 1), attention_mask=attention).logits
+        return torch.log_softmax(logits[:, prompt.shape[1] - 1 : -1], -1)
+
+
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+def test_it_is_the_kl_divergence_of_the_policies_on_their_own_rollouts(tmp_path: Path, kind: type) -> None:
+    probe = Probe((0.0, -1.0, 2.0, 8.0))
+    probe.run = trainer(
+        tmp_path, [probe], kind=kind, max_steps=2, learning_rate=5e-4, per_device_train_batch_size=256
+    )
+    probe.run.train()
+    assert probe.found[0.0] == 0.0
+    for alpha in (-1.0, 2.0, 8.0):
+        assert probe.found[alpha] == pytest.approx(probe.exact[alpha], rel=0.35)
+    assert probe.found[-1.0] < probe.found[2.0] < probe.found[8.0]
+
+
+def test_a_trainer_without_rollouts_has_nothing_to_measure_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    measure = RolloutDivergence(run)
+    assert not measure.anchor()
+    assert math.isnan(measure.now())
+
+
+def test_rollouts_of_all_micro_batches_count(tmp_path: Path) -> None:
+    probe = Probe(())
+    probe.run = trainer(
+        tmp_path, [probe], max_steps=2, per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
+    probe.run.train()
+    measure = RolloutDivergence(probe.run, sequences=10)
+    assert measure.anchor()
+    assert measure._batch is not None
+    assert measure._batch[0].shape[0] == 10
