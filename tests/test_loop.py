@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nextrl.callback import LeapCallback
 from nextrl.engines.trl import TrainSettings
 from nextrl.loop import (
     ArmRecord,
@@ -69,14 +68,8 @@ def test_progress_is_told_every_step(tmp_path: Path) -> None:
     assert seen == [("lr", s) for s in (1, 2, 3, 4)]
 
 
-def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The callback as the arm builds it, but with windows short enough for a run of four steps.
-    class Short(LeapCallback):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(2, prompts=8, **options)
-
-    monkeypatch.setattr("nextrl.loop.LeapCallback", Short)
-    record = run_arm(arm("auto", "auto", auto=True), tmp_path, tmp_path)
+def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path) -> None:
+    record = run_arm(arm("auto", "auto", auto=True, window=2, prompts=8), tmp_path, tmp_path)
     assert [d["step"] for d in record.decisions] == [2, 4]
     spent = [d["cost_completions"] for d in record.decisions]
     assert spent[0] > 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nextrl.loop import ArmRecord
+from nextrl.arm import ArmRecord
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def after(record: ArmRecord, start: int) -> dict[str, float | None]:
 
 def costs(record: ArmRecord, per_step: int) -> dict[str, float]:
     """What fit and search took: seconds, completions, equivalents of training steps (completions over a step's)."""
-    fit = float(record.leap["fit_seconds"]) if record.leap else 0.0
+    fit = sum(float(leap.get("fit_seconds", 0.0)) for leap in (record.leap, *record.cycles) if leap)
     return {
         "fit_seconds": round(fit, 3),
         "search_completions": record.search_completions,
@@ -72,6 +72,8 @@ def leaps(record: ArmRecord) -> list[dict[str, Any]]:
     if record.leap is not None:
         rate = record.learning_rate[0] if record.learning_rate else None
         return [{**record.leap, "learning_rate": rate, "accepted": record.leap["alpha"] != 0}]
+    if record.cycles:
+        return [{**leap, "accepted": leap["alpha"] != 0} for leap in record.cycles]
     asked = [d for d in record.decisions if d["scores"] or d["alpha"]]
     return [{**d, "accepted": d["alpha"] != 0} for d in asked]
 

@@ -1,159 +1,65 @@
-"""One arm: train a model on a task, evaluate it on the way, leap where the arm says so, write down what it cost.
+"""Train -> leap -> train, any number of cycles: run one arm on a task, evaluate it on the way, write down what it cost.
 
-An arm writes one JSON file when it is done; a comparison is a set of arms. Costs are the arm's own: completions of
-training and of search, and seconds without the evaluations, which measure the run and are not part of it.
+`run_arm` is an arm of a comparison, `train` the same loop for whoever keeps the records (`nextrl run`, which resumes).
+Costs are the arm's own: completions of training and of search, and seconds without the evaluations, which measure the
+run and are not part of it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, Field
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
-from nextrl import models
+from nextrl import cycles, models
+from nextrl.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
 from nextrl.atomic import write_bytes
 from nextrl.callback import LeapCallback
-from nextrl.engines.trl import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
-from nextrl.evaluate import Accuracy, evaluate
+from nextrl.engines.trl import as_dataset, build_trainer, with_adapter
+from nextrl.evaluate import evaluate
+from nextrl.meter import Meter, evaluation_weights
+from nextrl.resume import STOPPED, Checkpoint, Resumable
 from nextrl.single_leap import SingleLeap
 from nextrl.tasks import base
 
-Kind = Literal["plain", "control", "leap", "auto"]
-Progress = Callable[[str, int], None]
-"""Called with an arm's name and its step, after every step."""
+__all__ = [
+    "ArmRecord",
+    "ArmSettings",
+    "Kind",
+    "LeapSettings",
+    "Progress",
+    "Run",
+    "one_thread",
+    "read_record",
+    "run_arm",
+    "settings_hash",
+    "temperature_control",
+    "train",
+]
 
 
-class LeapSettings(BaseModel):
-    """A single leap by a named method from a checkpoint of another arm."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    horizon: int = Field(50, ge=1)
-    alphas: tuple[float, ...]
-    prompts: int = Field(128, ge=2)
-
-
-class ArmSettings(BaseModel):
-    """One arm of a comparison.
+@dataclass(frozen=True)
+class Run:
+    """Where a resumable arm writes, and how it is stopped.
 
     Attributes:
-        model: a name or folder for `models.load`.
-        start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
-        merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer (restart control).
-        leap: leap once at `start`.
-        auto: run with `LeapCallback`.
-        save: keep checkpoints.
-        eval_at: steps at which accuracy is measured, in the trainer's own count (a merged restart counts from 0).
+        out: the run's folder: `trajectory/` (the trainer's checkpoints), `leaps/`, `stopped/`, `final/`.
+        resume: go on from here; None from scratch.
+        stop_asked: asked after every step; True saves and stops.
+        report_to: the trainer's loggers.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    kind: Kind
-    label: str
-    task: str = "chain"
-    model: str = "tiny"
-    train: TrainSettings
-    lora: LoraSettings = LoraSettings()
-    start: int = Field(0, ge=0)
-    merge: bool = False
-    leap: LeapSettings | None = None
-    auto: bool = False
-    save: bool = False
-    eval_at: tuple[int, ...]
-    eval_prompts: int = Field(1000, ge=2)
-
-
-class ArmRecord(BaseModel):
-    """What an arm did: lists with one entry an evaluation, costs cumulative."""
-
-    name: str
-    kind: Kind
-    label: str
-    steps: list[int] = []
-    accuracy: list[float] = []
-    se: list[float] = []
-    greedy: list[float] = []
-    completions: list[int] = []
-    seconds: list[float] = []
-    learning_rate: list[float] = []
-    rewards: list[float] = []
-    decisions: list[dict[str, Any]] = []
-    leap: dict[str, Any] | None = None
-    search_completions: int = 0
-    search_seconds: float = 0.0
-    train_seconds: float = 0.0
-
-
-class _Meter(TrainerCallback):
-    """Evaluates at the given steps and keeps the arm's clock, which stands still during evaluations."""
-
-    def __init__(
-        self, arm: ArmSettings, tokenizer: Any, record: ArmRecord, before: tuple[int, float]
-    ) -> None:
-        self._arm, self._tokenizer, self.record = arm, tokenizer, record
-        self._task = base.get(arm.task)
-        self._completions, self._seconds = before
-        self.search: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
-        self.progress: Progress = lambda name, step: None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure the arm where it starts, leap included."""
-        self._mark = time.perf_counter()
-        self._offset = state.global_step
-        self._evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Advance the clock; evaluate if due."""
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self.record.train_seconds = self._seconds
-        if state.global_step in self._arm.eval_at:
-            self._evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
-        self._mark = time.perf_counter()
-        self.progress(self._arm.name, state.global_step)
-
-    def _evaluate(self, step: int, model: Any, optimizer: Any) -> None:
-        with _evaluation_weights(optimizer):
-            result: Accuracy = evaluate(model, self._tokenizer, self._task, prompts=self._arm.eval_prompts)
-        r = self.record
-        r.steps.append(step)
-        r.accuracy.append(result.accuracy)
-        r.se.append(result.se)
-        r.greedy.append(result.greedy if result.greedy is not None else float("nan"))
-        trained = (step - self._offset) * self._arm.train.completions_per_step
-        r.completions.append(self._completions + trained + self.search()[0])
-        r.seconds.append(round(self._seconds, 3))
-        r.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
-
-
-class _evaluation_weights:
-    """Schedule-free optimizers keep the averaged weights aside: swap them in while evaluating."""
-
-    def __init__(self, optimizer: Any) -> None:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self._optimizer = inner if hasattr(inner, "eval") and hasattr(inner, "train") else None
-
-    def __enter__(self) -> None:
-        if self._optimizer is not None:
-            self._optimizer.eval()
-
-    def __exit__(self, *_: object) -> None:
-        if self._optimizer is not None:
-            self._optimizer.train()
+    out: Path
+    resume: Checkpoint | None = None
+    stop_asked: Callable[[], bool] = lambda: False
+    report_to: Sequence[str] = ()
 
 
 def _model(arm: ArmSettings, plain: Path) -> tuple[Any, Any]:
@@ -174,7 +80,7 @@ def _before(arm: ArmSettings, plain_record: ArmRecord | None) -> tuple[int, floa
 
 
 def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | None = None) -> ArmRecord:
-    """Run an arm to its end and write `folder/record.json`; one that is there already is read back instead.
+    """Run an arm of a comparison and write `folder/record.json`; one that is there already is read back instead.
 
     Args:
         folder: the arm's own folder.
@@ -187,47 +93,118 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     model, tokenizer = _model(arm, plain)
     plain_record = read_record(plain) if arm.start else None
     record = ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
-    meter = _Meter(arm, tokenizer, record, _before(arm, plain_record))
+    meter = Meter(arm, tokenizer, record, _before(arm, plain_record))
     meter.progress = progress or meter.progress
-    callbacks, leaper = _leapers(arm, folder, plain)
+    leaper = _leaper(arm, folder, plain)
     # A restart begins its own count: a fresh adapter and optimizer know nothing of the steps before.
     settings = arm.train.model_copy(update={"steps": arm.train.steps - arm.start}) if arm.merge else arm.train
-    task = base.get(arm.task)
     trainer = build_trainer(
-        model, tokenizer, task, settings, folder, save=arm.save, callbacks=[*callbacks, meter]
+        model,
+        tokenizer,
+        base.get(arm.task),
+        settings,
+        folder,
+        save=arm.save,
+        callbacks=[*([leaper] if leaper else []), meter],
     )
     if isinstance(leaper, SingleLeap):
         leaper.trainer = trainer
-    meter.search = lambda: _spent(leaper)
+    meter.search = lambda: _spent(leaper)[0]
     resume = str(plain / f"checkpoint-{arm.start}") if arm.start and not arm.merge else None
     trainer.train(resume_from_checkpoint=resume)
-    _finish(record, arm, leaper, trainer)
+    _update(record, leaper, trainer.state)
+    _finish(record, arm, leaper)
     write_bytes(done, record.model_dump_json(indent=1).encode())
     return record
 
 
-def _leapers(
-    arm: ArmSettings, folder: Path, plain: Path
-) -> tuple[list[TrainerCallback], TrainerCallback | None]:
+def train(
+    arm: ArmSettings, run: Run, loaded: tuple[Any, Any], progress: Progress | None = None
+) -> tuple[ArmRecord, int]:
+    """Run an arm that starts from scratch, keeps its checkpoints and can be killed; returns its record and its step.
+
+    At the last step `run.out/final/` holds the adapter. A step before the last means that the run was asked to stop.
+
+    Args:
+        loaded: base model and tokenizer.
+    """
+    record = run.resume.record.model_copy(deep=True) if run.resume else None
+    record = record or ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
+    if run.resume:
+        record.resumed.append(run.resume.step)
+    base_model, tokenizer = loaded
+    meter = Meter(arm, tokenizer, record)
+    meter.progress = progress or meter.progress
+    leaper = _cycles(arm, run, record, meter) if arm.leap else _leaper(arm, run.out, run.out)
+    meter.search = lambda: cycles.spent(record)[0] if arm.leap else _spent(leaper)[0]
+
+    def update(state: TrainerState) -> None:
+        meter.tick()
+        _update(record, leaper, state)
+
+    def keep(model: Any, optimizer: Any) -> None:
+        with evaluation_weights(optimizer):
+            write_final(model, run.out / "final")
+
+    resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
+    # `auto` acts before its step is measured and saved; a cycle's leap starts at a checkpoint that is whole.
+    order: list[TrainerCallback | None] = (
+        [meter, resumable, leaper] if arm.leap else [leaper, meter, resumable]
+    )
+    trainer = build_trainer(
+        with_adapter(base_model, arm.lora, arm.train.seed),
+        tokenizer,
+        base.get(arm.task),
+        arm.train,
+        run.out / "trajectory",
+        callbacks=[callback for callback in order if callback is not None],
+        report_to=run.report_to,
+    )
+    if isinstance(leaper, cycles.Cycles):
+        leaper.trainer = trainer
+    trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
+    update(trainer.state)
+    return record, int(trainer.state.global_step)
+
+
+def write_final(model: Any, folder: Path) -> None:
+    """The adapter as a PEFT folder, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _leaper(arm: ArmSettings, folder: Path, plain: Path) -> LeapCallback | SingleLeap | None:
     validation = as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
-        callback = LeapCallback(validation=validation, seed=arm.train.seed)
-        return [callback], callback
-    if arm.leap is not None:
-        rows = [validation[i] for i in range(arm.leap.prompts)]
-        single = SingleLeap(
-            plain,
-            arm.start,
-            arm.leap.method,
-            rows,
-            folder / "leap",
-            horizon=arm.leap.horizon,
-            alphas=arm.leap.alphas,
-            prompts=arm.leap.prompts,
-            seed=arm.train.seed,
-        )
-        return [single], single
-    return [], None
+        return LeapCallback(arm.window, validation=validation, prompts=arm.prompts, seed=arm.train.seed)
+    if arm.leap is None:
+        return None
+    rows = [validation[i] for i in range(arm.leap.prompts)]
+    return SingleLeap(
+        plain,
+        arm.start,
+        arm.leap.method,
+        rows,
+        folder / "leap",
+        horizon=arm.leap.horizon,
+        alphas=arm.leap.alphas,
+        prompts=arm.leap.prompts,
+        seed=arm.train.seed,
+    )
+
+
+def _cycles(arm: ArmSettings, run: Run, record: ArmRecord, meter: Meter) -> cycles.Cycles:
+    assert arm.leap is not None
+    validation = as_dataset(base.get(arm.task).examples("validation"))
+    # A leap at the step that the run goes on from is made again: the checkpoint is from before it.
+    step = run.resume.step if run.resume else 0
+    record.cycles = [c for c in record.cycles if c["step"] < step]
+    return cycles.Cycles(
+        arm.leap, record, run.out / "leaps", validation, arm.train.seed, measure=meter.evaluate
+    )
 
 
 def _spent(leaper: TrainerCallback | None) -> tuple[int, float]:
@@ -239,22 +216,24 @@ def _spent(leaper: TrainerCallback | None) -> tuple[int, float]:
     return 0, 0.0
 
 
-def _finish(record: ArmRecord, arm: ArmSettings, leaper: TrainerCallback | None, trainer: Any) -> None:
-    record.search_completions, record.search_seconds = _spent(leaper)
+def _update(record: ArmRecord, leaper: TrainerCallback | None, state: TrainerState) -> None:
+    """Bring a record up to the trainer's step; may be called any number of times."""
+    record.search_completions, record.search_seconds = (
+        cycles.spent(record) if record.cycles else _spent(leaper)
+    )
     if isinstance(leaper, LeapCallback):
         record.decisions = leaper.decisions
+    record.rewards = [float(h["reward"]) for h in state.log_history if h.get("reward") is not None]
+
+
+def _finish(record: ArmRecord, arm: ArmSettings, leaper: TrainerCallback | None) -> None:
+    """What is put right once, at an arm's end."""
     if isinstance(leaper, SingleLeap) and leaper.record is not None:
         record.leap = leaper.record.as_dict()
         # A single leap happens before the first step, when the meter's clock has not begun.
         record.seconds = [round(s + record.search_seconds, 3) for s in record.seconds]
     if arm.merge:
         record.steps = [step + arm.start for step in record.steps]
-    record.rewards = [float(h["reward"]) for h in trainer.state.log_history if h.get("reward") is not None]
-
-
-def read_record(folder: Path) -> ArmRecord:
-    """The record of a finished arm."""
-    return ArmRecord.model_validate_json((folder / "record.json").read_text())
 
 
 def temperature_control(
@@ -302,9 +281,3 @@ def temperature_control(
 def one_thread() -> None:
     """Two arms side by side on two cores are faster with one thread each than with two."""
     torch.set_num_threads(1)
-
-
-def settings_hash(arms: Sequence[ArmSettings]) -> str:
-    """A short text that changes with any setting of any arm, to tell one comparison's folder from another's."""
-    text = json.dumps([arm.model_dump(mode="json") for arm in arms], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

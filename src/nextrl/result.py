@@ -10,21 +10,33 @@ from typing import Any
 
 import nextrl
 from nextrl import comparison
-from nextrl.loop import ArmRecord, ArmSettings
+from nextrl.arm import ArmRecord, ArmSettings
 from nextrl.persistence import adam_persistence, excess
 from nextrl.trajectory import Trajectory
 
 _SERIES = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
 
 
-def trajectory_figures(traj: Trajectory, windows: Sequence[int] = (10, 20, 50)) -> dict[str, Any]:
-    """What the checkpoints alone show: top singular value of each global delta, persistence, excess, zero point."""
+def trajectory_figures(
+    traj: Trajectory, windows: Sequence[int] = (10, 20, 50), jumps: Sequence[tuple[int, int]] = ()
+) -> dict[str, Any]:
+    """What the checkpoints alone show: top singular value of each global delta, persistence, excess, zero point.
+
+    Args:
+        windows: lengths in steps.
+        jumps: pairs of steps between which the run leapt; a persistence that would span one is left out.
+    """
     sigma = {m: [float(traj.delta(m, 0, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules}
     persistence: dict[str, dict[str, float]] = {}
     over: dict[str, dict[str, float]] = {}
     zero = {str(w): adam_persistence(w) for w in windows}
     for window in windows:
-        steps = [s for s in traj.steps if {s - window, s - 2 * window} <= {0, *traj.steps}]
+        steps = [
+            s
+            for s in traj.steps
+            if {s - window, s - 2 * window} <= {0, *traj.steps}
+            and not any(s - 2 * window <= low and high <= s for low, high in jumps)
+        ]
         values = {s: traj.persistence(window, at=s) for s in steps}
         persistence[str(window)] = {str(s): c for s, c in values.items()}
         over[str(window)] = {str(s): excess(c, zero[str(window)]) for s, c in values.items()}
@@ -44,7 +56,11 @@ def _mean_excess(figures: Mapping[str, Any]) -> float:
 
 def regime(figures: Mapping[str, Any]) -> str:
     """ "signal" where the mean excess over windows of 10 steps is above .5, "noise" below .15, else "mixed"."""
-    mean = _mean_excess(figures)
+    return regime_of(_mean_excess(figures))
+
+
+def regime_of(mean: float) -> str:
+    """The regime that a mean excess speaks for."""
     return "signal" if mean > 0.5 else "noise" if mean < 0.15 else "mixed"
 
 
@@ -66,7 +82,7 @@ def verdict(arms: Mapping[str, ArmRecord], figures: Mapping[str, Any], result: M
     if single is not None:
         sentences.append(_about_leap(arms["plain"], single))
     mean = _mean_excess(figures)
-    sentences.append(f"The plain run's excess persistence averages {mean:.2f}: {_MEANING[result['regime']]}")
+    sentences.append(f"The plain run's excess persistence averages {mean:.2f}: {MEANING[result['regime']]}")
     return " ".join(sentences)
 
 
@@ -104,12 +120,26 @@ def _about_leap(plain: ArmRecord, leap: ArmRecord) -> str:
     )
 
 
-_MEANING = {
+MEANING = {
     "signal": "its path is far straighter than Adam's memory explains, so the learning rate is too low: "
     "raise it, or run auto.",
     "mixed": "part of its direction lasts, so a test of a leap is worth its price, a blind leap is not.",
     "noise": "its path keeps no more direction than Adam's own memory, so go on, and do not leap.",
 }
+
+
+def provenance() -> dict[str, str]:
+    """What made a result."""
+    return {
+        "nextrl": nextrl.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def series(arm: ArmRecord) -> dict[str, Any]:
+    """An arm as `result.json` lists it: one entry an evaluation."""
+    return {"kind": arm.kind, "label": arm.label, **{key: getattr(arm, key) for key in _SERIES}}
 
 
 def summarise(
@@ -141,16 +171,9 @@ def summarise(
             "leap_at": leap_at,
             "test_prompts": settings[0].eval_prompts,
         },
-        "provenance": {
-            "nextrl": nextrl.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        "provenance": provenance(),
         "target": target,
-        "arms": {
-            name: {"kind": a.kind, "label": a.label, **{key: getattr(a, key) for key in _SERIES}}
-            for name, a in arms.items()
-        },
+        "arms": {name: series(a) for name, a in arms.items()},
         "saved": saved,
         "tuned": tuned,
         "after": {name: comparison.after(a, leap_at) for name, a in arms.items()},

@@ -8,6 +8,14 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console()
 err_console = Console(stderr=True)
@@ -16,6 +24,22 @@ err_console = Console(stderr=True)
 def emit_json(value: Any) -> None:
     """Write one JSON object to stdout and nothing else; numbers that JSON lacks become null."""
     sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+
+
+def training_bar(visible: bool) -> Progress:
+    """A bar that counts steps on stderr, on a terminal only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=err_console,
+        disable=not (visible and err_console.is_terminal),
+    )
 
 
 def _finite(value: Any) -> Any:

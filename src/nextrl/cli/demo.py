@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from nextrl import demo as job
-from nextrl.cli.console import console, emit_json, err_console
+from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.report import write_report
 
 
@@ -61,19 +53,9 @@ def demo(
 
 def _watched(out: Path, what: job.Plan, *, visible: bool) -> dict[str, Any]:
     total = sum(_steps(arm) for arm in what.arms)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps,"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
     started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
     at = dict(started)
-    with Progress(*columns, console=err_console, disable=not (visible and err_console.is_terminal)) as bar:
+    with training_bar(visible) as bar:
         task = bar.add_task("training", total=total)
 
         def watch(name: str, step: int) -> None:

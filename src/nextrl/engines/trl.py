@@ -28,12 +28,12 @@ OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 class LoraSettings(BaseModel):
     """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    r: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
-    target_modules: str | list[str] = "all-linear"
-    use_rslora: bool = False
+    r: int = Field(8, ge=1, description="rank of the adapter")
+    alpha: int = Field(16, ge=1, description="scaling numerator: a module's delta is alpha / r times B A")
+    target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
 
 
 class TrainSettings(BaseModel):
@@ -43,17 +43,21 @@ class TrainSettings(BaseModel):
         algorithm: a name of `algorithms.names()`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     algorithm: str = "grpo"
-    steps: int = Field(400, ge=1)
-    save_every: int = Field(10, ge=1)
-    learning_rate: float = Field(5e-5, gt=0)
-    prompts_per_step: int = Field(16, ge=1)
-    completions_per_prompt: int = Field(8, ge=2)
-    max_completion_length: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    optimizer: OptimizerName = "adamw"
+    steps: int = Field(400, ge=1, description="optimizer steps in all")
+    save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
+    learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
+    prompts_per_step: int = Field(16, ge=1, description="prompts a step")
+    completions_per_prompt: int = Field(
+        8, ge=2, description="completions sampled for each prompt (the group)"
+    )
+    max_completion_length: int | None = Field(
+        None, ge=1, description="most tokens a completion; null: the task's own"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
     seed: int = 0
 
     @field_validator("algorithm")
@@ -120,6 +124,7 @@ def build_trainer(
     *,
     save: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    report_to: Sequence[str] = (),
 ) -> Any:
     """The algorithm's TRL trainer (GRPOTrainer or RLOOTrainer) on the task's training prompts, ready for `train()`.
 
@@ -127,6 +132,7 @@ def build_trainer(
         model: a PEFT model (`with_adapter`).
         output_dir: where `checkpoint-N` folders go (TRL's own layout, optimizer state included).
         save: keep a checkpoint every `settings.save_every` steps.
+        report_to: loggers by the trainer's names ("tensorboard", "wandb", "trackio"); none by default.
     """
     # The hub is never asked for anything: a model card or a version check would be a network call in a loop.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -149,7 +155,7 @@ def build_trainer(
         save_strategy="steps" if save else "no",
         save_steps=settings.save_every,
         logging_steps=1,
-        report_to="none",
+        report_to=list(report_to) or "none",
         disable_tqdm=True,
         seed=settings.seed,
         dataloader_num_workers=0,

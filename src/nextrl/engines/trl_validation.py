@@ -52,7 +52,7 @@ def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
         InputError: the dataset is a stream, or too small to give any away.
     """
     dataset, loader = trainer.train_dataset, trainer.callback_handler.train_dataloader
-    batches = _innermost(loader)
+    batches = innermost(loader)
     if not hasattr(dataset, "__len__") or not hasattr(batches, "sampler"):
         raise InputError(
             "the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows"
@@ -69,7 +69,7 @@ def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
     return rows
 
 
-def _innermost(loader: Any) -> Any:
+def innermost(loader: Any) -> Any:
     """The batch sampler that holds the dataset's sampler, inside what accelerate wraps around it."""
     while getattr(loader, "batch_sampler", None) is not None:
         loader = loader.batch_sampler

@@ -93,7 +93,9 @@ def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, A
     regime, advice = text(result.get("regime")), text(result.get("advice"))
     config = _flat(mapping(result.get("config")))
     data = chart_data(result, arms)
+    single = rows.is_single(result, arms)
     return {
+        "single": rows.evaluations(arms[0]) if single else None,
         "task": text(result.get("task")) or "run",
         "seed": "unknown" if number(result.get("seed")) is None else str(result["seed"]),
         "verdict": _lead(text(result.get("verdict")) or _NO_VERDICT),
@@ -101,7 +103,7 @@ def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, A
         "regime_meaning": _REGIME.get(regime or "", ""),
         "advice": _ADVICE.get(advice or "", advice),
         "target": rows.fixed(result.get("target")),
-        "tiles": rows.tiles(result, arms),
+        "tiles": rows.single_tiles(result, arms[0]) if single else rows.tiles(result, arms),
         "comparison": rows.comparison(result, arms),
         "costs": charged,
         "free": free,

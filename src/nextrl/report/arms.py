@@ -16,7 +16,7 @@ GROUPS = {
     "plain": "Run as configured",
     "auto": "auto",
     "control": "Controls",
-    "leap": "Single leaps",
+    "leap": "Leaps by a named method",
     "other": "Others",
 }
 _FREE = ("prodigy", "mechanic", "dadapt", "schedulefree", "schedule-free")

@@ -158,6 +158,50 @@ def tiles(result: Mapping[str, Any], arms: Sequence[Arm]) -> list[Tile]:
     return found
 
 
+def is_single(result: Mapping[str, Any], arms: Sequence[Arm]) -> bool:
+    """Whether this is one run with nothing beside it: then there is no target, and nothing can have been saved."""
+    return len(arms) == 1 and number(result.get("target")) is None and "target" in result
+
+
+def evaluations(arm: Arm) -> list[tuple[str, ...]]:
+    """Every evaluation of an arm: step, sampled, greedy, completions, seconds, learning rate."""
+    rows: list[tuple[str, ...]] = []
+    for i, step in enumerate(arm.steps):
+        value, error, rate = arm.accuracy[i], arm.se[i], arm.learning_rate[i]
+        sampled = fixed(value) if error is None else f"{fixed(value)} ± {fixed(error)}"
+        rows.append(
+            (
+                count(step),
+                sampled,
+                fixed(arm.greedy[i]),
+                count(arm.completions[i]),
+                seconds(arm.seconds[i]),
+                NONE if rate is None else f"{rate:.2g}",
+            )
+        )
+    return rows
+
+
+def single_tiles(result: Mapping[str, Any], arm: Arm) -> list[Tile]:
+    """Headline figures of one run: where it ended, its leaps, what they cost."""
+    first = next((a for a in arm.accuracy if a is not None), None)
+    found = [
+        Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role)
+    ]
+    leaps = records(mapping(result.get("leaps")).get(arm.name))
+    taken = sum(bool(leap.get("accepted", leap.get("alpha"))) for leap in leaps)
+    found.append(
+        Tile("Leaps taken", str(taken), f"of {len(leaps)} times that candidates were tried", arm.role)
+    )
+    spent = number(mapping(mapping(result.get("costs")).get(arm.name)).get("search_completions")) or 0.0
+    whole = arm.last("completions")
+    if whole:
+        found.append(
+            Tile("Search", percent(spent / whole), f"{count(spent)} of {count(whole)} completions", arm.role)
+        )
+    return found
+
+
 def _completions(saved: Mapping[str, Any], arm: Arm) -> float | None:
     return number(mapping(saved.get(arm.name)).get("completions"))
 

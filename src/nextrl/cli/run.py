@@ -1,0 +1,128 @@
+"""`nextrl run`: train -> leap -> train as a config says, and go on where it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from nextrl import config_file
+from nextrl import run as job
+from nextrl.cli.console import console, emit_json, err_console, training_bar
+from nextrl.config import RunConfig
+from nextrl.stop import StopSignal
+
+
+def run(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train; docs/run.md has every key.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Over the file, as train.steps=100.")
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print every key and what follows from them; train nothing."),
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")] = False,
+) -> None:
+    """Train, leap and train on as CONFIG.yaml says; the same command goes on where a run was stopped.
+
+    Example: nextrl run examples/tiny.yaml train.learning_rate=1e-4
+    """
+    settings = config_file.load(config, overrides or ())
+    if print_config:
+        _print(settings, json_output)
+        return
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    with StopSignal() as stop:
+        outcome = _watched(settings, stop, visible=not json_output)
+    if outcome.result is None:
+        _stopped(settings, outcome, stop, json_output)
+    elif json_output:
+        emit_json(outcome.result)
+    else:
+        _show(settings, outcome)
+
+
+def _print(settings: RunConfig, json_output: bool) -> None:
+    if json_output:
+        emit_json({"config": settings.as_dict(), "derived": settings.derived()})
+        return
+    console.print(settings.as_yaml(), markup=False, highlight=False, soft_wrap=True, end="")
+    console.print("# what follows from it", highlight=False)
+    for key, value in settings.derived().items():
+        console.print(f"#   {key}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _watched(settings: RunConfig, stop: StopSignal, *, visible: bool) -> job.Outcome:
+    with training_bar(visible) as bar:
+        task = bar.add_task("training", total=settings.train.steps)
+
+        def watch(name: str, step: int) -> None:
+            del name
+            bar.update(task, completed=step)
+
+        def say(line: str) -> None:
+            err_console.print(line, style="yellow", highlight=False, markup=False)
+
+        return job.run(settings, stop_asked=stop.asked, say=say, progress=watch)
+
+
+def _stopped(settings: RunConfig, outcome: job.Outcome, stop: StopSignal, json_output: bool) -> None:
+    """Told to stop: by SIGTERM that is what was wanted (0), by Ctrl-C the shell is to know (130)."""
+    if json_output:
+        emit_json({"stopped_at": outcome.step, "output_dir": str(settings.output_dir)})
+    else:
+        err_console.print(
+            f"stopped at step {outcome.step} of {settings.train.steps}; the same command goes on from there",
+            style="yellow",
+            highlight=False,
+        )
+    if stop.received == signal.SIGINT:
+        raise typer.Exit(130)
+
+
+def _show(settings: RunConfig, outcome: job.Outcome) -> None:
+    assert outcome.result is not None
+    out = settings.output_dir
+    if not outcome.trained:
+        console.print(
+            f"{out} is finished; nothing was trained.", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(table(outcome.result))
+    console.print()
+    console.print(outcome.result["verdict"], highlight=False, markup=False)
+    console.print(
+        f"\nThe adapter: {out / 'final'}\nThe page: {out / 'report.html'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Some evaluations of the run: the first, the last and up to eight between."""
+    arm = result["arms"]["run"]
+    view = Table(
+        title=f"{arm['label']} on {result['task']} (seed {result['seed']})", box=None, pad_edge=False
+    )
+    for name in ("step", "accuracy", "greedy", "completions", "seconds", "learning rate"):
+        view.add_column(name, justify="right")
+    count = len(arm["steps"])
+    for i in sorted({round(j * (count - 1) / 9) for j in range(10)}):
+        view.add_row(
+            str(arm["steps"][i]),
+            f"{arm['accuracy'][i]:.3f} ± {arm['se'][i]:.3f}",
+            f"{arm['greedy'][i]:.3f}",
+            str(arm["completions"][i]),
+            f"{arm['seconds'][i]:.0f}",
+            f"{arm['learning_rate'][i]:.2g}",
+        )
+    return view
