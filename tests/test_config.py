@@ -98,7 +98,7 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {at: [50]}", (), "leap.at: auto decides that itself"),
         ("leap: {horizon: 50}", (), "leap.horizon: auto decides that itself"),
         ("leap: {alpha: 2}", (), "leap.alpha: auto decides that itself"),
-        ("algorithm: gpro", (), "algorithm: 'gpro' is unknown; did you mean grpo?"),
+        ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
         ("engine: vllm", (), "engine must be 'trl', not 'vllm'"),
         ("report_to: tensorbord", (), "did you mean tensorboard?"),
