@@ -236,12 +236,14 @@ class Controller:
         return decision
 
     def _too_far(self, window: Window, score: Score, moved: float, *, first: bool) -> Decision:
-        """Lower the rate to where a window moves the policy by `target` (divergence goes with the square of the rate).
+        """Lower the rate: divergence goes with the square of it.
 
-        A run far too high is ruined within its first window, before any other could show a fall: it is undone then.
+        To where a window moves the policy by `target` in the first window, by `far` later: what comes later is one
+        window among many that did not, often a burst of learning. A run far too high is ruined within its first
+        window, before any other could show a fall: it is undone then.
         """
         why = f"the window moved the policy {moved:.2g} nats a token"
-        factor = max(0.1, math.sqrt(self.config.target / moved))
+        factor = max(0.1, math.sqrt((self.config.target if first else self.config.far) / moved))
         if first and window.falls:
             decision = self._back(score, (-0.5, -1.0), why, level=0.0)
             if decision.alpha:

@@ -1,9 +1,9 @@
-"""Where does `auto` end from five learning rates that span a factor of 2000, and what are its controls worth?
+"""Where does `auto` end from seven learning rates that span a factor of 20000, and what are its controls worth?
 
     python studies/auto/run.py --out studies/auto/raw            # about 25 minutes on two cores
     python studies/auto/table.py studies/auto/raw                # the tables of docs/auto.md
 
-Two tasks x three seeds. `auto` from 1e-5 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every
+Two tasks x three seeds. `auto` from 1e-6 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every
 arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms that are missing.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from nextrl.engines.trl import TrainSettings
 from nextrl.loop import ArmSettings, one_thread, run_arm
 
-STARTS = (1e-5, 5e-5, 5e-4, 5e-3, 2e-2)
+STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 5e-3, 2e-2)
 RATES = (1e-5, 5e-5, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 EVALUATIONS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
 
@@ -60,9 +60,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("studies/auto/raw"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=["chain-wrong-rule", "chain"])
+    parser.add_argument("--only", default="", help="arms whose name begins with this")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     wanted = [arm for seed in options.seeds for task in options.tasks for arm in arms(task, seed)]
+    wanted = [arm for arm in wanted if arm.label.startswith(options.only)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for line in pool.map(work, wanted, [options.out] * len(wanted)):
             print(line, flush=True)
