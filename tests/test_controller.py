@@ -227,8 +227,10 @@ def test_a_path_that_moves_the_policy_enough_is_not_searched() -> None:
 
 
 def test_a_window_that_went_too_far_lowers_the_rate_to_where_it_would_not_have() -> None:
-    decision = Controller().step(window(30, 0.6), curve(lambda a: 0.5), moving(0.32))
-    assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, pytest.approx(0.25), 0)
+    # In the first window to the target, .02, later to the limit, .1: one window among many may be a burst.
+    for persistence, factor in ((None, 0.2), (0.6, 0.2 * 5**0.5)):
+        decision = Controller().step(window(30, persistence), curve(lambda a: 0.5), moving(0.5))
+        assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, pytest.approx(factor), 0)
     absurd = Controller().step(window(30, 0.6), curve(lambda a: 0.5), moving(500.0))
     assert absurd.rate_factor == 0.1
 

@@ -51,6 +51,7 @@ class ArmSettings(BaseModel):
         auto: run with `LeapCallback`.
         window: steps between two looks of `LeapCallback`.
         prompts: held-out prompts that it scores a candidate on.
+        dials: fields of `ControllerConfig` that differ from their defaults.
         save: keep checkpoints.
         eval_at: steps at which accuracy is measured, in the trainer's own count (a merged restart counts from 0).
     """
@@ -70,6 +71,7 @@ class ArmSettings(BaseModel):
     auto: bool = False
     window: int = Field(10, ge=1)
     prompts: int = Field(64, ge=2)
+    dials: dict[str, Any] = {}
     save: bool = False
     eval_at: tuple[int, ...]
     eval_prompts: int = Field(1000, ge=2)

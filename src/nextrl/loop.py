@@ -22,6 +22,7 @@ from nextrl import cycles, models
 from nextrl.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
 from nextrl.atomic import write_bytes
 from nextrl.callback import LeapCallback
+from nextrl.controller import ControllerConfig
 from nextrl.engines.trl import as_dataset, build_trainer, with_adapter
 from nextrl.evaluate import evaluate
 from nextrl.meter import Meter, evaluation_weights
@@ -179,7 +180,10 @@ def write_final(model: Any, folder: Path) -> None:
 def _leaper(arm: ArmSettings, folder: Path, plain: Path) -> LeapCallback | SingleLeap | None:
     validation = as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
-        return LeapCallback(arm.window, validation=validation, prompts=arm.prompts, seed=arm.train.seed)
+        config = ControllerConfig(**arm.dials) if arm.dials else None
+        return LeapCallback(
+            arm.window, validation=validation, prompts=arm.prompts, config=config, seed=arm.train.seed
+        )
     if arm.leap is None:
         return None
     rows = [validation[i] for i in range(arm.leap.prompts)]

@@ -1,10 +1,11 @@
-"""Where does `auto` end from seven learning rates that span a factor of 20000, and what are its controls worth?
+"""Where does `auto` end from six learning rates that span a factor of 20000, and what are its controls worth?
 
     python studies/auto/run.py --out studies/auto/raw            # about 25 minutes on two cores
     python studies/auto/table.py studies/auto/raw                # the tables of docs/auto.md
 
-Two tasks x three seeds. `auto` from 1e-6 to 2e-2; plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every
-arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms that are missing.
+Two tasks x three seeds. `auto` from 1e-6 to 2e-2; the same without any search (the divergence alone sets the rate);
+plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every arm goes through TRL, as in the demo, and writes its
+own record; a second call goes on with the arms that are missing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from nextrl.engines.trl import TrainSettings
 from nextrl.loop import ArmSettings, one_thread, run_arm
 
-STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 5e-3, 2e-2)
+STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 2e-2)
+UNVALIDATED = (1e-5, 2e-2)
 RATES = (1e-5, 5e-5, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 EVALUATIONS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
 
@@ -26,7 +29,7 @@ EVALUATIONS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
 def arms(task: str, seed: int) -> list[ArmSettings]:
     """Every arm of one task and seed."""
 
-    def arm(name: str, kind: str, rate: float, optimizer: str = "adamw") -> ArmSettings:
+    def arm(name: str, kind: str, rate: float, optimizer: str = "adamw", **dials: Any) -> ArmSettings:
         train = TrainSettings(steps=200, learning_rate=rate, seed=seed, optimizer=optimizer)
         return ArmSettings(
             name=f"{task}/{name}/seed-{seed}",
@@ -35,12 +38,14 @@ def arms(task: str, seed: int) -> list[ArmSettings]:
             task=task,
             train=train,
             auto=kind == "auto",
+            dials=dials,
             save=kind == "plain",
             eval_at=EVALUATIONS,
         )
 
     return [
         *(arm(f"auto-{r:g}", "auto", r) for r in STARTS),
+        *(arm(f"divergence-{r:g}", "auto", r, validate=False) for r in UNVALIDATED),
         *(arm(f"plain-{r:g}", "plain", r) for r in RATES),
         arm("prodigy-schedulefree", "control", 1e-3, "prodigy-schedulefree"),
         arm("mechanic", "control", 1e-3, "mechanic"),
@@ -60,12 +65,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("studies/auto/raw"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=["chain-wrong-rule", "chain"])
-    parser.add_argument("--only", default="", help="arms whose name begins with this")
+    parser.add_argument("--only", nargs="+", default=[""], help="arms whose name begins with one of these")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     wanted = [arm for seed in options.seeds for task in options.tasks for arm in arms(task, seed)]
-    wanted = [arm for arm in wanted if arm.label.startswith(options.only)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    wanted = [arm for arm in wanted if arm.label.startswith(tuple(options.only))]
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for line in pool.map(work, wanted, [options.out] * len(wanted)):
             print(line, flush=True)
 
