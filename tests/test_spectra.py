@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextrl import spectra
+from nextrl import blocks
 from nextrl.errors import InputError
 from nextrl.spectra import iter_spectra, map_modules
 from nextrl.trajectory import Trajectory
@@ -66,9 +66,9 @@ def test_updates_so_small_that_gram_matrices_cancel_go_by_qr():
 
 
 def test_chunks_and_threads_change_nothing(monkeypatch):
-    traj = run((10, 20, 30, 40))
+    traj = run((10, 20, 30, 40), m=200, n=150)
     whole = dict(iter_spectra(traj, 20, workers=1))
-    monkeypatch.setattr(spectra, "CHUNK", 4)
+    monkeypatch.setattr(blocks, "PIECE", 1)
     parts = dict(iter_spectra(traj, 20, workers=3))
     assert list(parts) == list(whole)
     for module in whole:
@@ -88,3 +88,30 @@ def test_share_of_a_zero_delta_is_nan_and_failures_come_through():
 
     with pytest.raises(KeyError):
         list(map_modules(still, fail, workers=2))
+
+
+def test_bf16_checkpoints_against_dense_float64():
+    g = torch.Generator().manual_seed(1)
+    a, b = torch.randn(8, 130, generator=g) * 0.1, torch.zeros(90, 8)
+    factors = []
+    for _ in range(7):
+        a, b = a + 1e-3 * torch.randn(8, 130, generator=g), b + 1e-3 * torch.randn(90, 8, generator=g)
+        factors.append({"w": (a.bfloat16(), b.bfloat16())})
+    traj = Trajectory.from_factors([10 * n for n in range(1, 8)], factors, scaling=2.0)
+    dense = {10 * (n + 1): 2.0 * f["w"][1].double() @ f["w"][0].double() for n, f in enumerate(factors)}
+    dense[0] = torch.zeros(90, 130, dtype=torch.float64)
+    for kind, found in dict(iter_spectra(traj, 20))["w"].items():
+        for p, t in enumerate(found.steps):
+            first, last = {"global": (0, t), "local": (t - 10, t), "target": (t, t + 20)}[kind]
+            u, sigma, vt = torch.linalg.svd(dense[last] - dense[first])
+            assert abs(float(found.sigma[p, 0] / sigma[0]) - 1) <= 1e-8
+            assert abs(float(found.u[p].double() @ u[:, 0])) >= 1 - 1e-6 or sigma[1] > 0.99 * sigma[0]
+            assert abs(float(found.v[p].double() @ vt[0])) >= 1 - 1e-6 or sigma[1] > 0.99 * sigma[0]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_value_in_memory_names_module_and_step(broken):
+    traj = run((10, 20, 30))
+    traj.factors(20, "w")[0][1, 2] = broken
+    with pytest.raises(InputError, match="w at step 20"):
+        list(iter_spectra(traj, 10, workers=1))

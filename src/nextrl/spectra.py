@@ -15,18 +15,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
-from nextrl.lowrank import GRAM_FLOOR
+from nextrl.blocks import combine, pair_products
+from nextrl.errors import InputError
+from nextrl.lowrank import GRAM_FLOOR, LowRank
 from nextrl.trajectory import Trajectory
 
 T = TypeVar("T")
+SHIFT = 1e-12
 KINDS = ("global", "local", "target")
-CHUNK = 2048  # columns widened to float64 at a time: 15 checkpoints of rank 32 then take 8 MB
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,71 @@ def map_modules(
 
 def module_spectra(traj: Trajectory, module: str, horizon: int) -> dict[str, Spectrum]:
     """The three kinds of one module; see `iter_spectra`."""
-    steps = traj.steps
-    base = traj.base_index(module)
-    tensors = [traj.factors(step, module) for step in steps]
-    ends = _ends(steps, horizon, base)
-    both = [pair for found in ends.values() for pair in found]
-    pairs = sorted({p for i, j in both for p in ((i, i), (j, j), (i, j)) if -1 not in p})
-    left = _products([b.mT for _, b in tensors], pairs) * traj.scaling(module) ** 2
-    right = _products([a for a, _ in tensors], pairs)
+    ends = _ends(traj.steps, horizon, traj.base_index(module))
+    pairs = sorted(
+        {p for found in ends.values() for i, j in found for p in ((i, i), (j, j), (i, j)) if -1 not in p}
+    )
     place = {pair: n for n, pair in enumerate(pairs)}
-    return {kind: _spectrum(traj, module, tensors, kind, ends[kind], place, left, right) for kind in KINDS}
+    stack_a, stack_b = traj.stacks(module)
+    left, right = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
+    if not bool(torch.isfinite(left.sum() + right.sum())):
+        _refuse(traj, module)
+    left *= traj.scaling(module) ** 2
+    cores = {
+        kind: _leading(_gram(left, found, place, -1.0), _gram(right, found, place, 1.0))
+        for kind, found in ends.items()
+        if found
+    }
+    u = _vectors(stack_b.mT, ends, {kind: core.toward_u for kind, core in cores.items()}, -1.0)
+    v = _vectors(stack_a, ends, {kind: core.toward_v for kind, core in cores.items()}, 1.0)
+    result = {}
+    for kind, found in ends.items():
+        steps = tuple(traj.steps[j if kind == "target" else i] for i, j in found)
+        sigma = cores[kind].sigma if found else torch.zeros(0, stack_a.shape[1], dtype=torch.float64)
+        result[kind] = Spectrum(steps, sigma, u[kind], v[kind])
+        for p in (~cores[kind].trusted).nonzero().flatten().tolist() if found else ():
+            i, j = found[p]
+            _replace(result[kind], p, traj.delta(module, 0 if j == -1 else traj.steps[j], traj.steps[i]))
+    return result
+
+
+def _replace(spectrum: Spectrum, p: int, delta: LowRank) -> None:
+    """Put the triples by QR in place of those that the Gram matrices could not give."""
+    exact = delta.top(spectrum.sigma.shape[1])
+    spectrum.sigma[p] = 0.0
+    spectrum.sigma[p, : exact.sigma.numel()] = exact.sigma
+    spectrum.u[p], spectrum.v[p] = exact.u[:, 0].float(), exact.v[:, 0].float()
+
+
+def _refuse(traj: Trajectory, module: str) -> NoReturn:
+    """Say which checkpoint holds the NaN or Inf that spoiled the products."""
+    for step in traj.steps:
+        if not all(bool(torch.isfinite(factor).all()) for factor in traj.factors(step, module)):
+            raise InputError(f"NaN or Inf in {module} at step {step}: leave that checkpoint out")
+    raise InputError(f"the values of {module} are too large: their squares overflow float64")
+
+
+def _vectors(
+    stack: Tensor, ends: dict[str, list[tuple[int, int]]], toward: dict[str, Tensor], sign: float
+) -> dict[str, Tensor]:
+    """For each kind (P, n) float32, unit rows: `toward` (P, q) applied to [X_i, sign X_j]."""
+    count, rank = stack.shape[:2]
+    uses: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    for row, (i, j) in enumerate(pair for found in ends.values() for pair in found):
+        uses[i].append((row, 0))
+        if j != -1:
+            uses[j].append((row, 1))
+    most = max(len(used) for used in uses)
+    # Checkpoints that few deltas use are filled up with row -1, which is zero.
+    table = torch.tensor([used + [(-1, 0)] * (most - len(used)) for used in uses])
+    parts = [pad(t, (0, 2 * rank - t.shape[1])) for t in toward.values()]
+    coefficients = torch.cat([*parts, torch.zeros(1, 2 * rank, dtype=torch.float64)]).view(-1, 2, rank)
+    coefficients[:, 1] *= sign
+    rows = len(coefficients) - 1
+    weights = coefficients[table[..., 0], table[..., 1]]
+    flat = combine(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
+    pieces = torch.split(normalize(flat, dim=1), [len(found) for found in ends.values()])
+    return dict(zip(ends, pieces, strict=True))
 
 
 def _ends(steps: Sequence[int], horizon: int, base: int) -> dict[str, list[tuple[int, int]]]:
@@ -122,67 +179,6 @@ def _ends(steps: Sequence[int], horizon: int, base: int) -> dict[str, list[tuple
         "local": [(n, n - 1) for n in range(first, len(steps))],
         "target": [(place[s + horizon], n) for n, s in enumerate(steps) if s + horizon in place],
     }
-
-
-def _products(blocks: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """(P, r, r) float64: blocks[i] @ blocks[j].T for each pair; blocks are (r, n) in any dtype."""
-    rank, columns = blocks[0].shape
-    runs = _runs(pairs)
-    sums = [torch.zeros(rank, (last - first) * rank, dtype=torch.float64) for _, first, last in runs]
-    wide = torch.empty(len(blocks), rank, CHUNK, dtype=torch.float64)
-    for start in range(0, columns, CHUNK):
-        width = min(CHUNK, columns - start)
-        for n, block in enumerate(blocks):
-            wide[n, :, :width].copy_(block[:, start : start + width])
-        rows = wide.view(-1, CHUNK)[:, :width]
-        for total, (i, first, last) in zip(sums, runs, strict=True):
-            total.addmm_(rows[i * rank : (i + 1) * rank], rows[first * rank : last * rank].mT)
-    return torch.cat([total.view(rank, -1, rank).transpose(0, 1) for total in sums])
-
-
-def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(i, first j, last j + 1) of stretches (i, j), (i, j + 1), ...: one product each, without copies."""
-    runs: list[tuple[int, int, int]] = []
-    for i, j in pairs:
-        if runs and (i, j) == (runs[-1][0], runs[-1][2]):
-            runs[-1] = (i, runs[-1][1], j + 1)
-        else:
-            runs.append((i, j, j + 1))
-    return runs
-
-
-def _spectrum(
-    traj: Trajectory,
-    module: str,
-    tensors: Sequence[tuple[Tensor, Tensor]],
-    kind: str,
-    ends: Sequence[tuple[int, int]],
-    place: dict[tuple[int, int], int],
-    left: Tensor,
-    right: Tensor,
-) -> Spectrum:
-    m, n, rank = traj.shape(module)
-    steps = tuple(traj.steps[j if kind == "target" else i] for i, j in ends)
-    if not ends:
-        return Spectrum((), torch.zeros(0, rank), torch.zeros(0, m), torch.zeros(0, n))
-    alone = all(j == -1 for _, j in ends)
-    sides = [_gram(g, ends, place, sign) for g, sign in ((left, -1.0), (right, 1.0))]
-    sigma, toward_u, toward_v, trusted = _leading(*sides)
-    u, v = torch.empty(len(ends), m), torch.empty(len(ends), n)
-    for p, (i, j) in enumerate(ends):
-        if not trusted[p]:
-            start = 0 if j == -1 else traj.steps[j]
-            exact = traj.delta(module, start, traj.steps[i]).top(sigma.shape[1])
-            sigma[p] = 0.0
-            sigma[p, : exact.sigma.numel()] = exact.sigma
-            u[p], v[p] = exact.u[:, 0].float(), exact.v[:, 0].float()
-            continue
-        (a, b), cu, cv = tensors[i], toward_u[p].float(), toward_v[p].float()
-        u[p], v[p] = b.float() @ cu[:rank], cv[:rank] @ a.float()
-        if not alone and j != -1:
-            u[p] -= tensors[j][1].float() @ cu[rank:]
-            v[p] += cv[rank:] @ tensors[j][0].float()
-    return Spectrum(steps, sigma, normalize(u, dim=1), normalize(v, dim=1))
 
 
 def _gram(
@@ -198,7 +194,16 @@ def _gram(
     return torch.cat([torch.cat([same, cross], 2), torch.cat([cross.mT, other], 2)], 1)
 
 
-def _leading(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _Core(NamedTuple):
+    """Solved cores of one kind: sigma (P, q), coefficients (P, q) of u1 in L and of v1 in R, and where they hold."""
+
+    sigma: Tensor
+    toward_u: Tensor
+    toward_v: Tensor
+    trusted: Tensor
+
+
+def _leading(left: Tensor, right: Tensor) -> _Core:
     """Singular values (P, q) of L R^T from the Grams of L and R, coefficients (P, q) of u1 in L and of v1 in
     R.
 
@@ -209,10 +214,27 @@ def _leading(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     if bool(failed.any()):  # a rank-deficient L, the rule where B_j = 0
         values, vectors = torch.linalg.eigh(left[failed > 0])
         root[failed > 0] = vectors * values.clamp_min(0).sqrt()[:, None, :]
-    squares, vectors = torch.linalg.eigh(root.mT @ right @ root)
+    squares, leading = _first_eigenvector(root.mT @ right @ root)
     sigma = squares.clamp_min(0).sqrt().flip(1)
-    toward_v = (root @ vectors[:, :, -1:]).squeeze(2)
+    toward_v = (root @ leading).squeeze(2)
     toward_u = (right @ toward_v[:, :, None]).squeeze(2)
     scale = (left.diagonal(dim1=1, dim2=2).sum(1) * right.diagonal(dim1=1, dim2=2).sum(1)).sqrt()
     trusted = sigma[:, 0] > GRAM_FLOOR * scale
-    return sigma, toward_u, toward_v, trusted
+    return _Core(sigma, toward_u, toward_v, trusted)
+
+
+def _first_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """All eigenvalues (P, q), ascending, and the last one's eigenvector (P, q, 1) of symmetric (P, q, q).
+
+    The vector by inverse iteration just above the last eigenvalue: values and one vector cost two thirds of
+    all vectors. Two rounds shrink what lies off it by (SHIFT / relative gap) squared. NaN where all is zero.
+    """
+    values = torch.linalg.eigvalsh(matrices)
+    shifted = -matrices
+    shifted.diagonal(dim1=1, dim2=2).add_(values[:, -1:] * (1 + SHIFT))
+    factor, pivots, _ = torch.linalg.lu_factor_ex(shifted)
+    vector = torch.ones(*matrices.shape[:2], 1, dtype=matrices.dtype)
+    vector[:, ::2] *= 0.5  # no direction of symmetry, to which the sought vector might be orthogonal
+    for _ in range(2):
+        vector = normalize(torch.linalg.lu_solve(factor, pivots, vector), dim=1)
+    return values, vector

@@ -190,6 +190,12 @@ class Trajectory:
         self._known(module)
         return self._at(step).factors(module)
 
+    def stacks(self, module: str) -> tuple[Tensor, Tensor]:
+        """A (T, r, n) and B (T, m, r) of all checkpoints as stored, not checked for NaN and Inf."""
+        self._known(module)
+        pairs = [checkpoint.factors(module, check=False) for checkpoint in self.checkpoints]
+        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
     def weight(self, step: int, module: str) -> LowRank:
         """`W_step - W_base = s B A` as factors (m, r), (n, r), float64. Step 0 needs no checkpoint where B_0
         A_0 = 0."""
@@ -343,8 +349,8 @@ class MemoryCheckpoint:
         """s of one module."""
         return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
 
-    def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """A (r, n), B (m, r)."""
+    def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
+        """A (r, n), B (m, r); never checked."""
         return self.tensors[module]
 
 
