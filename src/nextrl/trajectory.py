@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.blocks import pair_products
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank
-
-CHUNK = 4096  # columns of a factor that are widened to float64 at a time in `gram`
 
 
 @dataclass(frozen=True)
@@ -190,10 +189,10 @@ class Trajectory:
         self._known(module)
         return self._at(step).factors(module)
 
-    def stacks(self, module: str) -> tuple[Tensor, Tensor]:
-        """A (T, r, n) and B (T, m, r) of all checkpoints as stored, not checked for NaN and Inf."""
+    def stacks(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
+        """A (T, r, n) and B (T, m, r) of all checkpoints as stored, without s; `check` refuses NaN and Inf."""
         self._known(module)
-        pairs = [checkpoint.factors(module, check=False) for checkpoint in self.checkpoints]
+        pairs = [checkpoint.factors(module, check=check) for checkpoint in self.checkpoints]
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
 
     def weight(self, step: int, module: str) -> LowRank:
@@ -258,11 +257,13 @@ class Trajectory:
         return -1
 
     def _inner_products(self, module: str) -> list[list[float]]:
-        pairs = [self.factors(step, module) for step in self.steps]
-        count, rank = len(pairs), self.shape(module)[2]
-        side_a = _stacked_gram([a for a, _ in pairs]).view(count, rank, count, rank)
-        side_b = _stacked_gram([b.mT for _, b in pairs]).view(count, rank, count, rank)
-        raw = torch.einsum("irjs,irjs->ij", side_b, side_a) * self.scaling(module) ** 2
+        stack_a, stack_b = self.stacks(module)
+        count = len(self.steps)
+        pairs = [(i, j) for i in range(count) for j in range(i, count)]
+        products = pair_products(stack_b.mT, pairs) * pair_products(stack_a, pairs)
+        raw = torch.empty(count, count, dtype=torch.float64)
+        for (i, j), value in zip(pairs, products.sum((1, 2)) * self.scaling(module) ** 2, strict=True):
+            raw[i, j] = raw[j, i] = value
         if self.steps[0] == 0:
             raw = raw - raw[:, :1] - raw[:1, :] + raw[:1, :1]
         return [[float(x) for x in row] for row in raw]
@@ -352,13 +353,3 @@ class MemoryCheckpoint:
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n), B (m, r); never checked."""
         return self.tensors[module]
-
-
-def _stacked_gram(rows: Sequence[Tensor]) -> Tensor:
-    """(T r, T r) float64 Gram matrix of T matrices (r, n), widened CHUNK columns at a time."""
-    size = sum(len(block) for block in rows)
-    gram = torch.zeros(size, size, dtype=torch.float64)
-    for start in range(0, rows[0].shape[1], CHUNK):
-        piece = torch.cat([block[:, start : start + CHUNK].double() for block in rows])
-        gram.addmm_(piece, piece.mT)
-    return gram

@@ -4,11 +4,13 @@ input."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
@@ -81,6 +83,35 @@ def test_leap_json(run_dir: Path, tmp_path: Path) -> None:
     assert (facts["method"], facts["from_step"], facts["horizon"]) == ("secant", 100, 20)
     state = load_file(out / "adapter_model.safetensors")
     assert all(t.shape[0] == 3 for name, t in state.items() if "lora_A" in name)
+
+
+def test_leap_leaves_broken_checkpoints_out_only_when_told(run_dir: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "run", tmp_path / "leapt"
+    shutil.copytree(run_dir, copy)
+    broken = copy / "checkpoint-50" / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    refused = call(leap_verb, str(copy), "--out", str(out), "--json")
+    assert isinstance(refused.exception, InputError)
+    assert "checkpoint-50" in str(refused.exception)
+    assert not out.exists()
+    result = call(leap_verb, str(copy), "--skip-bad-checkpoints", "--out", str(out), "--json")
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["skipped"]) == 1
+    assert "left out" in result.stderr
+    assert (out / "adapter_model.safetensors").exists()
+
+
+def test_leap_reads_a_pickle_only_when_told(run_dir: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "run", tmp_path / "leapt"
+    shutil.copytree(run_dir, copy)
+    stored = copy / "checkpoint-50" / "adapter_model.safetensors"
+    torch.save(load_file(stored), stored.with_name("adapter_model.bin"))
+    stored.unlink()
+    refused = call(leap_verb, str(copy), "--out", str(out))
+    assert "--allow-pickle" in str(refused.exception)
+    assert not out.exists()
+    result = call(leap_verb, str(copy), "--allow-pickle", "--out", str(out))
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
