@@ -20,7 +20,7 @@ from nextrl.errors import InputError
 from nextrl.evaluate import complete, grade
 from nextrl.leap import Leap
 from nextrl.search import Scores, grid_search
-from nextrl.tasks.base import Example, Task
+from nextrl.tasks.base import Task
 
 CANDIDATES = (-0.5, 0.5, 1.0, 2.0, 4.0)
 
@@ -77,19 +77,20 @@ def choose_alpha(
         )
     adapted = _with_adapter(leap, model)
 
-    def score(alpha: float, chosen: list[Example], draw: int) -> Tensor:
+    def score(alpha: float, start: int, stop: int) -> Tensor:
         set_peft_model_state_dict(adapted, dataclasses.replace(leap, alpha=alpha).leap_state())
-        texts = [example.prompt for example in chosen]
-        length = task.max_completion_length
+        chosen = examples[start:stop]
+        texts, length = [example.prompt for example in chosen], task.max_completion_length
+        draw = 2 * seed + (start >= prompts)
         return grade(task, chosen, complete(adapted, tokenizer, texts, max_new_tokens=length, seed=draw))
 
-    first = grid_search(lambda a: score(a, examples[:prompts], 2 * seed), candidates)
+    first = grid_search(score, candidates, prompts)
     best = first.best(level)
     if best == 0.0:
         top = max((a for a in first.rewards if a), key=first.gain)
         reason = f"no candidate passes; the best, {top:g}, {_figures(first, top)}"
         return AlphaChoice(0.0, reason, first.means(), first.completions())
-    fresh = grid_search(lambda a: score(a, examples[prompts : 2 * prompts], 2 * seed + 1), (best,))
+    fresh = grid_search(lambda a, start, stop: score(a, start + prompts, stop + prompts), (best,), prompts)
     spent = first.completions() + fresh.completions()
     if not fresh.better(best, level):
         reason = f"{best:g} won the first round and fails on fresh prompts, where it {_figures(fresh, best)}"
