@@ -10,7 +10,7 @@ import torch
 
 import synthetic_runs as synthetic
 from nextrl import trainer_state
-from nextrl.advise import AdviceFeatures, Window, advise, decide, features
+from nextrl.advise import AdviceFeatures, Thresholds, Window, advise, decide, features
 from nextrl.errors import InputError
 from nextrl.leap import leap
 from nextrl.trajectory import Trajectory
@@ -44,6 +44,18 @@ def measured(e: float, **changes: object) -> AdviceFeatures:
         (measured(0.0), "noise", "average"),
         (measured(-0.5), "noise", "lower_lr"),
         (measured(0.9, reward=0.1, best=0.8, rise=-0.7, recommended="factors"), "signal", "lower_lr"),
+        # No reward left: the path glides on momentum, as straight as one whose rate is far too low.
+        (measured(0.97, reward=0.0, best=0.04, rise=0.0, first=0.1, recommended="dmd"), "signal", "lower_lr"),
+        # Straight because it learns: three windows closed most of the room.
+        (measured(0.7, reward=0.8, best=0.8, rise=0.33, first=0.4), "mixed", "continue"),
+        (measured(0.5, reward=0.95, best=0.95, rise=0.01, first=0.4), "mixed", "raise_lr"),
+        # Straight and flat: too low. No direction and nothing learned since the start: too high.
+        (measured(0.3, reward=0.25, best=0.27, rise=0.0, first=0.25), "mixed", "raise_lr"),
+        (measured(0.0, reward=0.23, best=0.25, rise=0.0, first=0.25), "noise", "lower_lr"),
+        (measured(0.0, reward=0.50, best=0.52, rise=0.0, first=0.25), "noise", "average"),
+        # Turning back is a bad sign only where the reward does not race ahead.
+        (measured(-0.45, reward=0.8, best=0.8, rise=0.02, first=0.4), "noise", "lower_lr"),
+        (measured(-0.45, reward=0.93, best=0.93, rise=0.26, first=0.4), "noise", "continue"),
     ],
 )
 def test_rule(seen: AdviceFeatures, regime: str, action: str) -> None:
@@ -53,6 +65,29 @@ def test_rule(seen: AdviceFeatures, regime: str, action: str) -> None:
     assert advice.confidence in ("low", "medium", "high")
     assert (advice.factor is None) == (action in ("continue", "average"))
     json.dumps(advice.as_dict())
+
+
+def test_ruined_run_is_told_to_start_over_far_lower() -> None:
+    ruined = decide(measured(0.97, reward=0.0, best=0.04, rise=0.0, first=0.1))
+    overshot = decide(measured(0.0, reward=0.5, best=0.7, rise=-0.1, first=0.2))
+    assert ruined.factor is not None
+    assert overshot.factor is not None
+    assert ruined.factor < overshot.factor < 1
+    assert "Start over" in ruined.reasons[1]
+    assert "Start over" not in " ".join(overshot.reasons)
+
+
+@pytest.mark.parametrize("scale", [10.0, -1.0])
+def test_rewards_that_are_no_shares_of_one_say_nothing_about_room(scale: float) -> None:
+    seen = measured(0.7, reward=0.8 * scale, best=0.8 * scale, rise=0.3 * abs(scale), first=0.5 * scale)
+    assert (seen.closing, seen.learned) == (0.0, None)
+    assert decide(seen).advice == "raise_lr"
+
+
+def test_a_stored_rule_can_be_tried_with_other_thresholds() -> None:
+    seen = measured(0.3)
+    assert decide(seen).advice == "raise_lr"
+    assert decide(seen, Thresholds(faster=0.35)).advice == "continue"
 
 
 def test_straight_run_is_told_to_leap() -> None:
@@ -99,6 +134,7 @@ def test_reads_what_the_trainer_left(saved: Trajectory) -> None:
     seen = features(saved)
     assert (seen.beta1, seen.beta1_known) == (0.8, True)
     assert seen.reward == pytest.approx(0.75, abs=0.02)
+    assert seen.first == pytest.approx(5.5 / 200)
     early = trainer_state.rewards(saved.upto(50))
     assert max(early) == 50
 

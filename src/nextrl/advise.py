@@ -2,8 +2,8 @@
 rate.
 
 `features` measures, `decide` rules on the measurements only, so that the rule can be recalibrated from a
-table of features without touching a checkpoint. The thresholds come from tiny runs (DESIGN section 2: 430k
-and 135M parameters, two tasks, LoRA with Adam at a constant rate); nothing larger has been tried.
+table of features without touching a checkpoint. The thresholds come from tiny runs (docs/advice.md: 430k
+parameters, two tasks, LoRA with Adam at a constant rate); nothing larger has been tried.
 """
 
 from __future__ import annotations
@@ -27,23 +27,43 @@ from nextrl.trajectory import Trajectory
 Regime = Literal["signal", "mixed", "noise"]
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 
-# Excess persistence, mean over windows. Lab, successive windows of 50 steps: .93-.97 at a rate 10x too low (a
-# leap # pays), .5-.8 at 2.5x too low (it pays a little), -.1 to .1 at a tuned rate (it hurts). Single values
-# scatter by .2.
-SIGNAL = 0.75
-MIXED = 0.25
-# Below this the run oscillates: a tuned rate reads 0 +- .2, a rate 5x too high -.3 and less.
-OSCILLATES = -0.3
-# The reward of the last window lies so far below the best one: the lab's controller undoes a window at .08.
-REWARD_DROP = 0.08
-# The reward no longer rises: less than this over the last three windows (the SE of a window of 10 x 128 is
-# .014).
-REWARD_FLAT = 0.02
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the rule turns; found on two tiny tasks at eight rates with three seeds (docs/advice.md).
+
+    Attributes:
+        signal, mixed: excess persistence, mean over windows, from which the regime is called so.
+        faster: excess above which a rate is too low ...
+        closing: ... plus this times the share of the room left that the reward closed in its last three windows: a
+            run that closes most of the room is straight because it learns, not because it is slow.
+        oscillates: excess below which a rate is too high ...
+        closing_back: ... minus this times the same share.
+        learned: share of the room at the start that a run must have closed since, or else a path without direction
+            is taken for one whose rate was too high from the first window on.
+        fall: fall of the reward below its best window (the lab's controller undoes a window at .08).
+        ruined: share of its best window below which a reward counts as lost.
+        flat: a rise of the reward, over three windows, that is no rise (the SE of a window of 10 x 128 is .014).
+    """
+
+    signal: float = 0.75
+    mixed: float = 0.25
+    faster: float = 0.2
+    closing: float = 1.2
+    oscillates: float = -0.35
+    closing_back: float = 0.4
+    learned: float = 0.1
+    fall: float = 0.08
+    ruined: float = 0.25
+    flat: float = 0.02
+
+
+DEFAULT = Thresholds()
 # How much to raise the rate by: `auto` follows a validated leap of alpha = 8 with x3 and one of alpha = 2
 # with x2.
-RAISE = {"signal": 3.0, "mixed": 2.0}
-# After an overshoot: `auto` divides by three.
-LOWER = 1 / 3
+RAISE: dict[Regime, float] = {"signal": 3.0, "mixed": 2.0, "noise": 2.0}
+# After an overshoot: `auto` divides by three. A ruined run was 10 to 40 times too high in the lab.
+LOWER, START_OVER = 1 / 3, 1 / 10
 SCATTER = 0.2  # of a single excess value, DESIGN section 2
 WINDOWS = (1, 2, 5)  # in checkpoint spacings
 # Methods that advice may rest on: cheap, and none of them trains.
@@ -75,9 +95,8 @@ class AdviceFeatures:
             negative.
         recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
         backtested: whether there was a backtest. control: what "not leaping" was best there.
-        reward: mean of the last window, best: of the best window, rise: over the last three windows; None if
-            no
-            rewards were logged.
+        reward: mean of the last window, best: of the best window, rise: over the last three windows, first: of
+            the first window; None if no rewards were logged.
     """
 
     step: int
@@ -94,6 +113,29 @@ class AdviceFeatures:
     reward: float | None = None
     best: float | None = None
     rise: float | None = None
+    first: float | None = None
+
+    @property
+    def closing(self) -> float:
+        """Share of the room to a reward of 1 that the last three windows closed, in [0, 1].
+
+        0.0 without rewards, and where they are no shares of 1 (a score beyond 1, a penalty below 0).
+        """
+        if self.reward is None or self.rise is None or not self._unit:
+            return 0.0
+        return _share(self.rise, 1.0 - self.reward + self.rise)
+
+    @property
+    def learned(self) -> float | None:
+        """Share of the room at the start that was closed since, or None as for `closing`."""
+        if self.reward is None or self.first is None or not self._unit:
+            return None
+        return _share(self.reward - self.first, 1.0 - self.first)
+
+    @property
+    def _unit(self) -> bool:
+        seen = [r for r in (self.reward, self.best, self.first) if r is not None]
+        return bool(seen) and min(seen) >= 0.0 and max(seen) <= 1.0
 
     @property
     def excess(self) -> float:
@@ -164,9 +206,18 @@ def features(traj: Trajectory) -> AdviceFeatures:
     used = DEFAULT_BETA1 if beta1 is None else beta1
     windows, drift = _geometry(traj, used)
     tested = _backtest(traj)
-    reward, best, rise = _rewards(traj)
+    reward, best, rise, first = _rewards(traj)
     return AdviceFeatures(
-        traj.steps[-1], windows, used, beta1 is not None, drift, *tested, reward=reward, best=best, rise=rise
+        traj.steps[-1],
+        windows,
+        used,
+        beta1 is not None,
+        drift,
+        *tested,
+        reward=reward,
+        best=best,
+        rise=rise,
+        first=first,
     )
 
 
@@ -217,55 +268,98 @@ def _backtest(traj: Trajectory) -> tuple[str, int, float, float, bool, str]:
     return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
 
 
-def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None]:
-    """(last window, best window, rise over the last three windows); a window ends at each checkpoint."""
+def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None, float | None]:
+    """(last window, best window, rise over the last three, first window); a window ends at each checkpoint."""
     means = list(trainer_state.reward_by_checkpoint(traj, trainer_state.rewards(traj)).values())
     if not means:
-        return None, None, None
+        return None, None, None, None
     # The best of many noisy windows is mostly luck, so pairs of windows are compared once there are four.
     smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
-    return smooth[-1], max(smooth), smooth[-1] - smooth[max(0, len(smooth) - 4)]
+    rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
+    return smooth[-1], max(smooth), rise, means[0]
 
 
-def decide(f: AdviceFeatures) -> Advice:
+def _share(part: float, whole: float) -> float:
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
+
+
+def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
     Args:
         f: measurements, from `features` or from a stored table.
+        thresholds: where it turns.
     """
-    regime: Regime = "signal" if f.excess > SIGNAL else "mixed" if f.excess > MIXED else "noise"
+    t = thresholds
+    regime: Regime = "signal" if f.excess > t.signal else "mixed" if f.excess > t.mixed else "noise"
     reasons = [_persistence_sentence(f)]
-    fell = f.reward is not None and f.best is not None and f.best - f.reward > REWARD_DROP
-    if fell or f.excess < OSCILLATES:
-        if fell:
-            reasons.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
-        if f.excess < OSCILLATES:
-            reasons.append("Successive windows undo each other: the run oscillates.")
-        sure = "high" if fell and f.excess < OSCILLATES else "medium"
-        return Advice(regime, "lower_lr", sure, tuple(reasons), f, factor=LOWER)
-    if regime == "noise":
-        return _no_direction(f, reasons)
+    danger = _too_high(f, t)
+    if danger:
+        sure = "high" if len(danger) > 1 or f.learned == 0.0 else "medium"
+        factor = START_OVER if _ruined(f, t) else LOWER
+        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor)
+    edge = t.faster + t.closing * f.closing
+    if f.excess <= edge:
+        if regime != "noise":
+            reasons.append(
+                f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of "
+                "a rate too low."
+            )
+        return _keep(f, reasons, regime, t)
     factor = RAISE[regime]
     if f.recommended != NONE and regime == "signal":
         reasons.append(
             f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}. "
             f"Validate the step length (0, 2, 8); if it holds, multiply the rate by about {factor:g}."
         )
-        sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
+        sure = "high" if f.excess > t.signal + SCATTER / 2 and f.skill > 0.5 else "medium"
         return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor)
     reasons.append(f"A rate about {factor:g} times higher would use that direction.")
     if f.backtested and f.recommended == NONE:
         reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
-    return Advice(regime, "raise_lr", _sure(f, regime), tuple(reasons), f, factor=factor)
+    return Advice(regime, "raise_lr", _sure(f, t), tuple(reasons), f, factor=factor)
 
 
-def _no_direction(f: AdviceFeatures, reasons: list[str]) -> Advice:
-    if f.rise is not None and f.rise > REWARD_FLAT:
-        reasons.append(f"But the reward still rises (+{f.rise:.2f} over the last windows): go on.")
-        return Advice("noise", "continue", _sure(f, "noise"), tuple(reasons), f)
-    if len(f.windows) < 2:
-        reasons.append("The run is too short to average: go on.")
-        return Advice("noise", "continue", "low", tuple(reasons), f)
+def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back."""
+    start = max((r for r in (f.best, f.first) if r is not None), default=0.0)
+    return f.reward is not None and start > 0.0 and f.reward < t.ruined * start
+
+
+def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
+    """Signs that the rate is too high, a sentence each; none if there are none.
+
+    The path alone does not show it: without rewards there is no gradient, and what is left of Adam's momentum glides as
+    straight as a run whose rate is far too low.
+    """
+    signs = []
+    if _ruined(f, t):
+        signs.append(
+            f"The reward is all but gone ({f.reward:.2f}, {max(f.best or 0.0, f.first or 0.0):.2f} at best): without "
+            "rewards there is no gradient, and a straight path is only momentum. Start over, from before the fall, "
+            "at about a tenth of the rate."
+        )
+    elif f.reward is not None and f.best is not None and f.best - f.reward > t.fall:
+        signs.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
+    if f.excess < t.oscillates - t.closing_back * f.closing:
+        signs.append("Successive windows undo each other: the run oscillates.")
+    elif not signs and f.learned is not None and f.learned < t.learned and f.excess <= t.faster:
+        signs.append(
+            f"The path has no direction and the reward is where it began ({f.first:.2f}, now {f.reward:.2f}): at "
+            "this rate the run shakes without learning. Start over at a lower one."
+        )
+    return signs
+
+
+def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) -> Advice:
+    """Go on, or average once the reward is flat and the path has no direction."""
+    if f.rise is not None and f.rise > t.flat:
+        reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
+        return Advice(regime, "continue", _sure(f, t), tuple(reasons), f)
+    if len(f.windows) < 2 or regime != "noise":
+        why = "The run is too short to average" if len(f.windows) < 2 else "The path still has a direction"
+        reasons.append(f"{why}: go on.")
+        return Advice(regime, "continue", "low", tuple(reasons), f)
     if f.rise is None:
         reasons.append(
             "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
@@ -274,12 +368,13 @@ def _no_direction(f: AdviceFeatures, reasons: list[str]) -> Advice:
         reasons.append(
             f"The reward is flat ({f.rise:+.2f} over the last windows): average the last checkpoints."
         )
-    return Advice("noise", "average", _sure(f, "noise"), tuple(reasons), f, method="lawa")
+    return Advice("noise", "average", _sure(f, t), tuple(reasons), f, method="lawa")
 
 
-def _sure(f: AdviceFeatures, regime: Regime) -> str:
-    """How far the excess lies from the nearest threshold, in units of its scatter; rewards add to it."""
-    edge = min(abs(f.excess - t) for t in (SIGNAL, MIXED, OSCILLATES)) * math.sqrt(len(f.windows))
+def _sure(f: AdviceFeatures, t: Thresholds) -> str:
+    """How far the excess lies from the nearest edge, in units of its scatter; rewards add to it."""
+    edges = (t.faster + t.closing * f.closing, t.oscillates - t.closing_back * f.closing)
+    edge = min(abs(f.excess - e) for e in edges) * math.sqrt(len(f.windows))
     if edge < SCATTER / 2:
         return "low"
     return "high" if edge > SCATTER and f.reward is not None else "medium"

@@ -1,0 +1,61 @@
+"""What `advise` measures at steps 50 and 100 of every plain run of the grid, and where each run ended.
+
+    python studies/race/run.py --out /tmp/race/runs
+    python studies/advice/measure.py --runs /tmp/race/runs --out studies/advice/raw     # a few minutes
+    python studies/advice/table.py studies/advice/raw
+
+The features are plain numbers, so the rule can be tried and calibrated without the checkpoints, which stay out of git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextrl import Trajectory
+from nextrl.advise import features
+
+STEPS = (50, 100)
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five digits, infinities as text, so that a diff of two measurements can be read."""
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def main() -> None:
+    """One JSON file a task: a list of runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("/tmp/race/runs"))
+    parser.add_argument("--out", type=Path, default=Path("studies/advice/raw"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for task in sorted(p for p in options.runs.iterdir() if p.is_dir()):
+        rows = []
+        for path in sorted(task.glob("plain-*/seed-*/record.json")):
+            rate, seed = float(path.parent.parent.name[6:]), int(path.parent.name[5:])
+            if seed not in options.seeds:
+                continue
+            record, whole = json.loads(path.read_text()), Trajectory.load(path.parent)
+            measured = {str(t): rounded(asdict(features(whole.upto(t)))) for t in STEPS}
+            accuracy = dict(zip(map(str, record["steps"]), record["accuracy"], strict=True))
+            rows.append({"rate": rate, "seed": seed, "accuracy": accuracy, "features": measured})
+            print(path.parent, flush=True)
+        text = ",\n".join(json.dumps(row) for row in rows)
+        (options.out / f"{task.name}.json").write_text(f"[\n{text}\n]\n")
+
+
+if __name__ == "__main__":
+    main()

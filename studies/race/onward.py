@@ -1,0 +1,99 @@
+"""Fifty steps on from the leaps of studies/race/leaps.py: do the leaps that looked best right away still pay then?
+
+    python studies/race/onward.py --runs /tmp/race/runs --raw studies/race/raw
+
+Training goes on from checkpoint 100 with the leap's A and B at the run's own rank, Adam's moments, rate, data order and
+random state as the plain run had them, so the plain run itself is the control (its step 150). The alpha is the one
+that leaps.py chose on validation prompts. Results go into the same files, as `onward`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import candidates  # noqa: F401  (registers the study's own methods)
+from leaps import AT, HORIZON, VARIANTS
+from run import RACE_RATES, TASKS, arm
+from transformers import TrainerCallback
+
+from nextrl import Trajectory, models
+from nextrl.adapter import LiveAdapter, State
+from nextrl.engines.trl import build_trainer, with_adapter
+from nextrl.evaluate import evaluate
+from nextrl.leap import leap
+from nextrl.loop import one_thread
+from nextrl.tasks import base
+
+METHODS = ("factors", "factors-10", "nowcast", "secant", "next-paper")
+
+
+class Put(TrainerCallback):
+    """Write a state into the adapter before the first step of a resumed run."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the checkpoint was loaded."""
+        assert state.global_step == AT
+        LiveAdapter(kwargs["model"]).write(self._state)
+
+
+def onward(folder: Path, task: str, rate: float, seed: int, name: str, alpha: float) -> float:
+    """Accuracy at step 150 of the run that leapt at step 100."""
+    method, horizon, params = VARIANTS.get(name, (name, HORIZON, {}))
+    scale = HORIZON / horizon
+    settings = arm(task, rate, seed)
+    fitted = leap(
+        Trajectory.load(folder), method, horizon, alpha=min(64.0, alpha * scale), at=AT, seed=seed, **params
+    )
+    base_model, tokenizer = models.load("tiny", task)
+    model = with_adapter(base_model, settings.lora, seed)
+    with TemporaryDirectory() as place:
+        trainer = build_trainer(
+            model,
+            tokenizer,
+            base.get(task),
+            settings.train,
+            Path(place),
+            save=False,
+            callbacks=[Put(fitted.leap_state())],
+        )
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{AT}"))
+    return evaluate(model, tokenizer, base.get(task), greedy=False).accuracy
+
+
+def main() -> None:
+    """Seed by seed, so that what is done is always whole seeds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("/tmp/race/runs"))
+    parser.add_argument("--raw", type=Path, default=Path("studies/race/raw"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    one_thread()
+    for seed in options.seeds:
+        for name in options.methods:
+            for task, rate in [(t, r) for t in TASKS for r in RACE_RATES[t]]:
+                path = options.raw / task / f"{rate:g}" / f"seed-{seed}.json"
+                result = json.loads(path.read_text()) if path.is_file() else {"methods": {}}
+                entry = result["methods"].get(name, {})
+                # Where no alpha won on validation nobody would have leapt: that run is the plain one.
+                if "alpha" not in entry or entry["stays"] or name in result.get("onward", {}):
+                    continue
+                folder = options.runs / task / f"plain-{rate:g}" / f"seed-{seed}"
+                accuracy = onward(folder, task, rate, seed, name, entry["alpha"])
+                result.setdefault("onward", {})[name] = accuracy
+                path.write_text(json.dumps(result, indent=1) + "\n")
+                plain = result["plain"]["150"]
+                print(f"{path} {name}: {accuracy:.3f}, plain {plain:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
