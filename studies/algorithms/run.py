@@ -1,0 +1,71 @@
+"""Does what holds for GRPO hold for the other algorithms? Each x {plain, tuned plain, auto, next} x three seeds.
+
+    nice -n 19 python studies/algorithms/run.py --out studies/algorithms/raw     # about 45 minutes on one core
+    python studies/algorithms/table.py studies/algorithms/raw                    # the tables of docs/algorithms.md
+
+Task `chain`. Plain at 5e-5 (150 steps, the trajectory of the leap), plain at 1e-3 (100 steps), `auto` from 5e-5 (100
+steps), `next` (one leap of horizon 50 from plain's step 100, then 50 steps). Every arm goes through TRL and writes its
+own record; a second call goes on with the arms that are missing, and an arm may be asked for by its kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from nextrl.engines import algorithms
+from nextrl.engines.trl import TrainSettings
+from nextrl.loop import ArmSettings, LeapSettings, one_thread, run_arm
+from nextrl.single_leap import WIDE_ALPHAS
+
+CAUTIOUS, TUNED = 5e-5, 1e-3
+ARMS = ("plain", "tuned", "next", "auto")
+EVALUATIONS = (20, 40, 60, 80, 100)
+
+
+def arm(name: str, algorithm: str, seed: int) -> ArmSettings:
+    """One arm of one algorithm and seed."""
+    steps = {"plain": 150, "next": 150}.get(name, 100)
+    rate = TUNED if name == "tuned" else CAUTIOUS
+    train = TrainSettings(algorithm=algorithm, steps=steps, learning_rate=rate, seed=seed)
+    leap = LeapSettings(method="next", horizon=50, alphas=WIDE_ALPHAS) if name == "next" else None
+    evaluations = (100, 120, 150) if leap else (*EVALUATIONS, 120, 150) if steps == 150 else EVALUATIONS
+    return ArmSettings(
+        name=f"{algorithm}/{name}/seed-{seed}",
+        kind={"tuned": "control", "next": "leap"}.get(name, name),
+        label=name,
+        train=train,
+        start=100 if leap else 0,
+        leap=leap,
+        auto=name == "auto",
+        save=name == "plain",
+        eval_at=evaluations,
+    )
+
+
+def main() -> None:
+    """Run what is missing, one arm after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("studies/algorithms/raw"))
+    parser.add_argument("--runs", type=Path, default=Path("/tmp/algorithms"), help="checkpoints go here")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--algorithms", nargs="+", choices=algorithms.names(), default=algorithms.names())
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    one_thread()
+    for seed in options.seeds:
+        for algorithm in options.algorithms:
+            for name in options.arms:
+                wanted = arm(name, algorithm, seed)
+                plain = options.runs / algorithm / "plain" / f"seed-{seed}"
+                record = run_arm(wanted, options.runs / wanted.name, plain)
+                (options.out / wanted.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(options.runs / wanted.name / "record.json", options.out / wanted.name)
+                print(f"{wanted.name}: {record.accuracy[-1]:.3f}, {record.seconds[-1]:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
