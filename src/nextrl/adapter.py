@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nextrl import sharded
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank
 
@@ -40,6 +41,7 @@ class LiveAdapter:
             raise InputError(
                 f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
             )
+        sharded.refuse_flat(model)
         self._name = names[0]
         self.parameters: dict[str, nn.Parameter] = {}
         self.pairs: dict[str, tuple[str, str, float]] = {}
@@ -64,12 +66,11 @@ class LiveAdapter:
             self.pairs[module_name] = (key_a, key_b, float(module.scaling[self._name]))
 
     def read(self) -> State:
-        """Copies of all factors, detached, on their device and in their dtype."""
-        return {name: p.detach().clone() for name, p in self.parameters.items()}
+        """Copies of all factors, detached and whole, on their device and in their dtype (`sharded.read`)."""
+        return sharded.read(self.parameters)
 
-    @torch.no_grad()
     def write(self, state: Mapping[str, Tensor]) -> None:
-        """Copy factors into the live parameters, in place.
+        """Copy factors into the live parameters, in place; with several processes, the same ones on each.
 
         Raises:
             InputError: a name or shape differs; nothing was written then.
@@ -77,12 +78,11 @@ class LiveAdapter:
         for name, p in self.parameters.items():
             if name not in state:
                 raise InputError(f"the leap has no tensor for {name}: it was made from another adapter")
-            if state[name].shape != p.shape:
+            if state[name].shape != (expected := sharded.shape(p)):
                 raise InputError(
-                    f"{name} is {tuple(p.shape)} in the model, {tuple(state[name].shape)} in the leap"
+                    f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
-        for name, p in self.parameters.items():
-            p.copy_(state[name])
+        sharded.write(self.parameters, state)
 
     def displacement(self, start: State, stop: State) -> list[LowRank]:
         """`W_stop - W_start` of each adapted module, (m, n) each, from the factors (DESIGN section 1)."""

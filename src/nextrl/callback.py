@@ -27,6 +27,7 @@ from nextrl.adapter import LiveAdapter, State, along, cosine
 from nextrl.atomic import write_bytes
 from nextrl.callback_state import Memory
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts, set_rate_factor
 from nextrl.engines.trl_validation import validation_rows
@@ -106,6 +107,7 @@ class LeapCallback(TrainerCallback):
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
         self._trainer = self._trainer or _calling_trainer(self)
         self._rollouts, self._rewards = TrainerRollouts(self._trainer), RewardMeter(self._trainer)
+        self._ranks = Ranks(self._trainer.accelerator)
         self._divergence = RolloutDivergence(self._trainer)
         self._adapter = LiveAdapter(kwargs["model"])
         self._rows = validation_rows(self._trainer, self._validation, self._config.stages[-1])
@@ -189,7 +191,13 @@ class LeapCallback(TrainerCallback):
         persistence = None if memory.previous is None else cosine(moved, memory.previous)
         memory.previous = moved
         window = Window(step, persistence, tuple(memory.rewards), memory.rate, step * self._per_step())
-        decision = self._controller.step(window, self._scorer(end, self._seed + step), self._diverge(end))
+
+        def decide(score: Score, diverge: Callable[[float], float]) -> tuple[Decision, dict[str, Any]]:
+            return self._controller.step(window, score, diverge), self._controller.state()
+
+        decision, state = self._ranks.once(decide, self._scorer(end, self._seed + step), self._diverge(end))
+        if not self._ranks.leader:
+            self._controller.restore(state)
         if decision.completions:
             memory.offset += self._config.stages[-1]
         return decision, persistence
@@ -240,7 +248,8 @@ class LeapCallback(TrainerCallback):
 
     def _act(self, decision: Decision, optimizer: Any, scheduler: Any) -> None:
         if decision.alpha and self._leaps:
-            self._adapter.write(along(self._memory.start, self._adapter.read(), decision.alpha))
+            leap = along(self._memory.start, self._adapter.read(), decision.alpha)
+            self._adapter.write(self._ranks.same(leap))
             self._rollouts.mark_weights_changed()
             self._rollouts.drop_buffered()
         if self._adapt_lr and decision.rate_factor != 1.0:

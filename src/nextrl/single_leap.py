@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.adapter import LiveAdapter
+from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl_rollouts import Row, TrainerRollouts
 from nextrl.leap import Leap, leap
 from nextrl.search import grid_search
@@ -109,6 +110,8 @@ class SingleLeap(TrainerCallback):
             self._leap(kwargs["model"])
 
     def _leap(self, model: Any) -> None:
+        ranks = Ranks(self.trainer.accelerator)
+        ranks.wait()  # process 0 has only just written the last checkpoint
         traj = Trajectory.load(self._run).upto(self._at)
         began = time.perf_counter()
         fitted = leap(traj, self._method, self._horizon, seed=self._seed)
@@ -117,17 +120,17 @@ class SingleLeap(TrainerCallback):
         before = adapter.read()
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
-            adapter.write(_state(fitted, alpha) if alpha else before)
+            adapter.write(ranks.same(_state(fitted, alpha)) if alpha else before)
             return rollouts.rewards(self._validation[start:stop], self._seed + self._at)
 
         began = time.perf_counter()
         scores = grid_search(score, self._alphas, len(self._validation))
         alpha = scores.best(level=0.0)
         chosen = replace(fitted, alpha=alpha)
-        adapter.write(_state(fitted, alpha) if alpha else before)
+        adapter.write(ranks.same(_state(fitted, alpha)) if alpha else before)
         rollouts.mark_weights_changed()
         rollouts.drop_buffered()
-        if alpha:
+        if alpha and ranks.leader:
             chosen.save_adapter(self._out)
         self.record = LeapRecord(
             step=self._at,

@@ -22,7 +22,7 @@ from nextrl.single_leap import WIDE_ALPHAS
 
 CAUTIOUS, TUNED = 5e-5, 1e-3
 ARMS = ("plain", "tuned", "next", "auto")
-EVALUATIONS = (20, 40, 60, 80, 100)
+EVALUATIONS = (40, 100)
 
 
 def arm(name: str, algorithm: str, seed: int) -> ArmSettings:
@@ -31,7 +31,7 @@ def arm(name: str, algorithm: str, seed: int) -> ArmSettings:
     rate = TUNED if name == "tuned" else CAUTIOUS
     train = TrainSettings(algorithm=algorithm, steps=steps, learning_rate=rate, seed=seed)
     leap = LeapSettings(method="next", horizon=50, alphas=WIDE_ALPHAS) if name == "next" else None
-    evaluations = (100, 120, 150) if leap else (*EVALUATIONS, 120, 150) if steps == 150 else EVALUATIONS
+    evaluations = (100, 150) if leap else (*EVALUATIONS, 150) if steps == 150 else EVALUATIONS
     return ArmSettings(
         name=f"{algorithm}/{name}/seed-{seed}",
         kind={"tuned": "control", "next": "leap"}.get(name, name),

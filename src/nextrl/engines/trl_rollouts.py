@@ -4,6 +4,8 @@ Scoring must see what training sees, so it goes through the trainer (Hugging Fac
 tools), not around it. It leaves no trace: random states, metrics and logs are put back, and a vLLM engine is told
 that its weights are stale, both before and after, since TRL syncs it only when the step number changes.
 
+Many processes each generate their share of the rows and all get all the rewards.
+
 Candidates share their random numbers under Hugging Face generate. vLLM draws its own; the search then compares
 independent samples, and its standard errors, taken from the differences, say so by themselves.
 """
@@ -21,11 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextrl.engines.ranks import Ranks
 from nextrl.errors import InputError
 from nextrl.evaluate import inference, seeded
 
 Row = dict[str, Any]
 """One row of the trainer's dataset: `prompt` and whatever columns the reward functions need."""
+
+# Between the seeds of two processes, so that they meet no other step's and no other stage's of a search.
+_BESIDE = 15_485_863
 
 # What scoring writes into a trainer: metrics and completion logs, and what reward functions log themselves.
 _WRITTEN = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs")
@@ -55,28 +61,31 @@ class TrainerRollouts:
                 "LeapCallback cannot score rollouts in environments yet: leave it out of this run"
             )
         self._trainer = trainer
+        self._ranks = Ranks(trainer.accelerator)
         self.completions = 0
         self.mean_length = math.nan
 
     def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
         """Reward of one completion a row: (n,) float64, weighted over the trainer's reward functions.
 
-        The same rows and seed give the same prompts and the same random numbers whatever the weights are.
+        The same rows and seed give the same prompts and the same random numbers whatever the weights are. Every
+        process must call this with the same rows, and gets the rewards of all of them.
         """
-        trainer = self._trainer
-        rows = [dict(row) for row in rows]
+        trainer, asked = self._trainer, len(rows)
+        rows = [dict(row) for row in self._ranks.share(rows)]
         prompts = [row["prompt"] for row in rows]
         self.mark_weights_changed()
-        with _untouched(trainer), inference(trainer.model), seeded(seed):
+        with _untouched(trainer), inference(trainer.model), seeded(seed + _BESIDE * self._ranks.rank):
             generated = trainer._generate(prompts)
             ids, completions = _ids_and_completions(generated)
             by_function = trainer._calculate_rewards(rows, prompts, completions, ids)
             self.mean_length = float(trainer._metrics["eval"]["completions/mean_length"][-1])
         self.mark_weights_changed()
         weights = trainer.reward_weights.to(by_function.device).unsqueeze(0)
+        # TRL gathers the rewards in the order of the processes; where rows did not divide, the last are repetitions.
         rewards: Tensor = (by_function * weights).nansum(dim=1).double().cpu()
         self.completions += len(rewards)
-        return rewards
+        return rewards[:asked]
 
     def mark_weights_changed(self) -> None:
         """Make the next rollout deliver the current weights to vLLM, whatever the step number says."""

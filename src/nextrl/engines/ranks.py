@@ -1,0 +1,96 @@
+"""Several processes, one decision: process 0 decides, the others do the collective work that it asks for.
+
+A search is a conversation (score this candidate; then perhaps that one), and each score is a collective operation:
+every process generates its share of the completions. If each process held the conversation by itself, a difference in
+the last bit of one figure could make one of them ask a question that the others never hear, and all would wait for
+ever. So process 0 alone decides; it tells the others what to call, and the answer, by broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast, broadcast_object_list
+
+from nextrl.search import Refused
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_DONE, _FAILED = "done", "failed"
+
+
+class Ranks:
+    """The processes of a run, as its accelerator knows them.
+
+    Attributes:
+        rank: this process, from 0.
+        world: how many there are.
+        leader: whether this is the process that decides and writes.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.rank, self.world = int(accelerator.process_index), int(accelerator.num_processes)
+        self.leader = self.rank == 0
+        self._accelerator = accelerator
+
+    def once(self, decide: Callable[..., T], *tools: Callable[..., Any]) -> T:
+        """`decide(*tools)` on process 0, its result on all; whenever it calls a tool, every process calls it.
+
+        Args:
+            decide: run on process 0 only; its result must pickle.
+            tools: functions that are collective operations, with arguments that pickle. A `Refused` that one raises
+                is for process 0 to handle.
+
+        Raises:
+            RuntimeError: on the other processes, where `decide` failed on process 0.
+        """
+        if self.world == 1:
+            return decide(*tools)
+        return self._lead(decide, tools) if self.leader else self._follow(tools)
+
+    def _lead(self, decide: Callable[..., T], tools: Sequence[Callable[..., Any]]) -> T:
+        def heard(index: int) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                _tell((index, arguments))
+                return tools[index](*arguments)
+
+            return call
+
+        last: tuple[Any, Any] = (_FAILED, None)
+        try:
+            result = decide(*(heard(index) for index in range(len(tools))))
+            last = (_DONE, result)
+        finally:
+            _tell(last)
+        return result
+
+    def _follow(self, tools: Sequence[Callable[..., Any]]) -> Any:
+        while True:
+            what, content = _tell(None)
+            if what == _DONE:
+                return content
+            if what == _FAILED:
+                raise RuntimeError("process 0 failed while it decided on a leap: see its own message")
+            with suppress(Refused):
+                tools[what](*content)
+
+    def same(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Process 0's tensors on all processes, to the bit."""
+        return tensors if self.world == 1 else {name: broadcast(t.clone()) for name, t in tensors.items()}
+
+    def share(self, rows: Sequence[R]) -> Sequence[R]:
+        """This process's part of `rows`: equally many on each, in order, the first ones again to fill the last."""
+        each = -(-len(rows) // self.world)
+        return [rows[i % len(rows)] for i in range(self.rank * each, (self.rank + 1) * each)]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+
+def _tell(message: Any) -> Any:
+    """Process 0's message, on every process."""
+    return broadcast_object_list([message])[0]

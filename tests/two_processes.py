@@ -1,0 +1,163 @@
+"""One process's part of `test_ranks.py`: short runs, whose every step is written to a file for the test to compare.
+
+    accelerate launch --multi_gpu --num_processes 2 tests/two_processes.py OUT      # gloo, on CPUs
+
+TRL draws other completions on each process than one process would draw for the same rows. To compare runs all the
+same, `draw_by_row` makes a completion depend on its prompt, its number among that prompt's completions and the step
+alone: the same inverse-CDF draws wherever the row is processed.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from nextrl import callback as module
+from nextrl.adapter import LiveAdapter
+from nextrl.callback import LeapCallback
+from nextrl.controller import Controller
+from trl_runs import VALIDATION, Scripted, fresh_model, trainer
+
+STEPS, COMPLETIONS, PROMPTS = 6, 32, 15  # 15 does not divide by two: one row is repeated to fill
+
+
+class Leaps(Scripted):
+    """Searches in every window, leaps ahead in the first and back in the second."""
+
+    def __init__(self) -> None:
+        super().__init__([(2.0, 3.0), (-0.5, 0.5)])
+
+    def step(self, window: Any, score: Any, diverge: Any) -> Any:
+        self.scores.append({a: score(a, 0, PROMPTS) for a in (0.0, 2.0)})
+        return super().step(window, lambda *_: None, diverge)
+
+
+def draw_by_row(built: Any) -> None:
+    """Replace a trainer's sampling (see above)."""
+
+    def uniforms(prompt: list[int], number: int) -> torch.Tensor:
+        key = zlib.crc32(repr((prompt, number, built.state.global_step)).encode())
+        return torch.rand(built.args.max_completion_length, generator=torch.Generator().manual_seed(key))
+
+    @torch.no_grad()
+    def generate(prompts: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        seen: Counter[tuple[int, ...]] = Counter()
+        draws = []
+        for prompt in prompts:
+            draws.append(uniforms(list(prompt), seen[tuple(prompt)]))
+            seen[tuple(prompt)] += 1
+        ids, u = torch.tensor(prompts), torch.stack(draws)
+        for position in range(u.shape[1]):
+            p = built.model(input_ids=ids).logits[:, -1].double().softmax(-1)
+            token = (p.cumsum(-1) < u[:, position, None]).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+            ids = torch.cat([ids, token], 1)
+        end = built.processing_class.eos_token_id
+        completions = [row[len(prompts[0]) :] for row in ids.tolist()]
+        return [c[: c.index(end) + 1] if end in c else c for c in completions], None
+
+    built._generate_single_turn = generate
+
+
+class Watch(TrainerCallback):
+    """The adapter after each step, callbacks included."""
+
+    def __init__(self) -> None:
+        self.adapters: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.adapters.append(LiveAdapter(kwargs["model"]).read())
+
+
+def scripted_run(out: Path, processes: int) -> dict[str, Any]:
+    """Six steps with two leaps; on one process, the other's half is a second step of gradient accumulation."""
+    controller, watch = Leaps(), Watch()
+    kept, module.Controller = module.Controller, lambda config: controller
+    leaps = LeapCallback(2, validation=VALIDATION, prompts=PROMPTS)
+    built = trainer(
+        out,
+        [leaps, watch],
+        max_steps=STEPS,
+        per_device_train_batch_size=COMPLETIONS // 2,
+        gradient_accumulation_steps=2 // processes,
+        learning_rate=1e-3,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    draw_by_row(built)
+    before = LiveAdapter(built.model).read()
+    built.train()
+    module.Controller = kept
+    return {
+        "before": before,
+        "adapters": watch.adapters,
+        "rewards": [h["reward"] for h in built.state.log_history if "reward" in h],
+        "scores": [{a: r.tolist() for a, r in s.items()} for s in controller.scores],
+        "completions": leaps.costs.search_completions,
+        "decisions": leaps.decisions,
+        "windows": len(controller.windows),
+    }
+
+
+class Deciding(Controller):
+    """The real controller, which says so when it is asked."""
+
+    asked = 0
+
+    def step(self, *arguments: Any) -> Any:
+        Deciding.asked += 1
+        return super().step(*arguments)
+
+
+def real_run(out: Path) -> dict[str, Any]:
+    """TRL's own sampling, the real controller, validation rows held back from the training data."""
+    watch, leaps = Watch(), LeapCallback(2, prompts=8)
+    kept, module.Controller = module.Controller, Deciding
+    built = trainer(out, [leaps, watch], max_steps=4, per_device_train_batch_size=16, learning_rate=1e-3)
+    built.train()
+    module.Controller = kept
+    return {
+        "adapters": watch.adapters,
+        "decisions": leaps.decisions,
+        "asked": Deciding.asked,
+        "controller": leaps._controller.state(),
+    }
+
+
+def fsdp2() -> dict[str, Any]:
+    """A leap in an adapter that lies in halves on the two processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fresh_model()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    live = LiveAdapter(model)
+    before = live.read()
+    live.write({name: 2.0 * t + 1.0 for name, t in before.items()})
+    local = sum(p.to_local().numel() for p in live.parameters.values())
+    return {"before": before, "after": live.read(), "local": local}
+
+
+def main() -> None:
+    """Everything, one file a process."""
+    import os
+
+    torch.set_num_threads(1)
+    out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    # A folder of its own for each process shows who writes what.
+    found = {
+        "scripted": scripted_run(out / f"scripted-{rank}", 2),
+        "real": real_run(out / f"real-{rank}"),
+        "fsdp2": fsdp2(),
+    }
+    torch.save(found, out / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
