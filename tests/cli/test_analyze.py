@@ -32,7 +32,9 @@ def test_json_is_one_object_and_files_are_written(run, tmp_path):
 def test_table(run):
     result = CliRunner().invoke(APP, [str(run), "--windows", "10,20"])
     assert result.exit_code == 0
-    assert "Path of the adapter" in result.stdout
+    assert "Share of energy" in result.stdout
+    assert "Directions" in result.stdout
+    assert "…" not in result.stdout  # nothing is cut at the 80 columns of a pipe
     assert "excess over Adam's memory" in result.stdout
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -97,8 +97,19 @@ def test_leap_leaves_broken_checkpoints_out_only_when_told(run_dir: Path, tmp_pa
     result = call(leap_verb, str(copy), "--skip-bad-checkpoints", "--out", str(out), "--json")
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["skipped"]) == 1
+    options = (str(copy), "--horizon", "20", "--methods", "secant", "--json")
+    assert isinstance(call(backtest, *options).exception, InputError)
+    assert "left out" in call(backtest, *options, "--skip-bad-checkpoints").stderr
     assert "left out" in result.stderr
     assert (out / "adapter_model.safetensors").exists()
+
+
+def test_leap_says_that_full_weights_are_no_adapters(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoint-10"
+    folder.mkdir(parents=True)
+    save_file({"a.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    result = call(leap_verb, str(tmp_path / "run"), "--base", "tiny", "--out", str(tmp_path / "out"))
+    assert "holds full-weight checkpoints; leap writes LoRA adapters" in str(result.exception)
 
 
 def test_leap_reads_a_pickle_only_when_told(run_dir: Path, tmp_path: Path) -> None:
@@ -145,3 +156,38 @@ def test_exit_code_two_and_one_line(run_dir: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def still(folder: Path, moving: bool) -> Path:
+    """Four checkpoints in which nothing moves, or only q_proj does."""
+    modules = {"layers.0.q_proj": (6, 5), "layers.0.up_proj": (7, 5)}
+    for step in (10, 20, 30, 45):
+        state = {}
+        for name, (m, n) in modules.items():
+            amount = step / 100 if moving and "q_proj" in name else 0.0
+            state[f"base_model.model.{name}.lora_A.weight"] = torch.ones(2, n)
+            ramp = torch.arange(2.0 * m).reshape(m, 2) * amount
+            state[f"base_model.model.{name}.lora_B.weight"] = ramp
+        out = folder / f"checkpoint-{step}"
+        out.mkdir(parents=True)
+        save_file(state, out / "adapter_model.safetensors")
+        (out / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    return folder
+
+
+@pytest.mark.parametrize("method", ["factors", "secant", "linear", "relex", "dmd", "lawa", "window"])
+def test_a_run_that_never_moves_is_refused(tmp_path: Path, method: str) -> None:
+    options = ("--method", method, "--horizon", "20", "--out", str(tmp_path / "out"))
+    result = call(leap_verb, str(still(tmp_path / "run", moving=False)), *options)
+    assert isinstance(result.exception, InputError), result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["factors", "secant", "linear", "ols", "relex-pinned", "lawa"])
+def test_a_module_that_never_moves_stays_and_uneven_steps_are_taken(tmp_path: Path, method: str) -> None:
+    run, out = still(tmp_path / "run", moving=True), tmp_path / "out"
+    result = call(leap_verb, str(run), "--method", method, "--horizon", "15", "--out", str(out))
+    assert result.exit_code == 0, result.exception
+    state = load_file(out / "adapter_model.safetensors")
+    assert not state["base_model.model.layers.0.up_proj.lora_B.weight"].any()
+    assert state["base_model.model.layers.0.q_proj.lora_B.weight"].any()

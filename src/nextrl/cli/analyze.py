@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,8 @@ def analyze(
     if as_json:
         emit_json(result.to_json())
         return
-    console.print(table(result))
+    for grid in tables(result):
+        console.print(grid)
     for sentence in sentences(result):
         console.print(sentence, markup=False, highlight=False)
     if out is not None:
@@ -69,25 +71,28 @@ def save(result: Analysis, out: Path, formats: list[str]) -> None:
                 figure.savefig(temporary, format=kind, dpi=130)
 
 
-def table(result: Analysis) -> Table:
-    """One row a checkpoint."""
-    grid = Table(title="Path of the adapter", title_justify="left")
-    grid.add_column("step", justify="right")
-    shares = [(kind, k) for kind in ("global", "local", "target") for k in (1, 4)]
-    for kind, k in shares:
-        grid.add_column(f"{kind}\nrank {k}", justify="right")
-    grid.add_column("u1\nprev.", justify="right")
-    grid.add_column("v1\nprev.", justify="right")
-    for window in result.persistence:
-        grid.add_column(f"pers.\n{window}", justify="right")
-    grid.add_column("pre-\ndict.", justify="right")
-    u, v = result.mean_cosine("global", 0), result.mean_cosine("global", 1)
+def tables(result: Analysis) -> list[Table]:
+    """One row a checkpoint: energy shares, then directions; two, so that each fits 80 columns."""
+    shares: dict[str, Mapping[int, float]] = {
+        f"{kind}\nrank {k}": result.energy_share[kind][k]
+        for kind in ("global", "local", "target")
+        for k in (1, 4)
+    }
+    directions: dict[str, Mapping[int, float]] = {
+        "u1\nprev.": result.mean_cosine("global", 0),
+        "v1\nprev.": result.mean_cosine("global", 1),
+        **{f"pers.\n{window}": row for window, row in result.persistence.items()},
+        "pre-\ndict.": result.predictability,
+    }
+    return [_grid("Share of energy", shares, result), _grid("Directions", directions, result)]
+
+
+def _grid(title: str, columns: dict[str, Mapping[int, float]], result: Analysis) -> Table:
+    grid = Table(title=title, title_justify="left")
+    for name in ("step", *columns):
+        grid.add_column(name, justify="right")
     for step in result.steps:
-        cells = [result.energy_share[kind][k].get(step) for kind, k in shares]
-        cells += [u.get(step), v.get(step)]
-        cells += [row.get(step) for row in result.persistence.values()]
-        cells.append(result.predictability.get(step))
-        grid.add_row(str(step), *[_cell(x) for x in cells])
+        grid.add_row(str(step), *[_cell(row.get(step)) for row in columns.values()])
     return grid
 
 

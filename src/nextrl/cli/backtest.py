@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nextrl.backtest import Backtest
 from nextrl.backtest import backtest as run_backtest
-from nextrl.cli.console import console, emit_json
+from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
 from nextrl.trajectory import Trajectory
 
@@ -26,6 +26,8 @@ def backtest(
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (png, svg or pdf).")] = None,
+    skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
+    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
     layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -38,7 +40,11 @@ def backtest(
         raise InputError(f"--origins must be at least 1, not {origins}")
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
-    traj = Trajectory.load(run, layout=layout)
+    traj = Trajectory.load(
+        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+    )
+    for line in traj.skipped:
+        err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nextrl.checkpoints import dense
 from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
@@ -58,9 +59,17 @@ def leap(
     fixed = None if alpha == "auto" else _number(alpha)
     if fixed is None and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
-    traj = Trajectory.load(
-        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
-    )
+    try:
+        traj = Trajectory.load(
+            run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+        )
+    except InputError as error:
+        if not dense.find(run):
+            raise
+        raise InputError(
+            f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
+            "(analyze --base MODEL reads full weights)"
+        ) from error
     for line in traj.skipped:
         err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     base = base or traj.adapter_config.get("base_model_name_or_path")
