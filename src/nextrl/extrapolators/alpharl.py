@@ -89,7 +89,7 @@ class AlphaRL:
     accuracy: Mapping[int, float] | None = None
     target: float | None = None
     name: ClassVar[str] = "alpharl"
-    reference: ClassVar[str] = "AlphaRL, arXiv 2510.00553, section 4"
+    reference: ClassVar[str] = "AlphaRL, arXiv 2510.00553"
     summary: ClassVar[str] = "leading vectors regressed on accuracy (PLS), inverted"
     averages: ClassVar[bool] = False
 

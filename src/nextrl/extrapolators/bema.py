@@ -1,6 +1,6 @@
 """`bema`: an EMA with its lag corrected, `(rho + gamma t)^-eta (W_t - W_0) + EMA_t`.
 
-BEMA (2508.00180, algorithm 1), the form and the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma
+BEMA (2508.00180), the form and the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma
 t)^-kappa`, `EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, rho = 10, gamma = 1, kappa = .5, eta = .2. As
 there, t counts optimizer steps and the average is updated once a checkpoint; like there, too, the correction
 is added in full.
@@ -32,7 +32,7 @@ class BiasCorrectedAverage:
     rho: float = 10.0
     gamma: float = 1.0
     name: ClassVar[str] = "bema"
-    reference: ClassVar[str] = "BEMA, arXiv 2508.00180, algorithm 1; TRL's BEMACallback"
+    reference: ClassVar[str] = "BEMA, arXiv 2508.00180; TRL's BEMACallback"
     summary: ClassVar[str] = "moving average plus a correction along the run"
     averages: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
 """`dmd`: dynamic mode decomposition (Koopman), the run as a linear dynamical system.
 
-Schmid 2010; Tu et al. 2014, algorithm 1 (exact DMD): from snapshots X and their successors Y, with `X = U S
+Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S
 V^T`, the reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are
 the differences of
 successive checkpoints, which is DMD with a constant term: a straight line is one mode of eigenvalue 1, a
@@ -39,7 +39,7 @@ class DynamicModes:
     energy: float = 0.99
     modes: int = 6
     name: ClassVar[str] = "dmd"
-    reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), algorithm 1, on differences"
+    reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), on differences"
     summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"
     averages: ClassVar[bool] = False
 

@@ -1,6 +1,6 @@
 """`factors`: repeat the last h steps of A and of B themselves; the adapter stays a rank-r adapter.
 
-Fast Forward (2409.04206, section 3) repeats the last optimizer step of LoRA's factors until a small
+Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small
 validation loss rises. Here the step is the last h steps, its sign and length are free, and a validation
 reward picks them.
 """
@@ -27,7 +27,7 @@ class Factors:
     """
 
     name: ClassVar[str] = "factors"
-    reference: ClassVar[str] = "Fast Forward, arXiv 2409.04206, section 3, with a signed and validated alpha"
+    reference: ClassVar[str] = "Fast Forward, arXiv 2409.04206, with a signed and validated alpha"
     summary: ClassVar[str] = "repeat the last h steps inside A and B"
     averages: ClassVar[bool] = False
 

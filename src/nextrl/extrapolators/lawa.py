@@ -32,7 +32,7 @@ class LatestWeightAverage:
 
     count: int | None = None
     name: ClassVar[str] = "lawa"
-    reference: ClassVar[str] = "LAWA, arXiv 2209.14981, section 2"
+    reference: ClassVar[str] = "LAWA, arXiv 2209.14981"
     summary: ClassVar[str] = "mean of the last checkpoints"
     averages: ClassVar[bool] = True
 

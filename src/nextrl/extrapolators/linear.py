@@ -1,6 +1,6 @@
 """`linear`: continue the line from the start, `W_0 + b (W_T - W_0)` with `b = (T + a h) / T`.
 
-2601.04537 trains 100 steps, leaps 100 and repeats; ExPO (2404.16792, eq. 2) is the same line with a = .3 to
+2601.04537 trains 100 steps, leaps 100 and repeats; ExPO (2404.16792) is the same line with a = .3 to
 .5 of the whole displacement.
 """
 
@@ -20,7 +20,7 @@ class Linear:
     """The chord from step 0 to T, continued at its mean speed. Exact on a straight line from the start."""
 
     name: ClassVar[str] = "linear"
-    reference: ClassVar[str] = "arXiv 2601.04537; ExPO, arXiv 2404.16792, eq. 2"
+    reference: ClassVar[str] = "arXiv 2601.04537; ExPO, arXiv 2404.16792"
     summary: ClassVar[str] = "continue the line from the start"
     averages: ClassVar[bool] = False
 

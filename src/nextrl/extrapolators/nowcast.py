@@ -1,6 +1,6 @@
 """`nowcast`: one small network, shared by all scalars of A and B, forecasts each from its last five values.
 
-Weight Nowcaster Networks (Jang et al. 2023, section 3), after Introspection (1704.04959); NiNo (2409.04434)
+Weight Nowcaster Networks (Jang et al. 2023), after Introspection (1704.04959); NiNo (2409.04434)
 keeps the same per-scalar input in its MLP baseline. Five snapshots of a scalar, minus the first, over their
 range, go through a small MLP that gives its change, in units of the range. The published networks are trained
 on other runs; this one learns from the run's own past, on the five snapshots before each t with t + h <= T.
@@ -38,7 +38,7 @@ class Nowcast:
     rows: int = 4096
     scalars: int = 100_000
     name: ClassVar[str] = "nowcast"
-    reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023, section 3; arXiv 1704.04959"
+    reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023; arXiv 1704.04959"
     summary: ClassVar[str] = "a network forecasts each scalar of A and B"
     averages: ClassVar[bool] = False
     trains: ClassVar[bool] = True

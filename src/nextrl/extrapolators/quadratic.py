@@ -1,6 +1,6 @@
 """`quadratic`: the parabola through three checkpoints, T, T - h and T - 2h.
 
-Leap+Verify (2602.19580, section 3.2) proposes with it and accepts the leap only if a held-out loss falls;
+Leap+Verify (2602.19580) proposes with it and accepts the leap only if a held-out loss falls;
 accepting is the business of `search` here.
 """
 
@@ -22,7 +22,7 @@ class Quadratic:
     """Lagrange's parabola in steps, evaluated at T + a h. Exact on parabolas, and very loud on noise."""
 
     name: ClassVar[str] = "quadratic"
-    reference: ClassVar[str] = "Leap+Verify, arXiv 2602.19580, section 3.2"
+    reference: ClassVar[str] = "Leap+Verify, arXiv 2602.19580"
     summary: ClassVar[str] = "parabola through three checkpoints"
     averages: ClassVar[bool] = False
 

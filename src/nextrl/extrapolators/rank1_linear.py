@@ -23,7 +23,7 @@ class RankOneLinear:
     """
 
     name: ClassVar[str] = "rank1-linear"
-    reference: ClassVar[str] = "rank-1 linear dynamics, arXiv 2510.00553, section 3"
+    reference: ClassVar[str] = "rank-1 linear dynamics, arXiv 2510.00553"
     summary: ClassVar[str] = "leading direction of the whole displacement, size on a line"
     averages: ClassVar[bool] = False
 

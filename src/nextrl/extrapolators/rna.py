@@ -1,6 +1,6 @@
 """`rna`: regularised nonlinear acceleration (Anderson's mixing, offline).
 
-Scieur, d'Aspremont and Bach, 1606.04133, algorithm 1: with residuals `r_i = W_{i+1} - W_i` and their Gram
+Scieur, d'Aspremont and Bach, 1606.04133: with residuals `r_i = W_{i+1} - W_i` and their Gram
 matrix `R^T R`, solve `(R^T R / |R^T R| + lambda I) z = 1`, set `c = z / sum z`, and predict `sum_i c_i
 W_{i+1}`: the combination of iterates whose residual is smallest. It aims at the fixed point, not h steps
 ahead.
@@ -31,7 +31,7 @@ class NonlinearAcceleration:
     penalty: float = 1e-3
     memory: int = 10
     name: ClassVar[str] = "rna"
-    reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133, algorithm 1"
+    reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133"
     summary: ClassVar[str] = "Anderson mixing of the checkpoints"
     averages: ClassVar[bool] = True
 
