@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,28 @@ def test_every_key_says_what_it_is() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
 def test_the_examples_are_valid(path: Path) -> None:
     assert load(path).output_dir
+
+
+def key_table() -> str:
+    """The table of docs/run.md, from the config itself."""
+    defaults: dict[str, Any] = {}
+
+    def collect(value: dict[str, Any], prefix: str = "") -> None:
+        for key, item in value.items():
+            if isinstance(item, dict):
+                collect(item, f"{prefix}{key}.")
+            else:
+                defaults[prefix + key] = item
+
+    collect(RunConfig().as_dict())
+    lines = ["| key | default | what it is |", "|---|---|---|"]
+    for key, field in known_keys().items():
+        value = defaults[key]
+        shown = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+        lines.append(f"| `{key}` | `{shown}` | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_documentation_has_every_key_as_it_is() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "run.md").read_text()
+    assert key_table() in page, f"put this table into docs/run.md:\n{key_table()}"

@@ -175,4 +175,13 @@ def build_trainer(
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
+    _without_cards(trainer)
     return trainer
+
+
+def _without_cards(trainer: Any) -> None:
+    """No README in each checkpoint: TRL and PEFT compile two templates for it, most of what a small save takes."""
+    trainer.create_model_card = lambda *args, **options: None
+    trainer.accelerator.unwrap_model(trainer.model).create_or_update_model_card = lambda *args, **options: (
+        None
+    )
