@@ -295,8 +295,9 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     reasons = [_persistence_sentence(f)]
     danger = _too_high(f, t)
     if danger:
-        sure = "high" if len(danger) > 1 or f.learned == 0.0 else "medium"
-        factor = START_OVER if _ruined(f, t) else LOWER
+        ruined = _ruined(f, t)
+        sure = "high" if ruined or len(danger) > 1 else _sure(f, t) if _shakes(f, t) else "medium"
+        factor = START_OVER if ruined else LOWER
         return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor)
     edge = t.faster + t.closing * f.closing
     if f.excess <= edge:
@@ -326,6 +327,11 @@ def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
     return f.reward is not None and start > 0.0 and f.reward < t.ruined * start
 
 
+def _shakes(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the path has no direction and the reward is where it began."""
+    return f.learned is not None and f.learned < t.learned and f.excess <= t.faster
+
+
 def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
     """Signs that the rate is too high, a sentence each; none if there are none.
 
@@ -343,7 +349,7 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
         signs.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
     if f.excess < t.oscillates - t.closing_back * f.closing:
         signs.append("Successive windows undo each other: the run oscillates.")
-    elif not signs and f.learned is not None and f.learned < t.learned and f.excess <= t.faster:
+    elif not signs and _shakes(f, t):
         signs.append(
             f"The path has no direction and the reward is where it began ({f.first:.2f}, now {f.reward:.2f}): at "
             "this rate the run shakes without learning. Start over at a lower one."

@@ -26,6 +26,7 @@ from nextrl.advise import DEFAULT, AdviceFeatures, Thresholds, Window, decide
 
 END, MARGIN = "150", 0.02
 SEEDS = (0, 1, 2)
+LEVELS = ("high", "medium", "low")
 CLASSES = ("faster", "keep", "slower")
 CLASS_OF = {
     "leap": "faster",
@@ -157,6 +158,11 @@ def main() -> None:
         print_table(f"As shipped, at step {step}", count((c for c in cases if c.step == step), DEFAULT))
     for task in sorted({c.task for c in cases}):
         print_table(f"As shipped, {task}", count((c for c in cases if c.task == task), DEFAULT))
+    sure = Counter(
+        (advice.confidence, CLASS_OF[advice.advice] == c.truth) for c in cases for advice in [decide(c.seen)]
+    )
+    parts = [f"{level} {sure[level, True]} of {sure[level, True] + sure[level, False]}" for level in LEVELS]
+    print(f"\nAs shipped, right by confidence: {', '.join(parts)}.")
     print("\n| task | rate | what paid | at step 50 (seeds 0, 1, 2) | at step 100 |\n|---|---|---|---|---|")
     for task, rate in sorted({(c.task, c.rate) for c in cases}):
         rows = [c for c in cases if (c.task, c.rate) == (task, rate)]
