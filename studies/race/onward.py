@@ -29,7 +29,7 @@ from nextrl.leap import leap
 from nextrl.loop import one_thread
 from nextrl.tasks import base
 
-METHODS = ("factors", "factors-10", "nowcast", "secant", "next-paper")
+METHODS = ("factors", "secant", "next", "factors-10", "nowcast", "next-paper")
 
 
 class Put(TrainerCallback):
@@ -79,8 +79,8 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     for seed in options.seeds:
-        for name in options.methods:
-            for task, rate in [(t, r) for t in TASKS for r in RACE_RATES[t]]:
+        for task, rate in [(t, r) for t in TASKS for r in RACE_RATES[t]]:
+            for name in options.methods:
                 path = options.raw / task / f"{rate:g}" / f"seed-{seed}.json"
                 result = json.loads(path.read_text()) if path.is_file() else {"methods": {}}
                 entry = result["methods"].get(name, {})

@@ -121,6 +121,22 @@ def print_tuned(runs: Runs) -> None:
         print(f"| {method} | " + " | ".join(row) + " |")
 
 
+def print_landscape(runs: Runs) -> None:
+    """Validation gain by alpha for a few directions: what a wrong step length costs next to a wrong direction."""
+    alphas = ("0.25", "0.5", "1", "2", "4", "8", "16", "32")
+    print("\n| task, rate | method | " + " | ".join(f"alpha {a}" for a in alphas) + " |")
+    print("|---|---|" + "---|" * len(alphas))
+    for task, rate in low(runs):
+        for method in ("factors", "secant", "linear", "next"):
+            rows = [
+                [r["methods"][method]["scores"][a] - r["none"]["validation"] for a in alphas]
+                for (t, x, _), r in runs.items()
+                if (t, x) == (task, rate) and "scores" in r["methods"].get(method, {})
+            ]
+            means = [f"{fmean(column):+.2f}" for column in zip(*rows, strict=True)]
+            print(f"| {task} {rate} | {method} | " + " | ".join(means) + " |")
+
+
 def print_onward(runs: Runs) -> None:
     """Accuracy at step 150 after a leap at 100, minus the plain run's; only leaps that validation accepted."""
     names = sorted({m for r in runs.values() for m in r.get("onward", {})})
@@ -142,10 +158,11 @@ def print_onward(runs: Runs) -> None:
 
 
 def main() -> None:
-    """Four tables."""
+    """Five tables."""
     runs = read(Path(sys.argv[1] if len(sys.argv) > 1 else "studies/race/raw"))
     print_gains(runs)
     print_geometry(runs)
+    print_landscape(runs)
     print_tuned(runs)
     print_onward(runs)
 
