@@ -274,3 +274,36 @@ def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, cas
     ]
     assert drawn == (everything if case == "full" else everything[:3])
     assert 'class="chip auto" type="button" aria-pressed="true"' in done.stdout
+
+
+def one_run() -> dict[str, Any]:
+    """What `nextrl run` writes: one arm, nothing beside it."""
+    whole = synthetic_result()
+    return {
+        "task": "chain",
+        "seed": 0,
+        "target": None,
+        "arms": {"run": whole["arms"]["auto"]},
+        "saved": {"run": {"steps": None, "completions": None, "seconds": None}},
+        "leaps": {"run": whole["leaps"]["auto"]},
+        "costs": {"run": whole["costs"]["auto"]},
+        "trajectory": whole["trajectory"],
+        "regime": None,
+        "verdict": "The run went on.",
+    }
+
+
+def test_a_single_run_has_its_evaluations_and_no_empty_comparison() -> None:
+    page = render(one_run())
+    words = " ".join(" ".join(Page(page).words).split())
+    assert "Every evaluation" in words
+    assert "Leaps taken" in words
+    for absent in ("The comparison", "Target:", "not reached", "run as configured", "Regime"):
+        assert absent not in words.replace(Page(page).data, "")
+    arm = one_run()["arms"]["run"]
+    assert page.count('<tr><th scope="row">') >= len(arm["steps"])
+    assert f"{arm['accuracy'][-1]:.3f}" in words
+
+
+def test_an_arm_with_a_lost_target_still_compares(result: dict[str, Any]) -> None:
+    assert "The comparison" in render({**result, "target": None})
