@@ -64,17 +64,36 @@ def register(name: str, build: Callable[[], Task]) -> None:
     _REGISTRY[name] = build
 
 
+@dataclass(frozen=True)
+class _Source:
+    form: str
+    matches: Callable[[str], bool]
+    build: Callable[[str], Task]
+
+
+_SOURCES: list[_Source] = []
+
+
+def register_source(form: str, matches: Callable[[str], bool], build: Callable[[str], Task]) -> None:
+    """Make a family of tasks known, those whose names `matches`; `form` shows a user how such a name looks."""
+    _SOURCES.append(_Source(form, matches, build))
+
+
 def names() -> list[str]:
-    """Registered task names, sorted."""
+    """Registered task names, sorted; families of tasks are not among them."""
     return sorted(_REGISTRY)
 
 
 def get(name: str) -> Task:
-    """Build the task of that name.
+    """Build the task of that name: a registered one, or one of a family (docs/tasks.md).
 
     Raises:
         InputError: no such task; the message lists those there are.
     """
-    if name not in _REGISTRY:
-        raise InputError(f"task '{name}' is unknown: choose one of {', '.join(names())}")
-    return _REGISTRY[name]()
+    if name in _REGISTRY:
+        return _REGISTRY[name]()
+    for source in _SOURCES:
+        if source.matches(name):
+            return source.build(name)
+    forms = ", ".join(source.form for source in _SOURCES)
+    raise InputError(f"task '{name}' is unknown: choose one of {', '.join(names())}, or give {forms}")

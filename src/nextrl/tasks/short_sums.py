@@ -1,20 +1,27 @@
 """Short sums for a small language model: four worked sums, then one to answer.
 
 `12+5=17\\n20-6=14\\n9+8=17\\n31-9=22\\n27-8=` is answered by `19`. Operands run from 3 to 30, the operation is `+` or
-`-`, and a difference is never negative: 1,192 prompts, split by hash. An untrained SmolLM2-135M-Instruct samples
-the right answer about one time in ten, and every prompt has an answer of at most two digits, so that a step is cheap.
+`-`, and a difference is never negative: 1,190 prompts. SmolLM2-135M-Instruct samples the right answer about one time
+in ten before any training, and an answer has at most two digits, so that a step is cheap.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nextrl.tasks.base import Example, Split, register, split_of
+from nextrl.tasks.base import Example, Split, register
 
 SHOTS = "12+5=17\n20-6=14\n9+8=17\n31-9=22\n"
 OPERANDS = range(3, 31)
+
+
+def _split_of(prompt: str) -> Split:
+    """By crc32 of the prompt modulo 10, in larger shares than other tasks: there are only 1,190 prompts to share."""
+    bucket = zlib.crc32(prompt.encode()) % 10
+    return "test" if bucket < 3 else "validation" if bucket < 5 else "train"
 
 
 @lru_cache(maxsize=1)
@@ -27,7 +34,7 @@ def _all_examples() -> dict[Split, tuple[Example, ...]]:
                 sums.append((f"{left}-{right}=", left - right))
             for text, value in sums:
                 prompt = SHOTS + text
-                splits[split_of(prompt)].append(Example(prompt, str(value)))
+                splits[_split_of(prompt)].append(Example(prompt, str(value)))
     for name, examples in splits.items():
         random.Random(f"short-sums-{name}").shuffle(examples)
     return {name: tuple(examples) for name, examples in splits.items()}

@@ -1,0 +1,77 @@
+"""Verifiers: how a completion is compared with the answer in a file of prompts.
+
+Each takes (completion, answer) as text and says right or wrong; `VERIFIERS` names them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+
+from nextrl.errors import InputError
+
+Verifier = Callable[[str, str], bool]
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|[-+]?\.\d+")
+
+
+def exact(completion: str, answer: str) -> bool:
+    """The completion is the answer, white space at both ends aside."""
+    return completion.strip() == answer.strip()
+
+
+def first_line(completion: str, answer: str) -> bool:
+    """The completion's first line is the answer: for few-shot prompts, after which a model writes on."""
+    return completion.lstrip("\n").split("\n", 1)[0].strip() == answer.strip()
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text, exactly (`1,234.5` and `1e3` are numbers), or None."""
+    found = _NUMBER.findall(text)
+    return Fraction(found[-1].replace(",", "")) if found else None
+
+
+def number(completion: str, answer: str) -> bool:
+    """The last number of the completion equals the last number of the answer (as in GSM8K's `#### 42`)."""
+    said = last_number(completion)
+    return said is not None and said == last_number(answer)
+
+
+def math(completion: str, answer: str) -> bool:
+    """The completion's final expression is mathematically equal to the answer, by math-verify."""
+    from math_verify import parse, verify
+
+    # Its time limits, which a completion like 9^9^9^9 needs, are made with SIGALRM: a main thread's alone.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    gold = parse(_as_latex(answer), parsing_timeout=limit)
+    said = parse(completion, parsing_timeout=limit)
+    return bool(verify(gold, said, timeout_seconds=limit))
+
+
+def _as_latex(answer: str) -> str:
+    # A bare `\frac{1}{2}` is LaTeX to a reader only: math-verify looks for it between dollar signs.
+    return answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": exact,
+    "first-line": first_line,
+    "number": number,
+    "math": math,
+}
+
+
+def get(name: str) -> Verifier:
+    """A verifier by name.
+
+    Raises:
+        InputError: there is none of that name, or its library is not installed.
+    """
+    if name not in VERIFIERS:
+        raise InputError(f"verifier '{name}' is unknown: choose one of {', '.join(VERIFIERS)}")
+    if name == "math" and importlib.util.find_spec("math_verify") is None:
+        raise InputError("verifier 'math' needs math-verify: pip install nextrl[tasks]")
+    return VERIFIERS[name]
