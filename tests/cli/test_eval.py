@@ -64,7 +64,7 @@ def test_a_folder_is_a_model(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("tiny", "--task", "chess"), "'chess' is unknown"),
-        (("nowhere",), "neither `tiny` nor"),
+        (("nowhere",), "neither a folder with a config.json nor one of"),
         (("tiny", "--adapter", "nowhere"), "holds no PEFT adapter"),
     ],
 )

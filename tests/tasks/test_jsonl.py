@@ -37,7 +37,10 @@ def test_the_verifier_is_exact_where_none_is_named(tmp_path: Path) -> None:
 
 
 def test_a_line_may_name_its_split(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i}", "answer": "a", "split": s} for i, s in enumerate(["train", "validation", "test"] * 2)]
+    rows = [
+        {"prompt": f"{i}", "answer": "a", "split": s}
+        for i, s in enumerate(["train", "validation", "test"] * 2)
+    ]
     task = tasks.get(str(_write(tmp_path, "", *map(json.dumps, rows), "")))
     assert [e.prompt for e in task.examples("validation")] == ["1", "4"]
 
@@ -60,7 +63,10 @@ def test_a_repeated_line_counts_once(tmp_path: Path) -> None:
         ('{"prompt": ["x"], "answer": "y"}', r"line 2: 'prompt' must be text"),
         ('{"prompt": "x", "answer": null}', r"line 2: 'answer' must be text"),
         ('{"prompt": "x", "answer": true}', r"line 2: 'answer' must be text"),
-        ('{"prompt": "x", "answer": "y", "split": "dev"}', r"line 2: 'split' must be one of train, .*not 'dev'"),
+        (
+            '{"prompt": "x", "answer": "y", "split": "dev"}',
+            r"line 2: 'split' must be one of train, .*not 'dev'",
+        ),
         ('{"prompt": "0+1=", "answer": "2"}', r"line 2: the prompt of line 1 again"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from nextrl import tasks
 from nextrl.errors import InputError
 
-GOOD = '''
+GOOD = """
 from dataclasses import dataclass
 
 @dataclass
@@ -25,7 +25,7 @@ def examples(split):
 
 def reward(completion, answer):
     return completion.strip() == answer
-'''
+"""
 
 
 def _task(tmp_path: Path, text: str) -> str:
@@ -37,7 +37,10 @@ def _task(tmp_path: Path, text: str) -> str:
 def test_a_file_is_a_task(tmp_path: Path) -> None:
     task = tasks.get(_task(tmp_path, GOOD))
     assert task.max_completion_length == 7
-    assert [(e.prompt, e.answer) for e in task.examples("validation")][:2] == [("100=", "100"), ("101=", "101")]
+    assert [(e.prompt, e.answer) for e in task.examples("validation")][:2] == [
+        ("100=", "100"),
+        ("101=", "101"),
+    ]
     assert (task.reward("100", "100"), task.reward("1", "100")) == (1.0, 0.0)
     assert isinstance(task, tasks.Task)
 
@@ -48,13 +51,25 @@ def test_a_file_is_a_task(tmp_path: Path) -> None:
         ("def reward", "def rewards", r"my_task\.py: no function 'reward'"),
         ("def examples", "def example", r"my_task\.py: no function 'examples'"),
         ("@dataclass\n", "@dataclass(\n", r"my_task\.py, line \d+: "),
-        ("START = {", "START = missing or {", r"my_task\.py, line 8: cannot be run: NameError: name 'missing'"),
+        (
+            "START = {",
+            "START = missing or {",
+            r"my_task\.py, line 8: cannot be run: NameError: name 'missing'",
+        ),
         ('"test": 200', '"text": 200', r"my_task\.py, line 12: examples\('test'\) failed: KeyError: 'test'"),
         ('"test": 200', '"test": 100', r"the prompt '100=' is in both validation and test"),
         ("range(5)", "range(1)", "too few examples for the train split"),
-        ('"answer": r.value', '"reply": r.value', r"examples\('train'\)\[1\] must be a dict with prompt and answer"),
+        (
+            '"answer": r.value',
+            '"reply": r.value',
+            r"examples\('train'\)\[1\] must be a dict with prompt and answer",
+        ),
         ('(f"{r.value}=", r.value)', "(r.value, 1)", r"examples\('train'\)\[0\]: the prompt must be text"),
-        ("max_completion_length = 7", "max_completion_length = '7'", "max_completion_length must be a whole number"),
+        (
+            "max_completion_length = 7",
+            "max_completion_length = '7'",
+            "max_completion_length must be a whole number",
+        ),
     ],
 )
 def test_a_broken_contract_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nextrl import models
 from nextrl.cli.console import console, emit_json
 from nextrl.errors import InputError
 from nextrl.evaluate import evaluate
-from nextrl.tasks import base, tiny
+from nextrl.tasks import base
 
 
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="`tiny` or a local Hugging Face folder.")],
+    model: Annotated[str, typer.Argument(help="`tiny`, `smollm2-135m`, or a local Hugging Face folder.")],
     adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder.")] = None,
-    task: Annotated[str, typer.Option(help="Task name.")] = "chain",
+    task: Annotated[str, typer.Option(help="A task's name, a .jsonl or .py file (docs/tasks.md).")] = "chain",
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 1000,
     temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -34,7 +33,7 @@ def evaluate_command(
         raise InputError(
             f"{adapter} holds no PEFT adapter (adapter_config.json is missing): name an adapter folder"
         )
-    loaded, tokenizer = _load(model, task)
+    loaded, tokenizer = models.load(model, task)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter))
     result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)
@@ -45,16 +44,4 @@ def evaluate_command(
         f"{task}: {result.accuracy:.3f} ± {result.se:.3f} sampled at temperature {temperature:g}, "
         f"{result.greedy:.3f} greedy, {result.n} held-out prompts",
         highlight=False,
-    )
-
-
-def _load(model: str, task: str) -> tuple[Any, Any]:
-    if model == "tiny":
-        return tiny.load(task)
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{model} is neither `tiny` nor a Hugging Face model folder (no config.json in it)")
-    return (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(folder, padding_side="left"),
     )

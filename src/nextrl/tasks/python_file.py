@@ -73,7 +73,9 @@ def build(name: str) -> PythonTask:
             )
     length = getattr(module, "max_completion_length", 256)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise InputError(f"{path}: max_completion_length must be a whole number of at least 1, not {length!r}")
+        raise InputError(
+            f"{path}: max_completion_length must be a whole number of at least 1, not {length!r}"
+        )
     splits = {split: _examples(path, module, split) for split in SPLITS}
     _disjoint(path, splits)
     return PythonTask(name, length, module.reward, checked(str(path), splits))

@@ -66,7 +66,9 @@ def parse(name: str) -> TaskName:
     for part in query.split("&") if query else []:
         key, equals, text = part.partition("=")
         if not key or not equals or not text:
-            raise InputError(f"task '{name}': '{part}' is not an option; write key=value, several joined by &")
+            raise InputError(
+                f"task '{name}': '{part}' is not an option; write key=value, several joined by &"
+            )
         if key in options:
             raise InputError(f"task '{name}': option '{key}' is given twice")
         options[key] = _value(text)
