@@ -3,10 +3,10 @@
     python benchmarks/bench_loop.py [--steps 60]
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
-Callback: wall time of windows without a search over the same run's model time, callback's own part. Saving: CPU time
-of a checkpoint (trainer's files, callback's memory, resume marker) over that of the ten steps between two; CPU time,
-because wall time of a busy machine stretches either at will. Search: seconds and completions of `auto` over those of
-the run. Fit: seconds of `next` and `next-paper` on the run's own trajectory.
+Callback: CPU time of the callback's own hooks in windows without a search (median; saving its memory included) over
+that of ten steps. Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the
+ten steps between two; CPU time, because wall time of a busy machine stretches either at will. Search: seconds and
+completions of `auto` over those of the run. Fit: seconds of `next` and `next-paper` on the run's own trajectory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -65,13 +66,38 @@ def instrument(trainer: Any, seconds: dict[str, float]) -> None:
     trainer.create_optimizer = optimizer
 
 
-def measure(steps: int, rate: float, folder: Path, auto: bool) -> tuple[dict[str, float], float, Any]:
-    """Train; returns the clocks, the wall time of training, and the callback or None."""
+def clock_hooks(callback: LeapCallback) -> dict[str, list[float]]:
+    """CPU seconds of the callback's hooks, one entry a window: "quiet" without a search, "searched" with one."""
+    spent: dict[str, list[float]] = {"quiet": [], "searched": []}
+    window = [0.0]
+
+    def clocked(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            seen, began = len(callback.decisions), time.process_time()
+            hook(*args, **kwargs)
+            window[0] += time.process_time() - began
+            if len(callback.decisions) > seen:
+                kind = "searched" if callback.decisions[-1]["scores"] else "quiet"
+                spent[kind].append(window[0])
+                window[0] = 0.0
+
+        return wrapper
+
+    callback.on_step_begin = clocked(callback.on_step_begin)  # type: ignore[method-assign]
+    callback.on_step_end = clocked(callback.on_step_end)  # type: ignore[method-assign]
+    return spent
+
+
+def measure(
+    steps: int, rate: float, folder: Path, auto: bool
+) -> tuple[dict[str, float], float, Any, dict[str, list[float]]]:
+    """Train; returns the clocks, the wall time of training, the callback or None, its hooks' clocks."""
     model, tokenizer = tiny.load("chain")
     task = get("chain")
     settings = TrainSettings(steps=steps, learning_rate=rate)
     validation = as_dataset(task.examples("validation"))
     callback = LeapCallback(validation=validation) if auto else None
+    hooks = clock_hooks(callback) if callback else {}
     trainer = build_trainer(
         with_adapter(model, LoraSettings(), 0),
         tokenizer,
@@ -85,7 +111,7 @@ def measure(steps: int, rate: float, folder: Path, auto: bool) -> tuple[dict[str
     began, cpu = time.perf_counter(), time.process_time()
     trainer.train()
     seconds["whole cpu"] = time.process_time() - cpu
-    return seconds, time.perf_counter() - began, callback
+    return seconds, time.perf_counter() - began, callback, hooks
 
 
 def resumable(folder: Path) -> Resumable:
@@ -107,11 +133,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate of the run with the callback")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        seconds, wall, _ = measure(options.steps, 5e-5, folder / "plain", auto=False)
+        seconds, wall, *_ = measure(options.steps, 5e-5, folder / "plain", auto=False)
         bare = sum(seconds[k] for k in ("generation", "forward", "backward", "optimizer"))
         saving = seconds["saving"]
         print(f"bare model time {bare / options.steps:.3f} s a step; TRL's step {wall / options.steps:.3f} s")
@@ -124,9 +151,14 @@ def main() -> None:
                 print(f"fit of {method} on {options.steps} steps: {time.perf_counter() - began:.1f} s")
             except InputError as error:
                 print(f"fit of {method}: {error}")
-        seconds, wall, callback = measure(options.steps, 5e-5, folder / "auto", auto=True)
+        seconds, wall, callback, hooks = measure(options.steps, options.rate, folder / "auto", auto=True)
+        cpu = seconds["whole cpu"]
         print(f"the same with LeapCallback's memory: {saved_share(seconds):.1%}")
         costs = callback.costs
+        own = sum(map(sum, hooks.values()))
+        if hooks["quiet"]:
+            share = median(hooks["quiet"]) / ((cpu - own) / options.steps * 10)
+            print(f"callback in a window without a search: {share:.2%} of its ten steps (CPU time)")
         quiet = [d for d in callback.decisions if not d["scores"]]
         print(
             f"search of auto: {costs.search_completions / (options.steps * 128):.1%} of the completions, "

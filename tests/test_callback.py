@@ -18,6 +18,8 @@ from nextrl import callback as module
 from nextrl.callback import LeapCallback
 from nextrl.controller import ControllerConfig
 from nextrl.engines.trl import as_dataset
+from nextrl.engines.trl_delivery import StaleWeights
+from nextrl.engines.trl_rollouts import log_probabilities
 from nextrl.errors import InputError
 from trl_runs import VALIDATION, Scripted, fresh_model, same, trainable, trainer, weights
 
@@ -133,7 +135,7 @@ def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     ends, decisions = [], []
     for name in ("one", "two"):
-        callback = leaper(config=ControllerConfig(level=0.0))
+        callback = leaper(config=ControllerConfig(level=0.0), prompts=64)
         run = trainer(tmp_path / name, [callback], max_steps=6)
         run.train()
         ends.append(weights(run.model))
@@ -262,7 +264,12 @@ def test_a_buffer_that_is_older_than_a_window_has_a_reward_all_the_same(
 
 
 class FakeVLLM:
-    """Knows only the weights it was last handed, and answers every n-th prompt n times, as TRL's engine does."""
+    """Knows only the weights it was last handed, and answers every n-th prompt n times, as TRL's engine does.
+
+    It reports the log-probabilities of its answers under the weights it holds. A broken one takes new weights once.
+    """
+
+    broken = False
 
     def __init__(self, run: Any) -> None:
         self.run, self.syncs = run, 0
@@ -271,13 +278,27 @@ class FakeVLLM:
 
     def sync_weights(self) -> None:
         self.syncs += 1
-        self.held = trainable(self.run.model)
+        if not (self.broken and self.held):
+            self.held = trainable(self.run.model)
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple:
         self.generated_with.append(same(self.held, trainable(self.run.model)))
         distinct = prompts[::num_generations]
         answers = [[*p[-3:], 1] for p in distinct for _ in range(num_generations)]
-        return prompts, answers, [[[0.0]] * 4 for _ in answers], None
+        return prompts, answers, self.log_probabilities(prompts, answers), None
+
+    def log_probabilities(self, prompts: list[list[int]], answers: list[list[int]]) -> list[Any]:
+        live, parameters = trainable(self.run.model), dict(self.run.model.named_parameters())
+        put = {n: p.data.copy_ for n, p in parameters.items() if n in live}
+        longest = max(len(p) for p in prompts)
+        ids = torch.tensor([[0] * (longest - len(p)) + p + a for p, a in zip(prompts, answers, strict=True)])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * (len(p) + 4) for p in prompts])
+        for name, write in put.items():
+            write(self.held[name])
+        found = log_probabilities(self.run, ids, mask, 4)
+        for name, write in put.items():
+            write(live[name])
+        return [[[x] for x in row] for row in found.tolist()]
 
 
 def with_fake_vllm(run: Any) -> FakeVLLM:
@@ -295,6 +316,18 @@ def test_vllm_never_answers_with_stale_weights(tmp_path: Path, scripted: Any) ->
     # Three training batches and one search of three candidates, each with the weights of that moment.
     assert engine.generated_with == [True] * 6
     assert engine.syncs == 6
+
+
+def test_an_engine_that_a_leap_does_not_reach_stops_the_run(tmp_path: Path, scripted: Any) -> None:
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(i % 2) for i in range(len(completions))]  # equal answers, unequal rewards
+
+    scripted((200.0, 1.0))
+    run = trainer(tmp_path, [leaper()], max_steps=3, rewards=reward)
+    with_fake_vllm(run).broken = True
+    with pytest.raises(StaleWeights, match="weights before the leap"):
+        run.train()
+    assert run.state.global_step == 3  # after the first rollout that could show it
 
 
 def test_vllm_answers_the_rows_that_are_graded(tmp_path: Path, scripted: Any) -> None:
@@ -471,7 +504,11 @@ def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path)
         assert logged[entry["step"]]["leap/cost_completions"] == entry["cost_completions"]
     assert logged[4]["leap/persistence"] == pytest.approx(lines[1]["persistence"])
     assert lines[-1]["cost_completions"] == callback.costs.search_completions
-    assert callback.costs.search_completions == sum(16 * (len(d["scores"])) for d in callback.decisions)
+    assert callback.costs.search_completions > 0
+    per_step = 32
+    assert logged[4]["leap/saved_steps_estimate"] == pytest.approx(
+        callback.costs.leapt_steps - callback.costs.search_completions / per_step
+    )
 
 
 def test_beta1_sets_the_zero_point_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
@@ -504,7 +541,6 @@ def test_rloo_works_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "'magic' is unknown"),
         ({"prompts": 1}, "prompts must be at least 2"),
         ({"longest": 0.5}, "longest must be above 1"),
         ({"every": 0}, "every must be at least 1"),

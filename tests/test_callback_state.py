@@ -12,11 +12,13 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 
 from nextrl import callback_state
+from nextrl.adapter_history import AdapterHistory
 from nextrl.callback import LeapCallback
 from nextrl.callback_state import JSON, TENSORS, Memory
 from nextrl.controller import ControllerConfig
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank
+from nextrl.rollback import Snapshot
 from trl_runs import VALIDATION, same, trainer, weights
 
 STEPS, EVERY, SAVE = 10, 3, 2
@@ -100,8 +102,29 @@ def test_without_its_state_a_run_goes_on_with_the_next_full_window(
     out = stopped_after(whole[0], 4, tmp_path / "again")
     (out / "checkpoint-4" / JSON).unlink()
     _, callback = run(out, resume=True)
-    assert "checkpoint-4 holds no state of LeapCallback" in caplog.text
+    assert "checkpoint-4 holds no state of LeapCallback (nextrl_state.json not there)" in caplog.text
     assert [d["step"] for d in callback.decisions] == [9]
+
+
+def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, unbroken, first = whole
+
+    class Killed(LeapCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    killed = Killed(config=leaper()._config, validation=VALIDATION)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callback=killed)
+    assert not (tmp_path / "checkpoint-4" / JSON).exists()
+    resumed, second = run(tmp_path, resume=True)
+    assert "holds no state" not in caplog.text
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert not (tmp_path / callback_state.PENDING).exists()
 
 
 def test_windows_of_another_length_begin_anew(
@@ -142,7 +165,11 @@ def memory() -> Memory:
     random = torch.Generator().manual_seed(0)
     start = {"a": torch.randn(2, 3, generator=random), "b": torch.randn(4, 2, generator=random).bfloat16()}
     previous = [LowRank(torch.randn(4, 2, generator=random), torch.randn(3, 2, generator=random))]
-    return Memory(start, previous, [0.5, float("nan")], 1e-4, 128, 3.0, False)
+    moments = [{"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3, generator=random), "plain": 7}, {}]
+    before = {n: t + 1 for n, t in start.items()}
+    snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("nan"), before, moments)
+    history = AdapterHistory([10, 20], [start, before], {20: 0.25})
+    return Memory(start, previous, [0.5, float("nan")], 1e-4, 128, 3.0, False, snapshot, history)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -161,6 +188,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ([0.5, float("nan")], 1e-4, 128, 3.0)
     )
     assert rest["controller"] == {"x": 1}
+    there, back = kept.snapshot, again.snapshot
+    assert there is not None
+    assert back is not None
+    assert same(back.state, there.state)
+    assert back.moments[0]["plain"] == 7
+    assert torch.equal(back.moments[0]["exp_avg"], there.moments[0]["exp_avg"])
+    assert torch.equal(back.moments[0]["step"], there.moments[0]["step"])
+    assert back.moments[1] == {}
+    assert (back.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
+    assert (again.history.steps, again.history.rewards) == ([10, 20], {20: 0.25})
+    assert all(same(a, b) for a, b in zip(again.history.states, kept.history.states, strict=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
 
 
@@ -181,8 +219,8 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
         (lambda f: (f / TENSORS).unlink(), "is damaged"),
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
-            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 1', '"version": 9')),
-            "update",
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 2', '"version": 9')),
+            "is of version 9, not 2",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
     ],

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from nextrl import models
 from nextrl.arm import ArmRecord
 from nextrl.atomic import write_bytes, write_json
-from nextrl.callback import DECISIONS
+from nextrl.callback_log import DECISIONS
 from nextrl.config import RunConfig
 from nextrl.config_file import load
 from nextrl.errors import InputError

@@ -43,6 +43,7 @@ class TrainerRollouts:
     Attributes:
         completions: completions generated so far, over all processes.
         mean_length: mean completion length in tokens of the latest scoring, over all processes; NaN before any.
+        truncated: share of its completions that did not end by themselves, over all processes; NaN before any.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -63,7 +64,8 @@ class TrainerRollouts:
         self._trainer = trainer
         self._ranks = Ranks(trainer.accelerator)
         self.completions = 0
-        self.mean_length = math.nan
+        self.mean_length = self.truncated = math.nan
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
 
     def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
         """Reward of one completion a row: (n,) float64, weighted over the trainer's reward functions.
@@ -80,12 +82,63 @@ class TrainerRollouts:
             ids, completions = _ids_and_completions(generated)
             by_function = trainer._calculate_rewards(rows, prompts, completions, ids)
             self.mean_length = float(trainer._metrics["eval"]["completions/mean_length"][-1])
+            self.truncated = float(trainer._metrics["eval"]["completions/clipped_ratio"][-1])
+        self._latest = None if _has_images(rows) else self._padded(generated)
         self.mark_weights_changed()
         weights = trainer.reward_weights.to(by_function.device).unsqueeze(0)
         # TRL gathers the rewards in the order of the processes; where rows did not divide, the last are repetitions.
         rewards: Tensor = (by_function * weights).nansum(dim=1).double().cpu()
         self.completions += len(rewards)
         return rewards[:asked]
+
+    def log_probabilities(self) -> Tensor | None:
+        """Log-probability of each token of the latest completions under the weights the model now has, in nats.
+
+        (n, length) float32, 0 where there is no token; None before any scoring and for rows with images, which
+        need more than tokens.
+        """
+        if self._latest is None:
+            return None
+        ids, attention, mask = self._latest
+        return log_probabilities(self._trainer, ids, attention, mask.size(1)) * mask
+
+    def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
+        """KL(candidate || current), nats a token, from `log_probabilities` of the candidate's own completions.
+
+        Estimated without bias as the mean over tokens of `r - 1 - log r`, r = p_current / p_candidate, which is never
+        negative (Schulman, "Approximating KL Divergence", 2020, k3). NaN where either is None, infinite where the
+        candidate has no probabilities at all.
+        """
+        if candidate is None or current is None or self._latest is None:
+            return math.nan
+        mask = self._latest[2]
+        # r beyond e^20 says "elsewhere" whatever its size.
+        log_ratio = (current - candidate).clamp(max=20.0)
+        mean = float(((log_ratio.exp() - 1.0 - log_ratio) * mask).sum() / mask.sum().clamp_min(1.0))
+        return mean if math.isfinite(mean) else math.inf
+
+    def _padded(self, generated: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids, attention mask, mask of the model's own completion tokens): prompts padded left, completions right."""
+        prompts, (completions, _) = generated[0], _ids_and_completions(generated)
+        own = (
+            generated[2]
+            if len(generated) > 3 and generated[2] is not None
+            else [[1] * len(c) for c in completions]
+        )
+        device, pad = self._trainer.accelerator.device, self._trainer.processing_class
+        pad = getattr(pad, "tokenizer", pad).pad_token_id
+        left, right = (max(len(x) for x in side) for side in (prompts, completions))
+        rows = [
+            ([pad] * (left - len(p)) + [*p], [*c] + [pad] * (right - len(c)))
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        attended = [
+            [0] * (left - len(p)) + [1] * (len(p) + len(c)) + [0] * (right - len(c))
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        mask = [[*m] + [0] * (right - len(m)) for m in own]
+        ids = torch.tensor([p + c for p, c in rows], device=device)
+        return ids, torch.tensor(attended, device=device), torch.tensor(mask, device=device)
 
     def mark_weights_changed(self) -> None:
         """Make the next rollout deliver the current weights to vLLM, whatever the step number says."""
@@ -100,6 +153,20 @@ class TrainerRollouts:
 def _ids_and_completions(generated: Sequence[Any]) -> tuple[Any, Any]:
     """GRPO's `_generate` returns (prompt ids, ids, tool mask, completions, ...), RLOO's the same without the mask."""
     return generated[1], generated[2] if len(generated) == 3 else generated[3]
+
+
+def _has_images(rows: Sequence[Row]) -> bool:
+    return any(key in row for row in rows for key in ("image", "images"))
+
+
+def log_probabilities(trainer: Any, ids: Tensor, attention: Tensor, length: int) -> Tensor:
+    """The trainer's own log-probabilities of the last `length` tokens: (n, length) float32, without a trace in it."""
+    with _untouched(trainer), inference(trainer.model):
+        found = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, attention, length, batch_size=trainer.args.per_device_train_batch_size
+        )
+    logps: Tensor = found[0].float()
+    return logps
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""Scoring candidate adapters inside a trainer: write one, sample, put the old one back, object where it must not be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from nextrl.adapter import LiveAdapter, State
+from nextrl.engines.trl_divergence import RolloutDivergence
+from nextrl.engines.trl_rollouts import Row, TrainerRollouts
+from nextrl.guard import Answers, Guard
+from nextrl.search import Refused, Score
+
+Candidate = Callable[[float], State]
+"""alpha -> the adapter's factors after that leap."""
+
+_STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
+
+
+class CandidateScores:
+    """Asks a trainer what candidates are worth; the adapter is always as before, afterwards.
+
+    Attributes:
+        divergences: alpha -> nats a token by which a leap forward left the policy, of the latest search.
+    """
+
+    def __init__(
+        self, adapter: LiveAdapter, rollouts: TrainerRollouts, distance: RolloutDivergence, guard: Guard
+    ) -> None:
+        self._adapter, self._rollouts, self._distance, self._guard = adapter, rollouts, distance, guard
+        self.divergences: dict[float, float] = {}
+
+    def scorer(self, candidate: Candidate, end: State, rows: Sequence[Row], seed: int) -> Score:
+        """Scores leaps from `end`, always on the same rows with the same random numbers.
+
+        The score raises `Refused` where a leap forward breaks the guard's bounds.
+        """
+        usual: dict[int, Answers] = {}
+        self.divergences = {}
+
+        def score(alpha: float, start: int, stop: int) -> Tensor:
+            rewards, answers = self._answer(
+                candidate(alpha) if alpha else end, end, rows[start:stop], seed + _STRIDE * start, alpha
+            )
+            if alpha == 0.0:
+                usual[start] = answers
+            elif alpha > 0.0:
+                self.divergences[alpha] = answers.divergence
+                if because := self._guard.objection(usual[start], answers):
+                    raise Refused(because, len(rewards))
+            return rewards
+
+        return score
+
+    def _answer(
+        self, state: State, end: State, rows: Sequence[Row], seed: int, alpha: float
+    ) -> tuple[Tensor, Answers]:
+        """Rewards of one candidate on some rows, and what its completions were like."""
+        rollouts, measured = self._rollouts, alpha > 0.0 and math.isfinite(self._guard.divergence)
+        theirs = None
+        self._adapter.write(state)
+        try:
+            rewards = rollouts.rewards(rows, seed)
+            if measured:
+                theirs = rollouts.log_probabilities()
+        finally:
+            self._adapter.write(end)
+        ours = rollouts.log_probabilities() if measured else None
+        left = rollouts.divergence(theirs, ours) if measured else 0.0
+        return rewards, Answers(rollouts.mean_length, rollouts.truncated, left)
+
+    def distance(self, candidate: Candidate, end: State) -> Callable[[float], float]:
+        """Divergence a token of a leap from `end` on the latest training rollouts, NaN where there are none."""
+        anchored = self._distance.anchor()
+
+        def diverge(alpha: float) -> float:
+            if not anchored:
+                return math.nan
+            self._adapter.write(candidate(alpha))
+            try:
+                return self._distance.now()
+            finally:
+                self._adapter.write(end)
+
+        return diverge

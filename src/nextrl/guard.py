@@ -1,0 +1,64 @@
+"""What a leap may not do to the policy, whatever its reward: run on, stop ending its answers, or leave for elsewhere.
+
+A reward can be won by answers that nobody wants. Bounds are on the candidate beside staying put, on the same prompts,
+measured on the completions that the search has paid for anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nextrl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one candidate's completions were like.
+
+    Attributes:
+        length: mean length in tokens; NaN where unknown.
+        truncated: share that did not end by themselves (no end-of-sequence token), in [0, 1]; NaN where unknown.
+        divergence: nats a token by which the candidate has left the current policy, KL(candidate || current) on the
+            candidate's own completions; 0 for staying put, NaN where it was not measured.
+    """
+
+    length: float
+    truncated: float
+    divergence: float = 0.0
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Bounds that a leap forward has to keep. A step back is never refused: it is the way out.
+
+    Attributes:
+        longest: completions may be on average this many times as long as without the leap.
+        truncated: the share of completions that do not end may grow by this much (a sign of a broken format).
+        divergence: nats a token by which a leap may leave the current policy.
+    """
+
+    longest: float = 2.0
+    truncated: float = 0.1
+    divergence: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.longest <= 1.0:
+            raise InputError(
+                f"longest must be above 1 (times the length without a leap), not {self.longest:g}"
+            )
+        if not 0.0 <= self.truncated <= 1.0:
+            raise InputError(f"truncated must be a share of completions, 0 to 1, not {self.truncated:g}")
+        if self.divergence <= 0.0:
+            raise InputError(f"divergence must be above 0 nats a token, not {self.divergence:g}")
+
+    def objection(self, usual: Answers, candidate: Answers) -> str | None:
+        """Why a candidate must not be taken, as one clause; None where it may. What is NaN objects to nothing."""
+        if candidate.length > self.longest * usual.length:
+            return f"completions grow from {usual.length:.0f} to {candidate.length:.0f} tokens"
+        if candidate.truncated > usual.truncated + self.truncated:
+            return (
+                f"{candidate.truncated:.0%} of the completions do not end, {usual.truncated:.0%} without it"
+            )
+        if candidate.divergence > self.divergence:
+            return f"it leaves the current policy by {candidate.divergence:.2g} nats a token"
+        return None
