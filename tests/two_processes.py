@@ -9,6 +9,7 @@ alone: the same inverse-CDF draws wherever the row is processed.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import zlib
 from collections import Counter
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nextrl import callback as module
 from nextrl.adapter import LiveAdapter
 from nextrl.callback import LeapCallback
+from nextrl.config import RunConfig
 from nextrl.controller import Controller
+from nextrl.run import run
 from trl_runs import VALIDATION, Scripted, fresh_model, trainer
 
 STEPS, COMPLETIONS, PROMPTS = 6, 32, 15  # 15 does not divide by two: one row is repeated to fill
@@ -143,6 +147,36 @@ def fsdp2() -> dict[str, Any]:
     return {"before": before, "after": live.read(), "local": local}
 
 
+def whole_run(out: Path) -> dict[str, Any]:
+    """`nextrl run` with a leap; then again from its step 4, as if it had been killed after that checkpoint."""
+    config = RunConfig(
+        output_dir=out,
+        train={
+            "steps": 6,
+            "save_every": 2,
+            "prompts_per_step": 4,
+            "completions_per_prompt": 4,
+            "learning_rate": 1e-3,
+        },
+        leap={"method": "secant", "at": [4], "horizon": 2, "alpha": 1.0},
+        eval={"every": 6, "prompts": 10},
+    )
+    ends = []
+    for again in (False, True):
+        outcome = run(config)
+        torch.distributed.barrier()
+        ends.append(load_file(out / "final/adapter_model.safetensors"))
+        if not again:
+            listed = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+            torch.distributed.barrier()
+            if torch.distributed.get_rank() == 0:
+                for gone in ("final", "trajectory/checkpoint-6"):
+                    shutil.rmtree(out / gone)
+                (out / "result.json").unlink()
+            torch.distributed.barrier()
+    return {"ends": ends, "listed": listed, "result": outcome.result, "step": outcome.step}
+
+
 def main() -> None:
     """Everything, one file a process."""
     import os
@@ -154,6 +188,7 @@ def main() -> None:
         "scripted": scripted_run(out / f"scripted-{rank}", 2),
         "real": real_run(out / f"real-{rank}"),
         "fsdp2": fsdp2(),
+        "run": whole_run(out / "run"),
     }
     torch.save(found, out / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nextrl.adapter import LiveAdapter
 from nextrl.arm import ArmRecord, LeapSettings
+from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl_rollouts import Row, TrainerRollouts
 from nextrl.errors import InputError
 from nextrl.leap import leap
@@ -66,10 +67,11 @@ class Cycles(TrainerCallback):
             self._leap(Path(args.output_dir), state.global_step, kwargs["model"], kwargs["optimizer"])
 
     def _leap(self, run: Path, step: int, model: Any, optimizer: Any) -> None:
+        ranks = Ranks(self.trainer.accelerator)
+        ranks.wait()  # process 0 has only just written the checkpoint
         try:
-            shutil.rmtree(
-                self._leaps / f"leap-{step}", ignore_errors=True
-            )  # half of one, of a killed process
+            if ranks.leader:  # half of a leap, of a killed process
+                shutil.rmtree(self._leaps / f"leap-{step}", ignore_errors=True)
             done = (
                 self._searched(run, step, model) if self._settings.search else self._fixed(run, step, model)
             )
@@ -111,11 +113,13 @@ class Cycles(TrainerCallback):
         began = time.perf_counter()
         traj = Trajectory.load(self._trajectory(run, step))
         fitted = leap(traj, settings.method, settings.horizon, settings.alphas[0], seed=self._seed)
-        LiveAdapter(model).write(fitted.leap_state())
+        ranks = Ranks(self.trainer.accelerator)
+        LiveAdapter(model).write(ranks.same(fitted.leap_state()))
         rollouts = TrainerRollouts(self.trainer)
         rollouts.mark_weights_changed()
         rollouts.drop_buffered()
-        fitted.save_adapter(self._leaps / f"leap-{step}")
+        if ranks.leader:
+            fitted.save_adapter(self._leaps / f"leap-{step}")
         seconds = time.perf_counter() - began
         return LeapRecord(
             step, fitted.alpha, settings.horizon, {}, float(fitted.discarded), seconds, 0.0, 0

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nextrl.arm import ArmRecord
 from nextrl.atomic import write_json
+from nextrl.engines.ranks import launched
 from nextrl.engines.trl_validation import innermost
 
 MARKER = "nextrl_checkpoint.json"
@@ -140,7 +141,10 @@ class Resumable(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Mark the checkpoint that the trainer and every callback before this one have written."""
+        """Mark the checkpoint that the trainer and every callback before this one have written, on any process."""
+        launched().wait()
+        if not args.should_save:
+            return
         if state.global_step == args.max_steps:
             self._before_last(kwargs["model"], kwargs["optimizer"])
         self._update(state)

@@ -7,6 +7,7 @@
     out/final/          the adapter at the end
     out/result.json, out/report.html    written last: a folder with both is finished
 
+Under a launcher (`accelerate launch`) every process trains and the first one alone reads and writes the folder.
 Each of them is written whole or not at all. A lock that dies with its process keeps a second one out.
 """
 
@@ -29,6 +30,7 @@ from nextrl.atomic import write_bytes, write_json
 from nextrl.callback_log import DECISIONS
 from nextrl.config import RunConfig
 from nextrl.config_file import load
+from nextrl.engines.ranks import Ranks, launched
 from nextrl.errors import InputError
 from nextrl.loop import Run, train
 from nextrl.report import NAME as REPORT
@@ -78,6 +80,9 @@ def run(
         InputError: the model, the task or the folder cannot be used, the folder holds a run of another config, or
             another process is at it. Nothing was written then.
     """
+    ranks = launched()
+    if not ranks.leader:
+        return _follow(config, ranks, stop_asked)
     out = config.output_dir
     with contextlib.ExitStack() as stack:
         begun = _check_folder(out, config)
@@ -85,6 +90,7 @@ def run(
             stack.enter_context(_locked(out))
             result = _finished(out)
             if result is not None:
+                ranks.tell(None)
                 return Outcome(config.train.steps, result, trained=False)
         _check_surroundings(config)
         loaded = models.load(config.model, config.task)
@@ -92,11 +98,23 @@ def run(
             stack.enter_context(_claimed(out, config))
         found = _checkpoint(config, say)
         if stop_asked():
+            ranks.tell(None)
             return Outcome(found.step if found else 0, None)
-        record, step = _train(config, found, loaded, stop_asked, progress)
+        ranks.tell((found,))
+        record, step = _train(config, found, loaded, lambda: ranks.any(stop_asked()), progress)
         if step < config.train.steps:
             return Outcome(step, None)
         return Outcome(step, _finish(config, record))
+
+
+def _follow(config: RunConfig, ranks: Ranks, stop_asked: Callable[[], bool]) -> Outcome:
+    """What a process beside the first does: train along, and leave the folder alone."""
+    told = ranks.tell(None)
+    if told is None:
+        return Outcome(0, None, trained=False)
+    loaded = models.load(config.model, config.task)
+    _, step = _train(config, told[0], loaded, lambda: ranks.any(stop_asked()), None)
+    return Outcome(step, None)
 
 
 def _check_folder(out: Path, config: RunConfig) -> bool:

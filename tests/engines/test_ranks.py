@@ -16,7 +16,10 @@ import torch
 import two_processes
 from nextrl.adapter import State
 from nextrl.engines import ranks as module
+from nextrl.engines import trl
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl import TrainSettings
+from nextrl.errors import InputError
 from nextrl.search import Refused
 
 TESTS = Path(__file__).parent.parent
@@ -121,6 +124,33 @@ def test_an_adapter_in_halves_is_read_whole_and_leaps_on_both(two: Any) -> None:
     assert 0 < first["local"] < size
     for seen in (first, second):
         assert all(torch.equal(seen["after"][n], 2.0 * t + 1.0) for n, t in first["before"].items())
+
+
+def test_a_whole_run_is_written_once_and_goes_on_to_the_bit(two: Any) -> None:
+    first, second = (seen["run"] for seen in two[1])
+    names = {Path(name).name for name in first["listed"]}
+    assert {"config.yaml", "result.json", "report.html", "rng_state_0.pth", "rng_state_1.pth"} <= names
+    folders = {name.split("/")[0] for name in first["listed"] if "/" in name}
+    assert folders == {"trajectory", "leaps", "final"}
+    uninterrupted, resumed = first["ends"]
+    assert all(torch.equal(uninterrupted[n], resumed[n]) for n in uninterrupted)
+    result = first["result"]
+    assert result["arms"]["run"]["steps"][-1] == 6
+    assert [leap["alpha"] for leap in result["leaps"]["run"]] == [1.0]
+    assert (second["result"], second["step"]) == (None, 6)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_step_s_completions_are_shared_out_or_refused(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(prompts_per_step=4, completions_per_prompt=4)
+    monkeypatch.setattr(trl, "launched", lambda: pretend(0, processes))
+    if processes == 3:
+        with pytest.raises(InputError, match="16 completions a step cannot be shared by 3 processes"):
+            trl._share(settings)
+    else:
+        assert trl._share(settings) == 16 // processes
 
 
 def pretend(rank: int, world: int) -> Ranks:

@@ -15,6 +15,7 @@ from nextrl import config_file
 from nextrl import run as job
 from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.config import RunConfig
+from nextrl.engines.ranks import launched
 from nextrl.stop import StopSignal
 
 
@@ -41,8 +42,11 @@ def run(
         return
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    leader = launched().leader
     with StopSignal() as stop:
-        outcome = _watched(settings, stop, visible=not json_output)
+        outcome = _watched(settings, stop, visible=leader and not json_output)
+    if not leader:
+        return
     if outcome.result is None:
         _stopped(settings, outcome, stop, json_output)
     elif json_output:

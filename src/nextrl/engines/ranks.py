@@ -8,11 +8,15 @@ ever. So process 0 alone decides; it tells the others what to call, and the answ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from accelerate.utils import broadcast, broadcast_object_list
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 from nextrl.search import Refused
 
@@ -86,9 +90,24 @@ class Ranks:
         each = -(-len(rows) // self.world)
         return [rows[i % len(rows)] for i in range(self.rank * each, (self.rank + 1) * each)]
 
+    def tell(self, message: Any) -> Any:
+        """Process 0's message, on every process."""
+        return message if self.world == 1 else _tell(message)
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process wishes it, the same answer on all."""
+        return wish if self.world == 1 else any(gather_object([wish]))
+
     def wait(self) -> None:
         """Until all processes are here."""
         self._accelerator.wait_for_everyone()
+
+
+def launched() -> Ranks:
+    """The processes among which a launcher (`accelerate launch`, torchrun) started this one; one without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None))
+    return Ranks(PartialState(cpu=not torch.cuda.is_available()))
 
 
 def _tell(message: Any) -> Any:

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from nextrl.engines import algorithms
+from nextrl.engines.ranks import launched
+from nextrl.errors import InputError
 from nextrl.tasks.base import Example, Task
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
@@ -115,6 +117,21 @@ def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.o
     return None
 
 
+def _share(settings: TrainSettings) -> int:
+    """Completions a step on each process.
+
+    Raises:
+        InputError: they do not divide.
+    """
+    world = launched().world
+    if settings.completions_per_step % world:
+        raise InputError(
+            f"{settings.completions_per_step} completions a step cannot be shared by {world} processes: change "
+            "prompts_per_step or completions_per_prompt"
+        )
+    return settings.completions_per_step // world
+
+
 def build_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -144,7 +161,7 @@ def build_trainer(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
-        per_device_train_batch_size=settings.completions_per_step,
+        per_device_train_batch_size=_share(settings),
         num_generations=settings.completions_per_prompt,
         max_completion_length=settings.max_completion_length or task.max_completion_length,
         temperature=settings.temperature,
