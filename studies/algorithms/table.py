@@ -13,7 +13,12 @@ from typing import Any
 
 from nextrl.engines import algorithms
 
-ARMS = {"plain": "plain, 5e-5", "tuned": "plain, 1e-3", "auto": "auto, from 5e-5", "next": "next, leap at 100"}
+ARMS = {
+    "plain": "plain, 5e-5",
+    "tuned": "plain, 1e-3",
+    "auto": "auto, from 5e-5",
+    "next": "next, leap at 100",
+}
 STEPS = (40, 100, 150)
 
 
