@@ -105,6 +105,8 @@ class TrainerRollouts:
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
         """KL(candidate || current), nats a token, from `log_probabilities` of the candidate's own completions.
 
+        Over all processes, each of which must call this.
+
         Estimated without bias as the mean over tokens of `r - 1 - log r`, r = p_current / p_candidate, which is never
         negative (Schulman, "Approximating KL Divergence", 2020, k3). NaN where either is None, infinite where the
         candidate has no probabilities at all.
@@ -114,7 +116,9 @@ class TrainerRollouts:
         mask = self._latest[2]
         # r beyond e^20 says "elsewhere" whatever its size.
         log_ratio = (current - candidate).clamp(max=20.0)
-        mean = float(((log_ratio.exp() - 1.0 - log_ratio) * mask).sum() / mask.sum().clamp_min(1.0))
+        local = torch.stack([((log_ratio.exp() - 1.0 - log_ratio) * mask).sum(), mask.sum().float()])
+        total, tokens = self._trainer.accelerator.reduce(local, reduction="sum")
+        mean = float(total / tokens.clamp_min(1.0))
         return mean if math.isfinite(mean) else math.inf
 
     def _padded(self, generated: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
