@@ -17,18 +17,18 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
-from nextrl import models
 from nextrl.adapter import cosine
 from nextrl.atomic import write_bytes
+from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
 from nextrl.engines import verl_adapters, verl_config, verl_process, verl_state
 from nextrl.engines.verl_config import Segment, VerlSettings
-from nextrl.engines.verl_data import plain_template, write_data
+from nextrl.engines.verl_data import plain_template, tokenizer, write_data
 from nextrl.engines.verl_scoring import Scorer, TransformersScorer
 from nextrl.engines.verl_state import Leg, State
 from nextrl.errors import InputError
@@ -40,6 +40,8 @@ from nextrl.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
+_STRIDE = 1_000_003  # apart enough that no two stretches of prompts, of any two windows, share their seed
+
 
 class VerlRun:
     """One run of verl with leaps in a folder; `run` starts it, or resumes what the folder holds.
@@ -48,7 +50,6 @@ class VerlRun:
         settings: what to run.
         out: its folder (on storage that all nodes see).
         controller: dials of `auto`; `every` is the length of a segment.
-        prompts: held-out prompts a candidate is scored on.
         scorer: scores candidates; by default `TransformersScorer`.
         command: what is started in place of verl's trainer, up to its overrides.
         merger: verl's model merger, up to its verb.
@@ -60,16 +61,17 @@ class VerlRun:
         out: Path,
         *,
         controller: ControllerConfig | None = None,
-        prompts: int = 64,
         scorer: Scorer | None = None,
         command: Sequence[str] = verl_process.COMMAND,
         merger: Sequence[str] = verl_adapters.MERGER,
     ) -> None:
-        if prompts < 2:
-            raise InputError(f"prompts must be at least 2 to compare candidates, not {prompts}")
         if settings.train.optimizer != "adamw":
             raise InputError(f"engine verl trains with adamw, not {settings.train.optimizer}")
-        self._settings, self._out, self._prompts = settings, out.resolve(), prompts
+        if settings.train.algorithm not in ("grpo", settings.algorithm):
+            raise InputError(
+                f"engine verl: algorithm is {settings.algorithm}, train.algorithm another: set one"
+            )
+        self._settings, self._out = settings, out.resolve()
         self._config = controller or ControllerConfig()
         self._task = base.get(settings.task)
         self._length = settings.train.max_completion_length or self._task.max_completion_length
@@ -115,8 +117,12 @@ class VerlRun:
         if self._command == verl_process.COMMAND:
             verl_config.check(self._overrides(leg, self._config.every))
         if self._out.is_dir() and any(self._out.iterdir()):
-            raise InputError(f"{self._out}: is not empty and holds no verl run to resume; choose another folder")
-        verl_adapters.fresh_adapter(settings.model, settings.lora, settings.train.seed, leg.adapter(self._out, 0))
+            raise InputError(
+                f"{self._out}: is not empty and holds no verl run to resume; choose another folder"
+            )
+        verl_adapters.fresh_adapter(
+            settings.model, settings.lora, settings.train.seed, leg.adapter(self._out, 0)
+        )
         write_data(self._task, self._out / "data")
         state = State(settings=self._fingerprint(), leg=leg)
         verl_state.save(state, self._out)
@@ -126,7 +132,7 @@ class VerlRun:
         """Changes with everything but the last step, which may be moved to go on with a finished run."""
         settings = self._settings.model_dump(mode="json")
         del settings["train"]["steps"]
-        text = json.dumps([settings, asdict(self._config), self._prompts], sort_keys=True)
+        text = json.dumps([settings, asdict(self._config)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _stop(self, state: State) -> int:
@@ -136,7 +142,7 @@ class VerlRun:
     def _train(self, leg: Leg, stop: int) -> None:
         """Have verl train to `stop` and take its adapter; nothing where that was done before an interruption."""
         taken = leg.adapter(self._out, stop)
-        if (taken / verl_adapters.WEIGHTS).is_file():
+        if (taken / WEIGHTS).is_file():
             return
         checkpoint = leg.folder(self._out) / f"global_step_{stop - leg.begins}"
         if not self._saved(leg, stop):
@@ -167,6 +173,7 @@ class VerlRun:
             seed=train.seed + 1000 * leg.index,
             data=self._out / "data",
             metrics=folder / f"metrics-{stop}-{attempts:03d}.jsonl",
+            rollouts=self._rollouts(leg),
             chat_template=self._chat_template(),
             max_completion_length=self._length,
             passes=1 + math.ceil(train.steps * train.prompts_per_step / max(1, examples)),
@@ -175,7 +182,7 @@ class VerlRun:
 
     def _chat_template(self) -> str:
         if self._template is None:
-            self._template = plain_template(models.tokenizer(self._settings.model))
+            self._template = plain_template(tokenizer(self._settings.model))
         return self._template
 
     def _end_window(self, state: State, stop: int) -> None:
@@ -225,28 +232,38 @@ class VerlRun:
         return step * self._settings.train.completions_per_step
 
     def _decide(self, controller: Controller, window: Window, state: State, traj: Trajectory) -> Decision:
-        """The controller's decision, with candidates written to a scratch folder and scored there."""
-        held_out = self._task.examples("validation")
-        count = min(self._prompts, len(held_out))
+        """The controller's decision, with candidates written to a scratch folder and looked at there."""
+        held_out, count = self._task.examples("validation"), self._config.stages[-1]
         examples = [held_out[(state.rows + i) % len(held_out)] for i in range(count)]
-        scratch = self._out / "candidates"
+        here, model = state.leg.adapter(self._out, window.step), state.leg.model
+        scratch, seed = self._out / "candidates", self._settings.train.seed + window.step
         shutil.rmtree(scratch, ignore_errors=True)
 
-        def score(alpha: float) -> Tensor:
-            folder = state.leg.adapter(self._out, window.step)
-            if alpha:
-                folder = scratch / f"{alpha:g}"
+        def at(alpha: float) -> Path:
+            folder = scratch / f"{alpha:g}" if alpha else here
+            if alpha and not folder.is_dir():
                 self._leap(traj, alpha).save_adapter(folder)
-            return self._scorer.score(state.leg.model, folder, examples, self._settings.train.seed + window.step)
+            return folder
+
+        def score(alpha: float, start: int, stop: int) -> Tensor:
+            return self._scorer.score(model, at(alpha), examples[start:stop], seed + _STRIDE * start)
+
+        rollouts = verl_process.read_rollouts(self._rollouts(state.leg), window.step - state.leg.begins)
+
+        def diverge(alpha: float) -> float:
+            return self._scorer.divergence(model, here, at(alpha), rollouts) if rollouts else math.nan
 
         try:
-            decision = controller.step(window, score)
+            decision = controller.step(window, score, diverge)
         finally:
             self._scorer.close()
             shutil.rmtree(scratch, ignore_errors=True)
         state.spent += decision.completions
         state.rows = (state.rows + count) % len(held_out) if decision.completions else state.rows
         return decision
+
+    def _rollouts(self, leg: Leg) -> Path:
+        return leg.folder(self._out) / "rollouts"
 
     def _leap(self, traj: Trajectory, alpha: float) -> Leap:
         return leap(traj, "factors", traj.steps[-1] - traj.steps[0], alpha)
@@ -262,7 +279,7 @@ class VerlRun:
         if decision.alpha and settings.restart == "merged":
             merged = new.folder(self._out) / "base"
             self._leap(traj, decision.alpha).save_merged(merged, old.model)
-            models.tokenizer(old.model).save_pretrained(merged)
+            tokenizer(old.model).save_pretrained(merged)
             new = new.model_copy(update={"model": str(merged)})
             verl_adapters.fresh_adapter(new.model, settings.lora, settings.train.seed + new.index, adapter)
         else:
@@ -277,6 +294,7 @@ class VerlRun:
             "learning_rate": state.leg.rate * decision.rate_factor,
             "persistence": measured,
             "excess": decision.excess,
+            "divergence": decision.divergence,
             "reward": None if math.isnan(window.reward) else window.reward,
             "reason": decision.reason,
             "scores": {f"{alpha:g}": score for alpha, score in decision.scores.items()},

@@ -87,6 +87,7 @@ _OURS = (
     "trainer.total_training_steps",
     "trainer.save_freq",
     "trainer.logger",
+    "trainer.rollout_data_dir",
     f"{_MODEL}.path",
     f"{_MODEL}.lora_adapter_path",
     f"{_MODEL}.lora_rank",
@@ -159,6 +160,7 @@ class Segment:
         seed: of prompts and rollouts; differs from restart to restart, or each would see the same prompts again.
         data: folder with train.jsonl, validation.jsonl and reward.py.
         metrics: where verl's file logger writes.
+        rollouts: folder where verl writes the text of its rollouts, one file a step.
         chat_template: as verl is to use it.
         max_completion_length: tokens.
         passes: most passes over the training prompts.
@@ -173,6 +175,7 @@ class Segment:
     seed: int
     data: Path
     metrics: Path
+    rollouts: Path
     chat_template: str
     max_completion_length: int
     passes: int
@@ -261,6 +264,7 @@ def _trainer(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
         "trainer.max_actor_ckpt_to_keep": 1,
         "trainer.test_freq": -1,
         "trainer.val_before_train": False,
+        "trainer.rollout_data_dir": str(segment.rollouts),
         "trainer.logger": ["console", "file"],
         "trainer.project_name": "nextrl",
         "trainer.experiment_name": segment.folder.name,

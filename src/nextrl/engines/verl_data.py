@@ -70,3 +70,22 @@ def plain_template(tokenizer: Any) -> str:
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     start = "{{ bos_token }}" if begins else ""
     return start + "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def tokenizer(model: str) -> Any:
+    """The tokenizer in a model's folder.
+
+    Raises:
+        InputError: no such folder, or no tokenizer in it.
+    """
+    from transformers import AutoTokenizer
+
+    if not (Path(model) / "config.json").is_file():
+        raise InputError(
+            f"engine verl: model '{model}' is not a folder with a config.json; give a downloaded model"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(f"engine verl: model '{model}' has no tokenizer that loads ({first})") from None

@@ -46,7 +46,9 @@ def run(command: Sequence[str], log: Path, where: str) -> None:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        raise InputError(f"engine verl: killed by {name}{hint} on the way {where}; run again to resume; {log}")
+        raise InputError(
+            f"engine verl: killed by {name}{hint} on the way {where}; run again to resume; {log}"
+        )
     if code:
         raise InputError(f"engine verl: exit code {code} on the way {where}: {_last_line(log)}; see {log}")
 
@@ -92,3 +94,25 @@ def read_rewards(files: Sequence[Path]) -> dict[int, float]:
             if math.isfinite(value):
                 rewards[step] = value
     return rewards
+
+
+def read_rollouts(folder: Path, step: int, limit: int = 32) -> list[tuple[str, str]]:
+    """(prompt, completion) of some of a step's rollouts, as `trainer.rollout_data_dir` has verl write them.
+
+    Files of earlier steps are removed: only the latest are ever looked at. Empty where verl wrote none.
+    """
+    path = folder / f"{step}.jsonl"
+    if not path.is_file():
+        return []
+    for other in folder.glob("*.jsonl"):
+        if other.stem.isdigit() and int(other.stem) < step:
+            other.unlink(missing_ok=True)
+    pairs = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            pairs.append((str(entry["input"]), str(entry["output"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+    # Rows come sorted by group; every so-many-th takes some of each.
+    return pairs[:: max(1, len(pairs) // limit)][:limit]

@@ -1,13 +1,13 @@
 """What a verl run with leaps remembers between its processes, and where its files lie.
 
-    OUT/state.json                       this file's `State`, written after each window
-    OUT/data/                            what verl reads of the task
-    OUT/leg-000/global_step_N/           verl's checkpoints; a leg is what happens between two restarts, and verl
-                                         counts its steps from 0 in each
-    OUT/leg-000/adapters/checkpoint-S/   the adapters, S in steps of the whole run: a run that nextrl can read
-    OUT/leg-000/metrics-S-A.jsonl        what verl logged from step S on, attempt A
-    OUT/leg-000/verl.log                 what it printed
-    OUT/decisions.jsonl                  one line a window
+OUT/state.json                       this file's `State`, written after each window
+OUT/data/                            what verl reads of the task
+OUT/leg-000/global_step_N/           verl's checkpoints; a leg is what happens between two restarts, and verl
+                                     counts its steps from 0 in each
+OUT/leg-000/adapters/checkpoint-S/   the adapters, S in steps of the whole run: a run that nextrl can read
+OUT/leg-000/metrics-S-A.jsonl        what verl logged from step S on, attempt A
+OUT/leg-000/verl.log                 what it printed
+OUT/decisions.jsonl                  one line a window
 """
 
 from __future__ import annotations
