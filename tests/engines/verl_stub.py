@@ -32,7 +32,7 @@ def fail_if_due(step: int) -> None:
     if at and step == int(at):
         if code == "-9":
             os.kill(os.getpid(), signal.SIGKILL)
-        print("RuntimeError: CUDA out of memory (stub)", flush=True)
+        sys.stderr.write("RuntimeError: CUDA out of memory (stub)\n")
         sys.exit(int(code))
 
 
@@ -50,7 +50,9 @@ def main() -> None:
         shard = folder / f"global_step_{step}" / "actor" / "model_world_size_1_rank_0.pt"
         state = {k: v.to_local() for k, v in torch.load(shard, weights_only=False).items()}
     else:
-        saved = load_file(Path(plain(args["actor_rollout_ref.model.lora_adapter_path"])) / "adapter_model.safetensors")
+        saved = load_file(
+            Path(plain(args["actor_rollout_ref.model.lora_adapter_path"])) / "adapter_model.safetensors"
+        )
         state = {k.replace(".weight", ".default.weight"): v for k, v in saved.items()}
     torch.manual_seed(0)
     direction = {name: torch.randn(tensor.shape) for name, tensor in sorted(state.items())}
@@ -61,12 +63,16 @@ def main() -> None:
         while step < int(args["trainer.total_training_steps"]):
             step += 1
             state = {name: tensor + rate * direction[name] for name, tensor in state.items()}
-            metrics.write(json.dumps({"step": step, "data": {"critic/score/mean": 0.1 + 0.001 * step}}) + "\n")
+            metrics.write(
+                json.dumps({"step": step, "data": {"critic/score/mean": 0.1 + 0.001 * step}}) + "\n"
+            )
             metrics.flush()
             rows = [{"input": "3+4*5-2=", "output": "005=5", "step": step}] * 4
             (rollouts / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             fail_if_due(step)
-            if step % int(args["trainer.save_freq"]) == 0 or step == int(args["trainer.total_training_steps"]):
+            if step % int(args["trainer.save_freq"]) == 0 or step == int(
+                args["trainer.total_training_steps"]
+            ):
                 actor = folder / f"global_step_{step}" / "actor"
                 actor.mkdir(parents=True)
                 parts = {k: distribute_tensor(v, mesh, [Shard(0)]) for k, v in state.items()}

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nextrl.adapter import cosine
 from nextrl.atomic import write_bytes
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
@@ -33,7 +32,6 @@ from nextrl.engines.verl_scoring import Scorer, TransformersScorer
 from nextrl.engines.verl_state import Leg, State
 from nextrl.errors import InputError
 from nextrl.leap import Leap, leap
-from nextrl.lowrank import LowRank
 from nextrl.persistence import adam_persistence
 from nextrl.tasks import base
 from nextrl.trajectory import Trajectory
@@ -216,7 +214,7 @@ class VerlRun:
         if state.previous is None:
             return None, None
         before = self._window(*state.previous)
-        measured = cosine(_moved(before), _moved(traj))
+        measured = _cosine(before, traj)
         if not fresh:
             return measured, measured
         zero = adam_persistence(self._config.every, self._config.beta1)
@@ -308,6 +306,12 @@ class VerlRun:
         state.seconds[what] = round(state.seconds[what] + time.monotonic() - began, 3)
 
 
-def _moved(traj: Trajectory) -> list[LowRank]:
-    """`W_stop - W_start` of each module, (m, n)."""
-    return [traj.delta(module, traj.steps[0], traj.steps[-1]) for module in traj.modules]
+def _cosine(before: Trajectory, now: Trajectory) -> float:
+    """Cosine of the displacements of two windows, module by module; 0.0 where either did not move."""
+    dot = early = late = 0.0
+    for module in now.modules:
+        first, second = (t.delta(module, t.steps[0], t.steps[-1]) for t in (before, now))
+        dot += float(first.inner(second))
+        early += float(first.inner(first))
+        late += float(second.inner(second))
+    return dot / math.sqrt(early * late) if early * late > 0.0 else 0.0

@@ -95,6 +95,12 @@ class TransformersScorer:
         moved = self._log_probabilities(model, candidate, rollouts) - self._current[1]
         return float(moved.square().mean()) / 2.0 if len(moved) else math.nan
 
+    def close(self) -> None:
+        """Drop the model."""
+        self._loaded = self._worn = self._current = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _log_probabilities(self, model: str, adapter: Path, rollouts: Sequence[tuple[str, str]]) -> Tensor:
         """(tokens of all completions,) float32: log-probability of each."""
         policy, tokenizer = self._policy(model, adapter)
