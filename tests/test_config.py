@@ -101,7 +101,7 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {alpha: 2}", (), "leap.alpha: auto decides that itself"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
-        ("engine: vllm", (), "engine must be 'trl', not 'vllm'"),
+        ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
         ("report_to: tensorbord", (), "did you mean tensorboard?"),
         ("seed: -1", (), "seed must be greater than or equal to 0"),
         ("eval: {prompts: 1}", (), "eval.prompts must be greater than or equal to 2"),

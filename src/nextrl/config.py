@@ -19,6 +19,7 @@ from nextrl import extrapolators
 from nextrl.arm import ArmSettings, LeapSettings
 from nextrl.engines import algorithms
 from nextrl.engines.trl import LoraSettings, TrainSettings
+from nextrl.engines.verl_config import VerlSection, VerlSettings
 from nextrl.extrapolators import check_alpha
 from nextrl.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.tasks import base
@@ -82,13 +83,14 @@ class RunConfig(BaseModel):
         "grpo",
         description="how rewards become gradients: " + ", ".join(f"`{name}`" for name in algorithms.names()),
     )
-    engine: Literal["trl"] = Field("trl", description="what trains")
+    engine: Literal["trl", "verl"] = Field("trl", description="what trains")
     seed: int = Field(0, ge=0, description="of weights, prompts and rollouts")
     output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
     lora: LoraSettings = LoraSettings()
     leap: LeapSection = LeapSection()
     eval: EvalSection = EvalSection()
+    verl: VerlSection = VerlSection()
     report_to: tuple[str, ...] = Field(
         (), description="the trainer's loggers: `tensorboard`, `wandb`, `trackio`"
     )
@@ -136,6 +138,8 @@ class RunConfig(BaseModel):
                 f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
                 "of rollouts, and a checkpoint between them could not be gone on from"
             )
+        if self.engine == "verl" and self.leap.method != "auto":
+            raise ValueError("leap.method: engine verl leaps by auto only (docs/verl.md)")
         methods = ("auto", "none", *(n for n in extrapolators.names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
@@ -234,6 +238,11 @@ class RunConfig(BaseModel):
             **more,
         )
 
+    def verl_settings(self) -> VerlSettings:
+        """The run as `engines.verl.VerlRun` takes it."""
+        values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
+        return VerlSettings(**values, train=self.train, lora=self.lora, **self.verl.model_dump())
+
     def derived(self) -> dict[str, Any]:
         """What follows from the config, for `--print-config`.
 
@@ -280,7 +289,7 @@ class RunConfig(BaseModel):
         return [k for k in mine if k not in FREE and mine[k] != theirs.get(k)]
 
 
-SECTIONS = ("train", "lora", "leap", "eval")
+SECTIONS = ("train", "lora", "leap", "eval", "verl")
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,9 @@ from nextrl import config_file
 from nextrl import run as job
 from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.config import RunConfig
+from nextrl.controller import ControllerConfig
 from nextrl.engines.ranks import launched
+from nextrl.engines.verl import VerlRun
 from nextrl.stop import StopSignal
 
 
@@ -40,6 +42,9 @@ def run(
     if print_config:
         _print(settings, json_output)
         return
+    if settings.engine == "verl":
+        _run_verl(settings, json_output)
+        return
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader
@@ -56,6 +61,14 @@ def run(
 
 
 def _print(settings: RunConfig, json_output: bool) -> None:
+    if settings.engine == "verl":
+        # The command is checked against verl's own config tree; nothing is started.
+        command = _verl(settings).plan()
+        if json_output:
+            emit_json({"config": settings.as_dict(), "derived": {"command": command}})
+            return
+        console.print(f"{settings.as_yaml()}# {command}", markup=False, highlight=False, soft_wrap=True)
+        return
     if json_output:
         emit_json({"config": settings.as_dict(), "derived": settings.derived()})
         return
@@ -63,6 +76,42 @@ def _print(settings: RunConfig, json_output: bool) -> None:
     console.print("# what follows from it", highlight=False)
     for key, value in settings.derived().items():
         console.print(f"#   {key}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _verl(settings: RunConfig) -> VerlRun:
+    """Windows are `leap.every` steps (20 by default: each pays for a start of verl)."""
+    prompts = settings.leap.prompts or 64
+    stages = tuple(sorted({max(2, prompts // 4), max(2, prompts // 2), prompts}))
+    controller = ControllerConfig(every=settings.leap.every or 20, stages=stages)
+    return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
+
+
+def _run_verl(settings: RunConfig, json_output: bool) -> None:
+    """Train through verl; the accuracy over steps is verl's own logs' business, so there is no result page."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that verl is stopped with us
+    try:
+        state = _verl(settings).run()
+    except KeyboardInterrupt:
+        err_console.print("stopped; the same command goes on from the last window", style="yellow")
+        raise typer.Exit(130) from None
+    adapter = settings.output_dir / str(state.final)
+    if json_output:
+        facts = {"engine": "verl", "step": state.step, "adapter": str(adapter), "decisions": state.decisions}
+        facts |= {
+            "learning_rate": state.leg.rate,
+            "search_completions": state.spent,
+            "seconds": state.seconds,
+        }
+        emit_json(facts)
+        return
+    leaps = sum(1 for decision in state.decisions if decision["alpha"])
+    console.print(
+        f"{state.step} steps through verl, {leaps} leaps, {state.spent} completions of search, learning rate "
+        f"{state.leg.rate:.2g} at the end\nThe adapter: {adapter}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _watched(settings: RunConfig, stop: StopSignal, *, visible: bool) -> job.Outcome:

@@ -99,40 +99,28 @@ _OURS = (
 )
 
 
-class VerlSettings(BaseModel):
-    """One verl run with leaps.
-
-    Attributes:
-        model: folder of the base model (Hugging Face layout); every node must see it under this path.
-        task: a `nextrl.tasks` name; its training prompts become verl's data file, its reward verl's reward function.
-        train: steps, rate, batch and seed. `save_every` is not used: a checkpoint is taken at each window's end.
-        lora: the adapter.
-        max_prompt_length: tokens, for verl's padding.
-        chat_template: Jinja template that verl builds a prompt with; by default the task's text goes in as it is.
-        adapters: "shards" reads the LoRA tensors from verl's FSDP shards as they are, and has verl save nothing else;
-            "merger" runs verl's model merger, which writes the whole model and rounds the adapter to bf16.
-        restart: what a leap hands back to verl: "adapter" (`lora_adapter_path`) or "merged" (a merged model and a
-            fresh adapter on it).
-        overrides: further hydra overrides ("key=value"), last on the command line.
-    """
+class VerlSection(BaseModel):
+    """What only verl is told."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    task: str
-    algorithm: Algorithm = "grpo"
-    train: TrainSettings = TrainSettings()
-    lora: LoraSettings = LoraSettings()
-    max_prompt_length: int = Field(512, ge=1)
-    chat_template: str | None = None
-    gpus_per_node: int = Field(8, ge=1)
-    nodes: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
-    gpu_memory: float = Field(0.5, gt=0, lt=1)
-    strategy: Literal["fsdp", "fsdp2"] = "fsdp2"
-    adapters: Literal["shards", "merger"] = "shards"
-    restart: Literal["adapter", "merged"] = "adapter"
-    overrides: list[str] = []
+    gpus_per_node: int = Field(8, ge=1, description="GPUs of each node")
+    nodes: int = Field(1, ge=1, description="nodes of the Ray cluster")
+    strategy: Literal["fsdp", "fsdp2"] = Field("fsdp2", description="how verl shards the policy")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of one vLLM engine")
+    gpu_memory: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory that vLLM takes")
+    max_prompt_length: int = Field(512, ge=1, description="tokens, for verl's padding")
+    chat_template: str | None = Field(
+        None, description="Jinja template of a prompt; null: the task's text goes in as it is"
+    )
+    adapters: Literal["shards", "merger"] = Field(
+        "shards",
+        description="read adapters from FSDP shards as they are, or through verl's merger (rounded to bf16)",
+    )
+    restart: Literal["adapter", "merged"] = Field(
+        "adapter", description="what a leap hands back: an adapter, or a merged model and a fresh adapter"
+    )
+    overrides: list[str] = Field([], description="further hydra overrides of verl's config, `key=value`")
 
     @field_validator("overrides")
     @classmethod
@@ -144,6 +132,23 @@ class VerlSettings(BaseModel):
             if key in _OURS:
                 raise InputError(f"verl override '{key}': nextrl sets this key; use its own setting instead")
         return value
+
+
+class VerlSettings(VerlSection):
+    """One verl run with leaps.
+
+    Attributes:
+        model: folder of the base model (Hugging Face layout); every node must see it under this path.
+        task: a `nextrl.tasks` name; its training prompts become verl's data file, its reward verl's reward function.
+        train: steps, rate, batch and seed. `save_every` is not used: a checkpoint is taken at each window's end.
+        lora: the adapter.
+    """
+
+    model: str
+    task: str
+    algorithm: Algorithm = "grpo"
+    train: TrainSettings = TrainSettings()
+    lora: LoraSettings = LoraSettings()
 
 
 @dataclass(frozen=True)
