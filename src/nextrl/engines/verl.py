@@ -31,7 +31,6 @@ from nextrl.engines.verl_data import plain_template, tokenizer, write_data
 from nextrl.engines.verl_scoring import Scorer, TransformersScorer
 from nextrl.engines.verl_state import Leg, State
 from nextrl.errors import InputError
-from nextrl.leap import Leap, leap
 from nextrl.persistence import adam_persistence
 from nextrl.tasks import base
 from nextrl.trajectory import Trajectory
@@ -112,6 +111,7 @@ class VerlRun:
     def _begin(self) -> State:
         """Everything that can be wrong is found before anything is written."""
         leg, settings = self._first_leg(), self._settings
+        tokenizer(settings.model)
         if self._command == verl_process.COMMAND:
             verl_config.check(self._overrides(leg, self._config.every))
         if self._out.is_dir() and any(self._out.iterdir()):
@@ -240,7 +240,7 @@ class VerlRun:
         def at(alpha: float) -> Path:
             folder = scratch / f"{alpha:g}" if alpha else here
             if alpha and not folder.is_dir():
-                self._leap(traj, alpha).save_adapter(folder)
+                self._write_leap(state.leg, traj, alpha, folder)
             return folder
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
@@ -263,8 +263,9 @@ class VerlRun:
     def _rollouts(self, leg: Leg) -> Path:
         return leg.folder(self._out) / "rollouts"
 
-    def _leap(self, traj: Trajectory, alpha: float) -> Leap:
-        return leap(traj, "factors", traj.steps[-1] - traj.steps[0], alpha)
+    def _write_leap(self, leg: Leg, traj: Trajectory, alpha: float, out: Path) -> None:
+        start, stop = (leg.adapter(self._out, step) for step in traj.steps)
+        verl_adapters.write_leap(start, stop, alpha, out)
 
     def _restart(self, state: State, traj: Trajectory, decision: Decision) -> None:
         """Write the next leg's first adapter and, if asked for, its merged base."""
@@ -276,12 +277,14 @@ class VerlRun:
         adapter = new.adapter(self._out, state.step)
         if decision.alpha and settings.restart == "merged":
             merged = new.folder(self._out) / "base"
-            self._leap(traj, decision.alpha).save_merged(merged, old.model)
+            scratch = new.folder(self._out) / "leap"
+            self._write_leap(old, traj, decision.alpha, scratch)
+            verl_adapters.merge(scratch, old.model, merged)
             tokenizer(old.model).save_pretrained(merged)
             new = new.model_copy(update={"model": str(merged)})
             verl_adapters.fresh_adapter(new.model, settings.lora, settings.train.seed + new.index, adapter)
         else:
-            self._leap(traj, decision.alpha).save_adapter(adapter)
+            self._write_leap(old, traj, decision.alpha, adapter)
         state.leg, state.final = new, str(adapter.relative_to(self._out))
 
     def _record(self, state: State, window: Window, measured: float | None, decision: Decision) -> None:

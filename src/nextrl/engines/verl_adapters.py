@@ -212,3 +212,30 @@ def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor])
             )
         if not bool(torch.isfinite(found[name]).all()):
             raise InputError(f"{actor}: {name} holds NaN or infinity; the run has diverged")
+
+
+def write_leap(start: Path, stop: Path, alpha: float, out: Path) -> None:
+    """Write `stop + alpha (stop - start)` of every factor as an adapter; alpha 0 is `stop` itself, bit for bit.
+
+    Not through `nextrl.leap`, whose alphas end at 64: the controller may ask for more of a rate far too low.
+    """
+    before, after = _safetensors(start / WEIGHTS), _safetensors(stop / WEIGHTS)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(stop / CONFIG, out / CONFIG)
+    if not alpha:
+        shutil.copyfile(stop / WEIGHTS, out / WEIGHTS)
+        return
+    leapt = {
+        name: tensor.float() + alpha * (tensor.float() - before[name].float())
+        for name, tensor in after.items()
+    }
+    write_tensors(out / WEIGHTS, leapt)
+
+
+def merge(adapter: Path, model: str, out: Path) -> None:
+    """Write the base model of a folder with the adapter added to its weights."""
+    from nextrl.export import write_merged
+    from nextrl.trajectory import Trajectory
+
+    traj = Trajectory.load({1: adapter})
+    write_merged(traj, 1, {m: traj.weight(1, m) for m in traj.modules}, model, out, {"adapter": str(adapter)})
