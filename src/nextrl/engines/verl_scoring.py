@@ -68,7 +68,7 @@ class TransformersScorer:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: tuple[str, Any, Any] | None = None
         self._worn: Path | None = None
-        self._current: tuple[Path, Tensor] | None = None
+        self._current: tuple[tuple[Path, tuple[tuple[str, str], ...]], Tensor] | None = None
 
     def score(self, model: str, adapter: Path, examples: Sequence[Example], seed: int) -> Tensor:
         """As in `Scorer`; the base model is loaded once a search."""
@@ -90,8 +90,9 @@ class TransformersScorer:
 
         Schulman, "Approximating KL Divergence" (2020), estimator k2: exact to second order, no heavy tails.
         """
-        if self._current is None or self._current[0] != adapter:
-            self._current = (adapter, self._log_probabilities(model, adapter, rollouts))
+        anchor = (adapter, tuple(rollouts))
+        if self._current is None or self._current[0] != anchor:
+            self._current = (anchor, self._log_probabilities(model, adapter, rollouts))
         moved = self._log_probabilities(model, candidate, rollouts) - self._current[1]
         return float(moved.square().mean()) / 2.0 if len(moved) else math.nan
 
