@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct by GRPO + LoRA: what is `auto` worth on a real language model, beside its controls?
 
     python studies/smollm2/run.py --runs /tmp/smollm2           # goes on where it was stopped, arm by arm
-    python studies/smollm2/table.py                             # the tables of docs/smollm2.md
+    python studies/smollm2/table.py                             # the tables of studies/smollm2/README.md
 
 Two tasks, seeds 0 and 1, 100 steps of 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
 held-out prompts. Arms come in the order of what they tell: all of seed 0 first. A finished arm leaves one JSON file in

@@ -1,4 +1,4 @@
-"""The tables of docs/smollm2.md from the records of studies/smollm2/run.py.
+"""The tables of studies/smollm2/README.md from the records of studies/smollm2/run.py.
 
 python studies/smollm2/table.py > studies/smollm2/tables.md
 """
