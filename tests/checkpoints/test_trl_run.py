@@ -1,0 +1,42 @@
+"""A run that TRL itself wrote, and the same checkpoints laid out as verl and OpenRLHF do: one leap, to the bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_runs import PLACES
+from nextrl import Trajectory, leap
+from trl_runs import trainer
+
+STEPS = (2, 4, 6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trl")
+    trainer(out, max_steps=6, save_strategy="steps", save_steps=2, learning_rate=1e-3).train()
+    return out
+
+
+@pytest.mark.parametrize("method", ["factors", "secant", "window"])
+def test_the_same_leap_from_every_layout(run: Path, tmp_path: Path, method: str) -> None:
+    written = {}
+    for layout, place in PLACES.items():
+        for step in STEPS:
+            target = tmp_path / layout / place.format(step)
+            target.mkdir(parents=True)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy(run / f"checkpoint-{step}" / name, target / name)
+        traj = Trajectory.load(tmp_path / layout)
+        assert (traj.layout, traj.steps) == (layout, STEPS)
+        out = tmp_path / "leaps" / layout
+        leap(traj, method, horizon=2, alpha=2.0).save_adapter(out)
+        written[layout] = (out / "adapter_model.safetensors").read_bytes()
+    assert len(set(written.values())) == 1
+    untouched = (run / "checkpoint-6" / "adapter_model.safetensors").read_bytes()
+    assert written["trl"] != untouched
+    leap(Trajectory.load(run), method, horizon=2, alpha=2.0).save_adapter(tmp_path / "whole")
+    assert (tmp_path / "whole" / "adapter_model.safetensors").read_bytes() == written["trl"]
