@@ -176,6 +176,14 @@ def test_a_window_that_moved_less_than_rounding_is_measured_further_out() -> Non
     assert max(decision.scores) == pytest.approx(1000.0, rel=0.25)
 
 
+def test_where_the_divergence_jumps_the_candidate_stays_on_this_side() -> None:
+    # Nothing between .002 and .4: seen in examples/grpo_with_leaps.py, where an unmeasured guess beyond was taken.
+    decision = Controller().step(
+        window(), curve(lambda a: 0.5 + 0.001 * a), lambda a: 8e-8 * a**2 if abs(a) < 168 else 0.4
+    )
+    assert 150 < decision.alpha < 168
+
+
 def test_a_leap_over_a_cliff_is_refused_and_the_rate_stays() -> None:
     def cliff(alpha: float) -> float:
         return 0.5 if alpha < 5 else 0.0

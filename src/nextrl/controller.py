@@ -318,18 +318,20 @@ def _reaching(diverge: Diverge, goal: float, moved: float) -> float:
     """The alpha, to 3 digits, that moves the policy by about `goal` (to half of it either way).
 
     Divergence grows with alpha squared near 0; further out, and where `moved` is too small to be more than rounding,
-    a guess is corrected by what it measures, and halved in between once it is known to lie between two.
+    a guess is corrected by what it measures, and halved in between once it is known to lie between two. Where it
+    leaps from far below the goal to far above, the longest alpha that was measured below is the answer.
     """
     alpha, below, above = math.sqrt(goal / max(moved, _TINY)), 0.0, math.inf
-    for _ in range(6):
+    for _ in range(8):
         alpha = min(alpha, _LONGEST)
         found = diverge(alpha)
         if 0.67 * goal < found < 1.5 * goal:
-            break
+            return float(f"{alpha:.3g}")
         below, above = (alpha, above) if found < goal else (below, alpha)
         guess = alpha * min(10.0, max(0.1, math.sqrt(goal / max(found, _TINY))))
         alpha = math.sqrt(below * above) if below > 0.0 and above < math.inf else guess
-    return float(f"{min(alpha, _LONGEST):.3g}")
+    # Not rounded up: what lies beyond was measured to be too far.
+    return min(float(f"{below:.3g}"), below) if below > 0.0 else float(f"{alpha:.3g}")
 
 
 def _tell_apart(scores: Scores) -> bool:
