@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
 from nextrl.errors import InputError
+from nextrl.search import Refused
 
 TUNED = 0.01
 PROMPTS = 64
@@ -182,6 +183,21 @@ def test_where_the_divergence_jumps_the_candidate_stays_on_this_side() -> None:
         window(), curve(lambda a: 0.5 + 0.001 * a), lambda a: 8e-8 * a**2 if abs(a) < 168 else 0.4
     )
     assert 150 < decision.alpha < 168
+
+
+def test_a_refused_candidate_is_halved_at_most_twice() -> None:
+    def refusing(beyond: float) -> Callable[[float, int, int], Tensor]:
+        def score(alpha: float, start: int, stop: int) -> Tensor:
+            if alpha > beyond:
+                raise Refused("completions do not end", stop - start)
+            return curve(lambda a: 0.5 + 0.02 * a)(alpha, start, stop)
+
+        return score
+
+    for beyond, alpha in ((20.0, 10.0), (6.0, 5.0), (3.0, 2.5), (2.0, 0.0)):
+        decision = Controller().step(window(), refusing(beyond), SLOW)
+        assert decision.alpha == alpha
+        assert decision.rate_factor == 1.0 + alpha
 
 
 def test_a_leap_over_a_cliff_is_refused_and_the_rate_stays() -> None:

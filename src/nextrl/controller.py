@@ -284,7 +284,12 @@ class Controller:
             return replace(_stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
         scores = Scores(score)
         scores.extend(near, config.stages[0])
-        if first and (far := _reaching(diverge, config.far, moved)) > near:
+        for _ in range(2):
+            if near in scores.refused:
+                # Samples of the current policy do not show what a candidate would newly say: half as far, then.
+                near = float(f"{near / 2:.3g}")
+                scores.extend(near, config.stages[0])
+        if first and not scores.refused and (far := _reaching(diverge, config.far, moved)) > near:
             scores.extend(far, config.stages[0])
         refine(scores, config.stages, config.level)
         alpha = scores.best(config.level)
