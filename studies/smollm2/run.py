@@ -47,6 +47,7 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
             learning_rate=rate,
             prompts_per_step=8,
             completions_per_prompt=8,
+            share_prefixes=True,
             optimizer="prodigy-schedulefree" if kind == "prodigy" else "adamw",
             seed=seed,
         ),

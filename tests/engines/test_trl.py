@@ -89,6 +89,35 @@ def test_a_short_run_writes_trl_s_own_checkpoints_and_is_the_same_twice(tmp_path
     assert all(torch.equal(p, ends[0][n]) for n, p in lora.items())
 
 
+def adapter(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "rloo"])
+def test_shared_prefixes_change_nothing_but_the_cost(tmp_path: Path, algorithm: str) -> None:
+    rewards, moves, tokens = [], [], []
+    for shares in (False, True):
+        settings = TrainSettings(
+            steps=4, prompts_per_step=4, completions_per_prompt=8, learning_rate=1e-3,
+            algorithm=algorithm, share_prefixes=shares,
+        )  # fmt: skip
+        base_model, encode = tiny.load("chain")
+        model = with_adapter(base_model, LoraSettings(), 0)
+        start = {n: p.detach().clone() for n, p in adapter(model).items()}
+        seen: list[int] = []
+        layer = base_model.get_decoder().layers[0]
+        layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][..., 0].numel()))
+        trainer = build_trainer(model, encode, TASK, settings, tmp_path, save=False)
+        trainer.train()
+        rewards.append([h["reward"] for h in trainer.state.log_history if "reward" in h])
+        moves.append(torch.cat([(p.detach() - start[n]).flatten() for n, p in adapter(model).items()]))
+        tokens.append(sum(seen))
+    assert rewards[0] == rewards[1]
+    # float32 sums in another order, through Adam's first steps: near 0 they turn a sign, a rate's worth at most.
+    assert (moves[0] - moves[1]).norm() < 0.01 * moves[0].norm()
+    assert tokens[1] < 0.75 * tokens[0]
+
+
 @pytest.mark.parametrize("name", ["prodigy-schedulefree", "mechanic"])
 def test_the_rate_free_controls_train(tmp_path: Path, name: str) -> None:
     settings = TrainSettings(steps=2, prompts_per_step=4, completions_per_prompt=4, optimizer=name)  # type: ignore[arg-type]

@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from nextrl.engines import algorithms
+from nextrl.engines.fused_head import score_labelled_columns
 from nextrl.engines.ranks import launched
+from nextrl.engines.shared_prefix import share_prefixes
 from nextrl.errors import InputError
 from nextrl.tasks.base import Example, Task
 
@@ -59,6 +61,9 @@ class TrainSettings(BaseModel):
         None, ge=1, description="most tokens a completion; null: the task's own"
     )
     temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    share_prefixes: bool = Field(
+        False, description="compute prompts that completions share once; for long prompts without vLLM"
+    )
     optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
     seed: int = 0
 
@@ -188,6 +193,9 @@ def build_trainer(
         optimizers=(optimizer, None),
         callbacks=list(callbacks),
     )
+    if settings.share_prefixes:
+        share_prefixes(trainer.model)
+        score_labelled_columns(trainer.model)
     with contextlib.suppress(ValueError):
         from transformers import PrinterCallback
 
