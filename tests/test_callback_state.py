@@ -219,8 +219,8 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
         (lambda f: (f / TENSORS).unlink(), "is damaged"),
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
-            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 2', '"version": 9')),
-            "is of version 9, not 2",
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 3', '"version": 9')),
+            "is of version 9, not 3",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
     ],

@@ -31,7 +31,7 @@ from nextrl.rollback import Moments, Snapshot
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass

@@ -8,6 +8,10 @@ policy. The divergence also says which leaps are worth a look, so a search has o
 paired comparison with staying put decides. The rate rises only by a reach that was looked at and did no harm; it falls
 without asking, where a window moved the policy too far or the path oscillates.
 
+How many nats a window may move a policy by is the model's own affair, so the dials for it are where a run begins: a
+path that stays far straighter than Adam's memory explains, while its windows move the policy, asks for a search further
+out, and what did no harm there is the new measure.
+
 alpha counts windows: a candidate is `theta + alpha (theta - theta_window_start)` inside the LoRA factors, so 8 means
 "eight more windows like the last" and -1 "undo the last window".
 """
@@ -29,6 +33,7 @@ Diverge = Callable[[float], float]
 BACK = {-0.5: 1.0 / 3.0, -1.0: 0.2}
 """What a step back does to the learning rate: a third after half a window, a fifth after an undo."""
 
+_FURTHER = 4.0  # twice the window, where divergence goes with the square: the rate times three
 _TINY = 1e-12  # a divergence below this is rounding
 _LONGEST = 1e4  # windows; a factor's change of 1e-4 of its size is all that float32 leaves of a longer one
 
@@ -42,8 +47,10 @@ class ControllerConfig:
         beta1: Adam's first-moment decay, which sets the zero point of persistence.
         screen: a search forward needs an excess above this.
         oscillates: a step back is looked at below this excess.
-        target: divergence, in nats a token, by which a window should move the policy.
-        far: divergence beyond which a window, or a leap, is too long.
+        straight: two windows in a row with an excess above this say that `target` is too small for this model.
+        target: divergence, in nats a token, by which a window should move the policy, until the run shows that it
+            bears more.
+        far: divergence beyond which a window, or a leap, is too long; it grows with `target`.
         stages: held-out prompts that every candidate, and then the contenders, are scored on.
         level: standard errors of the paired difference by which a leap forward must beat staying put.
         fall: fall of a window's mean reward below the best windows so far that calls for a step back or an undo; for
@@ -51,7 +58,7 @@ class ControllerConfig:
         fall_errors: the same fall in standard errors, which it must exceed too.
         patience: most windows that a forward search waits after searches that changed nothing; it waits 1, 2, 4, ...
         share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
-        advance: completions that searches may take before that.
+        advance: completions that searches may take before that; twice as many for what a straight path asks for.
         validate: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
     """
 
@@ -59,6 +66,7 @@ class ControllerConfig:
     beta1: float = 0.9
     screen: float = 0.25
     oscillates: float = -0.4
+    straight: float = 0.6
     target: float = 0.02
     far: float = 0.1
     stages: tuple[int, ...] = (16, 32, 64)
@@ -161,6 +169,18 @@ class Controller:
         self._wait = 0
         self._fruitless = 0
         self._spent = 0
+        self._straight = 0
+        self._scale = 1.0
+
+    @property
+    def target(self) -> float:
+        """Divergence by which a window should move the policy, nats a token, by what the run has shown to bear."""
+        return self.config.target * self._scale
+
+    @property
+    def far(self) -> float:
+        """Divergence beyond which a window or a leap is too long, nats a token, by the same measure."""
+        return self.config.far * self._scale
 
     def step(self, window: Window, score: Score, diverge: Diverge) -> Decision:
         """Decide at the end of a window.
@@ -174,6 +194,7 @@ class Controller:
         fell = self._fell(window)
         moved = diverge(-1.0)
         self._wait = max(0, self._wait - 1)
+        self._straight = self._straight + 1 if above is not None and above > self.config.straight else 0
         decision = self._choose(window, score, diverge, above, moved, fell)
         self._spent += decision.completions
         return replace(decision, excess=above, divergence=None if math.isnan(moved) else moved)
@@ -205,7 +226,7 @@ class Controller:
             return self._fallen(score)
         if window.rate <= 0.0:
             return _stay("the learning rate has decayed to nothing")
-        if moved > config.far:
+        if moved > self.far:
             return self._too_far(window, score, moved, first=above is None)
         if above is not None and above < config.oscillates:
             return self._oscillating(window, score)
@@ -214,19 +235,22 @@ class Controller:
         why = "the first window" if above is None else "the path persists"
         if math.isnan(moved):
             return _stay(f"{why}, but no rollouts are there to measure it on")
-        if moved > config.target / 2:
+        enough, straight = moved > self.target / 2, self._straight > 1 and config.validate
+        if enough and not straight:
             return _stay(f"{why}, and moves the policy as far as it should")
-        if config.validate and not self._affordable(window):
+        if config.validate and not self._affordable(window, further=enough):
             return _stay(f"{why}, but the search's budget is used up for now")
         if self._wait:
             return _stay(f"{why}, but the last search changed nothing: waiting")
-        return self._forward(score, diverge, moved, why, first=above is None)
+        goal = _FURTHER * moved if enough else self.target
+        return self._forward(score, diverge, moved, goal, why, first=above is None)
 
-    def _affordable(self, window: Window) -> bool:
+    def _affordable(self, window: Window, *, further: bool = False) -> bool:
         """Whether another search fits the budget; the first are advanced: a run far too low must start somehow."""
         if window.trained is None:
             return True
-        return self._spent < self.config.advance + self.config.share * window.trained
+        advance = self.config.advance * (2 if further else 1)
+        return self._spent < advance + self.config.share * window.trained
 
     def _fallen(self, score: Score) -> Decision:
         decision = self._back(score, (-0.5, -1.0), "the training reward fell", level=0.0)
@@ -243,7 +267,7 @@ class Controller:
         window, before any other could show a fall: it is undone then.
         """
         why = f"the window moved the policy {moved:.2g} nats a token"
-        factor = max(0.1, math.sqrt((self.config.target if first else self.config.far) / moved))
+        factor = max(0.1, math.sqrt((self.target if first else self.far) / moved))
         if first and window.falls:
             decision = self._back(score, (-0.5, -1.0), why, level=0.0)
             if decision.alpha:
@@ -271,7 +295,9 @@ class Controller:
         alpha = scores.best(level)
         return _decision(alpha, BACK[alpha] if alpha else 1.0, scores, why)
 
-    def _forward(self, score: Score, diverge: Diverge, moved: float, why: str, *, first: bool) -> Decision:
+    def _forward(
+        self, score: Score, diverge: Diverge, moved: float, goal: float, why: str, *, first: bool
+    ) -> Decision:
         """One or two candidates, at divergences worth a look, against staying put.
 
         Early, and only then, a leap as far as `far` can win much. The rate follows the nearer candidate: a window
@@ -279,7 +305,7 @@ class Controller:
         still flat no leap can win, but one that does no harm shows that the rate is too low.
         """
         config = self.config
-        near = _reaching(diverge, config.target, moved)
+        near = _reaching(diverge, goal, moved)
         if not config.validate:
             return replace(_stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
         scores = Scores(score)
@@ -295,6 +321,9 @@ class Controller:
         alpha = scores.best(config.level)
         harmless = alpha or not scores.worse(near, config.level if first else 1.0)
         pace = 1.0 + near if harmless and _tell_apart(scores) else 1.0
+        if pace > 1.0:
+            # `near` may have been halved since, but the windows to come are (1 + near) times as long.
+            self._scale = max(self._scale, goal / config.target)
         self._fruitless = 0 if pace > 1.0 else self._fruitless + 1
         self._wait = 0 if pace > 1.0 else min(config.patience, 2 ** (self._fruitless - 1)) + 1
         return _decision(alpha, pace, scores, why)
@@ -307,6 +336,8 @@ class Controller:
             "wait": self._wait,
             "fruitless": self._fruitless,
             "spent": self._spent,
+            "straight": self._straight,
+            "scale": self._scale,
         }
         return {"config": asdict(self.config), "memory": memory}
 
@@ -317,6 +348,7 @@ class Controller:
             None if pair is None else (pair[0], pair[1]) for pair in (memory["latest"], memory["best"])
         )
         self._wait, self._fruitless, self._spent = memory["wait"], memory["fruitless"], memory["spent"]
+        self._straight, self._scale = memory["straight"], memory["scale"]
 
 
 def _reaching(diverge: Diverge, goal: float, moved: float) -> float:
