@@ -38,6 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_loop.py
 	$(BIN)/python benchmarks/bench_engine.py
 	$(BIN)/python benchmarks/bench_extrapolators.py
+	$(BIN)/python benchmarks/bench_shared_prefix.py
 
 picture: $(STAMP)
 	$(BIN)/python docs/make_readme_picture.py $(OUT)/result.json docs/demo.png

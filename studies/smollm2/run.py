@@ -4,8 +4,9 @@
     python studies/smollm2/table.py                             # the tables of studies/smollm2/README.md
 
 Two tasks, seeds 0 and 1, 100 steps of 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
-held-out prompts. `share_prefixes` makes a step a sixth as long. Arms come in the order of what they tell: all of seed 0 first. A finished arm leaves one JSON file in
-raw/ and is not run again; checkpoints stay under --runs. Leap arms go on from step 60 of the plain run at 1e-5.
+held-out prompts; shared prefixes make a step a sixth as long. Arms come in the order of what they tell: all of seed 0
+first. A finished arm leaves one JSON file in raw/ and is not run again; checkpoints stay under --runs. Leap arms go on
+from step 60 of the plain run at 1e-5.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def persistence_row(name: str, runs: list[dict]) -> str:
 
 def main() -> None:
     """One table a task."""
-    for task in sorted(p for p in RAW.iterdir() if p.is_dir() and p.name != "partial"):
+    for task in sorted(p for p in RAW.iterdir() if p.is_dir()):
         arms: dict[str, list[dict]] = {}
         for path in sorted(task.glob("seed-*/*.json")):
             arms.setdefault(path.stem, []).append(json.loads(path.read_text()))
