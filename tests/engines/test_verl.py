@@ -141,9 +141,10 @@ def test_the_same_prompts_have_the_same_seed_for_every_candidate_of_a_search(lea
 
 def test_without_a_decision_verl_resumes_its_own_checkpoint(tmp_path):
     out = tmp_path / "run"
-    state = run(out, FakeScorer(moved=0.015)).run()  # moves the policy as far as it should: nothing to search
-    assert [d["alpha"] for d in state.decisions] == [0.0, 0.0, 0.0]
-    assert [c[TOTAL] for c in calls(out)] == [2, 4, 6]
+    # Moves the policy as far as it should: nothing to search. (A third window of the stub's straight line would be.)
+    state = run(out, FakeScorer(moved=0.015), steps=4).run()
+    assert [d["alpha"] for d in state.decisions] == [0.0, 0.0]
+    assert [c[TOTAL] for c in calls(out)] == [2, 4]
     assert {c["trainer.default_local_dir"] for c in calls(out)} == {str(out / "leg-000")}
     assert {c["trainer.resume_mode"] for c in calls(out)} == {"auto"}
     # Adam's moments were kept, so the excess is measured from what they carry over, and lies below the cosine.
