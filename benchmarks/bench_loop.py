@@ -3,7 +3,7 @@
     python benchmarks/bench_loop.py [--steps 60]
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
-Callback: CPU time of the callback's own hooks in windows without a search (median; saving its memory included) over
+Callback: CPU time of the callback's own hooks in windows without a search (median; saving its memory apart) over
 that of ten steps. Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the
 ten steps between two; CPU time, because wall time of a busy machine stretches either at will. Search: seconds and
 completions of `auto` over those of the run. Fit: seconds of `next` and `next-paper` on the run's own trajectory.
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from nextrl import callback_state
 from nextrl.arm import ArmRecord
 from nextrl.callback import LeapCallback
 from nextrl.engines.trl import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
@@ -54,6 +55,7 @@ def instrument(trainer: Any, seconds: dict[str, float]) -> None:
     )
     trainer.accelerator.backward = timed(seconds, "backward", trainer.accelerator.backward)
     trainer._save_checkpoint = timed(seconds, "saving", trainer._save_checkpoint)
+    callback_state.write_pending = timed(seconds, "saving", callback_state.write_pending)
     handler = trainer.callback_handler
     handler.on_save = timed(seconds, "saving", handler.on_save)
     create = trainer.create_optimizer
@@ -66,16 +68,16 @@ def instrument(trainer: Any, seconds: dict[str, float]) -> None:
     trainer.create_optimizer = optimizer
 
 
-def clock_hooks(callback: LeapCallback) -> dict[str, list[float]]:
-    """CPU seconds of the callback's hooks, one entry a window: "quiet" without a search, "searched" with one."""
+def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, list[float]]:
+    """CPU seconds of the callback's hooks, saving apart, one entry a window: "quiet" without a search, "searched"."""
     spent: dict[str, list[float]] = {"quiet": [], "searched": []}
     window = [0.0]
 
     def clocked(hook: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            seen, began = len(callback.decisions), time.process_time()
+            seen, saved, began = len(callback.decisions), seconds["saving cpu"], time.process_time()
             hook(*args, **kwargs)
-            window[0] += time.process_time() - began
+            window[0] += time.process_time() - began - (seconds["saving cpu"] - saved)
             if len(callback.decisions) > seen:
                 kind = "searched" if callback.decisions[-1]["scores"] else "quiet"
                 spent[kind].append(window[0])
@@ -97,7 +99,8 @@ def measure(
     settings = TrainSettings(steps=steps, learning_rate=rate)
     validation = as_dataset(task.examples("validation"))
     callback = LeapCallback(validation=validation) if auto else None
-    hooks = clock_hooks(callback) if callback else {}
+    seconds: dict[str, float] = defaultdict(float)
+    hooks = clock_hooks(callback, seconds) if callback else {}
     trainer = build_trainer(
         with_adapter(model, LoraSettings(), 0),
         tokenizer,
@@ -106,7 +109,6 @@ def measure(
         folder,
         callbacks=[*([callback] if callback else []), resumable(folder)],
     )
-    seconds: dict[str, float] = defaultdict(float)
     instrument(trainer, seconds)
     began, cpu = time.perf_counter(), time.process_time()
     trainer.train()

@@ -445,7 +445,7 @@ def test_candidates_share_prompts_and_random_numbers(tmp_path: Path, monkeypatch
     seen = []
 
     class Twice(Scripted):
-        def step(self, window: Any, score: Any, diverge: Any) -> Any:
+        def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
             seen.append((score(0.0, 0, 64), score(2.0, 0, 64), score(0.0, 0, 64)))
             return super().step(window, score, diverge)
 

@@ -109,7 +109,7 @@ def test_a_leap_that_leaves_the_policy_is_refused_whatever_its_reward(
     seen: list[float] = []
 
     class Asks(Scripted):
-        def step(self, window: Any, score: Any, diverge: Any) -> Any:
+        def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
             from nextrl.search import Refused
 
             score(0.0, 0, 16)

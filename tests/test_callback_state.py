@@ -127,6 +127,20 @@ def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
     assert not (tmp_path / callback_state.PENDING).exists()
 
 
+def test_a_kill_between_the_two_files_of_a_state_loses_nothing(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, unbroken, first = whole
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    waiting = out / callback_state.PENDING / "checkpoint-4"
+    waiting.mkdir(parents=True)
+    (out / "checkpoint-4" / JSON).rename(waiting / JSON)
+    resumed, second = run(out, resume=True)
+    assert "holds no state" not in caplog.text
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
 def test_windows_of_another_length_begin_anew(
     whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

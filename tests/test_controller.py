@@ -462,3 +462,39 @@ def test_a_rate_that_has_decayed_to_nothing_ends_the_searches_and_not_the_run() 
 def test_dials_out_of_range_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         ControllerConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("persistence", "rough", "looked"),
+    [
+        (0.6, 0.001, False),  # quiet
+        (0.6, 0.06, True),  # perhaps too far
+        (0.6, math.nan, True),  # nothing to glance at
+        (0.7, 0.03, False),  # persists, and moves the policy enough
+        (0.7, 0.015, True),  # a search may follow
+        (None, 0.001, True),
+    ],
+)
+def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something_open(
+    persistence: float | None, rough: float, looked: bool
+) -> None:
+    exact: list[float] = []
+
+    def diverge(alpha: float) -> float:
+        exact.append(alpha)
+        return 0.5
+
+    decision = Controller().step(window(20, persistence), curve(lambda a: 0.5), diverge, lambda alpha: rough)
+    assert bool(exact) is looked
+    assert (decision.rate_factor < 1.0) is looked  # half a nat is too far, once it is looked at
+    assert decision.divergence == (0.5 if looked else rough)
+
+
+def test_a_window_that_no_search_can_follow_is_only_glanced_at() -> None:
+    controller = Controller(ControllerConfig(share=0.0, advance=0))
+    decision = controller.step(window(20, 0.9, trained=1000), curve(lambda a: 0.5), SLOW, lambda alpha: 0.001)
+    assert decision.divergence == 0.001
+    fallen = Controller()
+    fallen.step(window(10), curve(lambda a: 0.5), SLOW)
+    fell = fallen.step(window(20, 0.6, (0.0,)), curve(lambda a: -a), SLOW, lambda alpha: 9.0)
+    assert (fell.alpha, fell.divergence) == (-1.0, 9.0)

@@ -90,7 +90,7 @@ class Scripted:
         self.windows: list[Any] = []
         self.scores: list[dict[float, torch.Tensor]] = []
 
-    def step(self, window: Any, score: Any, diverge: Any) -> Decision:
+    def step(self, window: Any, score: Any, diverge: Any, glance: Any = None) -> Decision:
         self.windows.append(window)
         self.scores.append({a: score(a, 0, 16) for a in self.search})
         alpha, factor = (

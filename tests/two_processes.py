@@ -37,7 +37,7 @@ class Leaps(Scripted):
     def __init__(self) -> None:
         super().__init__([(2.0, 3.0), (-0.5, 0.5)])
 
-    def step(self, window: Any, score: Any, diverge: Any) -> Any:
+    def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
         self.scores.append({a: score(a, 0, PROMPTS) for a in (0.0, 2.0)})
         return super().step(window, lambda *_: None, diverge)
 

@@ -31,7 +31,7 @@ from nextrl.candidate_scores import Candidate, CandidateScores
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl_delivery import check_delivery
-from nextrl.engines.trl_divergence import RolloutDivergence
+from nextrl.engines.trl_divergence import LastStepDivergence, RolloutDivergence
 from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts, set_rate_factor
 from nextrl.engines.trl_validation import validation_rows
 from nextrl.errors import InputError
@@ -40,6 +40,9 @@ from nextrl.named_leap import ALPHAS, NamedLeap
 from nextrl.rollback import Snapshot, read_moments, whole, write_moments
 
 log = logging.getLogger(__name__)
+
+_SEQUENCES, _FEWER = 32, 24  # training rollouts that a divergence is measured on, and estimated on
+_MANY = 5  # steps a window from which on its last one hardly matters for how far it went
 
 
 class LeapCallback(TrainerCallback):
@@ -130,9 +133,9 @@ class LeapCallback(TrainerCallback):
         self._rollouts, self._rewards = TrainerRollouts(self._trainer), RewardMeter(self._trainer)
         self._ranks = Ranks(self._trainer.accelerator)
         self._adapter = LiveAdapter(kwargs["model"])
-        self._scores = CandidateScores(
-            self._adapter, self._rollouts, RolloutDivergence(self._trainer), self._guard
-        )
+        self._scores = CandidateScores(self._adapter, self._rollouts, self._guard)
+        self._distance = RolloutDivergence(self._trainer, _SEQUENCES)
+        self._last_step = LastStepDivergence(self._trainer, _FEWER)
         self._rows: Sequence[Row] = []
         if self._searches:
             self._rows = validation_rows(self._trainer, self._validation, self._config.stages[-1])
@@ -158,11 +161,14 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Note the rate that the step is taken at."""
         self._memory.rate = max(self._memory.rate, float(kwargs["optimizer"].param_groups[0]["lr"]))
+        if self._config.every >= _MANY and (state.global_step + 1) % self._config.every == 0:
+            self._last_step.listen()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the step's reward; at the end of a window decide and act."""
+        self._last_step.stop()
         self._memory.rewards.append(self._rewards.new())
         step = state.global_step
         if self._leapt is not None:
@@ -184,7 +190,9 @@ class LeapCallback(TrainerCallback):
         """Put the memory into the checkpoint that the trainer has just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and folder.is_dir():
-            callback_state.write(folder, self._memory, self._rest())
+            # Another callback may have asked for a checkpoint after this one was asked whether there is one.
+            if not callback_state.deliver_pending(folder):
+                callback_state.write(folder, self._memory, self._rest())
             callback_state.forget_pending(Path(args.output_dir))
 
     def _rest(self) -> dict[str, Any]:
@@ -252,8 +260,10 @@ class LeapCallback(TrainerCallback):
         candidate: Candidate = partial(along, memory.start, end)
         if self._named is None:
             step = partial(self._controller.step, window)
-            tools = self._scorer(candidate, end, window.step), self._scores.distance(candidate, end)
-            decision = self._agree(self._controller, step, *tools)
+            score = self._scorer(candidate, end, window.step)
+            measures = self._distance, self._last_step
+            diverge, glance = (self._scores.distance(candidate, end, measure) for measure in measures)
+            decision = self._agree(self._controller, step, score, diverge, glance)
         else:
             decision, candidate = self._ask(self._named, window, end, candidate)
         if decision.completions:

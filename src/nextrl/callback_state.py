@@ -94,6 +94,16 @@ def write_pending(output_dir: Path, step: int, memory: Memory, rest: dict[str, A
     write(output_dir / PENDING / f"checkpoint-{step}", memory, rest)
 
 
+def deliver_pending(folder: Path) -> bool:
+    """Move what waits for a checkpoint into its folder; False where nothing waits for it."""
+    waiting = folder.parent / PENDING / folder.name
+    if not (waiting / JSON).is_file():
+        return False
+    for name in (TENSORS, JSON):  # in the order of `write`: the JSON file says that the state is whole
+        (waiting / name).replace(folder / name)
+    return True
+
+
 def forget_pending(output_dir: Path) -> None:
     """Remove what waits for a checkpoint."""
     shutil.rmtree(output_dir / PENDING, ignore_errors=True)
@@ -110,10 +120,12 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
     Raises:
         InputError: the files are damaged, of a later version, or of another adapter.
     """
-    if not (folder / JSON).is_file():
-        folder = folder.parent / PENDING / folder.name
+    waiting = folder.parent / PENDING / folder.name
+    checkpoint, folder = folder, folder if (folder / JSON).is_file() else waiting
     if not (folder / JSON).is_file():
         return None
+    # A kill between the two moves of `deliver_pending` leaves one file in each place.
+    tensor_file = next((f for f in (folder / TENSORS, checkpoint / TENSORS) if f.is_file()), folder / TENSORS)
     try:
         values = json.loads((folder / JSON).read_text(encoding="utf-8"))
         if values["version"] != VERSION:
@@ -121,11 +133,9 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
                 f"{folder / JSON} is of version {values['version']}, not {VERSION}: resume this run with the nextrl "
                 "that wrote it"
             )
-        if values["tensors"] != sha256(folder / TENSORS):
-            raise InputError(
-                f"{folder / TENSORS} does not belong to the {JSON} beside it: use another checkpoint"
-            )
-        tensors = load_file(folder / TENSORS)
+        if values["tensors"] != sha256(tensor_file):
+            raise InputError(f"{tensor_file} does not belong to the {JSON} beside it: use another checkpoint")
+        tensors = load_file(tensor_file)
         memory = _memory(values["window"], tensors, like)
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, FileNotFoundError) as error:
         raise InputError(f"{folder / JSON} is damaged ({error!r}): use another checkpoint") from error

@@ -26,10 +26,8 @@ class CandidateScores:
         divergences: alpha -> nats a token by which a leap forward left the policy, of the latest search.
     """
 
-    def __init__(
-        self, adapter: LiveAdapter, rollouts: TrainerRollouts, distance: RolloutDivergence, guard: Guard
-    ) -> None:
-        self._adapter, self._rollouts, self._distance, self._guard = adapter, rollouts, distance, guard
+    def __init__(self, adapter: LiveAdapter, rollouts: TrainerRollouts, guard: Guard) -> None:
+        self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
         self.divergences: dict[float, float] = {}
 
     def scorer(self, candidate: Candidate, end: State, rows: Sequence[Row], seed: int) -> Score:
@@ -71,16 +69,24 @@ class CandidateScores:
         left = rollouts.divergence(theirs, ours) if measured else 0.0
         return rewards, Answers(rollouts.mean_length, rollouts.truncated, left)
 
-    def distance(self, candidate: Candidate, end: State) -> Callable[[float], float]:
-        """Divergence a token of a leap from `end` on the latest training rollouts, NaN where there are none."""
-        anchored = self._distance.anchor()
+    def distance(
+        self, candidate: Candidate, end: State, measure: RolloutDivergence
+    ) -> Callable[[float], float]:
+        """Divergence a token of a leap from `end`, by a measure that is anchored there; NaN where it cannot be.
+
+        Nothing is computed before the first alpha is asked for.
+        """
+        anchored: bool | None = None
 
         def diverge(alpha: float) -> float:
+            nonlocal anchored
+            if anchored is None:
+                anchored = measure.anchor()
             if not anchored:
                 return math.nan
             self._adapter.write(candidate(alpha))
             try:
-                return self._distance.now()
+                return measure.now()
             finally:
                 self._adapter.write(end)
 

@@ -182,22 +182,37 @@ class Controller:
         """Divergence beyond which a window or a leap is too long, nats a token, by the same measure."""
         return self.config.far * self._scale
 
-    def step(self, window: Window, score: Score, diverge: Diverge) -> Decision:
+    def step(self, window: Window, score: Score, diverge: Diverge, glance: Diverge | None = None) -> Decision:
         """Decide at the end of a window.
 
         Args:
             window: what the run shows.
             score: scores one alpha on a stretch of the window's held-out prompts.
             diverge: how far the policy is from where it would be after one alpha; costs no completions.
+            glance: the same, cheaper and rougher: asked first, and alone where its answer leaves nothing open.
         """
         above = None if window.persistence is None else excess(window.persistence, self._zero)
         fell = self._fell(window)
-        moved = diverge(-1.0)
         self._wait = max(0, self._wait - 1)
         self._straight = self._straight + 1 if above is not None and above > self.config.straight else 0
+        moved = math.nan if glance is None else glance(-1.0)
+        if not moved >= 0.0 or not (fell or self._settled(window, above, moved)):
+            moved = diverge(-1.0)
         decision = self._choose(window, score, diverge, above, moved, fell)
         self._spent += decision.completions
         return replace(decision, excess=above, divergence=None if math.isnan(moved) else moved)
+
+    def _settled(self, window: Window, above: float | None, rough: float) -> bool:
+        """Whether a window's divergence, known to a factor of two, is known well enough.
+
+        It is where it lies far from each bound that could matter, and none but `far` does where no search can follow.
+        """
+        if rough > self.far / 2:
+            return False
+        if above is not None and above <= self.config.screen:
+            return True
+        affordable = not self.config.validate or self._affordable(window, further=True)
+        return bool(self._wait) or not affordable or (rough > self.target and self._straight < 2)
 
     def _fell(self, window: Window) -> bool:
         """Whether the reward lies below the best pair of windows, past `fall` (of its scale) and past the noise.

@@ -26,7 +26,7 @@ from nextrl.single_leap import WIDE_ALPHAS
 
 RAW = Path(__file__).parent / "raw"
 SUMS = "short-sums"
-GYM = "reasoning_gym:gcd?shots=4&max_value=100"
+GYM = "reasoning_gym:gcd?shots=2&max_value=100"
 STEPS, WINDOW, LEAP_AT = 100, 10, 60
 EVALUATIONS = (20, 40, 60, 80, 100)
 
@@ -63,10 +63,9 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
 
 def wanted(seeds: list[int], tasks: list[str], only: list[str]) -> list[ArmSettings]:
     """The arms to run, most telling first; a leap arm after the plain run that it goes on from."""
-    sums = ["plain-3e-4", "auto-1e-5", "plain-1e-5", "prodigy-schedulefree", "plain-1e-3"]
-    sums += ["linear-20", "next-20", "linear-50", "next-50"]
-    names = {SUMS: sums, GYM: ["plain-3e-4", "auto-1e-5", "plain-1e-5", "prodigy-schedulefree"]}
-    return [arm(t, n, seed) for seed in seeds for t in tasks for n in names[t] if not only or n in only]
+    names = ["plain-3e-4", "plain-1e-5", "auto-1e-5", "prodigy-schedulefree"]
+    names += ["plain-1e-3", "next-20", "linear-20"]
+    return [arm(t, n, seed) for seed in seeds for t in tasks for n in names if not only or n in only]
 
 
 def folder_name(task: str) -> str:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 
 from nextrl.adapter import LiveAdapter, along
-from nextrl.engines.trl_divergence import RolloutDivergence
+from nextrl.engines.trl_divergence import LastStepDivergence, RolloutDivergence
 from trl_runs import same, trainable, trainer
 
 
@@ -71,7 +71,7 @@ def test_it_is_the_kl_divergence_of_the_policies_on_their_own_rollouts(tmp_path:
 
 def test_a_trainer_without_rollouts_has_nothing_to_measure_on(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    measure = RolloutDivergence(run)
+    measure = RolloutDivergence(run, sequences=10)
     assert not measure.anchor()
     assert math.isnan(measure.now())
 
@@ -86,3 +86,55 @@ def test_rollouts_of_all_micro_batches_count(tmp_path: Path) -> None:
     assert measure.anchor()
     assert measure._batch is not None
     assert measure._batch[0].shape[0] == 10
+
+
+class Listener(Probe):
+    """Listens to the third step, whose forward passes stand for the policy before it."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure = getattr(self, "measure", None) or LastStepDivergence(self.run, sequences=1000)
+        if state.global_step == 2:
+            self.before = self.adapter.read()
+            self.measure.listen()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure.stop()
+        if state.global_step < 3:
+            assert not self.measure.anchor()
+            return
+        after, exact = self.adapter.read(), RolloutDivergence(self.run, sequences=1000)
+        self.adapter.write(self.before)
+        exact.anchor()
+        assert self.measure.anchor()
+        assert self.measure.now() == pytest.approx(0.0, abs=1e-10)
+        self.adapter.write(self.start)
+        self.found[-1.0], self.exact[-1.0] = self.measure.now(), exact.now()
+        self.adapter.write(after)
+
+
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+def test_the_last_steps_own_log_probabilities_spare_a_pass(tmp_path: Path, kind: type) -> None:
+    probe = Listener(())
+    probe.run = trainer(
+        tmp_path,
+        [probe],
+        kind=kind,
+        max_steps=3,
+        learning_rate=5e-4,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+    )
+    probe.run.train()
+    assert probe.found[-1.0] > 0.0
+    assert probe.found[-1.0] == pytest.approx(probe.exact[-1.0], rel=1e-4)
+    assert "_get_per_token_logps_and_entropies" not in vars(probe.run)
+
+
+def test_dropout_leaves_nothing_to_listen_to(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    next(iter(run.model.modules())).extra = torch.nn.Dropout(0.1)
+    measure = LastStepDivergence(run, sequences=10)
+    measure.listen()
+    assert "_get_per_token_logps_and_entropies" not in vars(run)
+    measure.stop()
+    assert not measure.anchor()

@@ -2,12 +2,14 @@
 
 The latest training batch was sampled a step ago, so its tokens are samples of the current policy; two forward passes
 over a few of its completions give the divergence of any candidate weights from the current ones. No completion is
-generated for it.
+generated for it. One pass is enough where the log-probabilities that the last training step computed anyway stand for
+the current policy's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ class RolloutDivergence:
         sequences: completions looked at, at most.
     """
 
-    def __init__(self, trainer: Any, sequences: int = 32) -> None:
+    def __init__(self, trainer: Any, sequences: int) -> None:
         self._trainer, self._sequences = trainer, sequences
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
         self._current: Tensor | None = None
@@ -36,7 +38,7 @@ class RolloutDivergence:
         return self._current is not None
 
     def now(self) -> float:
-        """Divergence of the weights the model now has from the anchored ones, in nats a token; NaN before `anchor`.
+        """Divergence of the weights the model now has from the anchored ones, in nats a token; NaN without an anchor.
 
         Mean over tokens of `log(p_candidate / p_current)^2 / 2`, an estimate of KL(current || candidate) that is
         exact to second order (Schulman, "Approximating KL Divergence", 2020, estimator k2). The unbiased k3 of the
@@ -72,3 +74,73 @@ class RolloutDivergence:
             )
         log_probabilities: Tensor = found[0]
         return log_probabilities.float()
+
+
+class LastStepDivergence(RolloutDivergence):
+    """The same from the policy of the last training step, whose log-probabilities training computed itself.
+
+    It differs from the current policy by that one step: good enough to see whether a window of many went far. The
+    trainer's own method is listened to between `listen` and `stop`; what it returns is not changed. There is nothing
+    to measure on where it was not called (a fused loss), where it was given more than tokens (images), and where
+    dropout made its figures random.
+
+    Args:
+        trainer: TRL's GRPOTrainer or RLOOTrainer.
+        sequences: completions looked at, at most.
+    """
+
+    _METHOD = "_get_per_token_logps_and_entropies"
+    # Arguments beside the first four that do not change what is computed.
+    _HARMLESS = frozenset({"batch_size", "compute_entropy", "compute_aux_loss"})
+
+    def __init__(self, trainer: Any, sequences: int) -> None:
+        super().__init__(trainer, sequences)
+        self._heard: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._listening = False
+
+    def listen(self) -> None:
+        """Keep what the coming step's forward passes find."""
+        if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules()):
+            return
+        self._heard, self._listening = [], True
+        self._before = vars(self._trainer).get(self._METHOD)
+        computed = getattr(self._trainer, self._METHOD)
+
+        def heard(*arguments: Any, **options: Any) -> Any:
+            found = computed(*arguments, **options)
+            if torch.is_grad_enabled():
+                self._keep(found[0], arguments, options)
+            return found
+
+        setattr(self._trainer, self._METHOD, heard)
+
+    def stop(self) -> None:
+        """The step is over: the trainer's method is its own again."""
+        if not self._listening:
+            return
+        self._listening = False
+        if self._before is None:
+            delattr(self._trainer, self._METHOD)
+        else:
+            setattr(self._trainer, self._METHOD, self._before)
+
+    def anchor(self) -> bool:
+        """Take the policy of the last training step as the current one; False where its figures were not heard."""
+        found, self._heard = self._heard, []
+        shapes = {(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in found}
+        if len(shapes) != 1:  # none, or micro-batches padded each to a length of its own
+            found = found[:1]
+        if not found:
+            return False
+        ids, attention, mask, current = (
+            torch.cat(part)[: self._sequences] for part in zip(*found, strict=True)
+        )
+        self._batch, self._current = (ids, attention, mask), current.float()
+        return True
+
+    def _keep(self, found: Tensor, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+        more = [name for name, value in options.items() if value is not None and name not in self._HARMLESS]
+        if len(arguments) != 4 or more or sum(len(part[0]) for part in self._heard) >= self._sequences:
+            return
+        _, ids, attention, length = arguments
+        self._heard.append((ids, attention, attention[:, -length:], found.detach()))
