@@ -31,8 +31,8 @@ from nextrl.candidate_scores import Candidate, CandidateScores
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl_delivery import check_delivery
-from nextrl.engines.trl_divergence import LastStepDivergence, RolloutDivergence
-from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts, set_rate_factor
+from nextrl.engines.trl_instruments import instruments
+from nextrl.engines.trl_rollouts import Row, set_rate_factor
 from nextrl.engines.trl_validation import validation_rows
 from nextrl.errors import InputError
 from nextrl.guard import Guard
@@ -41,7 +41,6 @@ from nextrl.rollback import Snapshot, read_moments, whole, write_moments
 
 log = logging.getLogger(__name__)
 
-_SEQUENCES, _FEWER = 32, 24  # training rollouts that a divergence is measured on, and estimated on
 _MANY = 5  # steps a window from which on its last one hardly matters for how far it went
 
 
@@ -94,7 +93,7 @@ class LeapCallback(TrainerCallback):
         rollback: bool = True,
         longest: float = 2.0,
         truncated: float = 0.1,
-        divergence: float = 3.0,
+        divergence: float = 1.0,
         keep: int = 15,
         seed: int = 0,
         trainer: Any = None,
@@ -130,17 +129,17 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
         self._trainer = self._trainer or _calling_trainer(self)
-        self._rollouts, self._rewards = TrainerRollouts(self._trainer), RewardMeter(self._trainer)
         self._ranks = Ranks(self._trainer.accelerator)
         self._adapter = LiveAdapter(kwargs["model"])
-        self._scores = CandidateScores(self._adapter, self._rollouts, self._guard)
-        self._distance = RolloutDivergence(self._trainer, _SEQUENCES)
-        self._last_step = LastStepDivergence(self._trainer, _FEWER)
         self._rows: Sequence[Row] = []
         if self._searches:
             self._rows = validation_rows(self._trainer, self._validation, self._config.stages[-1])
             if len(self._rows) < self._config.stages[-1]:
                 self._config = replace(self._config, stages=_stages(len(self._rows)))
+        tools = instruments(self._trainer, self._rows)
+        self._rollouts, self._rewards = tools.rollouts, tools.rewards
+        self._distance, self._last_step = tools.distance, tools.last_step
+        self._scores = CandidateScores(self._adapter, self._rollouts, self._guard)
         if self._read_beta1:
             self._config = replace(self._config, beta1=_beta1(kwargs["optimizer"]))
         self._controller = Controller(self._config)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nextrl.adapter import LiveAdapter, State
 from nextrl.engines.trl_divergence import RolloutDivergence
+from nextrl.engines.trl_likelihood import HeldOutLikelihood
 from nextrl.engines.trl_rollouts import Row, TrainerRollouts
 from nextrl.guard import Answers, Guard
 from nextrl.search import Refused, Score
@@ -26,7 +27,9 @@ class CandidateScores:
         divergences: alpha -> nats a token by which a leap forward left the policy, of the latest search.
     """
 
-    def __init__(self, adapter: LiveAdapter, rollouts: TrainerRollouts, guard: Guard) -> None:
+    def __init__(
+        self, adapter: LiveAdapter, rollouts: TrainerRollouts | HeldOutLikelihood, guard: Guard
+    ) -> None:
         self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
         self.divergences: dict[float, float] = {}
 

@@ -39,7 +39,7 @@ class Guard:
 
     longest: float = 2.0
     truncated: float = 0.1
-    divergence: float = 3.0
+    divergence: float = 1.0
 
     def __post_init__(self) -> None:
         if self.longest <= 1.0:

@@ -81,7 +81,7 @@ class LastStepDivergence(RolloutDivergence):
 
     It differs from the current policy by that one step: good enough to see whether a window of many went far. The
     trainer's own method is listened to between `listen` and `stop`; what it returns is not changed. There is nothing
-    to measure on where it was not called (a fused loss), where it was given more than tokens (images), and where
+    to measure on where it was not called (a fused loss, SFT), where it was given more than tokens (images), and where
     dropout made its figures random.
 
     Args:
@@ -100,11 +100,12 @@ class LastStepDivergence(RolloutDivergence):
 
     def listen(self) -> None:
         """Keep what the coming step's forward passes find."""
-        if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules()):
+        computed = getattr(self._trainer, self._METHOD, None)
+        random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
+        if computed is None or random:
             return
         self._heard, self._listening = [], True
         self._before = vars(self._trainer).get(self._METHOD)
-        computed = getattr(self._trainer, self._METHOD)
 
         def heard(*arguments: Any, **options: Any) -> Any:
             found = computed(*arguments, **options)

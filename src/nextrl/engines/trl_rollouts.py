@@ -55,7 +55,7 @@ class TrainerRollouts:
         if not all(hasattr(trainer, name) for name in ("_generate", "_calculate_rewards", "_metrics")):
             raise InputError(
                 f"{type(trainer).__name__} generates no completions to score: LeapCallback needs TRL's "
-                "GRPOTrainer or RLOOTrainer"
+                "GRPOTrainer or RLOOTrainer (or SFTTrainer, as a control)"
             )
         if getattr(trainer, "environment_factories", None) is not None:
             raise InputError(
@@ -198,15 +198,16 @@ def _untouched(trainer: Any) -> Iterator[None]:
 class RewardMeter:
     """Reads the training rewards that a trainer has measured, each once."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, name: str = "reward") -> None:
+        """`name` is the trainer's for the metric."""
+        self._trainer, self._name = trainer, name
         self._list: list[float] = []
         self._read = 0
         self.latest = math.nan
 
     def new(self) -> float:
         """Mean reward of what was sampled since the last call; the last one again where nothing was (a buffer)."""
-        values = self._trainer._metrics["train"].get("reward", [])
+        values = self._trainer._metrics["train"].get(self._name, [])
         fresh = values[self._read :] if values is self._list else values
         fresh = [float(v) for v in fresh if not math.isnan(v)]
         if fresh:
@@ -216,7 +217,7 @@ class RewardMeter:
 
     def mark(self) -> None:
         """Take what the trainer holds now as read (its lists are new objects after a log or a search)."""
-        self._list = self._trainer._metrics["train"].get("reward", [])
+        self._list = self._trainer._metrics["train"].get(self._name, [])
         self._read = len(self._list)
 
 

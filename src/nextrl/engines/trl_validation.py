@@ -62,8 +62,10 @@ def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
         raise InputError(f"the training dataset has {len(dataset)} rows: give LeapCallback(validation=rows)")
     chosen = [i * len(dataset) // held for i in range(held)]
     rows = [dataset[i] for i in chosen]
-    seen = {str(row["prompt"]) for row in rows}
-    barred = [i for i, prompt in enumerate(dataset["prompt"]) if str(prompt) in seen]
+    # A dataset that was tokenised for supervised fine-tuning has no prompts any more.
+    column = "prompt" if "prompt" in rows[0] else "input_ids"
+    seen = {str(row[column]) for row in rows}
+    barred = [i for i, value in enumerate(dataset[column]) if str(value) in seen]
     batches.sampler = _Without(batches.sampler, barred, len(dataset))
     log.info("held back %d of %d training rows to validate leaps", len(barred), len(dataset))
     return rows
