@@ -26,7 +26,7 @@ from nextrl.single_leap import WIDE_ALPHAS
 
 RAW = Path(__file__).parent / "raw"
 SUMS = "short-sums"
-GYM = "reasoning_gym:gcd?shots=2&max_value=100"
+GYM = "reasoning_gym:chain_sum?shots=2&max_terms=3&max_digits=1&size=20000&tokens=4"
 STEPS, WINDOW, LEAP_AT = 100, 10, 60
 EVALUATIONS = (20, 40, 60, 80, 100)
 
