@@ -16,6 +16,7 @@ from nextrl.adapter_history import AdapterHistory
 from nextrl.callback import LeapCallback
 from nextrl.callback_state import JSON, TENSORS, Memory
 from nextrl.controller import ControllerConfig
+from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.errors import InputError
 from nextrl.lowrank import LowRank
 from nextrl.rollback import Snapshot
@@ -80,6 +81,26 @@ def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(
     assert second.costs.search_completions == first.costs.search_completions
     lines = [json.loads(line) for line in (out / "nextrl_decisions.jsonl").read_text().splitlines()]
     assert lines == first.decisions
+
+
+def test_a_quiet_window_takes_one_pass_and_reads_the_same_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = []
+    anchor = RolloutDivergence.anchor
+    monkeypatch.setattr(RolloutDivergence, "anchor", lambda self: exact.append(self) or anchor(self))
+
+    def quiet() -> LeapCallback:
+        config = ControllerConfig(every=5, screen=1.0, oscillates=-9.0, fall=9.0, far=9.0)
+        return LeapCallback(config=config, validation=VALIDATION, prompts=32)
+
+    _, first = run(tmp_path / "run", callback=quiet())
+    # The first window may be searched, so it is measured exactly; the second is not.
+    assert len(exact) == 1
+    assert first.decisions[1]["divergence"] > 0.0
+    out = stopped_after(tmp_path / "run", 8, tmp_path / "again")
+    _, second = run(out, callback=quiet(), resume=True)
+    assert second.decisions == first.decisions
 
 
 def test_a_checkpoint_elsewhere_can_be_resumed(whole: tuple[Path, Any, LeapCallback], tmp_path: Path) -> None:

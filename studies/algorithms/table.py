@@ -6,12 +6,12 @@ python studies/algorithms/table.py studies/algorithms/raw
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from nextrl.engines import algorithms
+from nextrl.over_seeds import mean_and_error
 
 ARMS = {
     "plain": "plain, 5e-5",
@@ -20,15 +20,6 @@ ARMS = {
     "next": "next, leap at 100",
 }
 STEPS = (40, 100, 150)
-
-
-def mean_and_error(values: list[float], digits: int = 3) -> str:
-    """`.123 ± .004`: mean over seeds and its standard error (none with one seed)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def at(records: list[dict[str, Any]], key: str, step: int) -> str:

@@ -10,16 +10,9 @@ import math
 import sys
 from pathlib import Path
 
+from nextrl.over_seeds import mean_and_error
+
 STEPS = (20, 40, 60, 100, 200)
-
-
-def mean_and_error(values: list[float]) -> str:
-    """`.123 ± .004`: mean over seeds and its standard error (none with one seed)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:.3f} ± {spread:.3f}"
 
 
 def records(folder: Path, task: str) -> dict[str, list[dict]]:

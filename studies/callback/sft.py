@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback
@@ -23,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from nextrl import LeapCallback
 from nextrl.atomic import write_json
 from nextrl.engines.trl import LoraSettings, with_adapter
+from nextrl.over_seeds import mean_and_error
 from nextrl.tasks import chain, get, tiny
 
 OUT = Path(__file__).parent / "raw" / "sft.json"
@@ -98,9 +98,7 @@ def main() -> None:
     for rate in RATES:
         for with_line in (False, True):
             chosen = [r for r in runs if (r["rate"], r["with"]) == (rate, with_line)]
-            values = np.array([[r["loss"][s] for s in steps] for r in chosen])
-            errors = values.std(0, ddof=1) / len(chosen) ** 0.5
-            cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(values.mean(0), errors, strict=True)]
+            cells = [mean_and_error([r["loss"][s] for r in chosen]) for s in steps]
             ends = ", ".join(f"{r['decisions'][-1]['learning_rate']:.2g}" for r in chosen if r["decisions"])
             scored = round(sum(r["rows_scored"] for r in chosen) / len(chosen))
             line = "with" if with_line else "without"

@@ -6,20 +6,12 @@ python studies/callback/table.py
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+
+from nextrl.over_seeds import mean_and_error
 
 RAW = Path(__file__).parent / "raw"
 STEPS = (10, 20, 30, 50, 70, 100)
-
-
-def cell(values: list[float]) -> str:
-    """Mean over seeds and its standard error."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:.3f} ± {spread:.3f}"
 
 
 def main() -> None:
@@ -27,12 +19,16 @@ def main() -> None:
     print("| rate | the line | seeds | " + " | ".join(map(str, STEPS)) + " |")
     print("|---|---|---|" + "---|" * len(STEPS))
     for rate in sorted(
-        {p.name.removesuffix(".json").split("-", 1)[1].rsplit("-", 1)[0] for p in RAW.iterdir()}, key=float
+        {
+            p.name.removesuffix(".json").split("-", 1)[1].rsplit("-", 1)[0]
+            for p in RAW.glob("with*-seed*.json")
+        },
+        key=float,
     ):
         for line in ("without", "with"):
             logs = [json.loads(p.read_text())["logs"] for p in sorted(RAW.glob(f"{line}-{rate}-seed*.json"))]
             if logs:
-                cells = [cell([log[step // 10 - 1]["reward"] for log in logs]) for step in STEPS]
+                cells = [mean_and_error([log[step // 10 - 1]["reward"] for log in logs]) for step in STEPS]
                 print(f"| {rate} | {line} | {len(logs)} | " + " | ".join(cells) + " |")
 
 

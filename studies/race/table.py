@@ -14,8 +14,10 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
+
+from nextrl.over_seeds import mean_and_error
 
 TASKS = {"chain": ("5e-05", "0.0002", "0.0005"), "chain-wrong-rule": ("5e-05", "0.0002", "0.001")}
 Runs = dict[tuple[str, str, str], dict[str, Any]]
@@ -31,12 +33,9 @@ def read(folder: Path) -> Runs:
     }
 
 
-def cell(values: list[float], digits: int = 3) -> str:
+def cell(values: list[float]) -> str:
     """`+.123 ± .004 (5)`: mean, standard error over seeds, how many."""
-    if not values:
-        return "-"
-    error = f" ± {stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):+.{digits}f}{error} ({len(values)})"
+    return f"{mean_and_error(values, sign='+')} ({len(values)})" if values else "-"
 
 
 def gain(entry: dict[str, Any]) -> float:

@@ -6,8 +6,9 @@ python studies/smollm2/table.py > studies/smollm2/tables.md
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+
+from nextrl.over_seeds import mean_and_error
 
 RAW = Path(__file__).parent / "raw"
 STEPS = (0, 20, 40, 60, 80, 100)
@@ -17,11 +18,8 @@ def cell(values: list[float], errors: list[float]) -> str:
     """Mean over seeds and its standard error; with one seed the error over prompts, in brackets."""
     if not values:
         return "-"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.3f} (± {errors[0]:.3f})"
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:.3f} ± {spread:.3f}"
+    of_prompts = f" (± {errors[0]:.3f})" if len(values) == 1 else ""
+    return mean_and_error(values) + of_prompts
 
 
 def row(name: str, runs: list[dict]) -> str:
