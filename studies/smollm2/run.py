@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--tasks", nargs="+", default=[SUMS, GYM], choices=[SUMS, GYM])
+    parser.add_argument("--tasks", nargs="+", default=[SUMS, GYM], help="task names")
     parser.add_argument("--arms", nargs="+", default=[], help="only these")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -101,7 +101,7 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
     batch = 1 if getattr(trainer, "padding_free", False) else trainer.args.per_device_train_batch_size
     for first in range(0, len(rows), batch):
         inputs = trainer._prepare_inputs(
-            trainer.data_collator([_tokens(r) for r in rows[first : first + batch]])
+            trainer.data_collator([_tokenised(r) for r in rows[first : first + batch]])
         )
         labels = inputs.pop("labels")[:, 1:]
         with inference(trainer.model):
@@ -111,12 +111,10 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
         yield from zip(logps, mask, strict=True)
 
 
-def _tokens(row: Row) -> Row:
+def _tokenised(row: Row) -> Row:
     if "input_ids" not in row:
         raise InputError(
             "validation rows of an SFTTrainer must be tokenised as its own are: give them to the trainer as "
             "eval_dataset and leave validation= out"
         )
-    return {
-        name: row[name] for name in ("input_ids", "labels", "completion_mask", "seq_lengths") if name in row
-    }
+    return row
