@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora_runs import lora, write_run
-from nextrl.analysis import analysis_figures, analyze
+from nextrl.analysis import analyze
+from nextrl.analysis_plots import analysis_figures
 from nextrl.errors import InputError
 from nextrl.trajectory import Trajectory
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from nextrl import analysis_plots as plots
 from nextrl.errors import InputError
 from nextrl.persistence import adam_persistence, excess
 from nextrl.precision import WARN_ABOVE, noise_share
@@ -169,19 +167,6 @@ def analyze(
         drift_and_noise(total, traj.steps),
         noisy,
     )
-
-
-def analysis_figures(source: Trajectory | Analysis) -> dict[str, Figure]:
-    """The plots of an analysis, name -> figure: "dominance", "directions", "persistence", "path",
-    "modules"."""
-    result = analyze(source) if isinstance(source, Trajectory) else source
-    return {
-        "dominance": plots.dominance(result),
-        "directions": plots.directions(result),
-        "persistence": plots.persistence(result),
-        "path": plots.path(result),
-        "modules": plots.module_maps(result),
-    }
 
 
 class _Energy:

@@ -4,16 +4,15 @@ display."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nextrl.analysis import Analysis, analyze
 from nextrl.persistence import adam_persistence
-
-if TYPE_CHECKING:
-    from nextrl.analysis import Analysis
+from nextrl.trajectory import Trajectory
 
 COLOURS = {"global": "#1f5fa8", "local": "#c8553d", "target": "#3a7d44"}
 WINDOW_COLOURS = ("#c8553d", "#d99a2b", "#3a7d44", "#1f5fa8", "#6a4c93")
@@ -146,3 +145,15 @@ def module_maps(a: Analysis) -> Figure:
         figure.colorbar(image, ax=axis, shrink=0.85)
     axes[0].set_ylabel("layer")
     return figure
+
+
+def analysis_figures(source: Trajectory | Analysis) -> dict[str, Figure]:
+    """The plots of an analysis, name -> figure: "dominance", "directions", "persistence", "path", "modules"."""
+    result = analyze(source) if isinstance(source, Trajectory) else source
+    return {
+        "dominance": dominance(result),
+        "directions": directions(result),
+        "persistence": persistence(result),
+        "path": path(result),
+        "modules": module_maps(result),
+    }

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from nextrl.analysis import Analysis, analysis_figures
+from nextrl.analysis import Analysis
 from nextrl.analysis import analyze as analyse
+from nextrl.analysis_plots import analysis_figures
 from nextrl.atomic import replacing, write_json
 from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
