@@ -315,9 +315,9 @@ class Controller:
     ) -> Decision:
         """One or two candidates, at divergences worth a look, against staying put.
 
-        Early, and only then, a leap as far as `far` can win much. The rate follows the nearer candidate: a window
+        Early, and only then, a leap as far as `far` can win much. The rate follows the leap that won: a window
         repeated alpha times is one trained at 1 + alpha times the rate on the same gradients. Where the reward is
-        still flat no leap can win, but one that does no harm shows that the rate is too low.
+        still flat no leap can win, but the nearer one that does no harm shows that the rate is too low.
         """
         config = self.config
         near = _reaching(diverge, goal, moved)
@@ -335,7 +335,7 @@ class Controller:
         refine(scores, config.stages, config.level)
         alpha = scores.best(config.level)
         harmless = alpha or not scores.worse(near, config.level if first else 1.0)
-        pace = 1.0 + near if harmless and _tell_apart(scores) else 1.0
+        pace = 1.0 + (alpha or near) if harmless and _tell_apart(scores) else 1.0
         if pace > 1.0:
             # `near` may have been halved since, but the windows to come are (1 + near) times as long.
             self._scale = max(self._scale, goal / config.target)
