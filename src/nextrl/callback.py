@@ -160,7 +160,8 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Note the rate that the step is taken at."""
         self._memory.rate = max(self._memory.rate, float(kwargs["optimizer"].param_groups[0]["lr"]))
-        if self._config.every >= _MANY and (state.global_step + 1) % self._config.every == 0:
+        ends = (state.global_step + 1) % self._config.every == 0
+        if ends and self._named is None and self._config.every >= _MANY:
             self._last_step.listen()
 
     def on_step_end(
