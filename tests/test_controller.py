@@ -492,6 +492,17 @@ def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something
     assert decision.divergence == (0.5 if looked else rough)
 
 
+def test_a_policy_that_nothing_moves_any_more_is_left_alone() -> None:
+    # Collapsed onto one answer: no gradient is left, momentum glides straight on, every candidate earns the same.
+    controller = Controller()
+    controller.step(window(10), curve(lambda a: 0.3), SLOW)
+    dead = controller.step(window(20, 1.0), curve(lambda a: 0.3), lambda alpha: 1e-13)
+    assert (dead.alpha, dead.rate_factor, dead.completions) == (0.0, 1.0, 0)
+    assert "no length" in dead.reason
+    # A first window may be as short as that: the rate is far too low.
+    assert Controller().step(window(10, None), curve(lambda a: 0.3), lambda alpha: 1e-13).rate_factor > 1000.0
+
+
 def test_a_window_that_no_search_can_follow_is_only_glanced_at() -> None:
     controller = Controller(ControllerConfig(share=0.0, advance=0))
     decision = controller.step(window(20, 0.9, trained=1000), curve(lambda a: 0.5), SLOW, lambda alpha: 0.001)

@@ -321,6 +321,9 @@ class Controller:
         """
         config = self.config
         near = _reaching(diverge, goal, moved)
+        if near >= _LONGEST and not first:
+            # Collapsed onto one answer: what persists is momentum gliding, and all candidates earn the same.
+            return _stay(f"{why}, but no length of it moves the policy")
         if not config.validate:
             return replace(_stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
         scores = Scores(score)
