@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nextrl.errors import InputError
-from nextrl.guard import Answers, Guard
+from nextrl.guard import Answers, Guard, pooled
 
 USUAL = Answers(length=10.0, truncated=0.05)
 
@@ -16,7 +16,7 @@ USUAL = Answers(length=10.0, truncated=0.05)
 @pytest.mark.parametrize(
     ("candidate", "objection"),
     [
-        (Answers(19.0, 0.1, 2.0), None),
+        (Answers(19.0, 0.1, 0.9), None),
         (Answers(21.0, 0.0, 0.0), "completions grow from 10 to 21 tokens"),
         (Answers(10.0, 0.3, 0.0), "30% of the completions do not end, 5% without it"),
         (Answers(10.0, 0.0, 4.0), "leaves the current policy by 4 nats a token"),
@@ -31,6 +31,23 @@ def test_each_bound_has_its_clause(candidate: Answers, objection: str | None) ->
 
 def test_where_everything_is_cut_off_anyway_nothing_grows() -> None:
     assert Guard().objection(Answers(6.0, 1.0), Answers(6.0, 1.0, 0.1)) is None
+
+
+def test_few_completions_do_not_show_a_broken_format() -> None:
+    # 11 and 13 of 16: seen with SmolLM2, and nothing but noise. 176 and 208 of 256 are none.
+    few = Answers(4.0, 11 / 16, count=16), Answers(4.0, 13 / 16, count=16)
+    assert Guard().objection(*few) is None
+    many = Answers(4.0, 0.60, count=256), Answers(4.0, 0.80, count=256)
+    assert Guard().objection(*many) is not None
+    # Where no answer ends any more, sixteen are enough.
+    assert Guard().objection(Answers(4.0, 0.1, count=16), Answers(4.0, 1.0, count=16)) is not None
+
+
+def test_stretches_are_pooled_by_their_size() -> None:
+    found = pooled([Answers(4.0, 0.5, 0.1, count=16), Answers(6.0, 0.25, 0.2, count=48)])
+    assert (found.length, found.truncated, found.count) == (5.5, 0.3125, 64)
+    assert found.divergence == pytest.approx(0.175)
+    assert math.isnan(pooled([Answers(math.nan, math.nan, count=4)]).length)
 
 
 @pytest.mark.parametrize(

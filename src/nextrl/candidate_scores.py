@@ -11,7 +11,7 @@ from nextrl.adapter import LiveAdapter, State
 from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.engines.trl_likelihood import HeldOutLikelihood
 from nextrl.engines.trl_rollouts import Row, TrainerRollouts
-from nextrl.guard import Answers, Guard
+from nextrl.guard import Answers, Guard, pooled
 from nextrl.search import Refused, Score
 
 Candidate = Callable[[float], State]
@@ -38,18 +38,21 @@ class CandidateScores:
 
         The score raises `Refused` where a leap forward breaks the guard's bounds.
         """
-        usual: dict[int, Answers] = {}
+        seen: dict[
+            float, dict[int, Answers]
+        ] = {}  # alpha -> where a stretch of the rows begins -> its answers
         self.divergences = {}
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
             rewards, answers = self._answer(
                 candidate(alpha) if alpha else end, end, rows[start:stop], seed + _STRIDE * start, alpha
             )
-            if alpha == 0.0:
-                usual[start] = answers
-            elif alpha > 0.0:
-                self.divergences[alpha] = answers.divergence
-                if because := self._guard.objection(usual[start], answers):
+            own = seen.setdefault(alpha, {})
+            own[start] = answers
+            if alpha > 0.0:
+                theirs = pooled(list(own.values()))
+                self.divergences[alpha] = theirs.divergence
+                if because := self._guard.objection(pooled([seen[0.0][s] for s in own]), theirs):
                     raise Refused(because, len(rewards))
             return rewards
 
@@ -70,7 +73,7 @@ class CandidateScores:
             self._adapter.write(end)
         ours = rollouts.log_probabilities() if measured else None
         left = rollouts.divergence(theirs, ours) if measured else 0.0
-        return rewards, Answers(rollouts.mean_length, rollouts.truncated, left)
+        return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
 
     def distance(
         self, candidate: Candidate, end: State, measure: RolloutDivergence

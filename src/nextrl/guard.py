@@ -6,6 +6,8 @@ measured on the completions that the search has paid for anyway.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextrl.errors import InputError
@@ -20,11 +22,23 @@ class Answers:
         truncated: share that did not end by themselves (no end-of-sequence token), in [0, 1]; NaN where unknown.
         divergence: nats a token by which the candidate has left the current policy, KL(candidate || current) on the
             candidate's own completions; 0 for staying put, NaN where it was not measured.
+        count: completions looked at; 0 where that is not known, and shares count as exact.
     """
 
     length: float
     truncated: float
     divergence: float = 0.0
+    count: int = 0
+
+
+def pooled(parts: Sequence[Answers]) -> Answers:
+    """What one candidate's completions were like over several stretches of prompts, each weighted by its count."""
+    count = sum(part.count for part in parts)
+
+    def mean(name: str) -> float:
+        return sum(part.count * float(getattr(part, name)) for part in parts) / count
+
+    return Answers(mean("length"), mean("truncated"), mean("divergence"), count)
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,8 @@ class Guard:
 
     Attributes:
         longest: completions may be on average this many times as long as without the leap.
-        truncated: the share of completions that do not end may grow by this much (a sign of a broken format).
+        truncated: the share of completions that do not end may grow by this much, and by two standard errors more (a
+            sign of a broken format).
         divergence: nats a token by which a leap may leave the current policy.
     """
 
@@ -55,10 +70,15 @@ class Guard:
         """Why a candidate must not be taken, as one clause; None where it may. What is NaN objects to nothing."""
         if candidate.length > self.longest * usual.length:
             return f"completions grow from {usual.length:.0f} to {candidate.length:.0f} tokens"
-        if candidate.truncated > usual.truncated + self.truncated:
+        if candidate.truncated > usual.truncated + self.truncated + 2.0 * _noise(usual, candidate):
             return (
                 f"{candidate.truncated:.0%} of the completions do not end, {usual.truncated:.0%} without it"
             )
         if candidate.divergence > self.divergence:
             return f"it leaves the current policy by {candidate.divergence:.2g} nats a token"
         return None
+
+
+def _noise(usual: Answers, candidate: Answers) -> float:
+    """Standard error of the difference between two shares of completions that do not end."""
+    return math.sqrt(sum(a.truncated * (1.0 - a.truncated) / a.count for a in (usual, candidate) if a.count))
