@@ -103,15 +103,7 @@ def along(start: State, stop: State, alpha: float) -> State:
 
 def cosine(first: list[LowRank], second: list[LowRank]) -> float:
     """Cosine between two displacements over all modules together; 0.0 where either did not move."""
-    # All three products of a module at once: both displacements side by side, and the blocks of their Gram matrix.
-    grams = torch.stack([_gram(a, b) for a, b in zip(first, second, strict=True)]).sum(0)
-    inner, product = float(grams[0, 1]), float(grams[0, 0] * grams[1, 1])
+    inner = sum(float(a.inner(b)) for a, b in zip(first, second, strict=True))
+    sizes = [sum(float(d.inner(d)) for d in deltas) for deltas in (first, second)]
+    product = sizes[0] * sizes[1]
     return inner / product**0.5 if product > 0.0 else 0.0
-
-
-def _gram(first: LowRank, second: LowRank) -> Tensor:
-    """Frobenius inner products of two displacements with themselves and each other: (2, 2) float64."""
-    left = torch.cat([first.left, second.left], -1).double()
-    right = torch.cat([first.right, second.right], -1).double()
-    products = (left.mT @ left) * (right.mT @ right)
-    return products.view(2, len(products) // 2, 2, -1).sum((1, 3))

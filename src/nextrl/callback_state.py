@@ -121,16 +121,16 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
         InputError: the files are damaged, of a later version, or of another adapter.
     """
     waiting = folder.parent / PENDING / folder.name
-    checkpoint, folder = folder, folder if (folder / JSON).is_file() else waiting
-    if not (folder / JSON).is_file():
+    place, other = (folder, waiting) if (folder / JSON).is_file() else (waiting, folder)
+    if not (place / JSON).is_file():
         return None
     # A kill between the two moves of `deliver_pending` leaves one file in each place.
-    tensor_file = next((f for f in (folder / TENSORS, checkpoint / TENSORS) if f.is_file()), folder / TENSORS)
+    tensor_file = (place if (place / TENSORS).is_file() else other) / TENSORS
     try:
-        values = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        values = json.loads((place / JSON).read_text(encoding="utf-8"))
         if values["version"] != VERSION:
             raise InputError(
-                f"{folder / JSON} is of version {values['version']}, not {VERSION}: resume this run with the nextrl "
+                f"{place / JSON} is of version {values['version']}, not {VERSION}: resume this run with the nextrl "
                 "that wrote it"
             )
         if values["tensors"] != sha256(tensor_file):
@@ -138,10 +138,10 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
         tensors = load_file(tensor_file)
         memory = _memory(values["window"], tensors, like)
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, FileNotFoundError) as error:
-        raise InputError(f"{folder / JSON} is damaged ({error!r}): use another checkpoint") from error
+        raise InputError(f"{place / JSON} is damaged ({error!r}): use another checkpoint") from error
     if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
         raise InputError(
-            f"{folder} holds the state of another adapter: resume with the adapter it was saved with"
+            f"{place} holds the state of another adapter: resume with the adapter it was saved with"
         )
     return memory, values
 

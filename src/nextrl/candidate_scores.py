@@ -38,9 +38,8 @@ class CandidateScores:
 
         The score raises `Refused` where a leap forward breaks the guard's bounds.
         """
-        seen: dict[
-            float, dict[int, Answers]
-        ] = {}  # alpha -> where a stretch of the rows begins -> its answers
+        # alpha -> where a stretch of the rows begins -> its answers
+        seen: dict[float, dict[int, Answers]] = {}
         self.divergences = {}
 
         def score(alpha: float, start: int, stop: int) -> Tensor:

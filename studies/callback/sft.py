@@ -75,7 +75,7 @@ def losses(rate: float, seed: int, with_line: bool) -> dict[str, Any]:
         "rate": rate,
         "seed": seed,
         "with": with_line,
-        "loss": {row["step"]: row["eval_test_loss"] for row in logs},
+        "loss": {str(row["step"]): row["eval_test_loss"] for row in logs},
         "decisions": callback.decisions if with_line else [],
         "rows_scored": callback.costs.search_completions if with_line else 0,
     }
@@ -90,7 +90,7 @@ def main() -> None:
         for seed in SEEDS:
             for with_line in (False, True):
                 if (rate, seed, with_line) not in done:
-                    runs.append(json.loads(json.dumps(losses(rate, seed, with_line))))
+                    runs.append(losses(rate, seed, with_line))
                     write_json(OUT, {"runs": runs})
     steps = [str(s) for s in range(0, STEPS + 1, EVERY)]
     print(f"| rate | the line | seeds | {' | '.join(steps)} | rows scored | rate at the end |")

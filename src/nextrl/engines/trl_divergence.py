@@ -96,7 +96,7 @@ class LastStepDivergence(RolloutDivergence):
     def __init__(self, trainer: Any, sequences: int) -> None:
         super().__init__(trainer, sequences)
         self._heard: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._listening = False
+        self._listening, self._before = False, None
 
     def listen(self) -> None:
         """Keep what the coming step's forward passes find."""

@@ -41,8 +41,8 @@ class HeldOutLikelihood:
 
         Every process must call this with the same rows, and gets the scores of all of them. `seed` changes nothing.
         """
-        own = [scored for scored in log_probabilities(self._trainer, self._ranks.share(rows))]
-        means = torch.stack([logps.sum() / mask.sum().clamp_min(1) for logps, mask in own])
+        scored = log_probabilities(self._trainer, self._ranks.share(rows))
+        means = torch.stack([logps.sum() / mask.sum().clamp_min(1) for logps, mask in scored])
         scores: Tensor = self._trainer.accelerator.gather(means).double().cpu()
         self.completions += len(scores)
         return scores[: len(rows)]
@@ -76,19 +76,19 @@ class TextDivergence(RolloutDivergence):
 
     def anchor(self) -> bool:
         """Take the present weights as the current policy."""
-        self._texts = self._measured()
+        self._current = self._measured()
         return True
 
     def now(self) -> float:
         """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats a token."""
-        sums = torch.zeros(2, device=self._trainer.accelerator.device)
-        for (current, mask), (candidate, _) in zip(self._texts, self._measured(), strict=True):
-            sums += torch.stack([((candidate - current).square() / 2).sum(), mask.sum().float()])
-        total, tokens = self._trainer.accelerator.reduce(sums, reduction="sum")
-        return float(total / tokens.clamp_min(1.0))
+        if self._current is None:
+            return math.nan
+        moved = self._measured() - self._current
+        return float(moved.square().sum()) / 2 / max(1, len(moved))
 
-    def _measured(self) -> list[tuple[Tensor, Tensor]]:
-        return list(log_probabilities(self._trainer, self._rows))
+    def _measured(self) -> Tensor:
+        """(tokens,) float32: log-probabilities of all trained tokens. Every process measures all of the rows."""
+        return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._rows)])
 
 
 def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
