@@ -3,7 +3,7 @@
     python benchmarks/bench_loop.py [--steps 60]
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
-Callback: CPU time of the callback's own hooks in windows without a search (median; saving its memory apart) over
+Callback: CPU time of the callback's own hooks in windows without a search (saving its memory apart) over
 that of ten steps. Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the
 ten steps between two; CPU time, because wall time of a busy machine stretches either at will. Search: seconds and
 completions of `auto` over those of the run. Fit: seconds of `next` and `next-paper` on the run's own trajectory.
@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -159,8 +159,11 @@ def main() -> None:
         costs = callback.costs
         own = sum(map(sum, hooks.values()))
         if hooks["quiet"]:
-            share = median(hooks["quiet"]) / ((cpu - own) / options.steps * 10)
-            print(f"callback in a window without a search: {share:.2%} of its ten steps (CPU time)")
+            of_steps = [spent / ((cpu - own) / options.steps * 10) for spent in hooks["quiet"]]
+            print(
+                f"callback in a window without a search: {fmean(of_steps):.2%} of its ten steps (CPU time), median "
+                f"{median(of_steps):.2%}; each: {', '.join(f'{share:.2%}' for share in of_steps)}"
+            )
         quiet = [d for d in callback.decisions if not d["scores"]]
         print(
             f"search of auto: {costs.search_completions / (options.steps * 128):.1%} of the completions, "
