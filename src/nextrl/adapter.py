@@ -104,6 +104,6 @@ def along(start: State, stop: State, alpha: float) -> State:
 def cosine(first: list[LowRank], second: list[LowRank]) -> float:
     """Cosine between two displacements over all modules together; 0.0 where either did not move."""
     inner = sum(float(a.inner(b)) for a, b in zip(first, second, strict=True))
-    sizes = [sum(float(d.inner(d)) for d in deltas) for deltas in (first, second)]
+    sizes = [sum(float(d.square) for d in deltas) for deltas in (first, second)]
     product = sizes[0] * sizes[1]
     return inner / product**0.5 if product > 0.0 else 0.0

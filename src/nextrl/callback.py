@@ -298,8 +298,11 @@ class LeapCallback(TrainerCallback):
         return decision
 
     def _scorer(self, candidate: Candidate, end: State, step: int) -> Callable[[float, int, int], Any]:
-        count, offset = len(self._rows), self._memory.offset
-        rows = [self._rows[(offset + i) % count] for i in range(self._config.stages[-1] if count else 0)]
+        offset = self._memory.offset
+
+        def rows(start: int, stop: int) -> list[Row]:
+            return [self._rows[(offset + i) % len(self._rows)] for i in range(start, stop)]
+
         return self._scores.scorer(candidate, end, rows, self._seed + step)
 
     def _per_step(self) -> int:

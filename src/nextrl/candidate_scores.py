@@ -33,8 +33,10 @@ class CandidateScores:
         self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
         self.divergences: dict[float, float] = {}
 
-    def scorer(self, candidate: Candidate, end: State, rows: Sequence[Row], seed: int) -> Score:
-        """Scores leaps from `end`, always on the same rows with the same random numbers.
+    def scorer(
+        self, candidate: Candidate, end: State, rows: Callable[[int, int], Sequence[Row]], seed: int
+    ) -> Score:
+        """Scores leaps from `end`, always on the same rows (asked for by start and stop) with the same random numbers.
 
         The score raises `Refused` where a leap forward breaks the guard's bounds.
         """
@@ -44,7 +46,7 @@ class CandidateScores:
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
             rewards, answers = self._answer(
-                candidate(alpha) if alpha else end, end, rows[start:stop], seed + _STRIDE * start, alpha
+                candidate(alpha) if alpha else end, end, rows(start, stop), seed + _STRIDE * start, alpha
             )
             own = seen.setdefault(alpha, {})
             own[start] = answers

@@ -164,6 +164,8 @@ class Controller:
     def __init__(self, config: ControllerConfig | None = None) -> None:
         self.config = config or ControllerConfig()
         self._zero = adam_persistence(self.config.every, self.config.beta1)
+        # A glance misses the window's last step, and divergence grows with the square of a straight path.
+        self._whole = (self.config.every / max(1, self.config.every - 1)) ** 2
         self._latest: tuple[float, float] | None = None
         self._best: tuple[float, float] | None = None
         self._wait = 0
@@ -189,30 +191,21 @@ class Controller:
             window: what the run shows.
             score: scores one alpha on a stretch of the window's held-out prompts.
             diverge: how far the policy is from where it would be after one alpha; costs no completions.
-            glance: the same, cheaper and rougher: asked first, and alone where its answer leaves nothing open.
+            glance: the same, cheaper and rougher, of the policy before the window's last step: asked first, but in
+                the first window, and alone where its answer leaves nothing open.
         """
         above = None if window.persistence is None else excess(window.persistence, self._zero)
         fell = self._fell(window)
         self._wait = max(0, self._wait - 1)
         self._straight = self._straight + 1 if above is not None and above > self.config.straight else 0
-        moved = math.nan if glance is None else glance(-1.0)
-        if not moved >= 0.0 or not (fell or self._settled(window, above, moved)):
+        moved = math.nan if glance is None or above is None else glance(-1.0) * self._whole
+        # Known to a factor of two: that decides where it is not near `far` and no search is to follow.
+        settled = fell or (moved <= self.far / 2 and self._rests(window, above, moved) is not None)
+        if math.isnan(moved) or not settled:
             moved = diverge(-1.0)
         decision = self._choose(window, score, diverge, above, moved, fell)
         self._spent += decision.completions
         return replace(decision, excess=above, divergence=None if math.isnan(moved) else moved)
-
-    def _settled(self, window: Window, above: float | None, rough: float) -> bool:
-        """Whether a window's divergence, known to a factor of two, is known well enough.
-
-        It is where it lies far from each bound that could matter, and none but `far` does where no search can follow.
-        """
-        if rough > self.far / 2:
-            return False
-        if above is not None and above <= self.config.screen:
-            return True
-        affordable = not self.config.validate or self._affordable(window, further=True)
-        return bool(self._wait) or not affordable or (rough > self.target and self._straight < 2)
 
     def _fell(self, window: Window) -> bool:
         """Whether the reward lies below the best pair of windows, past `fall` (of its scale) and past the noise.
@@ -245,20 +238,27 @@ class Controller:
             return self._too_far(window, score, moved, first=above is None)
         if above is not None and above < config.oscillates:
             return self._oscillating(window, score)
+        if why := self._rests(window, above, moved):
+            return _stay(why)
+        enough = moved > self.target / 2
+        goal = _FURTHER * moved if enough else self.target
+        return self._forward(score, diverge, moved, goal, _cause(above), first=above is None)
+
+    def _rests(self, window: Window, above: float | None, moved: float) -> str | None:
+        """Why there is no search forward after a window that moved the policy by `moved`; None where there is one."""
+        config, why = self.config, _cause(above)
         if above is not None and above <= config.screen:
-            return _stay("persistence is what Adam's own memory leaves")
-        why = "the first window" if above is None else "the path persists"
+            return "persistence is what Adam's own memory leaves"
         if math.isnan(moved):
-            return _stay(f"{why}, but no rollouts are there to measure it on")
+            return f"{why}, but no rollouts are there to measure it on"
         enough, straight = moved > self.target / 2, self._straight > 1 and config.validate
         if enough and not straight:
-            return _stay(f"{why}, and moves the policy as far as it should")
+            return f"{why}, and moves the policy as far as it should"
         if config.validate and not self._affordable(window, further=enough):
-            return _stay(f"{why}, but the search's budget is used up for now")
+            return f"{why}, but the search's budget is used up for now"
         if self._wait:
-            return _stay(f"{why}, but the last search changed nothing: waiting")
-        goal = _FURTHER * moved if enough else self.target
-        return self._forward(score, diverge, moved, goal, why, first=above is None)
+            return f"{why}, but the last search changed nothing: waiting"
+        return None
 
     def _affordable(self, window: Window, *, further: bool = False) -> bool:
         """Whether another search fits the budget; the first are advanced: a run far too low must start somehow."""
@@ -392,6 +392,10 @@ def _reaching(diverge: Diverge, goal: float, moved: float) -> float:
 def _tell_apart(scores: Scores) -> bool:
     """Whether the held-out rewards vary at all; where they do not, neither harm nor its absence can show."""
     return float(scores.rewards[0.0].std()) > 0.0
+
+
+def _cause(above: float | None) -> str:
+    return "the first window" if above is None else "the path persists"
 
 
 def _stay(reason: str) -> Decision:

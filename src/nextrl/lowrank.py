@@ -18,6 +18,7 @@ at all and u and v are returned as zero vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -122,11 +123,16 @@ class LowRank:
         right = self.right.double().mT @ other.right.double()
         return (left * right).sum((-2, -1))
 
+    @cached_property
+    def square(self) -> Tensor:
+        """Squared Frobenius norm, (...,) float64: `inner` with itself, computed once."""
+        return self.inner(self)
+
     def norm(self) -> Tensor:
         """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not
         1e-8."""
         left, right = self.left.double(), self.right.double()
-        square = self.inner(self).clamp_min(0)
+        square = self.square.clamp_min(0)
         scale = (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sqrt()
         if bool((square > (GRAM_FLOOR * scale) ** 2).all()):
             return square.sqrt()
