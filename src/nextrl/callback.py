@@ -137,8 +137,7 @@ class LeapCallback(TrainerCallback):
             if len(self._rows) < self._config.stages[-1]:
                 self._config = replace(self._config, stages=_stages(len(self._rows)))
         tools = instruments(self._trainer, self._rows)
-        self._rollouts, self._rewards = tools.rollouts, tools.rewards
-        self._distance, self._last_step = tools.distance, tools.last_step
+        self._rollouts, self._rewards, self._distance = tools.rollouts, tools.rewards, tools.distance
         self._scores = CandidateScores(self._adapter, self._rollouts, self._guard)
         if self._read_beta1:
             self._config = replace(self._config, beta1=_beta1(kwargs["optimizer"]))
@@ -162,13 +161,13 @@ class LeapCallback(TrainerCallback):
         self._memory.rate = max(self._memory.rate, float(kwargs["optimizer"].param_groups[0]["lr"]))
         ends = (state.global_step + 1) % self._config.every == 0
         if ends and self._named is None and self._config.every >= _MANY:
-            self._last_step.listen()
+            self._distance.listen()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the step's reward; at the end of a window decide and act."""
-        self._last_step.stop()
+        self._distance.stop()
         self._memory.rewards.append(self._rewards.new())
         step = state.global_step
         if self._leapt is not None:
@@ -261,8 +260,7 @@ class LeapCallback(TrainerCallback):
         if self._named is None:
             step = partial(self._controller.step, window)
             score = self._scorer(candidate, end, window.step)
-            measures = self._distance, self._last_step
-            diverge, glance = (self._scores.distance(candidate, end, measure) for measure in measures)
+            diverge, glance = self._scores.distances(candidate, end, self._distance)
             decision = self._agree(self._controller, step, score, diverge, glance)
         else:
             decision, candidate = self._ask(self._named, window, end, candidate)

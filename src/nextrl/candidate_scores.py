@@ -17,6 +17,9 @@ from nextrl.search import Refused, Score
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
 
+Distance = Callable[[float], float]
+"""alpha -> nats a token."""
+
 _STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
 
@@ -76,25 +79,34 @@ class CandidateScores:
         left = rollouts.divergence(theirs, ours) if measured else 0.0
         return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
 
-    def distance(
+    def distances(
         self, candidate: Candidate, end: State, measure: RolloutDivergence
-    ) -> Callable[[float], float]:
-        """Divergence a token of a leap from `end`, by a measure that is anchored there; NaN where it cannot be.
+    ) -> tuple[Distance, Distance]:
+        """Divergence a token of a leap from `end`: (from the present policy, from that of the last training step).
 
-        Nothing is computed before the first alpha is asked for.
+        NaN where it cannot be measured. What one has read the other does not read again.
         """
+        found: dict[float, Tensor] = {}
         anchored: bool | None = None
+
+        def read(alpha: float) -> Tensor:
+            if alpha not in found:
+                self._adapter.write(candidate(alpha))
+                try:
+                    found[alpha] = measure.read()
+                finally:
+                    self._adapter.write(end)
+            return found[alpha]
+
+        def glance(alpha: float) -> float:
+            return measure.divergence(read(alpha)) if measure.recall() else math.nan
 
         def diverge(alpha: float) -> float:
             nonlocal anchored
             if anchored is None:
-                anchored = measure.anchor()
-            if not anchored:
-                return math.nan
-            self._adapter.write(candidate(alpha))
-            try:
-                return measure.now()
-            finally:
-                self._adapter.write(end)
+                rollouts, anchored = measure.rollouts, measure.anchor()
+                if measure.rollouts is not rollouts:
+                    found.clear()
+            return measure.divergence(read(alpha)) if anchored else math.nan
 
-        return diverge
+        return diverge, glance

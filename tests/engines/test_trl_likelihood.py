@@ -60,14 +60,14 @@ def test_the_divergence_is_nothing_from_where_it_is_anchored_and_grows_beyond(tm
     run = trainer(tmp_path)
     measure = TextDivergence(run, [run.eval_dataset[i] for i in range(5)])
     assert measure.anchor()
-    assert measure.now() == 0.0
+    assert measure.divergence(measure.read()) == 0.0
     found = []
     for _ in range(2):
         with torch.no_grad():
             for name, p in run.model.named_parameters():
                 if "lora_B" in name:
                     p += 0.01
-        found.append(measure.now())
+        found.append(measure.divergence(measure.read()))
     assert 0.0 < found[0] < found[1]
 
 

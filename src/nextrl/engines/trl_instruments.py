@@ -8,11 +8,11 @@ from typing import Any
 
 from trl import SFTTrainer
 
-from nextrl.engines.trl_divergence import LastStepDivergence, RolloutDivergence
+from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.engines.trl_likelihood import HeldOutLikelihood, TextDivergence
 from nextrl.engines.trl_rollouts import RewardMeter, Row, TrainerRollouts
 
-_SEQUENCES, _FEWER = 32, 24  # texts that a divergence is measured on, and estimated on
+_COMPLETIONS, _TEXTS = 24, 32  # that a divergence is measured on
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,11 @@ class Instruments:
         rollouts: scores held-out rows.
         rewards: reads the training reward of each step.
         distance: how far other weights move the policy.
-        last_step: the same, cheaper and rougher, from what the last training step computed.
     """
 
     rollouts: TrainerRollouts | HeldOutLikelihood
     rewards: RewardMeter
     distance: RolloutDivergence
-    last_step: LastStepDivergence
 
 
 def instruments(trainer: Any, rows: Sequence[Row]) -> Instruments:
@@ -42,11 +40,9 @@ def instruments(trainer: Any, rows: Sequence[Row]) -> Instruments:
     Raises:
         InputError: it is another trainer, or its rollouts need an environment.
     """
-    last_step = LastStepDivergence(trainer, _FEWER)
     if isinstance(trainer, SFTTrainer):
-        texts = TextDivergence(trainer, [rows[i] for i in range(min(len(rows), _SEQUENCES))])
-        return Instruments(
-            HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts, last_step
-        )
-    rollouts, distance = TrainerRollouts(trainer), RolloutDivergence(trainer, _SEQUENCES)
-    return Instruments(rollouts, RewardMeter(trainer), distance, last_step)
+        texts = TextDivergence(trainer, [rows[i] for i in range(min(len(rows), _TEXTS))])
+        return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
+    return Instruments(
+        TrainerRollouts(trainer), RewardMeter(trainer), RolloutDivergence(trainer, _COMPLETIONS)
+    )

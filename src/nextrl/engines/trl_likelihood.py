@@ -72,23 +72,22 @@ class TextDivergence(RolloutDivergence):
 
     def __init__(self, trainer: Any, rows: Sequence[Row]) -> None:
         super().__init__(trainer, len(rows))
-        self._rows = rows
+        self._texts = rows
 
     def anchor(self) -> bool:
         """Take the present weights as the current policy."""
-        self._current = self._measured()
+        self._current = self.read()
         return True
 
-    def now(self) -> float:
+    def read(self) -> Tensor:
+        """(tokens,) float32: log-probabilities of all trained tokens. Every process measures all of the rows."""
+        return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._texts)])
+
+    def divergence(self, candidate: Tensor) -> float:
         """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats a token."""
         if self._current is None:
             return math.nan
-        moved = self._measured() - self._current
-        return float(moved.square().sum()) / 2 / max(1, len(moved))
-
-    def _measured(self) -> Tensor:
-        """(tokens,) float32: log-probabilities of all trained tokens. Every process measures all of the rows."""
-        return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._rows)])
+        return float((candidate - self._current).square().sum()) / 2 / max(1, len(candidate))
 
 
 def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
