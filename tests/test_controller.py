@@ -494,6 +494,16 @@ def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something
     assert decision.divergence == (0.5 if looked else pytest.approx(rough * WHOLE))
 
 
+def test_a_search_needs_the_exact_look_to_agree_with_the_glance() -> None:
+    def decide(exact: float) -> Decision:
+        scores = curve(lambda a: 0.5)
+        return Controller().step(window(20, 0.7), scores, moving(exact), lambda alpha: 0.004)
+
+    assert decide(0.03).reason == "the path persists, and moves the policy as far as it should"
+    assert decide(0.03).completions == 0
+    assert decide(0.005).completions > 0
+
+
 def test_a_policy_that_nothing_moves_any_more_is_left_alone() -> None:
     # Collapsed onto one answer: no gradient is left, momentum glides straight on, every candidate earns the same.
     controller = Controller()
