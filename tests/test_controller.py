@@ -494,6 +494,16 @@ def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something
     assert decision.divergence == (0.5 if looked else pytest.approx(rough * WHOLE))
 
 
+@pytest.mark.parametrize(("nats", "alpha"), [(24.0, -1.0), (0.3, -0.5)])
+def test_a_ruined_first_window_is_not_left_half_undone(nats: float, alpha: float) -> None:
+    # Few prompts cannot tell the two ways back apart, and what half of 24 nats leaves is no policy to train on.
+    rewards = (0.3, 0.3, 0.3, 0.1, 0.0, 0.0)
+    decision = Controller().step(
+        window(10, None, rewards), curve(lambda a: 0.0 if a == 0 else 0.2), moving(nats)
+    )
+    assert decision.alpha == alpha
+
+
 def test_a_search_needs_the_exact_look_to_agree_with_the_glance() -> None:
     def decide(exact: float) -> Decision:
         scores = curve(lambda a: 0.5)

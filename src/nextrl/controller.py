@@ -231,7 +231,7 @@ class Controller:
     ) -> Decision:
         config = self.config
         if fell:
-            return self._fallen(score)
+            return self._fallen(score, moved)
         if window.rate <= 0.0:
             return _stay("the learning rate has decayed to nothing")
         if moved > self.far:
@@ -267,8 +267,8 @@ class Controller:
         advance = self.config.advance * (2 if further else 1)
         return self._spent < advance + self.config.share * window.trained
 
-    def _fallen(self, score: Score) -> Decision:
-        decision = self._back(score, (-0.5, -1.0), "the training reward fell", level=0.0)
+    def _fallen(self, score: Score, moved: float) -> Decision:
+        decision = self._back(score, self._ways_back(moved), "the training reward fell", level=0.0)
         if decision.alpha == 0.0:
             # The fall is what the run now is: the next one is measured from here.
             self._best = self._latest
@@ -284,7 +284,7 @@ class Controller:
         why = f"the window moved the policy {moved:.2g} nats a token"
         factor = max(0.1, math.sqrt((self.target if first else self.far) / moved))
         if first and window.falls:
-            decision = self._back(score, (-0.5, -1.0), why, level=0.0)
+            decision = self._back(score, self._ways_back(moved), why, level=0.0)
             if decision.alpha:
                 return replace(decision, rate_factor=min(factor, decision.rate_factor))
         return replace(_stay(f"{why}: a lower rate"), rate_factor=factor)
@@ -299,6 +299,10 @@ class Controller:
             return half
         decision = self._back(score, (-0.5,), "the path oscillates", level=1.0)
         return decision if decision.alpha else replace(decision, rate_factor=0.5, reason=half.reason)
+
+    def _ways_back(self, moved: float) -> tuple[float, ...]:
+        """Half the window and all of it; half leaves a quarter of the divergence, which may be too far itself."""
+        return (-1.0,) if moved > 4.0 * self.far else (-0.5, -1.0)
 
     def _back(self, score: Score, candidates: Sequence[float], why: str, level: float) -> Decision:
         if not self.config.validate:
