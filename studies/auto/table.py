@@ -56,11 +56,27 @@ def print_task(folder: Path, task: str) -> None:
         )
 
 
+def print_paired(folder: Path, task: str, name: str, other: str) -> None:
+    """Mean difference of two arms over the seeds that both have, step by step."""
+    by_seed = [
+        {r["name"].rsplit("/", 1)[1]: dict(zip(r["steps"], r["accuracy"], strict=True)) for r in runs}
+        for runs in (records(folder, task).get(arm, []) for arm in (name, other))
+    ]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if len(shared) < 2:
+        return
+    print(f"\n{task}, {name} minus {other}, {len(shared)} seeds:")
+    for step in by_seed[0][shared[0]]:
+        differences = [by_seed[0][s][step] - by_seed[1][s][step] for s in shared]
+        print(f"step {step}: {mean_and_error(differences)}")
+
+
 def main() -> None:
-    """Both tasks."""
+    """Both tasks, and whether a tuned rate loses."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/auto/raw")
     for task in ("chain", "chain-wrong-rule"):
         print_task(folder, task)
+    print_paired(folder, "chain-wrong-rule", "auto-0.002", "plain-0.002")
 
 
 if __name__ == "__main__":
