@@ -296,10 +296,10 @@ class LeapCallback(TrainerCallback):
         return decision
 
     def _scorer(self, candidate: Candidate, end: State, step: int) -> Callable[[float, int, int], Any]:
-        offset = self._memory.offset
+        offset, most = self._memory.offset, self._config.stages[-1]
 
         def rows(start: int, stop: int) -> list[Row]:
-            return [self._rows[(offset + i) % len(self._rows)] for i in range(start, stop)]
+            return [self._rows[(offset + i) % len(self._rows)] for i in range(start, min(stop, most))]
 
         return self._scores.scorer(candidate, end, rows, self._seed + step)
 
