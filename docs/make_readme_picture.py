@@ -1,6 +1,6 @@
 """Draw README's one picture from a demo's result: accuracy against completions, with error bars.
 
-    python docs/make_readme_picture.py demo-out/result.json docs/readme.png
+    python docs/make_readme_picture.py demo-out/result.json docs/demo.png
 
 Four arms: the run as configured, the tuned rate, the best learning-rate-free optimizer, auto. Every number in the
 picture is the result's own.
@@ -121,7 +121,7 @@ def main() -> None:
     """Read the result, write the PNG."""
     parser = argparse.ArgumentParser(description="Draw README's picture from a result.json.")
     parser.add_argument("result", type=Path)
-    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "readme.png")
+    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "demo.png")
     given = parser.parse_args()
     result = json.loads(given.result.read_text(encoding="utf-8"))
     plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
