@@ -10,6 +10,7 @@ import math
 import sys
 from pathlib import Path
 
+from nextrl.controller import ControllerConfig
 from nextrl.over_seeds import mean_and_error
 
 STEPS = (20, 40, 60, 100, 200)
@@ -71,12 +72,25 @@ def print_paired(folder: Path, task: str, name: str, other: str) -> None:
         print(f"step {step}: {mean_and_error(differences)}")
 
 
+def print_too_far(folder: Path) -> None:
+    """How many windows of `auto` went too far, and how many of them persistence alone would not have shown."""
+    windows = [
+        decision["excess"]
+        for path in folder.glob("*/auto-*/seed-*/record.json")
+        for decision in json.loads(path.read_text())["decisions"]
+        if decision["reason"].startswith("the window moved") and decision["excess"] is not None
+    ]
+    quiet = sum(excess <= ControllerConfig().screen for excess in windows)
+    print(f"\nToo far after the first window: {len(windows)}, of them with an excess below the screen: {quiet}")
+
+
 def main() -> None:
     """Both tasks, and whether a tuned rate loses."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/auto/raw")
     for task in ("chain", "chain-wrong-rule"):
         print_task(folder, task)
     print_paired(folder, "chain-wrong-rule", "auto-0.002", "plain-0.002")
+    print_too_far(folder)
 
 
 if __name__ == "__main__":
