@@ -81,7 +81,9 @@ def print_too_far(folder: Path) -> None:
         if decision["reason"].startswith("the window moved") and decision["excess"] is not None
     ]
     quiet = sum(excess <= ControllerConfig().screen for excess in windows)
-    print(f"\nToo far after the first window: {len(windows)}, of them with an excess below the screen: {quiet}")
+    print(
+        f"\nToo far after the first window: {len(windows)}, of them with an excess below the screen: {quiet}"
+    )
 
 
 def main() -> None:
