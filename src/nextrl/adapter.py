@@ -6,7 +6,7 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -101,9 +101,12 @@ def along(start: State, stop: State, alpha: float) -> State:
     return {name: torch.lerp(start[name], stop[name], 1.0 + alpha) for name in stop}
 
 
-def cosine(first: list[LowRank], second: list[LowRank]) -> float:
+def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:
     """Cosine between two displacements over all modules together; 0.0 where either did not move."""
-    inner = sum(float(a.inner(b)) for a, b in zip(first, second, strict=True))
-    sizes = [sum(float(d.square) for d in deltas) for deltas in (first, second)]
-    product = sizes[0] * sizes[1]
+    inner = early = late = 0.0
+    for before, after in zip(first, second, strict=True):
+        inner += float(before.inner(after))
+        early += float(before.square)
+        late += float(after.square)
+    product = early * late
     return inner / product**0.5 if product > 0.0 else 0.0

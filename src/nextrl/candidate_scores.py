@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from nextrl.adapter import LiveAdapter, State
+from nextrl.controller import Diverge
 from nextrl.engines.trl_divergence import RolloutDivergence
 from nextrl.engines.trl_likelihood import HeldOutLikelihood
 from nextrl.engines.trl_rollouts import Row, TrainerRollouts
@@ -16,9 +17,6 @@ from nextrl.search import Refused, Score
 
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
-
-Distance = Callable[[float], float]
-"""alpha -> nats a token."""
 
 _STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
@@ -81,7 +79,7 @@ class CandidateScores:
 
     def distances(
         self, candidate: Candidate, end: State, measure: RolloutDivergence
-    ) -> tuple[Distance, Distance]:
+    ) -> tuple[Diverge, Diverge]:
         """Divergence a token of a leap from `end`: (from the present policy, from that of the last training step).
 
         NaN where it cannot be measured. What one has read the other does not read again.

@@ -240,8 +240,7 @@ class Controller:
             return self._oscillating(window, score)
         if why := self._rests(window, above, moved):
             return _stay(why)
-        enough = moved > self.target / 2
-        goal = _FURTHER * moved if enough else self.target
+        goal = _FURTHER * moved if self._enough(moved) else self.target
         return self._forward(score, diverge, moved, goal, _cause(above), first=above is None)
 
     def _rests(self, window: Window, above: float | None, moved: float) -> str | None:
@@ -251,7 +250,7 @@ class Controller:
             return "persistence is what Adam's own memory leaves"
         if math.isnan(moved):
             return f"{why}, but no rollouts are there to measure it on"
-        enough, straight = moved > self.target / 2, self._straight > 1 and config.validate
+        enough, straight = self._enough(moved), self._straight > 1 and config.validate
         if enough and not straight:
             return f"{why}, and moves the policy as far as it should"
         if config.validate and not self._affordable(window, further=enough):
@@ -259,6 +258,10 @@ class Controller:
         if self._wait:
             return f"{why}, but the last search changed nothing: waiting"
         return None
+
+    def _enough(self, moved: float) -> bool:
+        """Whether a window moved the policy about as far as it should."""
+        return moved > self.target / 2
 
     def _affordable(self, window: Window, *, further: bool = False) -> bool:
         """Whether another search fits the budget; the first are advanced: a run far too low must start somehow."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from nextrl.controller import ControllerConfig
 from nextrl.over_seeds import mean_and_error
 
+TASKS = ("chain", "chain-wrong-rule")
 STEPS = (20, 40, 60, 100, 200)
 
 
@@ -76,8 +77,11 @@ def print_too_far(folder: Path) -> None:
     """How many windows of `auto` went too far, and how many of them persistence alone would not have shown."""
     windows = [
         decision["excess"]
-        for path in folder.glob("*/auto-*/seed-*/record.json")
-        for decision in json.loads(path.read_text())["decisions"]
+        for task in TASKS
+        for name, runs in records(folder, task).items()
+        if name.startswith("auto-")
+        for run in runs
+        for decision in run["decisions"]
         if decision["reason"].startswith("the window moved") and decision["excess"] is not None
     ]
     quiet = sum(excess <= ControllerConfig().screen for excess in windows)
@@ -89,7 +93,7 @@ def print_too_far(folder: Path) -> None:
 def main() -> None:
     """Both tasks, and whether a tuned rate loses."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/auto/raw")
-    for task in ("chain", "chain-wrong-rule"):
+    for task in TASKS:
         print_task(folder, task)
     print_paired(folder, "chain-wrong-rule", "auto-0.002", "plain-0.002")
     print_too_far(folder)

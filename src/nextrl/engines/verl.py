@@ -16,12 +16,13 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
+from nextrl.adapter import cosine
 from nextrl.atomic import write_bytes
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.controller import Controller, ControllerConfig, Decision, Window
@@ -31,6 +32,7 @@ from nextrl.engines.verl_data import plain_template, tokenizer, write_data
 from nextrl.engines.verl_scoring import Scorer, TransformersScorer
 from nextrl.engines.verl_state import Leg, State
 from nextrl.errors import InputError
+from nextrl.lowrank import LowRank
 from nextrl.persistence import adam_persistence
 from nextrl.tasks import base
 from nextrl.trajectory import Trajectory
@@ -214,7 +216,7 @@ class VerlRun:
         if state.previous is None:
             return None, None
         before = self._window(*state.previous)
-        measured = _cosine(before, traj)
+        measured = cosine(*(_displacement(window, traj.modules) for window in (before, traj)))
         if not fresh:
             return measured, measured
         zero = adam_persistence(self._config.every, self._config.beta1)
@@ -309,12 +311,6 @@ class VerlRun:
         state.seconds[what] = round(state.seconds[what] + time.monotonic() - began, 3)
 
 
-def _cosine(before: Trajectory, now: Trajectory) -> float:
-    """Cosine of the displacements of two windows, module by module; 0.0 where either did not move."""
-    dot = early = late = 0.0
-    for module in now.modules:
-        first, second = (t.delta(module, t.steps[0], t.steps[-1]) for t in (before, now))
-        dot += float(first.inner(second))
-        early += float(first.inner(first))
-        late += float(second.inner(second))
-    return dot / math.sqrt(early * late) if early * late > 0.0 else 0.0
+def _displacement(traj: Trajectory, modules: Sequence[str]) -> Iterator[LowRank]:
+    """A window's displacement, one module after the other."""
+    return (traj.delta(module, traj.steps[0], traj.steps[-1]) for module in modules)
