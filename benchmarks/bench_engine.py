@@ -29,9 +29,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nextrl.lowrank import LowRank
-from nextrl.spectra import iter_spectra
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.spectra import iter_spectra
+from nextrl.trajectory.trajectory import Trajectory
 
 torch.set_num_threads(1)
 SPACING = 10

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 HIDDEN, KV, FF, RANK = 3584, 512, 18944, 32
 SHAPES = {

@@ -22,15 +22,16 @@ from typing import Any
 
 import torch
 
-from nextrl import callback_state
-from nextrl.arm import ArmRecord
-from nextrl.callback import LeapCallback
-from nextrl.engines.trl import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
+from nextrl.engines.trl import memory
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
 from nextrl.errors import InputError
-from nextrl.leap import leap
-from nextrl.resume import Resumable
-from nextrl.tasks import get, tiny
-from nextrl.trajectory import Trajectory
+from nextrl.leaps.leap import leap
+from nextrl.runs.arm import ArmRecord
+from nextrl.runs.resume import Resumable
+from nextrl.tasks import get
+from nextrl.tasks.bases import tiny
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def timed(seconds: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +56,7 @@ def instrument(trainer: Any, seconds: dict[str, float]) -> None:
     )
     trainer.accelerator.backward = timed(seconds, "backward", trainer.accelerator.backward)
     trainer._save_checkpoint = timed(seconds, "saving", trainer._save_checkpoint)
-    callback_state.write_pending = timed(seconds, "saving", callback_state.write_pending)
+    memory.write_pending = timed(seconds, "saving", memory.write_pending)
     handler = trainer.callback_handler
     handler.on_save = timed(seconds, "saving", handler.on_save)
     create = trainer.create_optimizer

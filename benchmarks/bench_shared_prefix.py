@@ -15,14 +15,13 @@ from pathlib import Path
 
 import torch
 
-from nextrl import models
-from nextrl.engines.trl import LoraSettings, TrainSettings, build_trainer, with_adapter
-from nextrl.tasks import get
+from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, build_trainer, with_adapter
+from nextrl.tasks import bases, get
 
 
 def measure(steps: int, shares: bool) -> tuple[float, list[float]]:
     """(CPU seconds a step, mean reward of each step)."""
-    base, tokenizer = models.load("smollm2-135m", "short-sums")
+    base, tokenizer = bases.load("smollm2-135m", "short-sums")
     settings = TrainSettings(
         steps=steps, prompts_per_step=8, completions_per_prompt=8, learning_rate=3e-4, share_prefixes=shares
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nextrl.precision import noise_floor
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.precision import noise_floor
+from nextrl.trajectory.trajectory import Trajectory
 
 SIZE, RANK, RATE, STEPS = 896, 32, 1e-5, 200
 

@@ -19,8 +19,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from nextrl.report.arms import Arm, read_arms
-from nextrl.report.reading import mapping, number
+from nextrl.runs.report.arms import Arm, read_arms
+from nextrl.runs.report.reading import mapping, number
 
 # The page's colours: told apart by colour-blind readers, and by dash and width without any colour.
 STYLE = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nextrl.trajectory import MemoryCheckpoint, Trajectory
+from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
 
 MODULES = {"model.layers.0.self_attn.q_proj": (24, 20), "model.layers.0.mlp.up_proj": (40, 20)}
 RANK = 4

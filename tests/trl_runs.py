@@ -10,9 +10,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
-from nextrl.controller import Decision
-from nextrl.engines.trl import LoraSettings, as_dataset, reward_function, with_adapter
-from nextrl.tasks import base, tiny
+from nextrl.engines.trl.trainer import LoraSettings, as_dataset, reward_function, with_adapter
+from nextrl.judge.controller import Decision
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
 
 TASK = base.get("chain")
 LORA = LoraSettings(r=4, alpha=8, target_modules=["q_proj", "down_proj"])

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from nextrl import callback as module
-from nextrl.adapter import LiveAdapter
-from nextrl.callback import LeapCallback
-from nextrl.config import RunConfig
-from nextrl.controller import Controller
-from nextrl.run import run
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.trl import callback as module
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.judge.controller import Controller
+from nextrl.runs.config import RunConfig
+from nextrl.runs.run import run
 from trl_runs import VALIDATION, Scripted, fresh_model, trainer
 
 STEPS, COMPLETIONS, PROMPTS = 6, 32, 15  # 15 does not divide by two: one row is repeated to fill

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-from nextrl.advise import advise
-from nextrl.backtest import backtest
 from nextrl.errors import InputError
-from nextrl.leap import Leap, leap
-from nextrl.trajectory import Trajectory
+from nextrl.judge.advice import advise
+from nextrl.judge.backtest import backtest
+from nextrl.leaps.leap import Leap, leap
+from nextrl.trajectory.trajectory import Trajectory
+from nextrl.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from nextrl.callback import LeapCallback
+    from nextrl.engines.trl.callback import LeapCallback
 
 __all__ = ["InputError", "Leap", "LeapCallback", "Trajectory", "__version__", "advise", "backtest", "leap"]
 
@@ -21,7 +20,7 @@ __all__ = ["InputError", "Leap", "LeapCallback", "Trajectory", "__version__", "a
 def __getattr__(name: str) -> Any:
     # The callback needs transformers, which takes seconds to import and which reading a trajectory does not need.
     if name == "LeapCallback":
-        from nextrl.callback import LeapCallback
+        from nextrl.engines.trl.callback import LeapCallback
 
         return LeapCallback
     raise AttributeError(f"module 'nextrl' has no attribute '{name}'")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from nextrl import Trajectory
-from nextrl.advise import features
+from nextrl.judge.advice import features
 
 STEPS = (50, 100)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nextrl.advise import DEFAULT, AdviceFeatures, Thresholds, Window, decide
+from nextrl.judge.advice import DEFAULT, AdviceFeatures, Thresholds, Window, decide
 
 END, MARGIN = "150", 0.02
 SEEDS = (0, 1, 2)

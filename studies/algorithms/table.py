@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nextrl.engines import algorithms
+from nextrl.engines.trl import algorithms
 from nextrl.over_seeds import mean_and_error
 
 ARMS = {

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from nextrl.adapter import LiveAdapter, State, along
-from nextrl.engines.trl import LoraSettings, TrainSettings, build_trainer, with_adapter
-from nextrl.evaluate import seeded
-from nextrl.loop import one_thread
-from nextrl.tasks import get, tiny
+from nextrl.engines.live_adapter import LiveAdapter, State, along
+from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, build_trainer, with_adapter
+from nextrl.runs.loop import one_thread
+from nextrl.tasks import get
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import seeded
 
 EVERY, PROMPTS = 10, 64
 RATES = (5e-5, 2e-4, 1e-3, 5e-3)

@@ -17,8 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nextrl.engines.trl import TrainSettings
-from nextrl.loop import ArmSettings, one_thread, run_arm
+from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 
 STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 2e-2)
 UNVALIDATED = (1e-5, 2e-2)

@@ -20,10 +20,11 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from nextrl import LeapCallback
-from nextrl.atomic import write_json
-from nextrl.engines.trl import LoraSettings, with_adapter
+from nextrl.checkpoints.atomic import write_json
+from nextrl.engines.trl.trainer import LoraSettings, with_adapter
 from nextrl.over_seeds import mean_and_error
-from nextrl.tasks import chain, get, tiny
+from nextrl.tasks import chain, get
+from nextrl.tasks.bases import tiny
 
 OUT = Path(__file__).parent / "raw" / "sft.json"
 RATES, SEEDS, STEPS, EVERY = (1e-6, 2e-5, 1e-3, 1e-2, 5e-2), (0, 1, 2), 100, 20

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from nextrl.extrapolators import CombinationOfCheckpoints, InsideFactors, register, require
-from nextrl.extrapolators.gram import pooled_gram, slope_weights, step_numbers, unit
-from nextrl.persistence import adam_persistence, excess
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import pooled_gram, slope_weights, step_numbers, unit
+from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.trajectory import Trajectory
 
 BETA1 = 0.9
 

@@ -20,14 +20,14 @@ from typing import Any
 import candidates  # noqa: F401  (registers the study's own methods)
 import torch
 
-from nextrl import Trajectory, models
-from nextrl.adapter import LiveAdapter
-from nextrl.engines.trl import LoraSettings, with_adapter
+from nextrl import Trajectory
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.trl.trainer import LoraSettings, with_adapter
 from nextrl.errors import InputError
-from nextrl.evaluate import complete, grade
-from nextrl.leap import Leap, leap
-from nextrl.loop import one_thread
-from nextrl.tasks import base
+from nextrl.leaps.leap import Leap, leap
+from nextrl.runs.loop import one_thread
+from nextrl.tasks import base, bases
+from nextrl.tasks.evaluate import complete, grade
 
 AT, HORIZON = 100, 50
 ALPHAS = (-0.5, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -81,7 +81,7 @@ class Judge:
     """The base model of one task, which takes any adapter state and answers prompts with it."""
 
     def __init__(self, task: str) -> None:
-        base_model, self.tokenizer = models.load("tiny", task)
+        base_model, self.tokenizer = bases.load("tiny", task)
         self.model = with_adapter(base_model, LoraSettings(), 0)
         self.adapter, self.task = LiveAdapter(self.model), base.get(task)
         self._weights = {n: p for n, p in self.model.named_parameters() if "lora_" not in n}

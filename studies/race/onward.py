@@ -17,17 +17,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import candidates  # noqa: F401  (registers the study's own methods)
-from leaps import AT, HORIZON, VARIANTS
 from run import RACE_RATES, TASKS, arm
 from transformers import TrainerCallback
 
-from nextrl import Trajectory, models
-from nextrl.adapter import LiveAdapter, State
-from nextrl.engines.trl import build_trainer, with_adapter
-from nextrl.evaluate import evaluate
-from nextrl.leap import leap
-from nextrl.loop import one_thread
-from nextrl.tasks import base
+from leaps import AT, HORIZON, VARIANTS
+from nextrl import Trajectory
+from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.trl.trainer import build_trainer, with_adapter
+from nextrl.leaps.leap import leap
+from nextrl.runs.loop import one_thread
+from nextrl.tasks import base, bases
+from nextrl.tasks.evaluate import evaluate
 
 METHODS = ("factors", "secant", "next", "factors-10", "nowcast", "next-paper")
 
@@ -52,7 +52,7 @@ def onward(folder: Path, task: str, rate: float, seed: int, name: str, alpha: fl
     fitted = leap(
         Trajectory.load(folder), method, horizon, alpha=min(64.0, alpha * scale), at=AT, seed=seed, **params
     )
-    base_model, tokenizer = models.load("tiny", task)
+    base_model, tokenizer = bases.load("tiny", task)
     model = with_adapter(base_model, settings.lora, seed)
     with TemporaryDirectory() as place:
         trainer = build_trainer(

@@ -14,8 +14,8 @@ import argparse
 import os
 from pathlib import Path
 
-from nextrl.engines.trl import TrainSettings
-from nextrl.loop import ArmSettings, one_thread, run_arm
+from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 
 TASKS = ("chain", "chain-wrong-rule")
 RACE_RATES = {"chain": (5e-5, 2e-4, 5e-4), "chain-wrong-rule": (5e-5, 2e-4, 1e-3)}

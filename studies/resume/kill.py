@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from nextrl.config import RunConfig
-from nextrl.run import run
+from nextrl.runs.config import RunConfig
+from nextrl.runs.run import run
 
 SMALL: dict[str, Any] = {
     "train": {

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from nextrl import Trajectory, models
-from nextrl.adapter import LiveAdapter
-from nextrl.engines.shared_prefix import share_prefixes
-from nextrl.engines.trl import LoraSettings, with_adapter
-from nextrl.evaluate import seeded
-from nextrl.leap import leap
-from nextrl.loop import one_thread
-from nextrl.tasks import get
+from nextrl import Trajectory
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.trl.shared_prefix import share_prefixes
+from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.leaps.leap import leap
+from nextrl.runs.loop import one_thread
+from nextrl.tasks import bases, get
+from nextrl.tasks.evaluate import seeded
 
 TASK, EVERY, PROMPTS, STEPS = "short-sums", 10, 64, (10, 20, 30, 40, 60, 100)
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["plain-1e-5", "plain-3e-4"])
     options = parser.parse_args()
     one_thread()
-    base, tokenizer = models.load("smollm2-135m", TASK)
+    base, tokenizer = bases.load("smollm2-135m", TASK)
     model = with_adapter(base, LoraSettings(), 0).eval()
     share_prefixes(model)
     adapter, task = LiveAdapter(model), get(TASK)

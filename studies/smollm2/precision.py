@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from nextrl import models
-from nextrl.engines.trl import LoraSettings, with_adapter
+from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.tasks import bases
 
 
 def measure(name: str, model: Any) -> None:
@@ -31,13 +31,13 @@ def measure(name: str, model: Any) -> None:
 def main() -> None:
     """The three settings."""
     torch.set_num_threads(1)
-    base, _ = models.load("smollm2-135m", "short-sums")
+    base, _ = bases.load("smollm2-135m", "short-sums")
     model = with_adapter(base, LoraSettings(), 0)
     measure("float32", model)
     torch.set_float32_matmul_precision("medium")
     measure("float32, products in bf16", model)
     torch.set_float32_matmul_precision("highest")
-    base, _ = models.load("smollm2-135m", "short-sums")
+    base, _ = bases.load("smollm2-135m", "short-sums")
     measure("bf16 base, float32 adapter", with_adapter(base.to(torch.bfloat16), LoraSettings(), 0))
 
 

@@ -18,11 +18,11 @@ import re
 from pathlib import Path
 
 from nextrl import Trajectory
-from nextrl.atomic import write_json
-from nextrl.engines.trl import TrainSettings
-from nextrl.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
-from nextrl.persistence import adam_persistence, excess
-from nextrl.single_leap import WIDE_ALPHAS
+from nextrl.checkpoints.atomic import write_json
+from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
+from nextrl.runs.single_leap import WIDE_ALPHAS
+from nextrl.trajectory.persistence import adam_persistence, excess
 
 RAW = Path(__file__).parent / "raw"
 SUMS = "short-sums"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lora_runs import model
 from nextrl.checkpoints.dense import leading
 from nextrl.errors import InputError
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @settings(max_examples=40, deadline=None)

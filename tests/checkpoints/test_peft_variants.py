@@ -8,9 +8,9 @@ from peft import PeftModel
 from lora_runs import lora, peft_deltas, write_run
 from lora_runs import model as tiny
 from nextrl.errors import InputError
-from nextrl.export import write_adapter
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.leaps.adapter_file import write_adapter
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 VARIANTS = {
     "plain": ("llama", {}),

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from lora_runs import PLACES, STEPS, write_run
 from nextrl.checkpoints import READERS, detect, open_run
 from nextrl.errors import InputError
-from nextrl.export import fit_to_rank, write_adapter
-from nextrl.trajectory import Trajectory
+from nextrl.leaps.adapter_file import fit_to_rank, write_adapter
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @pytest.mark.parametrize("layout", list(PLACES))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_runs import PLACES
-from nextrl import Trajectory, leap
+from nextrl import Trajectory
+from nextrl.leaps import leap
 from trl_runs import trainer
 
 STEPS = (2, 4, 6)

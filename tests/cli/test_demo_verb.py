@@ -11,14 +11,14 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from nextrl.cli import demo as verb
+from nextrl.cli import demo
 from nextrl.errors import InputError
 from synthetic_result import synthetic_result
 
 
 def call(*arguments: str) -> Result:
     app = Typer()
-    app.command()(verb.demo)
+    app.command()(demo.demo)
     return CliRunner().invoke(app, list(arguments))
 
 
@@ -26,7 +26,7 @@ def call(*arguments: str) -> Result:
 def canned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The job answers at once with a result made from curves; Ctrl-C's handler is put back afterwards."""
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(verb.job, "run", lambda out, what, watch: (watch("plain", 3), synthetic_result())[1])
+    monkeypatch.setattr(demo.job, "run", lambda out, what, watch: (watch("plain", 3), synthetic_result())[1])
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -44,7 +44,7 @@ def test_a_table_a_verdict_and_a_page(tmp_path: Path) -> None:
 
 def test_every_arm_is_a_row() -> None:
     result = synthetic_result()
-    view = verb.table(result)
+    view = demo.table(result)
     assert view.row_count == len(result["arms"])
     assert view.columns[0].header == "arm"
     assert view.columns[-1].header == "saved"
@@ -62,7 +62,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (out / "arms" / "plain" / "record.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb.job, "run", interrupted)
+    monkeypatch.setattr(demo.job, "run", interrupted)
     result = call("--out", str(tmp_path / "out"), "--quick")
     assert result.exit_code == 130
     assert "1 of 8 arms done; the same command goes on from there" in " ".join(result.output.split())

@@ -12,8 +12,9 @@ from typer.testing import CliRunner, Result
 import trl_runs
 from nextrl.cli.eval import evaluate_command
 from nextrl.errors import InputError
-from nextrl.evaluate import evaluate
-from nextrl.tasks import base, tiny
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import evaluate
 
 
 def call(*arguments: str) -> Result:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lora_runs import lora, write_run
 from nextrl.cli.inspect import inspect
 from nextrl.errors import InputError
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 APP = typer.Typer()
 APP.command()(inspect)

@@ -16,9 +16,9 @@ import yaml
 from peft import PeftModel
 
 from nextrl import cli
-from nextrl.cli import run as verb
-from nextrl.run import CONFIG, Outcome
-from nextrl.tasks import tiny
+from nextrl.cli import run
+from nextrl.runs.run import CONFIG, Outcome
+from nextrl.tasks.bases import tiny
 
 SMALL: dict[str, Any] = {
     "train": {"steps": 4, "save_every": 2, "prompts_per_step": 4, "completions_per_prompt": 4},
@@ -109,7 +109,7 @@ def test_a_stop_says_how_to_go_on(
         assert stop_asked()
         return Outcome(3, None)
 
-    monkeypatch.setattr(verb.job, "run", stopped)
+    monkeypatch.setattr(run.job, "run", stopped)
     assert nextrl_run(str(config))[0] == code
     assert "stopped at step 3 of 4; the same command goes on" in nextrl_run(str(config))[2]
     ended, out, _ = nextrl_run(str(config), "--json")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nextrl import config_file
 from nextrl.cli import build
 from nextrl.errors import InputError
+from nextrl.runs import config_file
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "verl.yaml")
 BASE = str(resources.files("nextrl.tasks") / "bases" / "chain")

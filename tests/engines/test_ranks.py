@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import two_processes
-from nextrl.adapter import State
 from nextrl.engines import ranks as module
-from nextrl.engines import trl
+from nextrl.engines.live_adapter import State
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl import TrainSettings
+from nextrl.engines.trl import trainer
+from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.errors import InputError
-from nextrl.search import Refused
+from nextrl.judge.paired_search import Refused
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -145,12 +145,12 @@ def test_a_step_s_completions_are_shared_out_or_refused(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TrainSettings(prompts_per_step=4, completions_per_prompt=4)
-    monkeypatch.setattr(trl, "launched", lambda: pretend(0, processes))
+    monkeypatch.setattr(trainer, "launched", lambda: pretend(0, processes))
     if processes == 3:
         with pytest.raises(InputError, match="16 completions a step cannot be shared by 3 processes"):
-            trl._share(settings)
+            trainer._share(settings)
     else:
-        assert trl._share(settings) == 16 // processes
+        assert trainer._share(settings) == 16 // processes
 
 
 def pretend(rank: int, world: int) -> Ranks:

@@ -8,7 +8,7 @@ import torch
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.extrapolators import Extrapolator, InsideFactors, get, names
-from nextrl.leap import Leap, leap
+from nextrl.leaps.leap import Leap, leap
 
 HORIZON, AT = 20, 120
 FAST = {"next-paper": {"epochs": 5}, "next": {"updates": 20}, "nowcast": {"updates": 20}}

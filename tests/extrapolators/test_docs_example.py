@@ -10,7 +10,7 @@ import pytest
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.extrapolators import base, names
-from nextrl.leap import leap
+from nextrl.leaps.leap import leap
 
 PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 

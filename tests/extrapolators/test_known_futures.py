@@ -6,7 +6,7 @@ import pytest
 
 import synthetic_runs as synthetic
 from nextrl.extrapolators import get
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 from synthetic_runs import error
 
 AT, HORIZON = 100, 40

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from nextrl.evaluate import evaluate
-from nextrl.tasks import base, tiny
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import evaluate
 
 
 def test_the_rebuilt_base_is_as_good_as_the_shipped_one() -> None:

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer
 
 from nextrl.errors import InputError
-from nextrl.evaluate import evaluate
-from nextrl.tasks import base, tiny
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import evaluate
 
 
 def test_text_survives_the_tokenizer() -> None:

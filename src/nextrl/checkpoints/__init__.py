@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextrl.checkpoints import dense, folders, openrlhf, peft, verl
+from nextrl.checkpoints import dense
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
+from nextrl.checkpoints.layouts import folders, openrlhf, verl
+from nextrl.checkpoints.layouts import trl as peft
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
 from nextrl.errors import InputError
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from nextrl.checkpoints.listing import numbered
+from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError
 

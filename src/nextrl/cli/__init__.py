@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import typer
 
-import nextrl
 from nextrl.errors import InputError
+from nextrl.version import VERSION
 
 # Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function and is imported
 # only when its verb is called: what the overview needs must not wait for torch.
@@ -58,7 +58,7 @@ def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(nextrl.__version__)
+        typer.echo(VERSION)
         raise typer.Exit
 
 

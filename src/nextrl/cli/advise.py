@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from nextrl.advise import advise as ask
 from nextrl.cli.console import console, emit_json
 from nextrl.errors import InputError
-from nextrl.leap import leap
-from nextrl.trajectory import Trajectory
+from nextrl.judge.advice import advise as ask
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
 
 WORDS = {
     "leap": "Leap",

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from nextrl.analysis import Analysis
-from nextrl.analysis import analyze as analyse
-from nextrl.analysis_plots import analysis_figures
-from nextrl.atomic import replacing, write_json
+from nextrl.checkpoints.atomic import replacing, write_json
 from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
-from nextrl.trajectory import Trajectory
+from nextrl.judge.analysis import Analysis
+from nextrl.judge.analysis import analyze as analyse
+from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def analyze(

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from nextrl.backtest import Backtest
-from nextrl.backtest import backtest as run_backtest
 from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
-from nextrl.trajectory import Trajectory
+from nextrl.judge.backtest import Backtest
+from nextrl.judge.backtest import backtest as run_backtest
+from nextrl.trajectory.trajectory import Trajectory
 
 FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
 

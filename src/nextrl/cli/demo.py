@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nextrl import demo as job
 from nextrl.cli.console import console, emit_json, err_console, training_bar
-from nextrl.report import write_report
+from nextrl.runs import demo as job
+from nextrl.runs.report import write_report
 
 
 def demo(

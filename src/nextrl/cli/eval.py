@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from peft import PeftModel
 
-from nextrl import models
 from nextrl.cli.console import console, emit_json
 from nextrl.errors import InputError
-from nextrl.evaluate import evaluate
-from nextrl.tasks import base
+from nextrl.tasks import base, bases
+from nextrl.tasks.evaluate import evaluate
 
 
 def evaluate_command(
@@ -33,7 +32,7 @@ def evaluate_command(
         raise InputError(
             f"{adapter} holds no PEFT adapter (adapter_config.json is missing): name an adapter folder"
         )
-    loaded, tokenizer = models.load(model, task)
+    loaded, tokenizer = bases.load(model, task)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter))
     result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)

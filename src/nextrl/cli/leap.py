@@ -13,12 +13,12 @@ from nextrl.checkpoints import dense
 from nextrl.cli.console import console, emit_json, err_console
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
-from nextrl.leap import Leap
-from nextrl.leap import leap as make_leap
-from nextrl.trajectory import Trajectory
+from nextrl.leaps.leap import Leap
+from nextrl.leaps.leap import leap as make_leap
+from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from nextrl.alpha_search import AlphaChoice
+    from nextrl.engines.offline import AlphaChoice
 
 
 class As(str, Enum):
@@ -113,13 +113,14 @@ def _search(
     result: Leap, base: str | None, task: str | None, prompts: int, level: float, seed: int
 ) -> AlphaChoice:
     """Load what `--alpha auto` needs, only when it is asked for: transformers takes seconds to import."""
-    from nextrl import models, tasks
-    from nextrl.alpha_search import choose_alpha
+    from nextrl import tasks
+    from nextrl.engines.offline import choose_alpha
+    from nextrl.tasks import bases
 
     if not base:
         raise InputError("--alpha auto needs --base: the adapter does not name its base model")
     chosen = tasks.base.get(str(task))
-    model, tokenizer = models.load(base, chosen.name)
+    model, tokenizer = bases.load(base, chosen.name)
     return choose_alpha(result, model, tokenizer, chosen, prompts=prompts, level=level, seed=seed)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from nextrl.cli.console import console, emit_json
 from nextrl.errors import InputError
-from nextrl.report import write_report
+from nextrl.runs.report import write_report
 
 
 def report(

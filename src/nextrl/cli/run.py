@@ -11,14 +11,14 @@ import typer
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from nextrl import config_file
-from nextrl import run as job
 from nextrl.cli.console import console, emit_json, err_console, training_bar
-from nextrl.config import RunConfig
-from nextrl.controller import ControllerConfig
 from nextrl.engines.ranks import launched
-from nextrl.engines.verl import VerlRun
-from nextrl.stop import StopSignal
+from nextrl.engines.verl.segments import VerlRun
+from nextrl.judge.controller import ControllerConfig
+from nextrl.runs import config_file
+from nextrl.runs import run as job
+from nextrl.runs.config import RunConfig
+from nextrl.runs.stop import StopSignal
 
 
 def run(

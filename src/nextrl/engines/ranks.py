@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
-from nextrl.search import Refused
+from nextrl.judge.paired_search import Refused
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from sklearn.cross_decomposition import PLSRegression
 from torch import Tensor
 
-from nextrl import trainer_state
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import check_alpha, known_steps, register, require
-from nextrl.extrapolators.gram import slope_weights
+from nextrl.extrapolators.base import check_alpha, register, require
 from nextrl.extrapolators.triples import leading
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.combinations import known_steps, slope_weights
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class AlphaRL:
     Attributes:
         accuracy: step -> accuracy at (some of) the checkpoints; by default the mean training reward up to
             each, from
-            `trainer_state.json`.
+            `trainer_log.json`.
         target: the accuracy that alpha = 1 aims at; by default what a line through the accuracies reaches h
             steps
             on, at most 1.
@@ -106,7 +106,7 @@ class AlphaRL:
         require(self, traj, horizon)
         given = self.accuracy
         if given is None:
-            given = trainer_state.reward_by_checkpoint(traj, trainer_state.rewards(traj))
+            given = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
         start = known_steps(traj)[0]
         steps = [s for s in traj.steps if s in given and s > start]
         if len(steps) < 3:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import combine, known_steps, moves, wide
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 ENTRY_POINT_GROUP = "nextrl.extrapolators"
 
@@ -132,27 +133,6 @@ class InsideFactors:
         return LowRank(left, right)
 
 
-def combine(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
-    """`sum_t c_t (W_t - W_0)` of one module as one LowRank; coefficients (T,) over `traj.steps`."""
-    # When the coefficients cancel, W_0 drops out and need not be known.
-    total, size = float(coefficients.sum()), float(coefficients.abs().sum())
-    from_start = abs(total) > 1e-9 * size
-    terms = []
-    for step, c in zip(traj.steps, coefficients.tolist(), strict=True):
-        if c == 0.0 or (from_start and step == 0):
-            continue
-        terms.append((traj.delta(module, 0, step) if from_start else traj.weight(step, module)) * c)
-    if not terms:
-        a, b = traj.factors(traj.steps[-1], module)
-        return LowRank.zeros(b.shape[0], a.shape[1])
-    return LowRank(torch.cat([t.left for t in terms], -1), torch.cat([t.right for t in terms], -1))
-
-
-def wide(factor: Tensor) -> Tensor:
-    """A stored factor in at least float32: differences of bfloat16 numbers would keep two digits."""
-    return factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
-
-
 # --------------------------------------------------------------------------------------------------- checks
 
 
@@ -166,14 +146,6 @@ def check_alpha(alpha: float) -> float:
     if not math.isfinite(value) or not MIN_ALPHA <= value <= MAX_ALPHA:
         raise InputError(f"alpha must be a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}, not {alpha}")
     return value
-
-
-def known_steps(traj: Trajectory) -> tuple[int, ...]:
-    """The steps whose weights are known: those on disk, and step 0 where the adapter is known to start at
-    zero."""
-    if 0 not in traj.steps and traj.starts_at_zero:
-        return (0, *traj.steps)
-    return traj.steps
 
 
 def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
@@ -207,21 +179,6 @@ def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> st
         if method.min_checkpoints(h, k) <= min(count, reach // k + 1):
             return f"a horizon of {h} steps would work"
     return f"no horizon works yet: wait for {method.min_checkpoints(1, k)} checkpoints"
-
-
-def moves(traj: Trajectory) -> bool:
-    """Whether any module's weights differ between the last two known checkpoints."""
-    start, end = known_steps(traj)[-2:]
-    return any(float(traj.delta(module, start, end).norm()) > 0 for module in traj.modules)
-
-
-def nearest_step(traj: Trajectory, target: float) -> int:
-    """The known step before T that is nearest to `target` (the later one on a tie).
-
-    Uneven spacing is met here: a method that wants `W_{T-h}` takes the nearest checkpoint s and rescales its
-    displacement by h / (T - s).
-    """
-    return max(known_steps(traj)[:-1], key=lambda step: (-abs(step - target), step))
 
 
 # ------------------------------------------------------------------------------------------------- registry

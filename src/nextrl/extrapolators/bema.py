@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import unit
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

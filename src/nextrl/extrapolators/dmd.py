@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import even_grid, pooled_gram
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import even_grid, pooled_gram
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -13,8 +13,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import InsideFactors, register, require, wide
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import InsideFactors, register, require
+from nextrl.trajectory.combinations import wide
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -15,8 +15,8 @@ import torch
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import unit
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import unit
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from nextrl.extrapolators.base import NewDirection, register, require
 from nextrl.extrapolators.networks import Recipe, train
 from nextrl.extrapolators.triples import Features, collect
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 
 class PaperNet(nn.Module):

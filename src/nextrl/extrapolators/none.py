@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

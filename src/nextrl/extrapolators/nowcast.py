@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import InsideFactors, register, require, wide
+from nextrl.extrapolators.base import InsideFactors, register, require
 from nextrl.extrapolators.networks import Recipe, train
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import wide
+from nextrl.trajectory.trajectory import Trajectory
 
 SNAPSHOTS = 5
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, known_steps, register, require
-from nextrl.extrapolators.gram import slope_weights, unit
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.trajectory.combinations import known_steps, slope_weights, unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

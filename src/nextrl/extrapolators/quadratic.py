@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, known_steps, register, require
-from nextrl.extrapolators.gram import unit
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.trajectory.combinations import known_steps, unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

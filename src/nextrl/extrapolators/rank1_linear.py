@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import NewDirection, known_steps, register, require
-from nextrl.extrapolators.gram import slope_weights
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import NewDirection, register, require
+from nextrl.trajectory.combinations import known_steps, slope_weights
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

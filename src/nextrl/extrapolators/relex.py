@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nextrl.extrapolators.base import Coefficients, CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import slope_weights, step_numbers, unit
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import slope_weights, step_numbers, unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def principal(gram: Tensor) -> tuple[Tensor, Tensor]:

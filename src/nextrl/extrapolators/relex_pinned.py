@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import Coefficients, register
-from nextrl.extrapolators.gram import slope_weights, step_numbers
 from nextrl.extrapolators.relex import Relex, principal
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import slope_weights, step_numbers
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 
 from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
-from nextrl.extrapolators.gram import even_grid, pooled_gram, unit
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import even_grid, pooled_gram, unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

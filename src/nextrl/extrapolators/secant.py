@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, nearest_step, register, require
-from nextrl.extrapolators.gram import unit
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.trajectory.combinations import nearest_step, unit
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import known_steps
-from nextrl.lowrank import LowRank, align_signs
-from nextrl.trajectory import Trajectory
+from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.lowrank import LowRank, align_signs
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

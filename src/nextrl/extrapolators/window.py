@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import NewDirection, nearest_step, register, require
-from nextrl.lowrank import LowRank
-from nextrl.trajectory import Trajectory
+from nextrl.extrapolators.base import NewDirection, register, require
+from nextrl.trajectory.combinations import nearest_step
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @register

@@ -1,0 +1,82 @@
+"""verl: `RUN/global_step_N/actor/lora_adapter/`, as older versions save it and as today's model merger makes
+it.
+
+Read from verl 0.9.1 (`utils/checkpoint/fsdp_checkpoint_manager.py`, `trainer/ppo/ray_trainer.py`,
+`model_merger/base_model_merger.py`). There a save holds FSDP shards (`model_world_size_W_rank_R.pt`) and
+`lora_train_meta.json`; `python -m verl.model_merger merge` writes `TARGET_DIR/lora_adapter/`. The merger
+writes lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metadata beside the shards
+wins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.run import Layout, Located, Problem
+
+_FOLDER = re.compile(r"^global_step_(\d+)$")
+_ADAPTER = "lora_adapter"
+_META = "lora_train_meta.json"
+
+
+def find(run: Path) -> Layout:
+    """Checkpoints of `run` in this layout; bare shards are a problem that names the merger's command."""
+    folders, problems = numbered(run, _FOLDER)
+    located = []
+    for step, folder in folders:
+        adapter = _adapter(folder)
+        if adapter is not None:
+            located.append(Located(step, adapter, _overrides(folder, adapter)))
+        else:
+            problems.append(_why_not(step, folder))
+    return Layout("verl", tuple(located), tuple(problems))
+
+
+def _adapter(folder: Path) -> Path | None:
+    """actor/lora_adapter first, then wherever beside it the merger was told to write."""
+    usual = [folder / "actor" / _ADAPTER, folder / _ADAPTER]
+    merged = sorted(path for path in folder.glob(f"*/{_ADAPTER}") if path.parent.name != "critic")
+    return next((path for path in [*usual, *merged] if path.is_dir()), None)
+
+
+def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
+    """lora_alpha from `lora_train_meta.json`, only where the adapter's own is missing or 0."""
+    config = _json(adapter / "adapter_config.json")
+    if config.get("lora_alpha"):
+        return {}
+    for place in (folder / "actor", folder, adapter.parent):
+        alpha = _json(place / _META).get("lora_alpha")
+        if isinstance(alpha, (int, float)) and alpha > 0:
+            return {"lora_alpha": alpha}
+    return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever needs the file opens it again and reports it
+    return value if isinstance(value, dict) else {}
+
+
+def _why_not(step: int, folder: Path) -> Problem:
+    actor = folder / "actor" if (folder / "actor").is_dir() else folder
+    if any(actor.glob("model_world_size_*_rank_*.pt")):
+        command = (
+            f"python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir "
+            f"{folder / 'merged'}"
+        )
+        return Problem(actor, f"{actor}: FSDP shards without a merged adapter; run: {command}", step)
+    if (actor / "dist_ckpt").is_dir():
+        command = (
+            f"python -m verl.model_merger merge --backend megatron --local_dir {actor} "
+            f"--target_dir {folder / 'merged'}"
+        )
+        return Problem(actor, f"{actor}: Megatron shards without a merged adapter; run: {command}", step)
+    return Problem(
+        folder, f"{folder}: holds neither lora_adapter nor FSDP shards; remove or restore it", step
+    )

@@ -1,0 +1,110 @@
+"""Scoring candidate adapters inside a trainer: write one, sample, put the old one back, object where it must not be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.trl.divergence import RolloutDivergence
+from nextrl.engines.trl.likelihood import HeldOutLikelihood
+from nextrl.engines.trl.rollouts import Row, TrainerRollouts
+from nextrl.judge.controller import Diverge
+from nextrl.judge.guard import Answers, Guard, pooled
+from nextrl.judge.paired_search import Refused, Score
+
+Candidate = Callable[[float], State]
+"""alpha -> the adapter's factors after that leap."""
+
+_STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
+
+
+class CandidateScores:
+    """Asks a trainer what candidates are worth; the adapter is always as before, afterwards.
+
+    Attributes:
+        divergences: alpha -> nats a token by which a leap forward left the policy, of the latest search.
+    """
+
+    def __init__(
+        self, adapter: LiveAdapter, rollouts: TrainerRollouts | HeldOutLikelihood, guard: Guard
+    ) -> None:
+        self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
+        self.divergences: dict[float, float] = {}
+
+    def scorer(
+        self, candidate: Candidate, end: State, rows: Callable[[int, int], Sequence[Row]], seed: int
+    ) -> Score:
+        """Scores leaps from `end`, always on the same rows (asked for by start and stop) with the same random numbers.
+
+        The score raises `Refused` where a leap forward breaks the guard's bounds.
+        """
+        # alpha -> where a stretch of the rows begins -> its answers
+        seen: dict[float, dict[int, Answers]] = {}
+        self.divergences = {}
+
+        def score(alpha: float, start: int, stop: int) -> Tensor:
+            rewards, answers = self._answer(
+                candidate(alpha) if alpha else end, end, rows(start, stop), seed + _STRIDE * start, alpha
+            )
+            own = seen.setdefault(alpha, {})
+            own[start] = answers
+            if alpha > 0.0:
+                theirs = pooled(list(own.values()))
+                self.divergences[alpha] = theirs.divergence
+                if because := self._guard.objection(pooled([seen[0.0][s] for s in own]), theirs):
+                    raise Refused(because, len(rewards))
+            return rewards
+
+        return score
+
+    def _answer(
+        self, state: State, end: State, rows: Sequence[Row], seed: int, alpha: float
+    ) -> tuple[Tensor, Answers]:
+        """Rewards of one candidate on some rows, and what its completions were like."""
+        rollouts, measured = self._rollouts, alpha > 0.0 and math.isfinite(self._guard.divergence)
+        theirs = None
+        self._adapter.write(state)
+        try:
+            rewards = rollouts.rewards(rows, seed)
+            if measured:
+                theirs = rollouts.log_probabilities()
+        finally:
+            self._adapter.write(end)
+        ours = rollouts.log_probabilities() if measured else None
+        left = rollouts.divergence(theirs, ours) if measured else 0.0
+        return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
+
+    def distances(
+        self, candidate: Candidate, end: State, measure: RolloutDivergence
+    ) -> tuple[Diverge, Diverge]:
+        """Divergence a token of a leap from `end`: (from the present policy, from that of the last training step).
+
+        NaN where it cannot be measured. What one has read the other does not read again.
+        """
+        found: dict[float, Tensor] = {}
+        anchored: bool | None = None
+
+        def read(alpha: float) -> Tensor:
+            if alpha not in found:
+                self._adapter.write(candidate(alpha))
+                try:
+                    found[alpha] = measure.read()
+                finally:
+                    self._adapter.write(end)
+            return found[alpha]
+
+        def glance(alpha: float) -> float:
+            return measure.divergence(read(alpha)) if measure.recall() else math.nan
+
+        def diverge(alpha: float) -> float:
+            nonlocal anchored
+            if anchored is None:
+                rollouts, anchored = measure.rollouts, measure.anchor()
+                if measure.rollouts is not rollouts:
+                    found.clear()
+            return measure.divergence(read(alpha)) if anchored else math.nan
+
+        return diverge, glance

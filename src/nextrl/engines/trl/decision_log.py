@@ -1,0 +1,64 @@
+"""What `LeapCallback` tells: one JSON line a window, `leap/*` in the trainer's log, and the account of costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nextrl.checkpoints.atomic import write_bytes
+
+DECISIONS = "nextrl_decisions.jsonl"
+
+# Entry of a decision -> its name in the trainer's log. What is None there is not logged.
+_LOGGED = {
+    "alpha": "leap/alpha",
+    "learning_rate": "leap/lr",
+    "persistence": "leap/persistence",
+    "excess": "leap/excess_persistence",
+    "divergence": "leap/divergence",
+    "cost_completions": "leap/cost_completions",
+    "saved_steps_estimate": "leap/saved_steps_estimate",
+    "rolled_back": "leap/rolled_back",
+}
+
+
+@dataclass
+class Costs:
+    """What the callback has cost and claims to have won so far.
+
+    Attributes:
+        search_completions: completions generated, searches included.
+        search_seconds: seconds spent at the ends of windows.
+        leapt_steps: optimizer steps that accepted leaps claim to have skipped (alpha windows, or alpha horizons of a
+            named method); undone windows and leaps rolled back, with the window that showed it, are subtracted.
+    """
+
+    search_completions: int = 0
+    search_seconds: float = 0.0
+    leapt_steps: float = 0.0
+
+    def saved_steps(self, per_step: int) -> float:
+        """`leapt_steps` minus search completions in steps of `per_step`; an estimate: nobody ran the other run."""
+        return self.leapt_steps - self.search_completions / per_step
+
+
+def begin(output_dir: Path, decisions: list[dict[str, Any]]) -> None:
+    """Write the decisions so far (a resumed run's) in the place of what another run left."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in decisions)
+    write_bytes(output_dir / DECISIONS, lines.encode())
+
+
+def append(output_dir: Path, entry: Mapping[str, Any]) -> None:
+    """One more line."""
+    with (output_dir / DECISIONS).open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def show(metrics: Any, entry: Mapping[str, Any]) -> None:
+    """Put an entry's numbers among the metrics that the trainer logs next."""
+    for key, name in _LOGGED.items():
+        if entry.get(key) is not None:
+            metrics[name].append(float(entry[key]))

@@ -1,0 +1,119 @@
+"""Supervised fine-tuning under the same callback, as a control: held-out likelihood in the place of held-out rewards.
+
+A candidate's score on a row is the mean log-probability of the row's trained tokens, a window's reward the mean token
+accuracy that TRL's SFTTrainer measures anyway. Nothing is generated, so there is nothing for a guard to look at: no
+lengths, no endings, no samples of the candidate's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.divergence import RolloutDivergence
+from nextrl.engines.trl.rollouts import Row
+from nextrl.errors import InputError
+from nextrl.tasks.evaluate import inference
+
+
+class HeldOutLikelihood:
+    """Scores rows as `TrainerRollouts` does, by their likelihood.
+
+    Attributes:
+        completions: rows scored so far, over all processes.
+        mean_length, truncated: NaN, for nothing is generated.
+    """
+
+    mean_length = truncated = math.nan
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._ranks = Ranks(trainer.accelerator)
+        self.completions = 0
+
+    def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
+        """Mean log-probability of each row's trained tokens, nats: (n,) float64; 0 for a row without any.
+
+        Every process must call this with the same rows, and gets the scores of all of them. `seed` changes nothing.
+        """
+        scored = log_probabilities(self._trainer, self._ranks.share(rows))
+        means = torch.stack([logps.sum() / mask.sum().clamp_min(1) for logps, mask in scored])
+        scores: Tensor = self._trainer.accelerator.gather(means).double().cpu()
+        self.completions += len(scores)
+        return scores[: len(rows)]
+
+    def log_probabilities(self) -> None:
+        """None: there are no completions of the candidate's own."""
+        return
+
+    def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
+        """NaN, which the guard objects to nothing in."""
+        return math.nan
+
+    def mark_weights_changed(self) -> None:
+        """Nothing holds a copy of the weights."""
+
+    def drop_buffered(self) -> None:
+        """Nothing is sampled before a leap."""
+
+
+class TextDivergence(RolloutDivergence):
+    """How far other weights would move the policy on fixed texts, which need not be its own samples.
+
+    Args:
+        trainer: TRL's SFTTrainer.
+        rows: held-out rows.
+    """
+
+    def __init__(self, trainer: Any, rows: Sequence[Row]) -> None:
+        super().__init__(trainer, len(rows))
+        self._texts = rows
+
+    def anchor(self) -> bool:
+        """Take the present weights as the current policy."""
+        self._current = self.read()
+        return True
+
+    def read(self) -> Tensor:
+        """(tokens,) float32: log-probabilities of all trained tokens. Every process measures all of the rows."""
+        return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._texts)])
+
+    def divergence(self, candidate: Tensor) -> float:
+        """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats a token."""
+        if self._current is None:
+            return math.nan
+        return float((candidate - self._current).square().sum()) / 2 / max(1, len(candidate))
+
+
+def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(log-probabilities (length,) float32, 0 where not trained; mask of the trained tokens) of each row, in order.
+
+    Raises:
+        InputError: the rows are not tokenised.
+    """
+    # A collator that packs would make one row of all.
+    batch = 1 if getattr(trainer, "padding_free", False) else trainer.args.per_device_train_batch_size
+    for first in range(0, len(rows), batch):
+        inputs = trainer._prepare_inputs(
+            trainer.data_collator([_tokenised(r) for r in rows[first : first + batch]])
+        )
+        labels = inputs.pop("labels")[:, 1:]
+        with inference(trainer.model):
+            logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()
+        mask = labels != -100
+        logps = torch.gather(logits.log_softmax(-1), -1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1) * mask
+        yield from zip(logps, mask, strict=True)
+
+
+def _tokenised(row: Row) -> Row:
+    if "input_ids" not in row:
+        raise InputError(
+            "validation rows of an SFTTrainer must be tokenised as its own are: give them to the trainer as "
+            "eval_dataset and leave validation= out"
+        )
+    return row

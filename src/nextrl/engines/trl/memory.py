@@ -1,0 +1,215 @@
+"""What `LeapCallback` remembers between windows, and how it lies in a trainer's checkpoint.
+
+Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, in their
+own dtype), the previous window's displacement (left (m, q) and right (n, q) of each module), the run before the last
+leap where it may still be taken back, and the checkpoints that a named method is fitted on; `nextrl_state.json` holds
+the rest and the first file's checksum, and is written last, so that a checkpoint has either a whole state or none.
+
+The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
+state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where
+the checkpoint lacks it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nextrl.checkpoints.atomic import sha256, write_json, write_tensors
+from nextrl.engines.live_adapter import State
+from nextrl.engines.trl.history import AdapterHistory
+from nextrl.engines.trl.rollback import Moments, Snapshot
+from nextrl.errors import InputError
+from nextrl.trajectory.lowrank import LowRank
+
+JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
+PENDING = "nextrl_pending"
+VERSION = 3
+
+
+@dataclass
+class Memory:
+    """What is remembered between windows.
+
+    Attributes:
+        start: the adapter's factors where the window began.
+        previous: displacement of the window before, by module in the adapter's order; None before the second.
+        rewards: training reward of each step of the window so far.
+        rate: highest learning rate that the window was trained at so far.
+        offset: validation rows used up by earlier searches.
+        factor: product of all the factors by which the learning rate was changed.
+        partial: the window did not begin where windows begin (a run resumed without a state).
+        snapshot: the run before the leap that this window follows; None where it follows none.
+        history: checkpoints that a named method is fitted on; empty for auto.
+    """
+
+    start: State
+    previous: list[LowRank] | None = None
+    rewards: list[float] = field(default_factory=list)
+    rate: float = 0.0
+    offset: int = 0
+    factor: float = 1.0
+    partial: bool = False
+    snapshot: Snapshot | None = None
+    history: AdapterHistory = field(default_factory=AdapterHistory)
+
+
+def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
+    """Save a memory and other JSON-ready values into a checkpoint's folder, each file atomically."""
+    tensors: dict[str, Tensor] = {f"start/{name}": t for name, t in memory.start.items()}
+    for index, delta in enumerate(memory.previous or []):
+        tensors[f"previous/{index}/left"], tensors[f"previous/{index}/right"] = delta.left, delta.right
+    for index, state in enumerate(memory.history.states):
+        tensors |= {f"history/{index}/{name}": t for name, t in state.items()}
+    snapshot, more = _split_snapshot(memory.snapshot)
+    tensors |= more
+    # Copies: a checkpoint of the history may be the very tensor where the window began, which safetensors refuses.
+    write_tensors(folder / TENSORS, {name: t.detach().cpu().clone() for name, t in tensors.items()})
+    window = {
+        "rewards": memory.rewards,
+        "rate": memory.rate,
+        "offset": memory.offset,
+        "factor": memory.factor,
+        "partial": memory.partial,
+        "previous": None if memory.previous is None else len(memory.previous),
+        "snapshot": snapshot,
+        "history": {"steps": memory.history.steps, "rewards": list(memory.history.rewards.items())},
+    }
+    write_json(
+        folder / JSON,
+        {"version": VERSION, "tensors": sha256(folder / TENSORS), "window": window, **rest},
+    )
+
+
+def write_pending(output_dir: Path, step: int, memory: Memory, rest: dict[str, Any]) -> None:
+    """Save what belongs into `checkpoint-<step>` before the trainer writes that folder."""
+    forget_pending(output_dir)
+    write(output_dir / PENDING / f"checkpoint-{step}", memory, rest)
+
+
+def deliver_pending(folder: Path) -> bool:
+    """Move what waits for a checkpoint into its folder; False where nothing waits for it."""
+    waiting = folder.parent / PENDING / folder.name
+    if not (waiting / JSON).is_file():
+        return False
+    for name in (TENSORS, JSON):  # in the order of `write`: the JSON file says that the state is whole
+        (waiting / name).replace(folder / name)
+    return True
+
+
+def forget_pending(output_dir: Path) -> None:
+    """Remove what waits for a checkpoint."""
+    shutil.rmtree(output_dir / PENDING, ignore_errors=True)
+
+
+def missing(folder: Path) -> str:
+    """Names of the state's files that a checkpoint lacks."""
+    return " and ".join(name for name in (JSON, TENSORS) if not (folder / name).is_file())
+
+
+def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
+    """The state that `write` left in a checkpoint's folder, on the device and in the dtype of `like`; None if none.
+
+    Raises:
+        InputError: the files are damaged, of a later version, or of another adapter.
+    """
+    waiting = folder.parent / PENDING / folder.name
+    place, other = (folder, waiting) if (folder / JSON).is_file() else (waiting, folder)
+    if not (place / JSON).is_file():
+        return None
+    # A kill between the two moves of `deliver_pending` leaves one file in each place.
+    tensor_file = (place if (place / TENSORS).is_file() else other) / TENSORS
+    try:
+        values = json.loads((place / JSON).read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            raise InputError(
+                f"{place / JSON} is of version {values['version']}, not {VERSION}: resume this run with the nextrl "
+                "that wrote it"
+            )
+        if values["tensors"] != sha256(tensor_file):
+            raise InputError(f"{tensor_file} does not belong to the {JSON} beside it: use another checkpoint")
+        tensors = load_file(tensor_file)
+        memory = _memory(values["window"], tensors, like)
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, FileNotFoundError) as error:
+        raise InputError(f"{place / JSON} is damaged ({error!r}): use another checkpoint") from error
+    if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
+        raise InputError(
+            f"{place} holds the state of another adapter: resume with the adapter it was saved with"
+        )
+    return memory, values
+
+
+def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
+    device = next(iter(like.values())).device
+    previous = None
+    if window["previous"] is not None:
+        previous = [
+            LowRank(*(tensors[f"previous/{i}/{side}"].to(device, copy=True) for side in ("left", "right")))
+            for i in range(window["previous"])
+        ]
+    steps = [int(step) for step in window["history"]["steps"]]
+    states = [_named(tensors, f"history/{i}/", device) for i in range(len(steps))]
+    return Memory(
+        _named(tensors, "start/", device),
+        previous,
+        list(window["rewards"]),
+        window["rate"],
+        window["offset"],
+        window["factor"],
+        window["partial"],
+        _joined_snapshot(window["snapshot"], tensors, device),
+        AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
+    )
+
+
+def _named(tensors: dict[str, Tensor], prefix: str, device: Any) -> State:
+    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return {name: tensor.to(device, copy=True) for name, tensor in found.items()}
+
+
+def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """A snapshot as JSON-ready numbers and tensors by name."""
+    if snapshot is None:
+        return None, {}
+    tensors = {f"before/{name}": t for name, t in snapshot.state.items()}
+    numbers: list[dict[str, Any]] = []
+    for index, moments in enumerate(snapshot.moments):
+        tensors |= {f"moments/{index}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
+        numbers.append({k: v for k, v in moments.items() if not isinstance(v, Tensor)})
+    plain = ("step", "alpha", "steps", "factor", "reward", "variance")
+    return {"moments": numbers, **{name: getattr(snapshot, name) for name in plain}}, tensors
+
+
+def _joined_snapshot(
+    values: dict[str, Any] | None, tensors: dict[str, Tensor], device: Any
+) -> Snapshot | None:
+    if values is None:
+        return None
+    # On the CPU: an optimizer's step counts lie there, and copying back finds each tensor's own device.
+    moments: Moments = [
+        {**numbers, **_named(tensors, f"moments/{i}/", "cpu")} for i, numbers in enumerate(values["moments"])
+    ]
+    rest = {name: value for name, value in values.items() if name != "moments"}
+    return Snapshot(state=_named(tensors, "before/", device), moments=moments, **rest)
+
+
+def resumed_from(output_dir: Path, step: int) -> Path:
+    """The checkpoint that the running `Trainer.train` was told to go on from.
+
+    Transformers keeps it in a local variable of `train` and tells callbacks the step only, so it is looked up on the
+    call stack; where it is not there, it is the trainer's own checkpoint of that step.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        found = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(found, str | Path):
+            return Path(found)
+        frame = frame.f_back
+    return output_dir / f"checkpoint-{step}"

@@ -1,0 +1,93 @@
+"""Taking a leap back: what a run was before it, and whether the training reward says it should be so again.
+
+Held-out prompts accept a leap; the next window of training can still show that it was none. A rollback costs no
+completions: it restores the adapter, the learning rate and Adam's moments as they were, and the window that showed it
+is lost. The controller's own undo is another thing: it goes back by one window, from where the run is, and only where
+held-out prompts say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.engines.live_adapter import State
+from nextrl.judge.controller import Window
+
+Moments = list[dict[str, Any]]
+"""One dict an optimizer parameter, in the order of its groups: name of the state -> its tensor or number."""
+
+
+@dataclass
+class Snapshot:
+    """The run before a leap.
+
+    Attributes:
+        step: when the leap was made.
+        alpha: what it was.
+        steps: optimizer steps that it claimed to save.
+        factor: product of all changes of the learning rate until then.
+        reward, variance: mean training reward of the window before, and its squared standard error.
+        state: the adapter's factors.
+        moments: the optimizer's state.
+    """
+
+    step: int
+    alpha: float
+    steps: float
+    factor: float
+    reward: float
+    variance: float
+    state: State
+    moments: Moments
+
+    def fell(self, window: Window, fall: float, errors: float) -> bool:
+        """Whether the window after the leap earned less than the one before it, past noise and past what matters.
+
+        Args:
+            window: the first whole window after the leap.
+            fall: smallest fall that matters; a share of the reward's size where that is above 1.
+            errors: standard errors of the difference that the fall must exceed.
+        """
+        noise = errors * math.sqrt(self.variance + window.variance)
+        # NaN (nothing measured) compares as False.
+        return self.reward - window.reward > max(fall * max(1.0, abs(self.reward)), noise)
+
+
+def whole(live: Mapping[str, Any]) -> bool:
+    """Whether each process holds whole parameters, and so whole moments: those cut in pieces are not taken back."""
+    cut = ("full_tensor", "ds_id", "_hp_mapping")
+    return not any(hasattr(p, name) for p in live.values() for name in cut)
+
+
+def parameters(optimizer: Any) -> list[Tensor]:
+    """The optimizer's parameters in the order of its groups."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return [p for group in inner.param_groups for p in group["params"]]
+
+
+def read_moments(optimizer: Any) -> Moments:
+    """A copy of the optimizer's state; an empty dict for a parameter without any."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return [
+        {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in inner.state.get(p, {}).items()}
+        for p in parameters(optimizer)
+    ]
+
+
+@torch.no_grad()
+def write_moments(optimizer: Any, moments: Moments) -> None:
+    """Put a copy back, in place, so that whoever holds the tensors keeps holding them."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for p, kept in zip(parameters(optimizer), moments, strict=True):
+        now = inner.state[p]
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and isinstance(now.get(name), Tensor):
+                now[name].copy_(value)
+            else:
+                now[name] = value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,212 @@
+"""RLVR through TRL: one function that builds a trainer with settings that say what they mean.
+
+TRL's defaults are made for large models on GPUs: bf16 and gradient checkpointing (5x and 1.4x slower on CPU), a
+rate of 1e-6 with linear decay, weight decay off. Here all of them are set on purpose. The trainer is TRL's own,
+unpatched; nextrl enters through callbacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from nextrl.engines.ranks import launched
+from nextrl.engines.trl import algorithms
+from nextrl.engines.trl.fused_head import score_labelled_columns
+from nextrl.engines.trl.shared_prefix import share_prefixes
+from nextrl.errors import InputError
+from nextrl.tasks.base import Example, Task
+
+OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
+
+
+class LoraSettings(BaseModel):
+    """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    r: int = Field(8, ge=1, description="rank of the adapter")
+    alpha: int = Field(16, ge=1, description="scaling numerator: a module's delta is alpha / r times B A")
+    target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
+
+
+class TrainSettings(BaseModel):
+    """One RLVR run. `learning_rate` is constant; a step is one optimizer step on rollouts that no other step uses.
+
+    Attributes:
+        algorithm: a name of `algorithms.names()`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    algorithm: str = "grpo"
+    steps: int = Field(400, ge=1, description="optimizer steps in all")
+    save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
+    learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
+    prompts_per_step: int = Field(16, ge=1, description="prompts a step")
+    completions_per_prompt: int = Field(
+        8, ge=2, description="completions sampled for each prompt (the group)"
+    )
+    max_completion_length: int | None = Field(
+        None, ge=1, description="most tokens a completion; null: the task's own"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    share_prefixes: bool = Field(
+        False, description="compute prompts that completions share once; for long prompts without vLLM"
+    )
+    optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
+    seed: int = 0
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return algorithms.get(name).name
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions sampled in one step."""
+        return self.prompts_per_step * self.completions_per_prompt
+
+
+def with_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
+    """Wrap a model in a fresh LoRA adapter (`B_0 = 0`), seeded."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def reward_function(task: Task) -> Callable[..., list[float]]:
+    """The task's reward in the form TRL calls: completions and the dataset's `answer` column, as lists."""
+
+    def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [task.reward(c, a) for c, a in zip(completions, answer, strict=True)]
+
+    return reward
+
+
+def as_dataset(examples: Sequence[Example]) -> Dataset:
+    """Examples as a TRL dataset with the columns `prompt` and `answer`."""
+    return Dataset.from_dict({"prompt": [e.prompt for e in examples], "answer": [e.answer for e in examples]})
+
+
+def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.optim.Optimizer | None:
+    """The learning-rate-free controls (DESIGN section 2); None leaves AdamW to the trainer."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if name == "prodigy-schedulefree":
+        from prodigyplus import ProdigyPlusScheduleFree
+
+        free: torch.optim.Optimizer = ProdigyPlusScheduleFree(parameters)
+        return free
+    if name == "mechanic":
+        from mechanic_pytorch import mechanize
+
+        tuned: torch.optim.Optimizer = mechanize(torch.optim.AdamW)(parameters, lr=1.0, weight_decay=0.0)
+        return tuned
+    return None
+
+
+def _share(settings: TrainSettings) -> int:
+    """Completions a step on each process.
+
+    Raises:
+        InputError: they do not divide.
+    """
+    world = launched().world
+    if settings.completions_per_step % world:
+        raise InputError(
+            f"{settings.completions_per_step} completions a step cannot be shared by {world} processes: change "
+            "prompts_per_step or completions_per_prompt"
+        )
+    return settings.completions_per_step // world
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    settings: TrainSettings,
+    output_dir: Path,
+    *,
+    save: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+    report_to: Sequence[str] = (),
+) -> Any:
+    """The algorithm's TRL trainer (GRPOTrainer or RLOOTrainer) on the task's training prompts, ready for `train()`.
+
+    Args:
+        model: a PEFT model (`with_adapter`).
+        output_dir: where `checkpoint-N` folders go (TRL's own layout, optimizer state included).
+        save: keep a checkpoint every `settings.save_every` steps.
+        report_to: loggers by the trainer's names ("tensorboard", "wandb", "trackio"); none by default.
+    """
+    # The hub is never asked for anything: a model card or a version check would be a network call in a loop.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    on_cpu = not torch.cuda.is_available()
+    algorithm = algorithms.get(settings.algorithm)
+    config = algorithm.config(
+        output_dir=str(output_dir),
+        max_steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        per_device_train_batch_size=_share(settings),
+        num_generations=settings.completions_per_prompt,
+        max_completion_length=settings.max_completion_length or task.max_completion_length,
+        temperature=settings.temperature,
+        **algorithm.options,
+        bf16=not on_cpu,
+        gradient_checkpointing=False,
+        use_cpu=on_cpu,
+        save_strategy="steps" if save else "no",
+        save_steps=settings.save_every,
+        logging_steps=1,
+        report_to=list(report_to) or "none",
+        disable_tqdm=True,
+        seed=settings.seed,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+    )
+    optimizer = _optimizer(settings.optimizer, model, settings.learning_rate)
+    trainer = algorithm.trainer(
+        model=model,
+        reward_funcs=reward_function(task),
+        args=config,
+        train_dataset=as_dataset(task.examples("train")),
+        processing_class=tokenizer,
+        optimizers=(optimizer, None),
+        callbacks=list(callbacks),
+    )
+    if settings.share_prefixes:
+        share_prefixes(trainer.model)
+        score_labelled_columns(trainer.model)
+    with contextlib.suppress(ValueError):
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+    _without_cards(trainer)
+    return trainer
+
+
+def _without_cards(trainer: Any) -> None:
+    """No README in each checkpoint: TRL and PEFT compile two templates for it, most of what a small save takes."""
+    trainer.create_model_card = lambda *args, **options: None
+    trainer.accelerator.unwrap_model(trainer.model).create_or_update_model_card = lambda *args, **options: (
+        None
+    )

@@ -1,0 +1,1 @@
+"""Leaps between segments of a verl run on Ray."""

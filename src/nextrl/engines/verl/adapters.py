@@ -1,0 +1,241 @@
+"""LoRA adapters between verl and nextrl: the one a run starts from, and the one a verl checkpoint holds.
+
+verl 0.9.1 saves FSDP shards, `model_world_size_W_rank_R.pt`, each a dict of DTensors (utils/checkpoint/
+fsdp_checkpoint_manager.py). Its model merger casts every tensor to bf16 and writes the whole model
+(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So the LoRA
+tensors are read from the shards as they are, joined along the dimension that each was cut along; the merger is there
+for those who want it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
+from nextrl.checkpoints.atomic import write_json, write_tensors
+from nextrl.engines.trl.trainer import LoraSettings
+from nextrl.errors import InputError
+
+MERGER = (sys.executable, "-m", "verl.model_merger")
+_SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
+
+
+def fresh_adapter(model: str, lora: LoraSettings, seed: int, out: Path) -> None:
+    """Write an untrained adapter (A uniform in PEFT's way, B zero, float32) for the model in a folder.
+
+    verl could make its own, but then nobody would know A at step 0, and a leap inside the factors needs the window's
+    start. The model is built without weights, so a 70B takes no more memory than its adapter.
+    """
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if lora.use_rslora:
+        raise InputError("engine verl: use_rslora is not carried through verl's checkpoints; leave it out")
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(model),
+    )
+    shapes = get_peft_model_state_dict(get_peft_model(bare, config))
+    generator = torch.Generator().manual_seed(seed)
+    write_tensors(out / WEIGHTS, {name: _initial(name, t, generator) for name, t in shapes.items()})
+    written = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    write_json(out / CONFIG, {k: getattr(v, "value", v) for k, v in written.items()})
+
+
+def _initial(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """PEFT's default start: A is kaiming-uniform with a = sqrt(5), that is uniform in +-1/sqrt(n); B is zero."""
+    if "lora_B" in name or "lora_embedding_A" in name:
+        return torch.zeros(like.shape)
+    bound = 1.0 / math.sqrt(like.shape[-1])
+    return (torch.rand(like.shape, generator=generator) * 2.0 - 1.0) * bound
+
+
+def collect(checkpoint: Path, like: Path, out: Path, how: str, merger: Sequence[str] = MERGER) -> None:
+    """Write the adapter of `global_step_N` as a PEFT adapter.
+
+    Args:
+        checkpoint: verl's `global_step_N` folder.
+        like: an adapter of the same run, whose configuration is copied: verl's own keeps rank and alpha only.
+        out: folder to write.
+        how: "shards" or "merger", as in `VerlSettings.adapters`; `actor/lora_adapter`, which versions before the
+            merger wrote, is taken where it is there.
+        merger: the merger's command up to its verb.
+
+    Raises:
+        InputError: no checkpoint, a broken or incomplete one, other tensors than the run's, or a failing merger.
+    """
+    actor = checkpoint / "actor"
+    if not actor.is_dir():
+        raise InputError(
+            f"{checkpoint}: verl left no actor checkpoint here; see its log for why it did not save"
+        )
+    ready = actor / "lora_adapter" / WEIGHTS
+    if ready.is_file():
+        tensors = _safetensors(ready)
+    elif how == "merger":
+        tensors = _merged(actor, out.parent / f".{out.name}-merged", merger)
+    else:
+        tensors = read_shards(actor)
+    expected = _safetensors(like / WEIGHTS)
+    _compare(actor, tensors, expected)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(like / CONFIG, out / CONFIG)
+    write_tensors(out / WEIGHTS, {name: tensors[name] for name in expected})
+
+
+def read_shards(actor: Path) -> dict[str, Tensor]:
+    """LoRA tensors of an `actor` folder by PEFT's saved names, whole and in the dtype they were saved in.
+
+    Raises:
+        InputError: shards missing, unreadable, or without LoRA tensors.
+    """
+    import torch.distributed.tensor  # noqa: F401  registers DTensor among the classes a safe load may build
+
+    found = {int(m[2]): (int(m[1]), p) for p in actor.glob("*.pt") if (m := _SHARD.match(p.name))}
+    world = max((size for size, _ in found.values()), default=0)
+    if not world or sorted(found) != list(range(world)):
+        raise InputError(
+            f"{actor}: holds FSDP shards of ranks {sorted(found) or 'none'}, not of all {world or 'ranks'}"
+        )
+    log = logging.getLogger("torch.distributed.device_mesh")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns that this process is no member of the mesh, which is so
+    try:
+        parts = [_lora_only(found[rank][1]) for rank in range(world)]
+    finally:
+        log.setLevel(level)
+    if not parts[0]:
+        raise InputError(f"{actor}: its shards hold no LoRA tensors; did verl run with lora_rank > 0?")
+    return {name: _joined(actor, name, [part.get(name) for part in parts]) for name in parts[0]}
+
+
+def _lora_only(path: Path) -> dict[str, Any]:
+    """Mapped, not read: a shard may hold the whole base model beside the adapter."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable FSDP shard ({reason})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: not a state dict")
+    # FSDP1 puts its wrapper's name between the modules'.
+    return {_plain(name): value for name, value in state.items() if ".lora_" in name}
+
+
+def _plain(name: str) -> str:
+    name = name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
+    return re.sub(r"(\.lora_(?:A|B))\.[^.]+\.weight$", r"\1.weight", name)
+
+
+def _joined(actor: Path, name: str, parts: list[Any]) -> Tensor:
+    """One tensor from its parts on all ranks; with replicas (HSDP) each part is taken once."""
+    if any(part is None for part in parts):
+        raise InputError(f"{actor}: {name} is not in the shards of all ranks")
+    placements = getattr(parts[0], "placements", None)
+    if placements is None:
+        return torch.as_tensor(parts[0]).detach()
+    cut = next((p for p in placements if p.is_shard()), None)
+    if cut is None:
+        return torch.as_tensor(parts[0].to_local().detach())
+    groups = parts[0].device_mesh.mesh.reshape(-1, parts[0].device_mesh.mesh.shape[-1])[0].tolist()
+    whole = torch.cat([parts[rank].to_local().detach() for rank in groups], dim=cut.dim)
+    if whole.shape != parts[0].shape:
+        raise InputError(
+            f"{actor}: {name} is {tuple(parts[0].shape)}, but its shards make {tuple(whole.shape)}"
+        )
+    return whole
+
+
+def _merged(actor: Path, target: Path, merger: Sequence[str]) -> dict[str, Tensor]:
+    """Run verl's merger and take the adapter from what it writes, which is removed again: it is a whole model."""
+    command = [
+        *merger,
+        "merge",
+        "--backend",
+        "fsdp",
+        "--local_dir",
+        str(actor),
+        "--target_dir",
+        str(target),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        written = target / "lora_adapter" / WEIGHTS
+        if done.returncode or not written.is_file():
+            said = (done.stderr or done.stdout).strip().splitlines()
+            why = said[-1][:200] if said else "it wrote no lora_adapter"
+            raise InputError(
+                f"{actor}: verl's merger failed with exit code {done.returncode}: {why}; run: {' '.join(command)}"
+            )
+        return _safetensors(written)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise InputError(
+                f"{actor}: has no {name}, which the run's adapter has; did target_modules change?"
+            )
+        if found[name].shape != tensor.shape:
+            raise InputError(
+                f"{actor}: {name} is {tuple(found[name].shape)}, the run's is {tuple(tensor.shape)}"
+            )
+        if not bool(torch.isfinite(found[name]).all()):
+            raise InputError(f"{actor}: {name} holds NaN or infinity; the run has diverged")
+
+
+def write_leap(start: Path, stop: Path, alpha: float, out: Path) -> None:
+    """Write `stop + alpha (stop - start)` of every factor as an adapter; alpha 0 is `stop` itself, bit for bit.
+
+    Not through `nextrl.leap`, whose alphas end at 64: the controller may ask for more of a rate far too low.
+    """
+    before, after = _safetensors(start / WEIGHTS), _safetensors(stop / WEIGHTS)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(stop / CONFIG, out / CONFIG)
+    if not alpha:
+        shutil.copyfile(stop / WEIGHTS, out / WEIGHTS)
+        return
+    leapt = {
+        name: tensor.float() + alpha * (tensor.float() - before[name].float())
+        for name, tensor in after.items()
+    }
+    write_tensors(out / WEIGHTS, leapt)
+
+
+def merge(adapter: Path, model: str, out: Path) -> None:
+    """Write the base model of a folder with the adapter added to its weights."""
+    from nextrl.leaps.adapter_file import write_merged
+    from nextrl.trajectory.trajectory import Trajectory
+
+    traj = Trajectory.load({1: adapter})
+    write_merged(traj, 1, {m: traj.weight(1, m) for m in traj.modules}, model, out, {"adapter": str(adapter)})

@@ -1,0 +1,392 @@
+"""What to do with a run now, from its checkpoints alone: leap, raise the rate, go on, average, or lower the
+rate.
+
+`features` measures, `decide` rules on the measurements only, so that the rule can be recalibrated from a
+table of features without touching a checkpoint. The thresholds come from tiny runs (docs/advice.md: 430k
+parameters, two tasks, LoRA with Adam at a constant rate); nothing larger has been tried.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+
+from nextrl.errors import InputError
+from nextrl.judge.backtest import DEFAULT_BETA1, backtest
+from nextrl.judge.backtest_scores import NONE
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.combinations import even_grid, known_steps, pooled_gram
+from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.trajectory import Trajectory
+
+Regime = Literal["signal", "mixed", "noise"]
+Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the rule turns; found on two tiny tasks at eight rates with three seeds (docs/advice.md).
+
+    Attributes:
+        signal, mixed: excess persistence, mean over windows, from which the regime is called so.
+        faster: excess above which a rate is too low ...
+        closing: ... plus this times the share of the room left that the reward closed in its last three windows: a
+            run that closes most of the room is straight because it learns, not because it is slow.
+        oscillates: excess below which a rate is too high ...
+        closing_back: ... minus this times the same share.
+        learned: share of the room at the start that a run must have closed since, or else a path without direction
+            is taken for one whose rate was too high from the first window on.
+        fall: fall of the reward below its best window (the lab's controller undoes a window at .08).
+        ruined: share of its best window below which a reward counts as lost.
+        flat: a rise of the reward, over three windows, that is no rise (the SE of a window of 10 x 128 is .014).
+    """
+
+    signal: float = 0.75
+    mixed: float = 0.25
+    faster: float = 0.2
+    closing: float = 1.2
+    oscillates: float = -0.35
+    closing_back: float = 0.4
+    learned: float = 0.1
+    fall: float = 0.08
+    ruined: float = 0.25
+    flat: float = 0.02
+
+
+DEFAULT = Thresholds()
+# How much to raise the rate by: `auto` follows a validated leap of alpha = 8 with x3 and one of alpha = 2
+# with x2.
+RAISE: dict[Regime, float] = {"signal": 3.0, "mixed": 2.0, "noise": 2.0}
+# After an overshoot: `auto` divides by three. A ruined run was 10 to 40 times too high in the lab.
+LOWER, START_OVER = 1 / 3, 1 / 10
+SCATTER = 0.2  # of a single excess value, DESIGN section 2
+WINDOWS = (1, 2, 5)  # in checkpoint spacings
+# Methods that advice may rest on: cheap, and none of them trains.
+CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Persistence over one window length at the end of the run.
+
+    Attributes:
+        steps: window length. c: cosine of the last two windows. c0: what Adam's momentum alone gives.
+        e: the excess (c - c0) / (1 - c0).
+    """
+
+    steps: int
+    c: float
+    c0: float
+    e: float
+
+
+@dataclass(frozen=True)
+class AdviceFeatures:
+    """Everything that `decide` looks at; plain numbers, so a table of them can be stored.
+
+    Attributes:
+        step: T. windows: persistence by window length. beta1: Adam's. beta1_known: read from optimizer.pt.
+        drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, may be
+            negative.
+        recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
+        backtested: whether there was a backtest. control: what "not leaping" was best there.
+        reward: mean of the last window, best: of the best window, rise: over the last three windows, first: of
+            the first window; None if no rewards were logged.
+    """
+
+    step: int
+    windows: tuple[Window, ...]
+    beta1: float
+    beta1_known: bool
+    drift_to_noise: float
+    recommended: str
+    horizon: int
+    alpha: float
+    skill: float
+    backtested: bool
+    control: str
+    reward: float | None = None
+    best: float | None = None
+    rise: float | None = None
+    first: float | None = None
+
+    @property
+    def closing(self) -> float:
+        """Share of the room to a reward of 1 that the last three windows closed, in [0, 1].
+
+        0.0 without rewards, and where they are no shares of 1 (a score beyond 1, a penalty below 0).
+        """
+        if self.reward is None or self.rise is None or not self._unit:
+            return 0.0
+        return _share(self.rise, 1.0 - self.reward + self.rise)
+
+    @property
+    def learned(self) -> float | None:
+        """Share of the room at the start that was closed since, or None as for `closing`."""
+        if self.reward is None or self.first is None or not self._unit:
+            return None
+        return _share(self.reward - self.first, 1.0 - self.first)
+
+    @property
+    def _unit(self) -> bool:
+        seen = [r for r in (self.reward, self.best, self.first) if r is not None]
+        return bool(seen) and min(seen) >= 0.0 and max(seen) <= 1.0
+
+    @property
+    def excess(self) -> float:
+        """Mean excess over the windows."""
+        return sum(w.e for w in self.windows) / len(self.windows)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do.
+
+    Attributes:
+        regime: "signal" (the path keeps its direction), "mixed", "noise" (no more than Adam's memory).
+        advice: the action. confidence: "low", "medium" or "high".
+        method, horizon: of the leap advised, None otherwise. factor: to multiply the learning rate by, None
+            where it should stay. reasons: sentences with figures. features: the measurements.
+    """
+
+    regime: Regime
+    advice: Action
+    confidence: str
+    reasons: tuple[str, ...]
+    features: AdviceFeatures
+    method: str | None = None
+    horizon: int | None = None
+    factor: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `nextrl advise --json` prints."""
+        f = self.features
+        return {
+            "persistence": {str(w.steps): {"c": w.c, "c0": w.c0, "excess": w.e} for w in f.windows},
+            "regime": self.regime,
+            "advice": self.advice,
+            "confidence": self.confidence,
+            "method": self.method,
+            "horizon": self.horizon,
+            "factor": self.factor,
+            "reasons": list(self.reasons),
+            "features": asdict(f) | {"excess": f.excess},
+        }
+
+    def __str__(self) -> str:
+        return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)
+
+
+def advise(traj: Trajectory) -> Advice:
+    """Measure and decide.
+
+    Raises:
+        InputError: fewer than three known checkpoints, or a run that does not move.
+    """
+    return decide(features(traj))
+
+
+def features(traj: Trajectory) -> AdviceFeatures:
+    """The measurements, from checkpoints and from what the trainer left beside the last one.
+
+    Raises:
+        InputError: fewer than three known checkpoints, or a run that does not move.
+    """
+    known = known_steps(traj)
+    if len(known) < 3:
+        raise InputError(
+            f"advice needs 3 checkpoints (the start counts where known); this run has {len(known)}"
+        )
+    beta1 = trainer_log.adam_beta1(traj)
+    used = DEFAULT_BETA1 if beta1 is None else beta1
+    windows, drift = _geometry(traj, used)
+    tested = _backtest(traj)
+    reward, best, rise, first = _rewards(traj)
+    return AdviceFeatures(
+        traj.steps[-1],
+        windows,
+        used,
+        beta1 is not None,
+        drift,
+        *tested,
+        reward=reward,
+        best=best,
+        rise=rise,
+        first=first,
+    )
+
+
+def _geometry(traj: Trajectory, beta1: float) -> tuple[tuple[Window, ...], float]:
+    """Persistence by window and drift against noise, from the Gram matrix of the run on an even grid."""
+    grid, k = even_grid(traj), traj.spacing
+    gram = grid @ pooled_gram(traj) @ grid.mT
+    windows = []
+    for count in WINDOWS:
+        if 2 * count >= len(grid):
+            continue
+        late = _difference(len(grid), -1 - count, -1)
+        early = _difference(len(grid), -1 - 2 * count, -1 - count)
+        size = math.sqrt(max(0.0, float(late @ gram @ late) * float(early @ gram @ early)))
+        if size > 0:
+            c, c0 = float(late @ gram @ early) / size, adam_persistence(count * k, beta1)
+            windows.append(Window(count * k, c, c0, excess(c, c0)))
+    if not windows:
+        raise InputError(
+            f"the adapter does not move in the last {2 * k} steps: there is nothing to advise on"
+        )
+    half = list(range(len(grid) // 2, len(grid)))
+    moves = torch.stack([_difference(len(grid), i - 1, i) for i in half])
+    inner = moves @ gram @ moves.mT
+    n, mean_square = len(half), float(inner.mean())
+    noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
+    drift = (mean_square - noise / n) / noise if noise > 0 else math.inf
+    return tuple(windows), min(drift, 1e6)
+
+
+def _difference(size: int, start: int, stop: int) -> torch.Tensor:
+    c = torch.zeros(size, dtype=torch.float64)
+    c[stop] += 1.0
+    c[start] -= 1.0
+    return c
+
+
+def _backtest(traj: Trajectory) -> tuple[str, int, float, float, bool, str]:
+    """(recommended, horizon, alpha, skill, whether there was one, best control)."""
+    try:
+        result = backtest(traj, methods=CANDIDATES)
+    except InputError:
+        return NONE, 0, 0.0, 0.0, False, "stay"
+    control = result.horizons[result.horizon].control
+    if result.recommended == NONE:
+        return NONE, 0, 0.0, 0.0, True, control
+    score = result.methods[result.recommended]
+    return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
+
+
+def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None, float | None]:
+    """(last window, best window, rise over the last three, first window); a window ends at each checkpoint."""
+    means = list(trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj)).values())
+    if not means:
+        return None, None, None, None
+    # The best of many noisy windows is mostly luck, so pairs of windows are compared once there are four.
+    smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
+    rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
+    return smooth[-1], max(smooth), rise, means[0]
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
+
+
+def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
+    """The rule: danger first, then direction, then whether there is anything left to gain by going on.
+
+    Args:
+        f: measurements, from `features` or from a stored table.
+        thresholds: where it turns.
+    """
+    t = thresholds
+    regime: Regime = "signal" if f.excess > t.signal else "mixed" if f.excess > t.mixed else "noise"
+    reasons = [_persistence_sentence(f)]
+    danger = _too_high(f, t)
+    if danger:
+        ruined = _ruined(f, t)
+        sure = "high" if ruined or len(danger) > 1 else _sure(f, t) if _shakes(f, t) else "medium"
+        factor = START_OVER if ruined else LOWER
+        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor)
+    edge = t.faster + t.closing * f.closing
+    if f.excess <= edge:
+        if regime != "noise":
+            reasons.append(
+                f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of "
+                "a rate too low."
+            )
+        return _keep(f, reasons, regime, t)
+    factor = RAISE[regime]
+    if f.recommended != NONE and regime == "signal":
+        reasons.append(
+            f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}. "
+            f"Validate the step length (0, 2, 8); if it holds, multiply the rate by about {factor:g}."
+        )
+        sure = "high" if f.excess > t.signal + SCATTER / 2 and f.skill > 0.5 else "medium"
+        return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor)
+    reasons.append(f"A rate about {factor:g} times higher would use that direction.")
+    if f.backtested and f.recommended == NONE:
+        reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
+    return Advice(regime, "raise_lr", _sure(f, t), tuple(reasons), f, factor=factor)
+
+
+def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back."""
+    start = max((r for r in (f.best, f.first) if r is not None), default=0.0)
+    return f.reward is not None and start > 0.0 and f.reward < t.ruined * start
+
+
+def _shakes(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the path has no direction and the reward is where it began."""
+    return f.learned is not None and f.learned < t.learned and f.excess <= t.faster
+
+
+def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
+    """Signs that the rate is too high, a sentence each; none if there are none.
+
+    The path alone does not show it: without rewards there is no gradient, and what is left of Adam's momentum glides as
+    straight as a run whose rate is far too low.
+    """
+    signs = []
+    if _ruined(f, t):
+        signs.append(
+            f"The reward is all but gone ({f.reward:.2f}, {max(f.best or 0.0, f.first or 0.0):.2f} at best): without "
+            "rewards there is no gradient, and a straight path is only momentum. Start over, from before the fall, "
+            "at about a tenth of the rate."
+        )
+    elif f.reward is not None and f.best is not None and f.best - f.reward > t.fall:
+        signs.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
+    if f.excess < t.oscillates - t.closing_back * f.closing:
+        signs.append("Successive windows undo each other: the run oscillates.")
+    elif not signs and _shakes(f, t):
+        signs.append(
+            f"The path has no direction and the reward is where it began ({f.first:.2f}, now {f.reward:.2f}): at "
+            "this rate the run shakes without learning. Start over at a lower one."
+        )
+    return signs
+
+
+def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) -> Advice:
+    """Go on, or average once the reward is flat and the path has no direction."""
+    if f.rise is not None and f.rise > t.flat:
+        reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
+        return Advice(regime, "continue", _sure(f, t), tuple(reasons), f)
+    if len(f.windows) < 2 or regime != "noise":
+        why = "The run is too short to average" if len(f.windows) < 2 else "The path still has a direction"
+        reasons.append(f"{why}: go on.")
+        return Advice(regime, "continue", "low", tuple(reasons), f)
+    if f.rise is None:
+        reasons.append(
+            "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
+        )
+    else:
+        reasons.append(
+            f"The reward is flat ({f.rise:+.2f} over the last windows): average the last checkpoints."
+        )
+    return Advice("noise", "average", _sure(f, t), tuple(reasons), f, method="lawa")
+
+
+def _sure(f: AdviceFeatures, t: Thresholds) -> str:
+    """How far the excess lies from the nearest edge, in units of its scatter; rewards add to it."""
+    edges = (t.faster + t.closing * f.closing, t.oscillates - t.closing_back * f.closing)
+    edge = min(abs(f.excess - e) for e in edges) * math.sqrt(len(f.windows))
+    if edge < SCATTER / 2:
+        return "low"
+    return "high" if edge > SCATTER and f.reward is not None else "medium"
+
+
+def _persistence_sentence(f: AdviceFeatures) -> str:
+    parts = ", ".join(f"{w.c:.2f} over {w.steps} steps (Adam alone: {w.c0:.2f})" for w in f.windows)
+    source = "optimizer.pt" if f.beta1_known else "assumed; no optimizer.pt"
+    at = f"Persistence at step {f.step} is {parts}"
+    return f"{at}; excess {f.excess:+.2f} with beta1 = {f.beta1:g} ({source})."

@@ -1,0 +1,235 @@
+"""What a run's path looks like: dominance, directions, linearity, persistence, drift and noise, by module
+too.
+
+`analyze` computes an `Analysis` from a trajectory; `analysis_figures` draws it (also for the report page).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.errors import InputError
+from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.precision import WARN_ABOVE, noise_share
+from nextrl.trajectory.spectra import KINDS, Spectrum, map_modules, module_spectra
+from nextrl.trajectory.statistics import (
+    DriftNoise,
+    Line,
+    drift_and_noise,
+    line,
+    persistence_table,
+    predictability,
+)
+from nextrl.trajectory.trajectory import Trajectory
+
+RANKS = (1, 2, 4, 8)
+_LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
+
+
+@dataclass
+class ModuleAnalysis:
+    """One adapted matrix.
+
+    Attributes:
+        sigma: kind -> step -> leading singular values, at most 8.
+        share: kind -> step -> sigma_1^2 over the delta's energy.
+        cosines: kind -> step -> (cos of u1 and of v1 with the previous checkpoint's, and with the last's).
+        persistence: of the most recent pair of windows, window -> cosine.
+        r2: straightness of the coefficient.
+        norm: |W_T - W_0|.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    sigma: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    share: dict[str, dict[int, float]] = field(default_factory=dict)
+    cosines: dict[str, dict[int, tuple[float, float, float, float]]] = field(default_factory=dict)
+    persistence: dict[int, float] = field(default_factory=dict)
+    r2: float = math.nan
+    norm: float = 0.0
+
+
+@dataclass
+class Analysis:
+    """All of a run; dictionaries over steps hold only the steps where the number is defined."""
+
+    steps: tuple[int, ...]
+    horizon: int
+    modules: list[ModuleAnalysis]
+    energy_share: dict[str, dict[int, dict[int, float]]]  # kind -> k -> step -> share over all modules
+    line: Line
+    persistence: dict[int, dict[int, float]]  # window -> step -> cosine
+    excess: dict[int, dict[int, float]]
+    predictability: dict[int, float]
+    drift: DriftNoise | None
+    noisy: dict[str, float]  # module -> storage noise / sigma_1 of the last local delta
+
+    def mean_cosine(self, kind: str, which: int) -> dict[int, float]:
+        """step -> mean over modules of one of the four cosines (0, 1: u, v with previous; 2, 3: with
+        last)."""
+        found: dict[int, list[float]] = {}
+        for module in self.modules:
+            for step, values in module.cosines[kind].items():
+                if not math.isnan(values[which]):
+                    found.setdefault(step, []).append(values[which])
+        return {step: sum(x) / len(x) for step, x in sorted(found.items())}
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `nextrl analyze --json`; numbers that are not defined are null."""
+        result = {
+            "steps": list(self.steps),
+            "horizon": self.horizon,
+            "energy_share": self.energy_share,
+            "linear_r2": self.line.r2,
+            "cos_previous": {k: {"u": self.mean_cosine(k, 0), "v": self.mean_cosine(k, 1)} for k in KINDS},
+            "cos_last": {k: {"u": self.mean_cosine(k, 2), "v": self.mean_cosine(k, 3)} for k in KINDS},
+            "persistence": self.persistence,
+            "excess": self.excess,
+            "predictability": self.predictability,
+            "coefficient": self.line.coefficient,
+            "first_direction_share": self.line.share,
+            "drift": None if self.drift is None else self.drift._asdict(),
+            "modules": [
+                {
+                    "name": m.name,
+                    "norm": m.norm,
+                    "linear_r2": m.r2,
+                    "persistence": m.persistence,
+                    "energy_share": m.share,
+                    "sigma": m.sigma,
+                }
+                for m in self.modules
+            ],
+            "storage_noise": self.noisy,
+        }
+        plain: dict[str, Any] = _plain(result)
+        return plain
+
+
+def analyze(
+    traj: Trajectory,
+    *,
+    horizon: int | None = None,
+    windows: Sequence[int] | None = None,
+    beta1: float = 0.9,
+    workers: int | None = None,
+) -> Analysis:
+    """Everything of `Analysis` from the checkpoints of a run.
+
+    Args:
+        traj: at least two checkpoints; W_0 known.
+        horizon: h of the target deltas, in steps; five spacings by default.
+        windows: window lengths for persistence, in steps; 1, 2, 5, 10 spacings by default.
+        beta1: Adam's, for the zero point of persistence.
+        workers: threads.
+
+    Raises:
+        InputError: fewer than two checkpoints.
+    """
+    if len(traj.steps) < 2:
+        raise InputError(f"{traj.source}: one checkpoint is no trajectory; analyze needs at least two")
+    h = 5 * traj.spacing if horizon is None else horizon
+    lengths = list(windows) if windows else [n * traj.spacing for n in (1, 2, 5, 10)]
+    energy = {kind: _Energy() for kind in KINDS}
+    modules, total = [], torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
+    noisy: dict[str, float] = {}
+
+    def work(name: str) -> tuple[dict[str, Spectrum], Tensor]:
+        return module_spectra(traj, name, h), traj.gram(name)
+
+    for name, (spectra, gram) in map_modules(traj, work, workers):
+        total += gram
+        noise = noise_share(traj, name, float(spectra["local"].sigma[-1, 0]))
+        if noise > WARN_ABOVE:
+            noisy[name] = noise
+        modules.append(_module(name, spectra, gram, traj.steps, lengths))
+        for kind, spectrum in spectra.items():
+            energy[kind].add(spectrum)
+    table = {w: row for w, row in persistence_table(total, traj.steps, lengths).items() if row}
+    zero = {w: adam_persistence(w, beta1) for w in table}
+    return Analysis(
+        traj.steps,
+        h,
+        modules,
+        {kind: energy[kind].shares() for kind in KINDS},
+        line(total, traj.steps),
+        table,
+        {w: {t: excess(c, zero[w]) for t, c in row.items()} for w, row in table.items()},
+        predictability(total, traj.steps),
+        drift_and_noise(total, traj.steps),
+        noisy,
+    )
+
+
+class _Energy:
+    """Sums of squared singular values over modules, by step."""
+
+    def __init__(self) -> None:
+        self.leading: dict[int, dict[int, float]] = {k: {} for k in RANKS}
+        self.all: dict[int, float] = {}
+
+    def add(self, spectrum: Spectrum) -> None:
+        squares = spectrum.sigma.square()
+        for p, step in enumerate(spectrum.steps):
+            self.all[step] = self.all.get(step, 0.0) + float(squares[p].sum())
+            for k in RANKS:
+                self.leading[k][step] = self.leading[k].get(step, 0.0) + float(squares[p, :k].sum())
+
+    def shares(self) -> dict[int, dict[int, float]]:
+        moved = [step for step, energy in self.all.items() if energy > 0]
+        return {k: {s: row[s] / self.all[s] for s in moved} for k, row in self.leading.items()}
+
+
+def _module(
+    name: str, spectra: dict[str, Spectrum], gram: Tensor, steps: Sequence[int], windows: Sequence[int]
+) -> ModuleAnalysis:
+    match = _LAYER.search(f".{name}.")
+    result = ModuleAnalysis(name, int(match[1]) if match else None, _type(name))
+    for kind, spectrum in spectra.items():
+        share = spectrum.share().tolist()
+        leading = spectrum.sigma[:, : RANKS[-1]].tolist()
+        result.sigma[kind] = dict(zip(spectrum.steps, leading, strict=True))
+        result.share[kind] = dict(zip(spectrum.steps, share, strict=True))
+        result.cosines[kind] = _cosines(spectrum)
+    for window, row in persistence_table(gram, steps, windows).items():
+        if row:
+            result.persistence[window] = row[max(row)]
+    result.r2, result.norm = line(gram, steps).r2, float(gram[-1, -1].clamp_min(0).sqrt())
+    return result
+
+
+def _type(name: str) -> str:
+    last = name.split("[")[0].split(".")
+    return next((part for part in reversed(last) if part not in ("base_layer", "default")), name)
+
+
+def _cosines(spectrum: Spectrum) -> dict[int, tuple[float, float, float, float]]:
+    """|cos| of u1 and v1 with the previous delta's and with the last's: the sign of one pair is arbitrary."""
+    if not spectrum.steps:
+        return {}
+    rows: dict[int, tuple[float, float, float, float]] = {}
+    last_u, last_v = (spectrum.u @ spectrum.u[-1]).abs(), (spectrum.v @ spectrum.v[-1]).abs()
+    for p, step in enumerate(spectrum.steps):
+        u = float((spectrum.u[p] @ spectrum.u[p - 1]).abs()) if p else math.nan
+        v = float((spectrum.v[p] @ spectrum.v[p - 1]).abs()) if p else math.nan
+        rows[step] = (u, v, float(last_u[p]), float(last_v[p]))
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: string keys, tuples as lists, NaN and Inf as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

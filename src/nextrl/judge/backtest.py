@@ -1,0 +1,295 @@
+"""The judge: each extrapolator on the run's own past, where the answer is already on disk.
+
+For an origin t in the past a method is fitted on the checkpoints <= t, predicts t + h, and is compared with
+what really happened, all modules as one vector. A method is recommended only if it beats every way of *not*
+leaping: standing still; going back (an average of the past, or the start: on a run that is all noise these
+predict better than its last point, which is a reason to average, not to leap); and what Adam's momentum
+carries on by itself, c0 times the last window (DESIGN section 2). Closeness in weights is not accuracy;
+`search` asks for that.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.errors import InputError
+from nextrl.extrapolators import (
+    CombinationOfCheckpoints,
+    Extrapolator,
+    Prediction,
+    names,
+    resolve,
+)
+from nextrl.judge.backtest_scores import NONE, HorizonScores, MethodScore, Outcome
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.persistence import adam_persistence
+from nextrl.trajectory.trajectory import Trajectory
+
+# 1000 full-batch epochs of wide networks at every origin: only on request.
+NOT_BY_DEFAULT = ("next-paper",)
+# Methods that train a network at every origin are scored at the latest three only, for the sake of time.
+TRAINED_ORIGINS = 3
+DEFAULT_BETA1 = 0.9
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """The result: the scores at every horizon and what follows from them.
+
+    Attributes:
+        horizons: h -> scores.
+        horizon: the recommended horizon; the longest tried where nothing is recommended.
+        recommended: a method's name, or "none".
+        reason: why, in one sentence with figures.
+    """
+
+    horizons: dict[int, HorizonScores]
+    horizon: int
+    recommended: str
+    reason: str
+
+    @property
+    def methods(self) -> dict[str, MethodScore]:
+        """Scores at `horizon`."""
+        return self.horizons[self.horizon].methods
+
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """Origins at `horizon`."""
+        return self.horizons[self.horizon].origins
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `nextrl backtest --json` prints."""
+        return {
+            "horizon": self.horizon,
+            "origins": list(self.origins),
+            "methods": {n: s.as_dict() for n, s in self.methods.items()},
+            "recommended": self.recommended,
+            "reason": self.reason,
+            "skipped": self.horizons[self.horizon].skipped,
+            "horizons": {
+                str(h): {n: s.as_dict() for n, s in scores.methods.items()}
+                for h, scores in self.horizons.items()
+            },
+        }
+
+    def plot(self, path: str | Path) -> None:
+        """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""
+        from matplotlib.figure import Figure
+
+        order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
+        figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, name, low in zip(axes, ("cosine", "skill"), (-1.05, -2), strict=True):
+            values = [max(low, self.methods[n].mean(name)) for n in order]
+            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color="#4878a8")
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set_xlim(low, 1.05)
+            axis.set_xlabel(f"{name}, horizon {self.horizon}")
+        figure.savefig(Path(path), dpi=150)
+
+
+def backtest(
+    traj: Trajectory,
+    horizon: int | Sequence[int] | None = None,
+    methods: str | Sequence[str] | Sequence[Extrapolator] | None = None,
+    *,
+    max_origins: int = 8,
+    seed: int = 0,
+) -> Backtest:
+    """Score extrapolators on the run's own past.
+
+    Args:
+        traj: the run.
+        horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long
+            enough.
+        methods: names, a comma-separated string, or methods; all but `next-paper` by default. `none` is
+            always in.
+        max_origins: the latest so many origins are used: what held early in a run need not hold now.
+        seed: of methods that draw random numbers.
+
+    Raises:
+        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never
+            moves.
+    """
+    chosen = _methods(methods)
+    horizons = _horizons(traj, horizon)
+    scores = {h: _at_horizon(traj, h, chosen, max_origins, seed) for h in horizons}
+    best = max(
+        ((h, s.convincing[0]) for h, s in scores.items() if s.convincing),
+        key=lambda pair: scores[pair[0]].expected_steps(pair[1]),
+        default=None,
+    )
+    if best is None:
+        h = max(scores)
+        return Backtest(scores, h, NONE, _why_not(scores[h]))
+    h, name = best
+    score = scores[h].methods[name]
+    reason = (
+        f"{name} at a horizon of {h} leaves {score.mean('relative_error'):.0%} of the way to go over "
+        f"{len(score.outcomes)} origins (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
+    )
+    return Backtest(scores, h, name, reason)
+
+
+def origins_for(traj: Trajectory, horizon: int) -> list[tuple[int, int]]:
+    """(t, t') for each origin with a checkpoint t' within half a spacing of t + horizon, and one to look back
+    on."""
+    slack, known = traj.spacing / 2, known_steps(traj)
+    pairs = []
+    for t in traj.steps:
+        later = [s for s in traj.steps if s > t and abs(s - t - horizon) <= slack]
+        if later and t - known[0] >= horizon - slack:
+            pairs.append((t, min(later, key=lambda s, t=t: abs(s - t - horizon))))  # type: ignore[misc]
+    return pairs
+
+
+def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> list[Extrapolator]:
+    if methods is None:
+        return resolve([n for n in names() if n not in NOT_BY_DEFAULT])
+    if isinstance(methods, str):
+        methods = methods.split(",")
+    chosen: list[Extrapolator] = []
+    for method in methods:
+        chosen += resolve(method) if isinstance(method, str) else [method]
+    return chosen if any(m.name == NONE for m in chosen) else [*resolve(NONE), *chosen]
+
+
+def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int]:
+    k, known = traj.spacing, known_steps(traj)
+    longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
+    if longest is None:
+        raise InputError(
+            f"a backtest needs at least 3 checkpoints (the start counts where it is known); this run has "
+            f"{len(known)}, at steps {', '.join(map(str, known))}"
+        )
+    if horizon is None:
+        return [h for h in (k, 2 * k, 5 * k) if h <= longest]
+    wanted = [horizon] if isinstance(horizon, int) else list(horizon)
+    for h in wanted:
+        if h < 1 or not origins_for(traj, h):
+            raise InputError(
+                f"no backtest at a horizon of {h}: it needs checkpoints {h} steps before and after an origin "
+                f"(about {2 * h // k + 1} checkpoints {k} steps apart, this run has {len(known)}); "
+                f"horizons up to {longest} would work"
+            )
+    return wanted
+
+
+def _at_horizon(
+    traj: Trajectory, horizon: int, methods: Sequence[Extrapolator], max_origins: int, seed: int
+) -> HorizonScores:
+    pairs = origins_for(traj, horizon)[-max_origins:]
+    grams = {module: traj.gram(module) for module in traj.modules}
+    still = {t: sum(_actual(traj, g, t, later) for g in grams.values()) for t, later in pairs}
+    pairs = [(t, later) for t, later in pairs if still[t] > 0]
+    if not pairs:
+        raise InputError(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
+    beta1 = trainer_log.adam_beta1(traj)
+    c0 = adam_persistence(horizon, DEFAULT_BETA1 if beta1 is None else beta1)
+    pooled = torch.stack(list(grams.values())).sum(0)
+    skills = {t: _not_leaping(traj, pooled, t, later, c0) for t, later in pairs}
+    control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
+    scores, skipped = {}, {}
+    for method in methods:
+        outcomes: dict[int, dict[str, Outcome]] = {}
+        tried = pairs[-TRAINED_ORIGINS:] if getattr(method, "trains", False) else pairs
+        for t, later in tried:
+            try:
+                prediction = method.fit(traj.upto(t), later - t, seed=seed)
+            except InputError as error:
+                skipped[method.name] = str(error)
+                continue
+            outcomes[t] = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
+        if outcomes:
+            skipped.pop(method.name, None)
+            scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)
+    return HorizonScores(horizon, tuple(t for t, _ in pairs), scores, skipped, control)
+
+
+def _score(
+    outcomes: Mapping[int, Mapping[str, Outcome]], control: Mapping[int, float], horizon: int
+) -> MethodScore:
+    zero = Outcome(0.0, 0.0, 0.0)
+    whole = {t: sum(by_module.values(), zero) for t, by_module in outcomes.items()}
+    by_type: dict[str, Outcome] = {}
+    for by_module in outcomes.values():
+        for module, outcome in by_module.items():
+            kind = module.rsplit(".", 1)[-1]
+            by_type[kind] = by_type.get(kind, zero) + outcome
+    gains = [whole[t].skill - control[t] for t in whole]
+    # Origins closer than h share part of their future: count only as many as fit side by side.
+    independent = min(len(gains), (max(whole) - min(whole)) / horizon + 1)
+    error = statistics.stdev(gains) / math.sqrt(independent) if independent >= 2 else math.nan
+    return MethodScore(whole, by_type, statistics.fmean(gains), error)
+
+
+def _compare(
+    traj: Trajectory, gram: Tensor, module: str, prediction: Prediction, t: int, later: int
+) -> Outcome:
+    """Prediction against fact for one module; combinations never leave the Gram matrix."""
+    actual = _actual(traj, gram, t, later)
+    if isinstance(prediction, CombinationOfCheckpoints):
+        c = torch.zeros(len(traj.steps), dtype=torch.float64)
+        own = prediction.coefficients(module)
+        c[: len(own)] = own
+        return Outcome(float(c @ gram @ _move(traj, t, later)), float(c @ gram @ c), actual)
+    predicted: LowRank = prediction.delta(module)
+    inner = float(predicted.inner(traj.delta(module, t, later)))
+    return Outcome(inner, float(predicted.norm()) ** 2, actual)
+
+
+def _move(traj: Trajectory, t: int, later: int) -> Tensor:
+    """(T,) coefficients of `W_later - W_t`."""
+    c = torch.zeros(len(traj.steps), dtype=torch.float64)
+    c[traj.steps.index(later)], c[traj.steps.index(t)] = 1.0, -1.0
+    return c
+
+
+def _actual(traj: Trajectory, gram: Tensor, t: int, later: int) -> float:
+    move = _move(traj, t, later)
+    return max(0.0, float(move @ gram @ move))
+
+
+def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, c0: float) -> dict[str, float]:
+    """Skill of each way of not leaping at one origin; `gram` (T, T) of all modules together."""
+    steps = torch.tensor(traj.steps)
+    now, move = (steps == t).double(), _move(traj, t, later)
+    window, past = ((steps >= 2 * t - later) & (steps <= t)).double(), (steps <= t).double()
+    back = int((steps - (2 * t - later)).abs().argmin())
+    before = torch.zeros_like(now)
+    if 2 * t - later > 0 or traj.steps[0] == 0:
+        before[back] = 1.0
+    controls = {
+        "average": window / window.sum() - now,
+        "mean": past / past.sum() - now,
+        "start": -now,
+        "momentum": c0 * (now - before),
+    }
+    actual = float(move @ gram @ move)
+    return {"stay": 0.0} | {
+        n: float(2 * c @ gram @ move - c @ gram @ c) / actual for n, c in controls.items()
+    }
+
+
+def _why_not(scores: HorizonScores) -> str:
+    rivals = {n: s for n, s in scores.methods.items() if n != NONE}
+    if not rivals:
+        return f"no method could be fitted at a horizon of {scores.horizon}"
+    name = max(rivals, key=lambda n: rivals[n].mean("skill"))
+    best = rivals[name]
+    return (
+        f"nothing beats not leaping (control: {scores.control}) over {len(scores.origins)} origins at a "
+        f"horizon of {scores.horizon}; the best is {name}, skill {best.mean('skill'):.2f} +- "
+        f"{best.spread('skill'):.2f}"
+    )

@@ -1,0 +1,318 @@
+"""`RunConfig`: everything `nextrl run` is told, as one validated object.
+
+A user decides what is here; what follows from it (`RunConfig.derived`) can be shown and is not to be written.
+`config_file.py` reads it from YAML and `key=value` overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nextrl import extrapolators
+from nextrl.engines.trl import algorithms
+from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.verl.config import VerlSection, VerlSettings
+from nextrl.extrapolators import check_alpha
+from nextrl.runs.arm import ArmSettings, LeapSettings
+from nextrl.runs.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
+from nextrl.tasks import base
+
+LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
+# Set at the top of the config, where a user looks for them; `train.seed` would be a second place for the same thing.
+LIFTED = ("seed", "algorithm")
+# What may differ when a run is taken up again: neither changes what is trained.
+FREE = ("output_dir", "report_to")
+
+
+class LeapSection(BaseModel):
+    """When and how to leap."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    method: str = Field("auto", description="`auto`, `none`, or a method of docs/extrapolators.md")
+    at: tuple[int, ...] | None = Field(
+        None, description="a named method's steps, multiples of train.save_every"
+    )
+    every: int | None = Field(
+        None, ge=1, description="the same as a period; for `auto` the length of its windows (10)"
+    )
+    horizon: int | None = Field(
+        None, ge=1, description="steps ahead; null: half the way between two leaps, 50 at most"
+    )
+    alpha: float | Literal["auto"] = Field(
+        "auto", description="`auto`: searched on validation prompts; a number: taken without asking"
+    )
+    prompts: int | None = Field(
+        None, ge=2, description="validation prompts a candidate; null: 64 for `auto`, 128 for a named method"
+    )
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _one_step(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class EvalSection(BaseModel):
+    """When to measure, on held-out prompts that are used for nothing else."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    every: int = Field(
+        10, ge=1, description="steps between two evaluations; the start and the end always are"
+    )
+    prompts: int = Field(
+        1000, ge=2, description="held-out test prompts, one sampled and one greedy answer each"
+    )
+
+
+class RunConfig(BaseModel):
+    """A run. Build it with `config_file.load`, or in Python from keyword arguments."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str = Field("tiny", description="a name (`tiny`, ...) or a local Hugging Face folder")
+    task: str = Field("chain", description="a task's name")
+    algorithm: str = Field(
+        "grpo",
+        description="how rewards become gradients: " + ", ".join(f"`{name}`" for name in algorithms.names()),
+    )
+    engine: Literal["trl", "verl"] = Field("trl", description="what trains")
+    seed: int = Field(0, ge=0, description="of weights, prompts and rollouts")
+    output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
+    train: TrainSettings = Field(TrainSettings(), validate_default=True)
+    lora: LoraSettings = LoraSettings()
+    leap: LeapSection = LeapSection()
+    eval: EvalSection = EvalSection()
+    verl: VerlSection = VerlSection()
+    report_to: tuple[str, ...] = Field(
+        (), description="the trainer's loggers: `tensorboard`, `wandb`, `trackio`"
+    )
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in algorithms.names():
+            raise ValueError(unknown(name, algorithms.names()))
+        return name
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_logger(cls, value: Any) -> Any:
+        if value is None or value == "none":
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift(cls, data: Any) -> Any:
+        """Give the training settings what stands at the top."""
+        if not isinstance(data, Mapping):
+            return data
+        values = {key: value for key, value in data.items() if value is not None or key not in SECTIONS}
+        train = values.get("train", {})
+        if isinstance(train, TrainSettings):
+            train = train.model_dump(exclude=set(LIFTED))
+        if not isinstance(train, Mapping):
+            return values
+        for key in LIFTED:
+            if key in train:
+                raise ValueError(f"train.{key} is set at the top: write {key}: {train[key]} there")
+        lifted = {key: values[key] for key in LIFTED if key in values}
+        return {**values, "train": {**train, **lifted}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        for name in self.report_to:
+            if name not in LOGGERS:
+                raise ValueError(f"report_to: {unknown(name, LOGGERS)}")
+        served = algorithms.get(self.algorithm).steps_per_generation
+        if self.train.save_every % served:
+            raise ValueError(
+                f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
+                "of rollouts, and a checkpoint between them could not be gone on from"
+            )
+        if self.engine == "verl" and self.leap.method != "auto":
+            raise ValueError("leap.method: engine verl leaps by auto only (docs/verl.md)")
+        methods = ("auto", "none", *(n for n in extrapolators.names() if n != "none"))
+        if self.leap.method not in methods:
+            raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
+        if self.leap.method == "auto":
+            self._check_auto()
+        elif self.leap.method != "none":
+            self._check_named()
+        return self
+
+    def _check_auto(self) -> None:
+        for key in ("at", "horizon"):
+            if getattr(self.leap, key) is not None:
+                raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
+        if self.leap.alpha != "auto":
+            raise ValueError("leap.alpha: auto decides that itself; leave it out or name a method")
+
+    def _check_named(self) -> None:
+        method, save_every = self.leap.method, self.train.save_every
+        if (self.leap.at is None) == (self.leap.every is None):
+            raise ValueError(f"leap.method {method} needs leap.at: [steps] or leap.every: N, one of the two")
+        steps = self.leap_steps()
+        if not steps or steps[0] < 1 or steps[-1] >= self.train.steps or list(steps) != sorted(set(steps)):
+            raise ValueError(
+                f"leap.at must be ascending steps between 1 and train.steps - 1 = {self.train.steps - 1}, "
+                f"not {list(steps)}"
+            )
+        for step in steps:
+            if step % save_every:
+                raise ValueError(
+                    f"leap.at: {step} is no multiple of train.save_every = {save_every}, so no checkpoint is there"
+                )
+        if self.leap.alpha != "auto":
+            check_alpha(self.leap.alpha)
+        have = self._shortest_gap() // save_every + 1
+        need = extrapolators.get(method).min_checkpoints(self.horizon(), save_every)
+        if need > have:
+            raise ValueError(
+                f"leap.method {method} needs {need} checkpoints for a horizon of {self.horizon()} steps and has {have} "
+                "before a leap: lower leap.horizon or train.save_every, or leap later"
+            )
+
+    def leap_steps(self) -> tuple[int, ...]:
+        """Steps of the leaps by a named method; empty for `auto` and `none`."""
+        if self.leap.method in ("auto", "none"):
+            return ()
+        if self.leap.every is not None:
+            return tuple(range(self.leap.every, self.train.steps, self.leap.every))
+        return self.leap.at or ()
+
+    def _shortest_gap(self) -> int:
+        steps = (0, *self.leap_steps())
+        return min(b - a for a, b in itertools.pairwise(steps))
+
+    def horizon(self) -> int:
+        """The horizon of a named method: as given, else half of the shortest way to a leap, 50 at most."""
+        if self.leap.horizon is not None:
+            return self.leap.horizon
+        k = self.train.save_every
+        return max(k, min(50, self._shortest_gap() // 2) // k * k)
+
+    def evaluations(self) -> tuple[int, ...]:
+        """Steps at which accuracy is measured, the start apart."""
+        last = self.train.steps
+        return (*range(self.eval.every, last, self.eval.every), last)
+
+    def arm(self) -> ArmSettings:
+        """The run as the one arm of a comparison, which is what the loop trains."""
+        leap = self.leap
+        kind: Any = {"auto": "auto", "none": "plain"}.get(leap.method, "leap")
+        rate = f"lr {self.train.learning_rate:g}"
+        label = {"auto": f"auto, from {rate}", "plain": f"plain, {rate}"}.get(kind, f"{leap.method}, {rate}")
+        more: dict[str, Any] = {}
+        if kind == "auto":
+            more = {"auto": True, "window": leap.every or 10, "prompts": leap.prompts or 64}
+        elif kind == "leap":
+            wide = PAPER_ALPHAS if leap.method == "next-paper" else WIDE_ALPHAS
+            more["leap"] = LeapSettings(
+                method=leap.method,
+                horizon=self.horizon(),
+                alphas=wide if leap.alpha == "auto" else (leap.alpha,),
+                prompts=leap.prompts or 128,
+                at=self.leap_steps(),
+                search=leap.alpha == "auto",
+            )
+        return ArmSettings(
+            name="run",
+            kind=kind,
+            label=label,
+            task=self.task,
+            model=self.model,
+            train=self.train,
+            lora=self.lora,
+            save=True,
+            eval_at=self.evaluations(),
+            eval_prompts=self.eval.prompts,
+            **more,
+        )
+
+    def verl_settings(self) -> VerlSettings:
+        """The run as `engines.verl.VerlRun` takes it."""
+        values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
+        return VerlSettings(**values, train=self.train, lora=self.lora, **self.verl.model_dump())
+
+    def derived(self) -> dict[str, Any]:
+        """What follows from the config, for `--print-config`.
+
+        Raises:
+            InputError: the task is unknown.
+        """
+        task, arm, train = base.get(self.task), self.arm(), self.train
+        leap: dict[str, Any] = {"method": self.leap.method}
+        if arm.leap:
+            leap |= {
+                "at": list(arm.leap.at),
+                "horizon": arm.leap.horizon,
+                "alphas": list(arm.leap.alphas),
+                "prompts": arm.leap.prompts,
+            }
+        elif arm.auto:
+            leap |= {"every": arm.window, "prompts": arm.prompts}
+        return {
+            "completions_per_step": train.completions_per_step,
+            "completions": train.completions_per_step * train.steps,
+            "max_completion_length": train.max_completion_length or task.max_completion_length,
+            "checkpoints": [*range(train.save_every, train.steps, train.save_every), train.steps],
+            "evaluations": [0, *arm.eval_at],
+            "leap": leap,
+            "trajectory": str(self.output_dir / "trajectory"),
+            "final": str(self.output_dir / "final"),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as JSON and YAML hold it; `RunConfig(**config.as_dict())` is the same config."""
+        value = self.model_dump(mode="json")
+        for key in LIFTED:
+            del value["train"][key]
+        return value
+
+    def as_yaml(self) -> str:
+        """The config with every key, as `config_file.load` reads it."""
+        text: str = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Dotted keys in which two configs train something different."""
+        mine, theirs = dict(_flat(self.as_dict())), dict(_flat(other.as_dict()))
+        return [k for k in mine if k not in FREE and mine[k] != theirs.get(k)]
+
+
+SECTIONS = ("train", "lora", "leap", "eval", "verl")
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> pydantic field of every key a config may hold."""
+    keys: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys |= known_keys(inner, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in [f"train.{key}" for key in LIFTED]:
+            keys[f"{prefix}{name}"] = field
+    return keys
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """One clause about a name that is not known, with the nearest that is."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"'{name}' is unknown; " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

@@ -1,0 +1,287 @@
+"""Train -> leap -> train, any number of cycles: run one arm on a task, evaluate it on the way, write down what it cost.
+
+`run_arm` is an arm of a comparison, `train` the same loop for whoever keeps the records (`nextrl run`, which resumes).
+Costs are the arm's own: completions of training and of search, and seconds without the evaluations, which measure the
+run and are not part of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerState
+
+from nextrl.checkpoints.atomic import write_bytes
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
+from nextrl.judge.controller import ControllerConfig
+from nextrl.runs import cycles
+from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
+from nextrl.runs.meter import Meter, evaluation_weights
+from nextrl.runs.resume import STOPPED, Checkpoint, Resumable
+from nextrl.runs.single_leap import SingleLeap
+from nextrl.tasks import base, bases
+from nextrl.tasks.evaluate import evaluate
+
+__all__ = [
+    "ArmRecord",
+    "ArmSettings",
+    "Kind",
+    "LeapSettings",
+    "Progress",
+    "Run",
+    "one_thread",
+    "read_record",
+    "run_arm",
+    "settings_hash",
+    "temperature_control",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a resumable arm writes, and how it is stopped.
+
+    Attributes:
+        out: the run's folder: `trajectory/` (the trainer's checkpoints), `leaps/`, `stopped/`, `final/`.
+        resume: go on from here; None from scratch.
+        stop_asked: asked after every step; True saves and stops.
+        report_to: the trainer's loggers.
+    """
+
+    out: Path
+    resume: Checkpoint | None = None
+    stop_asked: Callable[[], bool] = lambda: False
+    report_to: Sequence[str] = ()
+
+
+def _model(arm: ArmSettings, plain: Path) -> tuple[Any, Any]:
+    """The arm's PEFT model and its tokenizer."""
+    base_model, tokenizer = bases.load(arm.model, arm.task)
+    if not arm.merge:
+        return with_adapter(base_model, arm.lora, arm.train.seed), tokenizer
+    merged = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}")).merge_and_unload()
+    return with_adapter(merged, arm.lora, arm.train.seed + 1), tokenizer
+
+
+def _before(arm: ArmSettings, plain_record: ArmRecord | None) -> tuple[int, float]:
+    """Completions and seconds that the plain arm had spent at `start`."""
+    if not arm.start or plain_record is None:
+        return 0, 0.0
+    at = max(i for i, step in enumerate(plain_record.steps) if step <= arm.start)
+    return plain_record.completions[at], plain_record.seconds[at]
+
+
+def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | None = None) -> ArmRecord:
+    """Run an arm of a comparison and write `folder/record.json`; one that is there already is read back instead.
+
+    Args:
+        folder: the arm's own folder.
+        plain: the folder of the plain arm, whose checkpoints an arm with `start` goes on from.
+    """
+    done = folder / "record.json"
+    if done.is_file():
+        return ArmRecord.model_validate_json(done.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = _model(arm, plain)
+    plain_record = read_record(plain) if arm.start else None
+    record = ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
+    meter = Meter(arm, tokenizer, record, _before(arm, plain_record))
+    meter.progress = progress or meter.progress
+    leaper = _leaper(arm, folder, plain)
+    # A restart begins its own count: a fresh adapter and optimizer know nothing of the steps before.
+    settings = arm.train.model_copy(update={"steps": arm.train.steps - arm.start}) if arm.merge else arm.train
+    trainer = build_trainer(
+        model,
+        tokenizer,
+        base.get(arm.task),
+        settings,
+        folder,
+        save=arm.save,
+        callbacks=[*([leaper] if leaper else []), meter],
+    )
+    if isinstance(leaper, SingleLeap):
+        leaper.trainer = trainer
+    meter.search = lambda: _spent(leaper)[0]
+    resume = str(plain / f"checkpoint-{arm.start}") if arm.start and not arm.merge else None
+    trainer.train(resume_from_checkpoint=resume)
+    _update(record, leaper, trainer.state)
+    _finish(record, arm, leaper)
+    write_bytes(done, record.model_dump_json(indent=1).encode())
+    return record
+
+
+def train(
+    arm: ArmSettings, run: Run, loaded: tuple[Any, Any], progress: Progress | None = None
+) -> tuple[ArmRecord, int]:
+    """Run an arm that starts from scratch, keeps its checkpoints and can be killed; returns its record and its step.
+
+    At the last step `run.out/final/` holds the adapter. A step before the last means that the run was asked to stop.
+
+    Args:
+        loaded: base model and tokenizer.
+    """
+    record = run.resume.record.model_copy(deep=True) if run.resume else None
+    record = record or ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
+    if run.resume:
+        record.resumed.append(run.resume.step)
+    base_model, tokenizer = loaded
+    meter = Meter(arm, tokenizer, record)
+    meter.progress = progress or meter.progress
+    leaper = _cycles(arm, run, record, meter) if arm.leap else _leaper(arm, run.out, run.out)
+    meter.search = lambda: cycles.spent(record)[0] if arm.leap else _spent(leaper)[0]
+
+    def update(state: TrainerState) -> None:
+        meter.tick()
+        _update(record, leaper, state)
+
+    def keep(model: Any, optimizer: Any) -> None:
+        with evaluation_weights(optimizer):
+            write_final(model, run.out / "final")
+
+    resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
+    # `auto` acts before its step is measured and saved; a cycle's leap starts at a checkpoint that is whole.
+    order: list[TrainerCallback | None] = (
+        [meter, resumable, leaper] if arm.leap else [leaper, meter, resumable]
+    )
+    trainer = build_trainer(
+        with_adapter(base_model, arm.lora, arm.train.seed),
+        tokenizer,
+        base.get(arm.task),
+        arm.train,
+        run.out / "trajectory",
+        callbacks=[callback for callback in order if callback is not None],
+        report_to=run.report_to,
+    )
+    if isinstance(leaper, cycles.Cycles):
+        leaper.trainer = trainer
+    trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
+    update(trainer.state)
+    return record, int(trainer.state.global_step)
+
+
+def write_final(model: Any, folder: Path) -> None:
+    """The adapter as a PEFT folder, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _leaper(arm: ArmSettings, folder: Path, plain: Path) -> LeapCallback | SingleLeap | None:
+    validation = as_dataset(base.get(arm.task).examples("validation"))
+    if arm.auto:
+        config = ControllerConfig(**arm.dials) if arm.dials else None
+        return LeapCallback(
+            arm.window, validation=validation, prompts=arm.prompts, config=config, seed=arm.train.seed
+        )
+    if arm.leap is None:
+        return None
+    rows = [validation[i] for i in range(arm.leap.prompts)]
+    return SingleLeap(
+        plain,
+        arm.start,
+        arm.leap.method,
+        rows,
+        folder / "leap",
+        horizon=arm.leap.horizon,
+        alphas=arm.leap.alphas,
+        prompts=arm.leap.prompts,
+        seed=arm.train.seed,
+    )
+
+
+def _cycles(arm: ArmSettings, run: Run, record: ArmRecord, meter: Meter) -> cycles.Cycles:
+    assert arm.leap is not None
+    validation = as_dataset(base.get(arm.task).examples("validation"))
+    # A leap at the step that the run goes on from is made again: the checkpoint is from before it.
+    step = run.resume.step if run.resume else 0
+    record.cycles = [c for c in record.cycles if c["step"] < step]
+    return cycles.Cycles(
+        arm.leap, record, run.out / "leaps", validation, arm.train.seed, measure=meter.evaluate
+    )
+
+
+def _spent(leaper: TrainerCallback | None) -> tuple[int, float]:
+    """(completions, seconds) that searches and fits have taken so far."""
+    if isinstance(leaper, LeapCallback):
+        return leaper.costs.search_completions, leaper.costs.search_seconds
+    if isinstance(leaper, SingleLeap) and leaper.record is not None:
+        return leaper.record.search_completions, leaper.record.search_seconds + leaper.record.fit_seconds
+    return 0, 0.0
+
+
+def _update(record: ArmRecord, leaper: TrainerCallback | None, state: TrainerState) -> None:
+    """Bring a record up to the trainer's step; may be called any number of times."""
+    record.search_completions, record.search_seconds = (
+        cycles.spent(record) if record.cycles else _spent(leaper)
+    )
+    if isinstance(leaper, LeapCallback):
+        record.decisions = leaper.decisions
+    record.rewards = [float(h["reward"]) for h in state.log_history if h.get("reward") is not None]
+
+
+def _finish(record: ArmRecord, arm: ArmSettings, leaper: TrainerCallback | None) -> None:
+    """What is put right once, at an arm's end."""
+    if isinstance(leaper, SingleLeap) and leaper.record is not None:
+        record.leap = leaper.record.as_dict()
+        # A single leap happens before the first step, when the meter's clock has not begun.
+        record.seconds = [round(s + record.search_seconds, 3) for s in record.seconds]
+    if arm.merge:
+        record.steps = [step + arm.start for step in record.steps]
+
+
+def temperature_control(
+    arm: ArmSettings, folder: Path, plain: Path, temperatures: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2)
+) -> ArmRecord:
+    """The plain arm's checkpoint at `start`, sampled at the temperature that validation prompts prefer.
+
+    What sharpening alone would give, with no training at all; charged for the validation completions.
+    """
+    done = folder / "record.json"
+    if done.is_file():
+        return ArmRecord.model_validate_json(done.read_text())
+    base_model, tokenizer = bases.load(arm.model, arm.task)
+    model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"))
+    task = base.get(arm.task)
+    validation = task.examples("validation")[:128]
+    began = time.perf_counter()
+    scores = {
+        t: evaluate(model, tokenizer, task, temperature=t, greedy=False, examples=validation).accuracy
+        for t in temperatures
+    }
+    seconds = time.perf_counter() - began
+    best = max(scores, key=lambda t: scores[t])
+    result = evaluate(model, tokenizer, task, prompts=arm.eval_prompts, temperature=best)
+    completions, before = _before(arm, read_record(plain))
+    record = ArmRecord(
+        name=arm.name,
+        kind=arm.kind,
+        label=f"{arm.label} {best:g}",
+        steps=[arm.start],
+        accuracy=[result.accuracy],
+        se=[result.se],
+        greedy=[result.greedy or 0.0],
+        completions=[completions + len(validation) * len(scores)],
+        seconds=[round(before + seconds, 3)],
+        learning_rate=[arm.train.learning_rate],
+        search_completions=len(validation) * len(scores),
+        search_seconds=seconds,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(done, record.model_dump_json(indent=1).encode())
+    return record
+
+
+def one_thread() -> None:
+    """Two arms side by side on two cores are faster with one thread each than with two."""
+    torch.set_num_threads(1)

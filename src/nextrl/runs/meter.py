@@ -1,0 +1,100 @@
+"""The clock and the examiner of an arm: accuracy at the steps asked for, and what it had cost by then.
+
+The clock runs over training, checkpoints, searches and fits; it stands still during evaluations, which measure the
+run and are no part of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nextrl.runs.arm import ArmRecord, ArmSettings, Progress
+from nextrl.tasks import base
+from nextrl.tasks.evaluate import Accuracy, evaluate
+
+
+class Meter(TrainerCallback):
+    """Evaluates at the given steps and keeps the arm's clock.
+
+    Args:
+        arm: whose `eval_at` and `eval_prompts` count.
+        tokenizer: of its model.
+        record: filled in; one that holds evaluations already is gone on with.
+        before: completions and seconds that were spent before the first step (by the arm this one goes on from).
+
+    Attributes:
+        search: completions that searches have taken so far.
+    """
+
+    def __init__(
+        self, arm: ArmSettings, tokenizer: Any, record: ArmRecord, before: tuple[int, float] = (0, 0.0)
+    ) -> None:
+        self._arm, self._tokenizer, self.record = arm, tokenizer, record
+        self._task = base.get(arm.task)
+        self._completions, self._seconds = before
+        if record.steps:
+            self._seconds = record.train_seconds
+        self._offset: int | None = 0 if record.steps else None
+        self.search: Callable[[], int] = lambda: 0
+        self.progress: Progress = lambda name, step: None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the arm where it starts, leap included; one that was stopped has been measured there."""
+        self._mark = time.perf_counter()
+        if self._offset is None:
+            self._offset = state.global_step
+            self.evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the clock; evaluate if due."""
+        self.tick()
+        if state.global_step in self._arm.eval_at:
+            self.evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
+        self.progress(self._arm.name, state.global_step)
+
+    def tick(self) -> None:
+        """Bring the record's clock up to now."""
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
+        self.record.train_seconds = self._seconds
+
+    def evaluate(self, step: int, model: Any, optimizer: Any) -> None:
+        """Add one evaluation to the record, with the clock stopped."""
+        self.tick()
+        with evaluation_weights(optimizer):
+            result: Accuracy = evaluate(model, self._tokenizer, self._task, prompts=self._arm.eval_prompts)
+        r = self.record
+        r.steps.append(step)
+        r.accuracy.append(result.accuracy)
+        r.se.append(result.se)
+        r.greedy.append(result.greedy if result.greedy is not None else float("nan"))
+        trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
+        r.completions.append(self._completions + trained + self.search())
+        r.seconds.append(round(self._seconds, 3))
+        r.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
+        self._mark = time.perf_counter()
+
+
+class evaluation_weights:
+    """Schedule-free optimizers keep the averaged weights aside: swap them in while evaluating or saving."""
+
+    def __init__(self, optimizer: Any) -> None:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self._optimizer = inner if hasattr(inner, "eval") and hasattr(inner, "train") else None
+
+    def __enter__(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.eval()
+
+    def __exit__(self, *_: object) -> None:
+        if self._optimizer is not None:
+            self._optimizer.train()

@@ -1,0 +1,243 @@
+"""`nextrl run` as a function: one config -> one folder, which can be killed at any moment and taken up again.
+
+    out/config.yaml     the config with every key; the folder is this run's from then on
+    out/trajectory/     checkpoint-N as TRL writes them: the trajectory, and what a resume needs
+    out/leaps/          the adapters that leaps by a named method left
+    out/stopped/        a checkpoint between two saves, of a run that was told to stop
+    out/final/          the adapter at the end
+    out/result.json, out/report.html    written last: a folder with both is finished
+
+Under a launcher (`accelerate launch`) every process trains and the first one alone reads and writes the folder.
+Each of them is written whole or not at all. A lock that dies with its process keeps a second one out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nextrl.checkpoints.atomic import write_bytes, write_json
+from nextrl.engines.ranks import Ranks, launched
+from nextrl.engines.trl.decision_log import DECISIONS
+from nextrl.errors import InputError
+from nextrl.runs.arm import ArmRecord
+from nextrl.runs.config import RunConfig
+from nextrl.runs.config_file import load
+from nextrl.runs.loop import Run, train
+from nextrl.runs.report import NAME as REPORT
+from nextrl.runs.report import write_report
+from nextrl.runs.resume import STOPPED, Checkpoint, last_checkpoint
+from nextrl.runs.run_result import summarise_run
+from nextrl.tasks import base, bases
+from nextrl.trajectory.trajectory import Trajectory
+
+CONFIG, RESULT, LOCK = "config.yaml", "result.json", ".nextrl.lock"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `run` ended.
+
+    Attributes:
+        step: where the run stands.
+        result: what `result.json` holds, None for a run that was stopped before its end.
+        trained: False where the folder was finished before the call.
+    """
+
+    step: int
+    result: dict[str, Any] | None
+    trained: bool = True
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+def run(
+    config: RunConfig,
+    *,
+    stop_asked: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = _quiet,
+    progress: Callable[[str, int], None] | None = None,
+) -> Outcome:
+    """Train what the config says in its `output_dir`, or go on with what is there.
+
+    Args:
+        stop_asked: asked after every step; True saves a checkpoint and stops.
+        say: told one line about whatever was found in the folder.
+        progress: called with the arm's name and its step after every step.
+
+    Raises:
+        InputError: the model, the task or the folder cannot be used, the folder holds a run of another config, or
+            another process is at it. Nothing was written then.
+    """
+    ranks = launched()
+    if not ranks.leader:
+        return _follow(config, ranks, stop_asked)
+    out = config.output_dir
+    with contextlib.ExitStack() as stack:
+        begun = _check_folder(out, config)
+        if begun:
+            stack.enter_context(_locked(out))
+            result = _finished(out)
+            if result is not None:
+                ranks.tell(None)
+                return Outcome(config.train.steps, result, trained=False)
+        _check_surroundings(config)
+        loaded = bases.load(config.model, config.task)
+        if not begun:
+            stack.enter_context(_claimed(out, config))
+        found = _checkpoint(config, say)
+        if stop_asked():
+            ranks.tell(None)
+            return Outcome(found.step if found else 0, None)
+        ranks.tell((found,))
+        record, step = _train(config, found, loaded, lambda: ranks.any(stop_asked()), progress)
+        if step < config.train.steps:
+            return Outcome(step, None)
+        return Outcome(step, _finish(config, record))
+
+
+def _follow(config: RunConfig, ranks: Ranks, stop_asked: Callable[[], bool]) -> Outcome:
+    """What a process beside the first does: train along, and leave the folder alone."""
+    told = ranks.tell(None)
+    if told is None:
+        return Outcome(0, None, trained=False)
+    loaded = bases.load(config.model, config.task)
+    _, step = _train(config, told[0], loaded, lambda: ranks.any(stop_asked()), None)
+    return Outcome(step, None)
+
+
+def _check_folder(out: Path, config: RunConfig) -> bool:
+    """Whether the folder holds this run already.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose another output_dir")
+    try:
+        inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{out} cannot be read ({error.strerror}): choose another output_dir") from error
+    if CONFIG not in inside:
+        if any(not name.startswith(".") for name in inside):
+            raise InputError(f"{out} is not empty and holds no run: choose another output_dir")
+        return False
+    theirs = load(out / CONFIG)
+    keys = config.differences(theirs)
+    if keys:
+        raise InputError(
+            f"{out} holds a run of another config, different in {', '.join(keys)}: choose another output_dir, or use "
+            f"{out / CONFIG}"
+        )
+    return True
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """The result of a finished run; its page is written anew where only that is missing."""
+    try:
+        result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{out / RESULT} is not JSON ({error}): remove it and run again") from error
+    if not (out / REPORT).is_file():
+        write_report(result, out)
+    return result
+
+
+def _check_surroundings(config: RunConfig) -> None:
+    """What depends on this machine and the data, before anything is written."""
+    for name in config.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
+    task = base.get(config.task)
+    rows = {split: len(task.examples(split)) for split in ("train", "validation", "test")}
+    if rows["train"] < config.train.prompts_per_step:
+        raise InputError(
+            f"task {config.task} has {rows['train']} training prompts: lower train.prompts_per_step "
+            f"({config.train.prompts_per_step})"
+        )
+    needed = {"test": "to measure accuracy on"}
+    if config.leap.method != "none" and config.leap.alpha == "auto":
+        needed["validation"] = "to test leaps on"
+    for split, purpose in needed.items():
+        if rows[split] < 2:
+            raise InputError(f"task {config.task} has {rows[split]} {split} prompts, 2 are needed {purpose}")
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Any:
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another process is running there; wait for it or stop it") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): choose another output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, config: RunConfig) -> Any:
+    """Make the folder this run's, under its lock."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): choose another output_dir") from error
+    with _locked(out):
+        if not _check_folder(out, config):  # another process may have claimed it meanwhile
+            write_bytes(out / CONFIG, config.as_yaml().encode())
+        yield
+
+
+def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | None:
+    out, k, last = config.output_dir, config.train.save_every, config.train.steps
+    for name in (CONFIG, RESULT, REPORT, f"trajectory/{DECISIONS}"):
+        half = out / name
+        for temporary in half.parent.glob(
+            f".{half.name}.*"
+        ):  # of a killed process: `atomic` writes there first
+            temporary.unlink()
+    found = last_checkpoint(out / "trajectory", out / STOPPED, lambda s: s % k == 0 or s == last, say)
+    if found:
+        say(f"going on from step {found.step} of {last}")
+    elif (out / "trajectory").is_dir():
+        say("no whole checkpoint was left: starting again from step 0")
+    return found
+
+
+def _train(
+    config: RunConfig,
+    found: Checkpoint | None,
+    loaded: tuple[Any, Any],
+    stop_asked: Callable[[], bool],
+    progress: Callable[[str, int], None] | None,
+) -> tuple[ArmRecord, int]:
+    out = config.output_dir
+    if found and found.step == config.train.steps:
+        # Killed between its last checkpoint, before which final/ was written, and its result.
+        return found.record, found.step
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "logs")
+    return train(config.arm(), Run(out, found, stop_asked, config.report_to), loaded, progress)
+
+
+def _finish(config: RunConfig, record: ArmRecord) -> dict[str, Any]:
+    out = config.output_dir
+    traj = Trajectory.load(out / "trajectory")
+    result = summarise_run(record, config.arm(), config.as_dict(), traj)
+    write_json(out / RESULT, result)
+    write_report(result, out)
+    return result

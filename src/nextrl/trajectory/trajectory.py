@@ -1,0 +1,355 @@
+"""A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
+
+Words (DESIGN.md section 1): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense is ever formed and
+a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the business of
+`checkpoints`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.checkpoints import StoredCheckpoint, dense, open_run
+from nextrl.errors import InputError
+from nextrl.trajectory.blocks import pair_products
+from nextrl.trajectory.lowrank import LowRank
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The run's checkpoints, sorted by step. Make one with `load` or `from_factors`.
+
+    Attributes:
+        checkpoints: sorted by step, all with the same modules and shapes.
+        source: the directory, or None for factors in memory.
+        adapter_config: `adapter_config.json` of the last checkpoint.
+        layout: name of the reader.
+        skipped: what `skip_bad_checkpoints` left out, one line each.
+    """
+
+    checkpoints: tuple[StoredCheckpoint, ...]
+    source: Path | None = None
+    adapter_config: dict[str, Any] = field(default_factory=dict)
+    layout: str = "memory"
+    skipped: tuple[str, ...] = ()
+    _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints:
+            raise InputError("a trajectory needs at least one checkpoint; none was given")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | Mapping[int, str | Path],
+        *,
+        layout: str | None = None,
+        steps: Sequence[int] | None = None,
+        skip_bad_checkpoints: bool = False,
+        allow_pickle: bool = False,
+    ) -> Trajectory:
+        """Read a run from disk (headers now, values when needed).
+
+        Args:
+            path: the run's directory, or a mapping step -> adapter folder.
+            layout: name of a reader where the automatic choice is wrong.
+            steps: only these checkpoints.
+            skip_bad_checkpoints: leave broken checkpoints out (this reads all values once, to find NaN).
+            allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
+
+        Raises:
+            InputError: nothing found, or a checkpoint is broken and may not be left out.
+        """
+        source = {int(s): Path(f) for s, f in path.items()} if isinstance(path, Mapping) else Path(path)
+        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle)
+        fatal = [problem for problem in run.problems if problem.fatal]
+        good = list(run.checkpoints)
+        if skip_bad_checkpoints:
+            fatal += [problem for checkpoint in good if (problem := checkpoint.broken_values()) is not None]
+            good = [c for c in good if c.step not in {problem.step for problem in fatal}]
+        elif fatal:
+            more = f" (and {len(fatal) - 1} more: nextrl inspect lists them)" if len(fatal) > 1 else ""
+            raise InputError(f"{fatal[0]}{more}")
+        if not good:
+            raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
+        skipped = tuple(str(problem) for problem in fatal)
+        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped)
+
+    @classmethod
+    def from_full_weights(
+        cls, path: str | Path, base: str | Path, *, rank: int = 16, steps: Sequence[int] | None = None
+    ) -> Trajectory:
+        """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
+
+        Exact leading triples (`checkpoints.dense`), one matrix in memory at a time; what lies beyond `rank`
+        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out.
+
+        Args:
+            path: directory of checkpoint-N folders with `model.safetensors` or shards.
+            base: folder of the model that training started from.
+            rank: triples kept a matrix.
+            steps: only these checkpoints.
+
+        Raises:
+            InputError: no such checkpoints, or the two models do not have the same matrices.
+        """
+        found = dense.find(Path(path))
+        wanted = sorted(found if steps is None else steps)
+        if not wanted or not set(wanted) <= set(found):
+            raise InputError(
+                f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
+            )
+        start = dense.FullModel.open(Path(base))
+        models = [dense.FullModel.open(found[step]) for step in wanted]
+        factors = [{m: dense.factors(model, start, m, rank) for m in start.matrices()} for model in models]
+        moved = [m for m in start.matrices() if any(bool(f[m][1].any()) for f in factors)]
+        if not moved:
+            raise InputError(
+                f"{path}: no matrix differs from {base}; is it the model that training started from?"
+            )
+        stored = tuple(
+            MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
+            for step, f in zip(wanted, factors, strict=True)
+        )
+        return cls(stored, Path(path), {}, "full")
+
+    @classmethod
+    def from_factors(
+        cls,
+        steps: Sequence[int],
+        factors: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
+        *,
+        scaling: float | Mapping[str, float] = 1.0,
+        adapter_config: dict[str, Any] | None = None,
+    ) -> Trajectory:
+        """A trajectory of tensors in memory.
+
+        Args:
+            steps: optimizer steps, one a checkpoint, ascending.
+            factors: for each step, module -> (A (r, n), B (m, r)).
+            scaling: s, for all modules or each.
+            adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
+                is known (it is by default).
+        """
+        if len(steps) != len(factors) or list(steps) != sorted(set(steps)):
+            raise InputError(
+                f"from_factors needs ascending steps, one for each checkpoint, got {list(steps)}"
+            )
+        config = dict(adapter_config or {})
+        init = config.get("init_lora_weights", True)
+        zero = init is True or (isinstance(init, str) and init in ("gaussian", "eva", "orthogonal"))
+        stored = tuple(
+            MemoryCheckpoint(step, dict(f), scaling, zero) for step, f in zip(steps, factors, strict=True)
+        )
+        return cls(stored, None, config)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps on disk, ascending; 0 only where a checkpoint of it is there."""
+        return tuple(c.step for c in self.checkpoints)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the adapted matrices as in the base model ("model.layers.0.self_attn.q_proj")."""
+        return self.checkpoints[-1].modules
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether W_0 is known: B_0 A_0 = 0 by the initialisation, or step 0 is there."""
+        return self.checkpoints[0].starts_at_zero or self.steps[0] == 0
+
+    @property
+    def spacing(self) -> int:
+        """The most common difference of successive steps (the smaller on a tie); the step itself if there is
+        one."""
+        steps = self.steps
+        if len(steps) == 1:
+            return max(steps[0], 1)
+        counts = Counter(b - a for a, b in itertools.pairwise(steps))
+        return min(counts, key=lambda gap: (-counts[gap], gap))
+
+    def shape(self, module: str) -> tuple[int, int, int]:
+        """(m, n, r) of a module."""
+        return self._known(module).shape(module)
+
+    def scaling(self, module: str) -> float:
+        """The LoRA scaling s of a module."""
+        return self._known(module).scaling(module)
+
+    def factors(self, step: int, module: str) -> tuple[Tensor, Tensor]:
+        """A (r, n) and B (m, r) as stored (dtype of the file, without s)."""
+        self._known(module)
+        return self._at(step).factors(module)
+
+    def stacks(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
+        """A (T, r, n) and B (T, m, r) of all checkpoints as stored, without s; `check` refuses NaN and Inf."""
+        self._known(module)
+        pairs = [checkpoint.factors(module, check=check) for checkpoint in self.checkpoints]
+        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
+    def weight(self, step: int, module: str) -> LowRank:
+        """`W_step - W_base = s B A` as factors (m, r), (n, r), float64. Step 0 needs no checkpoint where B_0
+        A_0 = 0."""
+        m, n, _ = self.shape(module)
+        if step == 0 and 0 not in self.steps:
+            self._need_start()
+            return LowRank.zeros(m, n)
+        a, b = self.factors(step, module)
+        return LowRank(b.double() * self.scaling(module), a.double().mT)
+
+    def delta(self, module: str, start: int, stop: int) -> LowRank:
+        """`W_stop - W_start` as factors of width <= 2r, float64.
+
+        Written as s [(B - B'), B'] [A; (A - A')] and not as s [B, -B'] [A; A']: the differences of stored
+        values are exact, so a small update between two near checkpoints does not drown in cancellation.
+        """
+        if 0 in (start, stop) and 0 not in self.steps:
+            self._need_start()
+            return self.weight(stop, module) if start == 0 else -self.weight(start, module)
+        (a0, b0), (a1, b1) = self.factors(start, module), self.factors(stop, module)
+        a0, b0, a1, b1 = a0.double(), b0.double(), a1.double(), b1.double()
+        left = torch.cat([b1 - b0, b0], -1) * self.scaling(module)
+        return LowRank(left, torch.cat([a1, a1 - a0], 0).mT)
+
+    def upto(self, step: int) -> Trajectory:
+        """The trajectory as it was at `step`: a view that holds no later checkpoint."""
+        return self.at([s for s in self.steps if s <= step])
+
+    def at(self, steps: Sequence[int]) -> Trajectory:
+        """A view of these checkpoints only. Inner products already computed are shared with it."""
+        kept = tuple(self._at(step) for step in sorted(set(steps)))
+        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, self._products)
+
+    def gram(self, module: str) -> Tensor:
+        """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
+
+        W_0 is the base model where B_0 A_0 = 0 and no step 0 is there. Entries are Frobenius inner products
+        s^2 sum((B_s^T B_t) * (A_s A_t^T)).
+        """
+        known = self._products.setdefault(module, {})
+        missing = [s for s in self.steps if any((s, t) not in known for t in self.steps)]
+        if missing:
+            self._need_start()
+            products = self._inner_products(module)
+            known.update(
+                {(s, t): products[i][j] for i, s in enumerate(self.steps) for j, t in enumerate(self.steps)}
+            )
+        return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
+
+    def base_index(self, module: str) -> int:
+        """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
+
+        Raises:
+            InputError: W_0 is unknown.
+        """
+        self._known(module)
+        if self.steps[0] == 0:
+            return 0
+        self._need_start()
+        return -1
+
+    def _inner_products(self, module: str) -> list[list[float]]:
+        stack_a, stack_b = self.stacks(module)
+        count = len(self.steps)
+        pairs = [(i, j) for i in range(count) for j in range(i, count)]
+        products = pair_products(stack_b.mT, pairs) * pair_products(stack_a, pairs)
+        raw = torch.empty(count, count, dtype=torch.float64)
+        for (i, j), value in zip(pairs, products.sum((1, 2)) * self.scaling(module) ** 2, strict=True):
+            raw[i, j] = raw[j, i] = value
+        if self.steps[0] == 0:
+            raw = raw - raw[:, :1] - raw[:1, :] + raw[:1, :1]
+        return [[float(x) for x in row] for row in raw]
+
+    def persistence(self, window: int, at: int | None = None) -> float:
+        """cos(W_T - W_{T-w}, W_{T-w} - W_{T-2w}), all modules together, from three checkpoints.
+
+        Args:
+            window: w, in steps.
+            at: T; the last step by default.
+
+        Returns:
+            The cosine, or NaN where one of the two windows did not move at all.
+
+        Raises:
+            InputError: one of the three checkpoints is not there.
+        """
+        last = self.steps[-1] if at is None else at
+        middle, first = last - window, last - 2 * window
+        for step in (first, middle, last):
+            if step not in self.steps and not (step == 0 and self.starts_at_zero):
+                raise InputError(
+                    f"persistence over windows of {window} steps at {last} needs step {step}: not there"
+                )
+        dot = late = early = 0.0
+        for module in self.modules:
+            now, before = self.delta(module, middle, last), self.delta(module, first, middle)
+            dot += float(now.inner(before))
+            late += float(now.norm()) ** 2
+            early += float(before.norm()) ** 2
+        return dot / (late * early) ** 0.5 if late > 0 and early > 0 else float("nan")
+
+    def groups(self) -> dict[tuple[int, int, int], list[str]]:
+        """Modules of equal (m, n, r), for batching."""
+        table: dict[tuple[int, int, int], list[str]] = {}
+        for module in self.modules:
+            table.setdefault(self.shape(module), []).append(module)
+        return table
+
+    def _known(self, module: str) -> StoredCheckpoint:
+        last = self.checkpoints[-1]
+        if module not in last.modules:
+            raise InputError(
+                f"no module {module!r} in this trajectory; there are {', '.join(self.modules[:3])} ..."
+            )
+        return last
+
+    def _at(self, step: int) -> StoredCheckpoint:
+        for checkpoint in self.checkpoints:
+            if checkpoint.step == step:
+                return checkpoint
+        raise InputError(f"no checkpoint of step {step}; there are {', '.join(map(str, self.steps))}")
+
+    def _need_start(self) -> None:
+        if not self.starts_at_zero:
+            init = self.adapter_config.get("init_lora_weights")
+            raise InputError(
+                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and "
+                "W_0 is "
+                "unknown; save the initial adapter as checkpoint-0"
+            )
+
+
+@dataclass(frozen=True)
+class MemoryCheckpoint:
+    """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks."""
+
+    step: int
+    tensors: Mapping[str, tuple[Tensor, Tensor]]
+    scalings: float | Mapping[str, float]
+    starts_at_zero: bool = True
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names, in the order given."""
+        return tuple(self.tensors)
+
+    def shape(self, module: str) -> tuple[int, int, int]:
+        """(m, n, r)."""
+        a, b = self.tensors[module]
+        return b.shape[0], a.shape[1], a.shape[0]
+
+    def scaling(self, module: str) -> float:
+        """s of one module."""
+        return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
+
+    def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
+        """A (r, n), B (m, r); never checked."""
+        return self.tensors[module]

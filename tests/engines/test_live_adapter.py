@@ -1,0 +1,134 @@
+"""The live adapter: reading, writing, stepping along it, against PEFT's own delta weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor
+
+import lora_runs
+from nextrl.engines.live_adapter import LiveAdapter, along, cosine
+from nextrl.errors import InputError
+
+
+def peft_model(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return get_peft_model(lora_runs.model(), lora_runs.lora(**options))
+
+
+def drift(model: Any, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.05 * torch.randn(p.shape, generator=random)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"alpha_pattern": {"q_proj": 3}},
+    ],
+)
+def test_displacement_is_the_difference_of_peft_s_delta_weights(options: dict[str, Any]) -> None:
+    model = peft_model(**options)
+    adapter = LiveAdapter(model)
+    drift(model, 1)
+    before, start = lora_runs.peft_deltas(model), adapter.read()
+    drift(model, 2)
+    after = lora_runs.peft_deltas(model)
+    moved = adapter.displacement(start, adapter.read())
+    assert len(moved) == len(before)
+    for name, delta in zip(adapter.pairs, moved, strict=True):
+        key = name.removeprefix("base_model.model.")
+        expected = after[key] - before[key]
+        dense = delta.dense()
+        dense = dense if dense.shape == expected.shape else dense.mT
+        torch.testing.assert_close(dense, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_read_copies_and_write_keeps_the_parameters_identity() -> None:
+    model = peft_model()
+    adapter = LiveAdapter(model)
+    state = adapter.read()
+    identities = [id(p) for p in model.parameters()]
+    drift(model, 3)
+    assert any(not torch.equal(state[n], p) for n, p in adapter.parameters.items())
+    adapter.write(state)
+    assert all(torch.equal(state[n], p) for n, p in adapter.parameters.items())
+    assert [id(p) for p in model.parameters()] == identities
+    assert all(p.requires_grad for p in adapter.parameters.values())
+
+
+def test_a_bad_state_writes_nothing() -> None:
+    model = peft_model()
+    adapter = LiveAdapter(model)
+    kept, names = adapter.read(), list(adapter.parameters)
+    changed = {n: t + 1 for n, t in kept.items()}
+    with pytest.raises(InputError, match="another adapter"):
+        adapter.write({n: changed[n] for n in names[:-1]})
+    with pytest.raises(InputError, match=r"\(1, 1\) in the leap"):
+        adapter.write({**changed, names[-1]: torch.ones(1, 1)})
+    assert all(torch.equal(kept[n], p) for n, p in adapter.parameters.items())
+
+
+def test_only_the_active_adapter_is_seen() -> None:
+    model = peft_model()
+    model.add_adapter("ref", lora_runs.lora())
+    adapter = LiveAdapter(model)
+    assert not any("ref" in name for name in adapter.parameters)
+    assert {id(p) for p in adapter.parameters.values()} == {
+        id(p) for n, p in model.named_parameters() if ".default." in n
+    }
+
+
+def test_what_is_no_lora_is_refused() -> None:
+    with pytest.raises(InputError, match="one active LoRA adapter"):
+        LiveAdapter(lora_runs.model())
+    from peft import IA3Config
+
+    other = get_peft_model(
+        lora_runs.model(),
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    )
+    with pytest.raises(InputError, match="LoRA adapters only"):
+        LiveAdapter(other)
+
+
+def states() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    random = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(3, 4, generator=random), "b": torch.randn(5, generator=random)}
+    return start, {n: t + 0.01 * torch.randn(t.shape, generator=random) for n, t in start.items()}
+
+
+def test_staying_put_and_undoing_are_exact_to_the_bit() -> None:
+    start, stop = states()
+    assert all(torch.equal(along(start, stop, 0.0)[n], stop[n]) for n in stop)
+    assert all(torch.equal(along(start, stop, -1.0)[n], start[n]) for n in stop)
+
+
+def test_a_leap_repeats_the_window() -> None:
+    start, stop = states()
+    for name, value in along(start, stop, 8.0).items():
+        torch.testing.assert_close(value - stop[name], 8 * (stop[name] - start[name]), rtol=1e-4, atol=1e-6)
+
+
+def test_cosine_takes_all_modules_together() -> None:
+    model = peft_model()
+    adapter = LiveAdapter(model)
+    drift(model, 1)
+    a = adapter.read()
+    drift(model, 2)
+    b = adapter.read()
+    drift(model, 3)
+    c = adapter.read()
+    first, second = adapter.displacement(a, b), adapter.displacement(b, c)
+    x, y = (torch.cat([d.dense().flatten() for d in deltas]) for deltas in (first, second))
+    assert cosine(first, second) == pytest.approx(float(torch.cosine_similarity(x, y, dim=0)), abs=1e-6)
+    assert cosine(first, first) == pytest.approx(1.0)
+    assert cosine(first, adapter.displacement(c, c)) == 0.0

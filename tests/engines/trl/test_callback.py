@@ -1,0 +1,573 @@
+"""`LeapCallback` in real TRL runs: what it changes, what it never touches, every trap it must not fall into."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import RLOOTrainer
+
+import trl_runs
+from nextrl.engines.trl import callback as module
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.delivery import StaleWeights
+from nextrl.engines.trl.rollouts import log_probabilities
+from nextrl.engines.trl.trainer import as_dataset
+from nextrl.errors import InputError
+from nextrl.judge.controller import ControllerConfig
+from trl_runs import VALIDATION, Scripted, fresh_model, same, trainable, trainer, weights
+
+
+def leaper(every: int = 2, **options: Any) -> LeapCallback:
+    return LeapCallback(every, **{"validation": VALIDATION, "prompts": 16, **options})
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a scripted controller in the place of the real one."""
+
+    def install(*answers: tuple[float, float], search: tuple[float, ...] = ()) -> Scripted:
+        controller = Scripted(answers, search)
+        monkeypatch.setattr(module, "Controller", lambda config: controller)
+        return controller
+
+    return install
+
+
+class Watch(TrainerCallback):
+    """Snapshots at the end of every step, after the callbacks before it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.rates: list[float] = []
+        self.moments: list[list[torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(weights(kwargs["model"]))
+        optimizer = kwargs["optimizer"]
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.moments.append([s["exp_avg"].clone() for s in optimizer.state.values()])
+
+
+class Before(TrainerCallback):
+    """The same, before the callbacks after it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.moments: list[list[torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(weights(kwargs["model"]))
+        self.moments.append([s["exp_avg"].clone() for s in kwargs["optimizer"].state.values()])
+
+
+def plain_run(tmp_path: Path, **options: Any) -> dict[str, torch.Tensor]:
+    run = trainer(tmp_path / "plain", **options)
+    run.train()
+    return weights(run.model)
+
+
+def test_searches_leave_the_training_unchanged_to_the_bit(tmp_path: Path) -> None:
+    expected = plain_run(tmp_path)
+    callback = leaper(leaps=False, adapt_lr=False)
+    run = trainer(tmp_path / "searched", [callback])
+    run.train()
+    assert callback.costs.search_completions > 0
+    assert same(weights(run.model), expected)
+
+
+def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(
+    tmp_path: Path, scripted: Any
+) -> None:
+    class Trace(TrainerCallback):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            metrics = {
+                m: {k: list(v) for k, v in values.items() if "time" not in k and "profiling" not in k}
+                for m, values in run._metrics.items()
+            }
+            pending = {k: list(v) for k, v in run._pending_metrics.items()}
+            logs = {k: list(v) for k, v in run._logs.items() if hasattr(v, "__len__")}
+            randomness = (
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+                np.random.get_state()[1].tolist(),
+            )
+            self.seen.append(
+                (metrics, pending, logs, randomness, state.num_input_tokens_seen, run.model.training)
+            )
+
+    def noisy_reward(completions: list[str], log_metric: Any, log_extra: Any, **_: Any) -> list[float]:
+        random.random()
+        np.random.rand()
+        log_metric("my_metric", 1.0)
+        log_extra("my_column", ["x"] * len(completions))
+        return [float(len(c)) for c in completions]
+
+    scripted(search=(0.0, 2.0))
+    traces = []
+    for callbacks in ([], [leaper()]):
+        random.seed(0)
+        np.random.seed(0)
+        trace = Trace()
+        run = trainer(
+            tmp_path / f"{len(callbacks)}", [*callbacks, trace], rewards=noisy_reward, log_completions=False
+        )
+        run.train()
+        traces.append(trace.seen)
+        assert [h.get("my_metric") for h in run.state.log_history[:4]] == [1.0] * 4
+        assert "eval" not in run._metrics or not run._metrics["eval"]
+    without, with_search = traces
+    for clean, searched in zip(without, with_search, strict=True):
+        metrics, *others = searched
+        metrics["train"] = {k: v for k, v in metrics["train"].items() if not k.startswith("leap/")}
+        assert str((metrics, *others)) == str(clean)
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    ends, decisions = [], []
+    for name in ("one", "two"):
+        callback = leaper(config=ControllerConfig(level=0.0), prompts=64)
+        run = trainer(tmp_path / name, [callback], max_steps=6)
+        run.train()
+        ends.append(weights(run.model))
+        decisions.append(callback.decisions)
+    assert decisions[0] == decisions[1]
+    assert any(d["alpha"] != 0 for d in decisions[0])
+    assert same(*ends)
+
+
+def test_a_leap_moves_the_adapter_as_announced_and_nothing_else(tmp_path: Path, scripted: Any) -> None:
+    scripted((3.0, 1.0))
+    start = fresh_model()
+    begin, before, after = trainable(start), Before(), Watch()
+    run = trainer(tmp_path, [before, leaper(), after], model=start)
+    run.train()
+    at, leapt = before.states[1], after.states[1]
+    for name, value in begin.items():
+        torch.testing.assert_close(leapt[name], at[name] + 3.0 * (at[name] - value), rtol=1e-5, atol=1e-7)
+    frozen = [n for n in at if n not in begin]
+    assert all(torch.equal(leapt[n], at[n]) for n in frozen)
+    # Adam's moments stay, to the bit, and stay attached: the next step still uses them.
+    assert all(torch.equal(a, b) for a, b in zip(before.moments[1], after.moments[1], strict=True))
+    assert not same(before.states[2], leapt)
+    # A window never spans a leap.
+    assert same({n: after.states[0][n] for n in frozen}, {n: after.states[3][n] for n in frozen})
+
+
+def test_an_undo_puts_the_window_s_start_back_to_the_bit(tmp_path: Path, scripted: Any) -> None:
+    scripted((0.0, 1.0), (-1.0, 0.2))
+    after = Watch()
+    run = trainer(tmp_path, [leaper(), after], max_steps=4)
+    run.train()
+    assert same(after.states[3], after.states[1])
+    assert after.rates[-1] == pytest.approx(0.2 * 2e-4)
+
+
+def test_switched_off_parts_stay_off(tmp_path: Path, scripted: Any) -> None:
+    scripted((3.0, 5.0), (3.0, 5.0))
+    expected = plain_run(tmp_path)
+    rate_only = Watch()
+    run = trainer(tmp_path / "rate", [leaper(leaps=False), rate_only], max_steps=2)
+    run.train()
+    assert rate_only.rates == pytest.approx([2e-4, 1e-3])
+    scripted((3.0, 5.0), (3.0, 5.0))
+    leaps_only = Watch()
+    run = trainer(tmp_path / "leaps", [leaper(adapt_lr=False), leaps_only])
+    run.train()
+    assert leaps_only.rates == [2e-4] * 4
+    assert not same(weights(run.model), expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_warm_up_and_decay_keep_their_shape(tmp_path: Path, scripted: Any, schedule: str) -> None:
+    options = {"lr_scheduler_type": schedule, "warmup_steps": 3, "max_steps": 8}
+    plain, scaled = Watch(), Watch()
+    trainer(tmp_path / "plain", [plain], **options).train()
+    scripted((0.0, 3.0), (0.0, 0.5))
+    trainer(tmp_path / "scaled", [leaper(), scaled], **options).train()
+    factors = [1.0, 3.0, 3.0, 1.5, 1.5, 1.5, 1.5, 1.5]
+    assert scaled.rates == pytest.approx([r * f for r, f in zip(plain.rates, factors, strict=True)])
+
+
+def test_a_rate_decayed_to_nothing_does_not_break_the_last_window(tmp_path: Path) -> None:
+    callback = leaper(config=ControllerConfig(level=-10.0))
+    run = trainer(tmp_path, [callback], lr_scheduler_type="linear", max_steps=4)
+    run.train()
+    assert len(callback.decisions) == 2
+
+
+def test_the_controller_sees_the_rate_the_window_was_trained_at(tmp_path: Path, scripted: Any) -> None:
+    controller = scripted((0.0, 3.0))
+    trainer(tmp_path, [leaper()]).train()
+    assert [w.rate for w in controller.windows] == pytest.approx([2e-4, 6e-4])
+    assert [w.step for w in controller.windows] == [2, 4]
+    assert [w.trained for w in controller.windows] == [64, 128]
+    assert all(len(w.rewards) == 2 for w in controller.windows)
+    assert controller.windows[0].persistence is None
+    assert -1.0 <= controller.windows[1].persistence <= 1.0
+
+
+def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path, scripted: Any) -> None:
+    seen = {}
+    for logging_steps in (1, 3):
+        controller = scripted(search=(0.0,))
+        run = trainer(tmp_path / str(logging_steps), [leaper()], logging_steps=logging_steps)
+        run.train()
+        seen[logging_steps] = [w.rewards for w in controller.windows]
+        if logging_steps == 1:
+            logged = [h["reward"] for h in run.state.log_history if "reward" in h]
+    assert seen[1] == seen[3]
+    assert [r for rewards in seen[1] for r in rewards] == pytest.approx(logged)
+
+
+BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
+
+
+def test_rollouts_from_before_a_leap_are_not_trained_on_after_it(tmp_path: Path, scripted: Any) -> None:
+    drawn: list[int] = []
+
+    def run_with(answers: list[tuple[float, float]], name: str) -> list[int]:
+        scripted(*answers)
+        run = trainer(tmp_path / name, [leaper()], **BUFFERED)
+        generate = run._generate_and_score_completions
+        drawn.clear()
+        run._generate_and_score_completions = lambda inputs: (
+            drawn.append(run.state.global_step),
+            generate(inputs),
+        )[1]
+        run.train()
+        return list(drawn)
+
+    assert run_with([], "plain") == [0]
+    assert run_with([(1.0, 1.0)], "leap") == [0, 2]
+
+
+def test_a_buffer_that_is_older_than_a_window_has_a_reward_all_the_same(
+    tmp_path: Path, scripted: Any
+) -> None:
+    controller = scripted()
+    run = trainer(tmp_path, [leaper(every=1)], num_iterations=2, **BUFFERED)
+    run.train()
+    assert [len(w.rewards) for w in controller.windows] == [1] * 4
+    assert len({w.rewards for w in controller.windows}) == 1
+    assert controller.windows[-1].trained == 4 * 16 // 2
+    assert all(h.get("reward", 0.0) is not None for h in run.state.log_history)
+
+
+class FakeVLLM:
+    """Knows only the weights it was last handed, and answers every n-th prompt n times, as TRL's engine does.
+
+    It reports the log-probabilities of its answers under the weights it holds. A broken one takes new weights once.
+    """
+
+    broken = False
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.syncs = run, 0
+        self.held: dict[str, torch.Tensor] = {}
+        self.generated_with: list[bool] = []
+
+    def sync_weights(self) -> None:
+        self.syncs += 1
+        if not (self.broken and self.held):
+            self.held = trainable(self.run.model)
+
+    def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple:
+        self.generated_with.append(same(self.held, trainable(self.run.model)))
+        distinct = prompts[::num_generations]
+        answers = [[*p[-3:], 1] for p in distinct for _ in range(num_generations)]
+        return prompts, answers, self.log_probabilities(prompts, answers), None
+
+    def log_probabilities(self, prompts: list[list[int]], answers: list[list[int]]) -> list[Any]:
+        live, parameters = trainable(self.run.model), dict(self.run.model.named_parameters())
+        put = {n: p.data.copy_ for n, p in parameters.items() if n in live}
+        longest = max(len(p) for p in prompts)
+        ids = torch.tensor([[0] * (longest - len(p)) + p + a for p, a in zip(prompts, answers, strict=True)])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * (len(p) + 4) for p in prompts])
+        for name, write in put.items():
+            write(self.held[name])
+        found = log_probabilities(self.run, ids, mask, 4)
+        for name, write in put.items():
+            write(live[name])
+        return [[[x] for x in row] for row in found.tolist()]
+
+
+def with_fake_vllm(run: Any) -> FakeVLLM:
+    engine = FakeVLLM(run)
+    run.use_vllm, run.vllm_generation, run._last_loaded_step = True, engine, -1
+    run.vllm_importance_sampling_correction = False
+    return engine
+
+
+def test_vllm_never_answers_with_stale_weights(tmp_path: Path, scripted: Any) -> None:
+    scripted((2.0, 1.0), search=(0.0, 2.0, 8.0))
+    run = trainer(tmp_path, [leaper()], max_steps=3)
+    engine = with_fake_vllm(run)
+    run.train()
+    # Three training batches and one search of three candidates, each with the weights of that moment.
+    assert engine.generated_with == [True] * 6
+    assert engine.syncs == 6
+
+
+def test_an_engine_that_a_leap_does_not_reach_stops_the_run(tmp_path: Path, scripted: Any) -> None:
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(i % 2) for i in range(len(completions))]  # equal answers, unequal rewards
+
+    scripted((200.0, 1.0))
+    run = trainer(tmp_path, [leaper()], max_steps=3, rewards=reward)
+    with_fake_vllm(run).broken = True
+    with pytest.raises(StaleWeights, match="weights before the leap"):
+        run.train()
+    assert run.state.global_step == 3  # after the first rollout that could show it
+
+
+def test_vllm_answers_the_rows_that_are_graded(tmp_path: Path, scripted: Any) -> None:
+    graded: list[tuple[str, str]] = []
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        graded.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(prompts)
+
+    scripted(search=(0.0,))
+    run = trainer(tmp_path, [leaper()], max_steps=2, rewards=reward)
+    with_fake_vllm(run)
+    run.train()
+    assert len(graded) == 2 * 32 + 16
+    assert all(completion == prompt[-3:] for prompt, completion in graded)
+    assert run.num_generations_eval == run.args.num_generations
+
+
+def test_a_reference_adapter_and_the_base_stay_as_they_are(tmp_path: Path, scripted: Any) -> None:
+    from peft import PeftModel
+
+    first = trainer(tmp_path / "first", max_steps=2)
+    first.train()
+    first.save_model(str(tmp_path / "adapter"))
+    loaded = PeftModel.from_pretrained(
+        trl_runs.tiny.load("chain")[0], str(tmp_path / "adapter"), is_trainable=True
+    )
+    scripted((3.0, 1.0), search=(0.0, 2.0))
+    run = trainer(tmp_path / "second", [leaper()], model=loaded, beta=0.1)
+    others = {n: t for n, t in weights(run.model).items() if ".default." not in n}
+    assert any(".ref." in n for n in others)
+    run.train()
+    assert same({n: t for n, t in weights(run.model).items() if n in others}, others)
+
+
+def test_rank_and_shapes_never_change(tmp_path: Path, scripted: Any) -> None:
+    scripted((8.0, 1.0))
+    run = trainer(tmp_path, [leaper()])
+    shapes = {n: p.shape for n, p in run.model.named_parameters()}
+    run.train()
+    assert {n: p.shape for n, p in run.model.named_parameters()} == shapes
+
+
+def test_held_back_rows_are_never_trained_on_and_the_run_keeps_its_length(
+    tmp_path: Path, scripted: Any
+) -> None:
+    trained: set[str] = set()
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        if run.model.training:
+            trained.update(prompts)
+        return [0.0] * len(prompts)
+
+    controller = scripted(search=(0.0,))
+    rows = as_dataset(trl_runs.TASK.examples("train")[:40])
+    callback = LeapCallback(2, prompts=4)
+    run = trainer(tmp_path, [callback], rows=rows, rewards=reward, max_steps=-1, num_train_epochs=3)
+    run.train()
+    held = {row["prompt"] for row in callback._rows}
+    assert len(held) == 4
+    assert run.state.global_step == 3 * 5  # 8 prompts a step
+    assert not held & trained
+    assert trained == {row["prompt"] for row in rows} - held
+    assert len(controller.windows) == 7
+
+
+def test_a_held_back_prompt_is_barred_in_all_its_copies(tmp_path: Path, scripted: Any) -> None:
+    trained: set[str] = set()
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        if run.model.training:
+            trained.update(prompts)
+        return [0.0] * len(prompts)
+
+    scripted()
+    rows = as_dataset(trl_runs.TASK.examples("train")[:30] * 2)
+    callback = LeapCallback(2, prompts=4)
+    run = trainer(tmp_path, [callback], rows=rows, rewards=reward, max_steps=8)
+    run.train()
+    assert not {row["prompt"] for row in callback._rows} & trained
+    assert trained
+
+
+def test_the_trainer_s_eval_dataset_serves_before_anything_is_held_back(
+    tmp_path: Path, scripted: Any
+) -> None:
+    scripted()
+    for given in (VALIDATION, {"a": VALIDATION.select(range(5)), "b": VALIDATION.select(range(5, 9))}):
+        callback = LeapCallback(2, prompts=4)
+        run = trainer(tmp_path, [callback], eval_dataset=given, max_steps=2)
+        run.train()
+        expected = list(VALIDATION.select(range(9))) if isinstance(given, dict) else list(VALIDATION)
+        assert list(callback._rows) == expected
+
+
+def test_each_search_takes_new_prompts_and_pairs_its_candidates(tmp_path: Path, scripted: Any) -> None:
+    scored: list[list[str]] = []
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        if not run.model.training:
+            scored.append(prompts)
+        return [float(c.count("0")) for c in completions]
+
+    controller = scripted(search=(0.0, 2.0, 8.0))
+    run = trainer(tmp_path, [leaper()], rewards=reward)
+    run.train()
+    first, second = scored[:3], scored[3:]
+    assert first[0] == first[1] == first[2]
+    assert second[0] == second[1] == second[2]
+    assert not set(first[0]) & set(second[0])
+    assert len(controller.scores) == 2
+
+
+def test_candidates_share_prompts_and_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Twice(Scripted):
+        def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
+            seen.append((score(0.0, 0, 64), score(2.0, 0, 64), score(0.0, 0, 64)))
+            return super().step(window, score, diverge)
+
+    monkeypatch.setattr(module, "Controller", lambda config: Twice([]))
+    trainer(tmp_path, [leaper(prompts=64)], max_steps=2, learning_rate=2e-2).train()
+    first, leap, again = seen[0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, leap)
+
+
+def test_a_leap_that_makes_completions_run_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextrl.engines.trl.rollouts import TrainerRollouts
+
+    real = TrainerRollouts.rewards
+
+    def rewards(self: Any, rows: Any, seed: int) -> torch.Tensor:
+        scored = real(self, rows, seed)
+        put = same(trainable(self._trainer.model), at_rest)
+        self.mean_length = 10.0 if put else 25.0
+        return scored if put else scored + 1.0  # longer, and better by its reward
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            at_rest.update(trainable(kwargs["model"]))
+
+    at_rest: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
+    callback = leaper(config=ControllerConfig(screen=2.0))
+    trainer(tmp_path / "refused", [Remember(), callback], max_steps=2).train()
+    # The first window looks forward, and an undo is never refused: where it grows longer, that is the way back.
+    entry = callback.decisions[0]
+    assert "refused: completions grow from 10 to 25 tokens" in entry["reason"]
+    assert entry["alpha"] <= 0.0
+    assert not any(float(a) > 0 for a in entry["scores"])
+    patient = leaper(longest=3.0)
+    trainer(tmp_path / "taken", [Remember(), patient], max_steps=2).train()
+    assert patient.decisions[0]["alpha"] != 0.0
+    assert "refused" not in patient.decisions[0]["reason"]
+
+
+def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path) -> None:
+    callback = leaper()
+    run = trainer(tmp_path, [callback], max_steps=5)
+    (tmp_path / "nextrl_decisions.jsonl").write_text('{"step": 999}\n')  # an earlier run's
+    run.train()
+    lines = [json.loads(line) for line in (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()]
+    assert lines == callback.decisions
+    assert [entry["step"] for entry in lines] == [2, 4]
+    logged = {h["step"]: h for h in run.state.log_history if "leap/alpha" in h}
+    assert sorted(logged) == [2, 4]
+    for entry in lines:
+        assert logged[entry["step"]]["leap/alpha"] == entry["alpha"]
+        assert logged[entry["step"]]["leap/lr"] == pytest.approx(entry["learning_rate"])
+        assert logged[entry["step"]]["leap/cost_completions"] == entry["cost_completions"]
+    assert logged[4]["leap/persistence"] == pytest.approx(lines[1]["persistence"])
+    assert lines[-1]["cost_completions"] == callback.costs.search_completions
+    assert callback.costs.search_completions > 0
+    per_step = 32
+    assert logged[4]["leap/saved_steps_estimate"] == pytest.approx(
+        callback.costs.leapt_steps - callback.costs.search_completions / per_step
+    )
+
+
+def test_beta1_sets_the_zero_point_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
+    for given, expected in ((None, 0.5), (ControllerConfig(beta1=0.8), 0.8)):
+        callback = leaper(config=given)
+        trainer(tmp_path, [callback], adam_beta1=0.5, max_steps=1).train()
+        assert callback._controller.config.beta1 == expected
+        assert callback._controller.config.every == 2
+
+
+def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
+    callback = leaper()
+    run = trainer(tmp_path, [callback], max_steps=2)
+    run.train()
+    run.train()
+    assert [d["step"] for d in callback.decisions] == [2]
+
+
+def test_rloo_works_too(tmp_path: Path) -> None:
+    expected = trainer(tmp_path / "plain", kind=RLOOTrainer)
+    expected.train()
+    callback = leaper(leaps=False, adapt_lr=False)
+    run = trainer(tmp_path / "rloo", [callback], kind=RLOOTrainer)
+    run.train()
+    assert same(weights(run.model), weights(expected.model))
+    assert callback.costs.search_completions > 0
+    assert 0.2 < callback.decisions[0]["scores"]["0"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": 1}, "prompts must be at least 2"),
+        ({"longest": 0.5}, "longest must be above 1"),
+        ({"every": 0}, "every must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LeapCallback(**options)
+
+
+def test_what_cannot_work_is_said_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="validation has 1 rows"):
+        trainer(tmp_path, [leaper(validation=[VALIDATION[0]])]).train()
+    with pytest.raises(InputError, match="the training dataset has 12 rows"):
+        trainer(tmp_path, [LeapCallback(2)], rows=as_dataset(trl_runs.TASK.examples("train")[:12])).train()
+    plain = trl_runs.tiny.load("chain")[0]
+    with pytest.raises(InputError, match="one active LoRA adapter"):
+        trainer(tmp_path, [leaper()], model=plain).train()
+
+
+def test_a_trainer_that_generates_nothing_is_refused(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", max_steps=1, disable_tqdm=True
+    )
+    encode = trl_runs.tiny.tokenizer()
+    ids = [{"input_ids": encode("1+1+1+1=")["input_ids"], "labels": [1] * 9} for _ in range(8)]
+    with pytest.raises(InputError, match="Trainer generates no completions to score"):
+        Trainer(fresh_model(), arguments, train_dataset=ids, callbacks=[leaper()]).train()

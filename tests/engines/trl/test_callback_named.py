@@ -1,0 +1,158 @@
+"""`LeapCallback` with a method of the registry, in real TRL runs: where it leaps, what it asks, how it resumes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.rollouts import TrainerRollouts
+from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
+from trl_runs import VALIDATION, fresh_model, same, trainer, weights
+
+SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+
+
+class States(TrainerCallback):
+    """The adapter at the end of every step."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(LiveAdapter(kwargs["model"]).read())
+
+
+def run(out: Path, callback: LeapCallback, **options: Any) -> tuple[States, States, Any]:
+    before, after = States(), States()
+    model = fresh_model()
+    before.states.append(LiveAdapter(model).read())
+    built = trainer(out, [before, callback, after], model=model, **{"learning_rate": 1e-3, **options})
+    built.train()
+    return before, after, built
+
+
+def test_a_given_alpha_is_taken_without_a_search_at_the_named_steps(tmp_path: Path) -> None:
+    callback = LeapCallback(2, "factors", at=[3, 6], horizon=2, alpha=1.5)
+    before, after, _ = run(tmp_path, callback, max_steps=7)
+    # Steps 2 and 3 end windows; factors takes the checkpoint nearest to T - 2 (0 or 2) and scales to 2 steps.
+    b = before.states
+    assert [d["step"] for d in callback.decisions] == [2, 3, 4, 6]
+    assert [d["alpha"] for d in callback.decisions] == [0.0, 1.5, 0.0, 1.5]
+    wanted = along(b[2], b[3], 1.5 * 2)
+    for name, value in after.states[2].items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-7)
+    # The second leap repeats what happened since the first, never the leap itself.
+    wanted = along(b[4], b[6], 1.5)
+    for name, value in after.states[5].items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-7)
+    assert callback.costs.search_completions == 0
+    assert callback.costs.leapt_steps == 2 * 1.5 * 2
+
+
+def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
+    run(tmp_path / "plain", LeapCallback(2, "none", at=[], alpha=1.0), max_steps=6, **SAVED)
+    wanted = leap(Trajectory.load(tmp_path / "plain").upto(6), "ols", 2, alpha=2.0).leap_state()
+    callback = LeapCallback(2, "ols", at=[6], horizon=2, alpha=2.0)
+    _, after, _ = run(tmp_path / "leapt", callback, max_steps=6)
+    assert callback.decisions[-1]["alpha"] == 2.0
+    for name, value in after.states[-1].items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5)
+
+
+# One of each kind of answer, and the one that wants rewards; the conformance suite has them all.
+@pytest.mark.parametrize("method", ["rna", "next", "factors", "alpharl"])
+def test_every_method_leaps_at_the_adapter_s_own_rank(method: str, tmp_path: Path) -> None:
+    callback = LeapCallback(1, method, at=[8], horizon=2, alpha=1.0)
+    before, after, built = run(tmp_path, callback, max_steps=8, learning_rate=1e-2)
+    assert callback.decisions[-1]["alpha"] == 1.0, callback.decisions[-1]["reason"]
+    assert not same(before.states[-1], after.states[-1])
+    assert {n: t.shape for n, t in after.states[-1].items()} == {
+        n: t.shape for n, t in before.states[-1].items()
+    }
+    assert all(bool(t.isfinite().all()) for t in after.states[-1].values())
+    assert built.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
+
+
+def test_a_search_compares_with_staying_put_and_waits_where_nothing_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TrainerRollouts, "rewards", lambda self, rows, seed: torch.ones(len(rows), dtype=torch.float64)
+    )
+    callback = LeapCallback(1, "secant", horizon=1, validation=VALIDATION, prompts=8)
+    before, after, _ = run(tmp_path, callback, max_steps=6)
+    assert all(d["alpha"] == 0.0 for d in callback.decisions)
+    assert all(same(a, b) for a, b in zip(before.states[1:], after.states, strict=True))
+    searched = [d["step"] for d in callback.decisions if d["scores"]]
+    assert searched == [1, 3, 6]  # one window of rest, then two
+    assert set(callback.decisions[0]["scores"]) == {"-0.5", "0", "1", "2", "4", "8", "16"}
+
+
+def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def rewards(self: Any, rows: Any, seed: int) -> torch.Tensor:
+        asked.append(0.0)
+        spread = torch.arange(len(rows), dtype=torch.float64) % 2
+        return spread * 0.01 + {1: 0.0, 5: 1.0}.get(len(asked), 0.1)
+
+    monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
+    callback = LeapCallback(2, "secant", at=[2], horizon=2, validation=VALIDATION, prompts=8)
+    run(tmp_path, callback, max_steps=2)
+    # Asked in the order 0, -0.5, 1, 2, 4, ...
+    assert callback.decisions[0]["alpha"] == 4.0
+    assert callback.decisions[0]["saved_steps_estimate"] == pytest.approx(4.0 * 2)
+
+
+def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = LeapCallback(2, "secant", at=[2], horizon=50, alpha=1.0)
+    run(tmp_path, callback, max_steps=2)
+    assert "no leap at step 2: secant needs" in caplog.text
+    patient = LeapCallback(2, "secant", horizon=4, alpha=1.0)
+    run(tmp_path, patient, max_steps=6)
+    assert [d["alpha"] for d in patient.decisions] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["next", "ols"])
+def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(method: str, tmp_path: Path) -> None:
+    def built(out: Path, resume: bool) -> tuple[Any, LeapCallback]:
+        callback = LeapCallback(1, method, at=[7], horizon=2, validation=VALIDATION, prompts=8)
+        made = trainer(out, [callback], max_steps=8, **SAVED)
+        made.train(resume_from_checkpoint=resume or None)
+        return made, callback
+
+    whole, first = built(tmp_path / "whole", False)
+    assert first.decisions[6]["scores"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "again" / f"checkpoint-{step}")
+    resumed, second = built(tmp_path / "again", True)
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'; known: none, factors"),
+        ({"method": "secant", "horizon": 0}, "horizon must be at least 1"),
+        ({"method": "secant", "alpha": 1e9}, "alpha must be a number from"),
+        ({"method": "auto", "alpha": 1.0}, "belong to a named method"),
+        ({"method": "auto", "at": [3]}, "belong to a named method"),
+        ({"method": "secant", "keep": 1}, "keep must be at least 2"),
+    ],
+)
+def test_bad_settings_are_named_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LeapCallback(**options)

@@ -1,0 +1,111 @@
+"""Supervised fine-tuning as a control: likelihood of held-out demonstrations, in a real SFTTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from nextrl import LeapCallback
+from nextrl.engines.trl.likelihood import HeldOutLikelihood, TextDivergence
+from nextrl.errors import InputError
+from nextrl.tasks import chain
+from nextrl.tasks.bases import tiny
+from trl_runs import COMMON, TASK, fresh_model, same, trainable
+
+SPLIT = 300
+OWN = ("num_generations", "max_completion_length", "beta")
+
+
+def demonstrations(start: int, stop: int) -> Dataset:
+    rows = TASK.examples("train")[start:stop]
+    return Dataset.from_list([{"prompt": e.prompt, "completion": chain.solve(e.prompt)} for e in rows])
+
+
+def trainer(out: Path, callbacks: Any = (), **options: Any) -> SFTTrainer:
+    common = {name: value for name, value in COMMON.items() if name not in OWN}
+    data = {"eval_dataset": demonstrations(SPLIT, SPLIT + 64)} if options.pop("held_out", True) else {}
+    built = SFTTrainer(
+        model=fresh_model(),
+        args=SFTConfig(output_dir=str(out), **{**common, "per_device_train_batch_size": 8, **options}),
+        train_dataset=demonstrations(0, SPLIT),
+        processing_class=tiny.tokenizer(),
+        callbacks=list(callbacks),
+        **data,
+    )
+    built.remove_callback(PrinterCallback)
+    return built
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_a_row_s_score_is_minus_its_loss(tmp_path: Path, padding_free: bool) -> None:
+    run = trainer(tmp_path, padding_free=padding_free, max_length=None)
+    rows = [run.eval_dataset[i] for i in range(11)]
+    likelihood = HeldOutLikelihood(run)
+    found = likelihood.rewards(rows, seed=0)
+    assert found.dtype == torch.float64
+    assert likelihood.completions == 11
+    for row, score in zip(rows, found, strict=True):
+        batch = run._prepare_inputs(run.data_collator([row]))
+        run.model.eval()
+        loss = float(run.compute_loss(run.model, batch).detach())
+        assert float(score) == pytest.approx(-loss, rel=1e-4)
+
+
+def test_the_divergence_is_nothing_from_where_it_is_anchored_and_grows_beyond(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    measure = TextDivergence(run, [run.eval_dataset[i] for i in range(5)])
+    assert measure.anchor()
+    assert measure.divergence(measure.read()) == 0.0
+    found = []
+    for _ in range(2):
+        with torch.no_grad():
+            for name, p in run.model.named_parameters():
+                if "lora_B" in name:
+                    p += 0.01
+        found.append(measure.divergence(measure.read()))
+    assert 0.0 < found[0] < found[1]
+
+
+def last_loss(run: SFTTrainer) -> float:
+    return float(next(e["loss"] for e in reversed(run.state.log_history) if "loss" in e))
+
+
+def test_a_rate_far_too_low_is_found_out_and_raised(tmp_path: Path) -> None:
+    callback = LeapCallback(every=5, prompts=32)
+    options = {"max_steps": 25, "learning_rate": 1e-6}
+    with_it = trainer(tmp_path / "with", [callback], **options)
+    without = trainer(tmp_path / "without", **options)
+    with_it.train()
+    without.train()
+    assert callback.decisions[-1]["learning_rate"] > 1e-5
+    assert last_loss(with_it) < last_loss(without) - 0.02
+    assert callback.costs.search_completions > 0
+
+
+def test_watching_changes_nothing(tmp_path: Path) -> None:
+    callback = LeapCallback(every=2, prompts=8, adapt_lr=False, leaps=False)
+    watched, alone = trainer(tmp_path / "watched", [callback]), trainer(tmp_path / "alone")
+    watched.train()
+    alone.train()
+    assert len(callback.decisions) == 2
+    assert same(trainable(watched.model), trainable(alone.model))
+
+
+def test_rows_are_held_back_where_none_are_given(tmp_path: Path) -> None:
+    callback = LeapCallback(every=2, prompts=4)
+    run = trainer(tmp_path, [callback], held_out=False, learning_rate=1e-6)
+    run.train()
+    assert callback.costs.search_completions > 0
+
+
+def test_rows_that_are_not_tokenised_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "1+1=", "completion": "2"}] * 4
+    run = trainer(tmp_path, [LeapCallback(every=2, prompts=4, validation=rows)], learning_rate=1e-6)
+    with pytest.raises(InputError, match="eval_dataset"):
+        run.train()

@@ -1,0 +1,278 @@
+"""Stopped and resumed: the callback's memory lies in the trainer's checkpoint, and the run ends the same to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOTrainer, RLOOTrainer
+
+from nextrl.engines.trl import memory as memory_files
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.divergence import RolloutDivergence
+from nextrl.engines.trl.history import AdapterHistory
+from nextrl.engines.trl.memory import JSON, TENSORS, Memory
+from nextrl.engines.trl.rollback import Snapshot
+from nextrl.errors import InputError
+from nextrl.judge.controller import ControllerConfig
+from nextrl.trajectory.lowrank import LowRank
+from trl_runs import VALIDATION, same, trainer, weights
+
+STEPS, EVERY, SAVE = 10, 3, 2
+
+
+def leaper(**options: Any) -> LeapCallback:
+    # Every window searches and takes the best, so that a lost memory cannot go unnoticed.
+    config = ControllerConfig(
+        every=EVERY, screen=-1e9, oscillates=-1e9, level=0.0, patience=1, fall=0.0, fall_errors=0.0, share=1e9
+    )
+    return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 32, **options})
+
+
+def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
+    callback = options.pop("callback", None) or leaper()
+    built = trainer(
+        out,
+        [callback],
+        kind=kind,
+        **{
+            "max_steps": STEPS,
+            "save_strategy": "steps",
+            "save_steps": SAVE,
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 2,
+            **options,
+        },
+    )
+    built.train(resume_from_checkpoint=resume)
+    return built, callback
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, LeapCallback]:
+    out = tmp_path_factory.mktemp("whole")
+    return (out, *run(out))
+
+
+def stopped_after(whole: Path, step: int, out: Path) -> Path:
+    """A copy of the run as a kill right after its checkpoint of that step would have left it."""
+    shutil.copytree(whole, out)
+    for folder in out.glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+    return out
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8])
+def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(
+    whole: tuple[Path, Any, LeapCallback], step: int, tmp_path: Path
+) -> None:
+    folder, unbroken, first = whole
+    assert any(d["alpha"] != 0 for d in first.decisions)
+    out = stopped_after(folder, step, tmp_path / "again")
+    resumed, second = run(out, resume=True)
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert second.decisions == first.decisions
+    assert second.costs.search_completions == first.costs.search_completions
+    lines = [json.loads(line) for line in (out / "nextrl_decisions.jsonl").read_text().splitlines()]
+    assert lines == first.decisions
+
+
+def test_a_quiet_window_takes_one_pass_and_reads_the_same_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = []
+    anchor = RolloutDivergence.anchor
+    monkeypatch.setattr(RolloutDivergence, "anchor", lambda self: exact.append(self) or anchor(self))
+
+    def quiet() -> LeapCallback:
+        config = ControllerConfig(every=5, screen=1.0, oscillates=-9.0, fall=9.0, far=9.0)
+        return LeapCallback(config=config, validation=VALIDATION, prompts=32)
+
+    _, first = run(tmp_path / "run", callback=quiet())
+    # The first window may be searched, so it is measured exactly; the second is not.
+    assert len(exact) == 1
+    assert first.decisions[1]["divergence"] > 0.0
+    out = stopped_after(tmp_path / "run", 8, tmp_path / "again")
+    _, second = run(out, callback=quiet(), resume=True)
+    assert second.decisions == first.decisions
+
+
+def test_a_checkpoint_elsewhere_can_be_resumed(whole: tuple[Path, Any, LeapCallback], tmp_path: Path) -> None:
+    folder, unbroken, first = whole
+    resumed, second = run(tmp_path / "elsewhere", resume=str(folder / "checkpoint-4"))
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert second.decisions == first.decisions
+
+
+def test_rloo_resumes_too(tmp_path: Path) -> None:
+    unbroken, _ = run(tmp_path / "run", RLOOTrainer, max_steps=6)
+    out = stopped_after(tmp_path / "run", 2, tmp_path / "again")
+    resumed, _ = run(out, RLOOTrainer, resume=True, max_steps=6)
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_without_its_state_a_run_goes_on_with_the_next_full_window(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    (out / "checkpoint-4" / JSON).unlink()
+    _, callback = run(out, resume=True)
+    assert "checkpoint-4 holds no state of LeapCallback (nextrl_state.json not there)" in caplog.text
+    assert [d["step"] for d in callback.decisions] == [9]
+
+
+def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, unbroken, first = whole
+
+    class Killed(LeapCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    killed = Killed(config=leaper()._config, validation=VALIDATION)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callback=killed)
+    assert not (tmp_path / "checkpoint-4" / JSON).exists()
+    resumed, second = run(tmp_path, resume=True)
+    assert "holds no state" not in caplog.text
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+    assert not (tmp_path / memory_files.PENDING).exists()
+
+
+def test_a_kill_between_the_two_files_of_a_state_loses_nothing(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, unbroken, first = whole
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    waiting = out / memory_files.PENDING / "checkpoint-4"
+    waiting.mkdir(parents=True)
+    (out / "checkpoint-4" / JSON).rename(waiting / JSON)
+    resumed, second = run(out, resume=True)
+    assert "holds no state" not in caplog.text
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_windows_of_another_length_begin_anew(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    other = LeapCallback(5, validation=VALIDATION, prompts=32)
+    run(out, resume=True, callback=other)
+    assert "another length" in caplog.text
+    assert [d["step"] for d in other.decisions] == [10]
+
+
+def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "max_steps": 6,
+        "save_only_model": True,
+        "lr_scheduler_type": "constant",
+        "learning_rate": 2e-4,
+    }
+
+    class Thrice(LeapCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 1 and self._memory.factor == 1.0:
+                from nextrl.engines.trl.rollouts import set_rate_factor
+
+                set_rate_factor(kwargs["optimizer"], kwargs["lr_scheduler"], 3.0)
+                self._memory.factor = 3.0
+
+    built, _ = run(tmp_path / "run", callback=Thrice(100, validation=VALIDATION), **options)
+    assert built.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+    out = stopped_after(tmp_path / "run", 2, tmp_path / "again")
+    resumed, _ = run(out, resume=True, callback=LeapCallback(100, validation=VALIDATION), **options)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+
+
+def memory() -> Memory:
+    random = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(2, 3, generator=random), "b": torch.randn(4, 2, generator=random).bfloat16()}
+    previous = [LowRank(torch.randn(4, 2, generator=random), torch.randn(3, 2, generator=random))]
+    moments = [{"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3, generator=random), "plain": 7}, {}]
+    before = {n: t + 1 for n, t in start.items()}
+    snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("nan"), before, moments)
+    history = AdapterHistory([10, 20], [start, before], {20: 0.25})
+    return Memory(start, previous, [0.5, float("nan")], 1e-4, 128, 3.0, False, snapshot, history)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    kept = memory()
+    memory_files.write(tmp_path, kept, {"controller": {"x": 1}})
+    found = memory_files.read(tmp_path, kept.start)
+    assert found is not None
+    again, rest = found
+    assert same(again.start, kept.start)
+    assert again.start["b"].dtype == torch.bfloat16
+    assert again.previous is not None
+    assert kept.previous is not None
+    assert torch.equal(again.previous[0].left, kept.previous[0].left)
+    assert torch.equal(again.previous[0].right, kept.previous[0].right)
+    assert str((again.rewards, again.rate, again.offset, again.factor)) == str(
+        ([0.5, float("nan")], 1e-4, 128, 3.0)
+    )
+    assert rest["controller"] == {"x": 1}
+    there, back = kept.snapshot, again.snapshot
+    assert there is not None
+    assert back is not None
+    assert same(back.state, there.state)
+    assert back.moments[0]["plain"] == 7
+    assert torch.equal(back.moments[0]["exp_avg"], there.moments[0]["exp_avg"])
+    assert torch.equal(back.moments[0]["step"], there.moments[0]["step"])
+    assert back.moments[1] == {}
+    assert (back.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
+    assert (again.history.steps, again.history.rewards) == ([10, 20], {20: 0.25})
+    assert all(same(a, b) for a, b in zip(again.history.states, kept.history.states, strict=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
+
+
+def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
+    assert memory_files.read(tmp_path, memory().start) is None
+    memory_files.write(tmp_path, Memory(memory().start), {})
+    found = memory_files.read(tmp_path, memory().start)
+    assert found is not None
+    assert found[0].previous is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / JSON).write_text("{"), "is damaged"),
+        (lambda f: (f / JSON).write_text("[]"), "is damaged"),
+        (lambda f: (f / JSON).write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda f: (f / TENSORS).unlink(), "is damaged"),
+        (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
+        (
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 3', '"version": 9')),
+            "is of version 9, not 3",
+        ),
+        (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
+    ],
+)
+def test_a_damaged_state_is_one_clear_error(damage: Any, message: str, tmp_path: Path) -> None:
+    memory_files.write(tmp_path, memory(), {})
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message):
+        memory_files.read(tmp_path, memory().start)
+
+
+def test_another_adapter_s_state_is_refused(tmp_path: Path) -> None:
+    memory_files.write(tmp_path, memory(), {})
+    with pytest.raises(InputError, match="another adapter"):
+        memory_files.read(tmp_path, {"a": torch.ones(2, 3)})
+
+
+def test_every_checkpoint_of_a_run_holds_a_state(whole: tuple[Path, Any, LeapCallback]) -> None:
+    for step in range(SAVE, STEPS + 1, SAVE):
+        assert (whole[0] / f"checkpoint-{step}" / JSON).is_file()

@@ -1,0 +1,67 @@
+"""A snapshot of a run: when it is asked back, and that everything comes back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nextrl.engines.trl.rollback import Snapshot, read_moments, write_moments
+from nextrl.judge.controller import Window
+
+
+def snapshot(reward: float = 0.6, variance: float = 0.0) -> Snapshot:
+    return Snapshot(10, 8.0, 80.0, 1.0, reward, variance, {}, [])
+
+
+def window(*rewards: float) -> Window:
+    return Window(20, None, rewards, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("before", "rewards", "fell"),
+    [
+        (snapshot(), (0.4, 0.42, 0.38), True),
+        (snapshot(), (0.55, 0.55, 0.55), False),  # too little to matter
+        (snapshot(variance=0.01), (0.4, 0.42, 0.38), False),  # within the noise
+        (snapshot(), (0.9, 0.1, 0.4), False),
+        (snapshot(), (math.nan,), False),
+        (snapshot(math.nan), (0.1, 0.1), False),
+        (snapshot(100.0), (95.0, 95.0), False),  # a share of the reward's size
+        (snapshot(100.0), (90.0, 90.0), True),
+    ],
+)
+def test_only_a_fall_past_noise_counts(before: Snapshot, rewards: tuple[float, ...], fell: bool) -> None:
+    assert before.fell(window(*rewards), fall=0.08, errors=2.5) is fell
+
+
+def test_moments_come_back_to_the_bit_and_in_place() -> None:
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": weights[:1]}, {"params": weights[1:]}])
+
+    def step() -> None:
+        for w in weights:
+            w.grad = torch.randn(3)
+        optimizer.step()
+
+    step()
+    kept = read_moments(optimizer)
+    held = optimizer.state[weights[0]]["exp_avg"]
+    step()
+    assert not torch.equal(held, kept[0]["exp_avg"])
+    write_moments(optimizer, kept)
+    assert optimizer.state[weights[0]]["exp_avg"] is held
+    for now, then in zip(read_moments(optimizer), kept, strict=True):
+        assert now.keys() == then.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(now[k], then[k]) for k in now)
+
+
+def test_an_optimizer_that_has_not_stepped_gets_its_state_from_the_snapshot() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    write_moments(torch.optim.AdamW([weight]), [{}])
+    fresh = torch.optim.AdamW([weight])
+    write_moments(fresh, [{"exp_avg": torch.ones(2), "step": 3}])
+    assert fresh.state[weight]["step"] == 3
+    assert torch.equal(fresh.state[weight]["exp_avg"], torch.ones(2))

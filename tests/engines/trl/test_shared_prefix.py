@@ -1,0 +1,140 @@
+"""Shared prefixes: the same hidden states, gradients and completions as row by row, for fewer tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from nextrl.engines.trl.shared_prefix import share_prefixes
+from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.errors import InputError
+from prefix_batches import PAD, SHOTS, batch, llama
+
+
+def counted(model) -> list[int]:
+    """Tokens that the first layer has been asked for, one entry a pass."""
+    seen: list[int] = []
+    layer = model.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1]))
+    return seen
+
+
+def positions(mask):
+    return (mask.cumsum(1) - 1).clamp_min(0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.integers(3, 11), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_hidden_states_are_those_of_each_row_alone(tails, group, completions, few_shot):
+    prompts = [(SHOTS if few_shot else []) + tail for tail in tails]
+    ids, mask = batch(prompts, group, completions)
+    plain, shared = llama(), llama()
+    share_prefixes(shared)
+    with torch.no_grad():
+        expected = plain.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask))
+        found = shared.model(input_ids=ids, attention_mask=mask)
+    real = mask.bool()
+    torch.testing.assert_close(
+        found.last_hidden_state[real], expected.last_hidden_state[real], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_gradients_of_an_adapter_are_the_same_and_fewer_tokens_are_computed():
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=8, completions=3)
+    gradients, tokens = [], []
+    for shares in (False, True):
+        model = with_adapter(llama(), LoraSettings(r=2, alpha=4), 0)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "lora_B" in name:
+                    p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+        if shares:
+            share_prefixes(model)
+        seen = counted(model.get_base_model())
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -4:-1]
+        logps = logits.log_softmax(-1).gather(-1, ids[:, -3:, None]).squeeze(-1)
+        (logps * mask[:, -3:]).sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        tokens.append(sum(seen))
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=2e-5, rtol=2e-3)
+    assert tokens[0] == ids.numel()
+    # The shots once, three questions once, and the completions of 24 rows with the ends of longer prompts.
+    assert tokens[1] < 0.45 * tokens[0]
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_generate_gives_the_same_completions(sample):
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=4)
+    config = GenerationConfig(max_new_tokens=6, do_sample=sample, pad_token_id=PAD, eos_token_id=1)
+    texts, tokens = [], []
+    for shares in (False, True):
+        model = llama()
+        if shares:
+            share_prefixes(model)
+        seen = counted(model)
+        torch.manual_seed(3)
+        texts.append(model.generate(input_ids=ids, attention_mask=mask, generation_config=config))
+        tokens.append(sum(seen))
+    assert torch.equal(*texts)
+    assert tokens[1] < 0.7 * tokens[0]
+
+
+def test_a_model_with_learned_positions():
+    config = GPT2Config(
+        vocab_size=12, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=1
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7]], group=4, completions=2)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+        share_prefixes(model)
+        found = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
+def test_a_sliding_window_is_refused():
+    config = MistralConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="sliding"):
+        share_prefixes(MistralForCausalLM(config))
+
+
+@pytest.mark.parametrize("case", ["one row", "nothing shared", "a hole in the mask", "a filled cache"])
+def test_what_does_not_fit_goes_through_unchanged(case):
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6]], group=2)
+    arguments = {"input_ids": ids, "attention_mask": mask}
+    if case == "one row":
+        arguments = {"input_ids": ids[:1], "attention_mask": mask[:1]}
+    elif case == "nothing shared":
+        ids = torch.tensor([[3, 4, 5], [4, 4, 5]])
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif case == "a hole in the mask":
+        mask[0, 4] = 0
+    model, shared = llama(), llama()
+    share_prefixes(shared)
+    with torch.no_grad():
+        if case == "a filled cache":
+            one = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "use_cache": True}
+            caches = [m.model(**one) for m in (model, shared)]
+            name = "cache" if "cache" in caches[0] else "past_key_values"
+            outs = [
+                m.model(input_ids=ids[:, -1:], attention_mask=mask, **{name: c[name]}).last_hidden_state
+                for m, c in zip((model, shared), caches, strict=True)
+            ]
+            torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-4)
+            return
+        assert torch.equal(
+            model.model(**arguments).last_hidden_state, shared.model(**arguments).last_hidden_state
+        )

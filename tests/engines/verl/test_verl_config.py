@@ -1,0 +1,125 @@
+"""The composed overrides against verl's real config tree, at the version that constraints.txt pins."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.verl import config
+from nextrl.engines.verl.config import ALGORITHMS, Segment, VerlSettings, arguments, check, compose
+from nextrl.errors import InputError
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def settings(**changes):
+    train = TrainSettings(steps=40, learning_rate=3e-5, prompts_per_step=16, completions_per_prompt=8)
+    return VerlSettings(model="/models/some base", task="chain", train=train, **changes)
+
+
+def segment(**changes):
+    values = {
+        "folder": Path("/runs/a b=c/leg-000"),
+        "stop": 20,
+        "save_every": 10,
+        "learning_rate": 3e-5,
+        "model": "/models/some base",
+        "adapter": Path("/runs/a b=c/leg-000/adapters/checkpoint-0"),
+        "seed": 7,
+        "data": Path("/runs/data"),
+        "metrics": Path("/runs/metrics.jsonl"),
+        "rollouts": Path("/runs/rollouts"),
+        "chat_template": TEMPLATE,
+        "max_completion_length": 6,
+        "passes": 2,
+    }
+    return Segment(**{**values, **changes})
+
+
+def composed(*further, **changes):
+    chosen = settings(**changes)
+    return check(arguments(compose(chosen, segment()), further))
+
+
+def test_the_keys_are_written_for_the_installed_version():
+    assert version("verl") == config.VERSION
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_key_of_an_algorithm_is_in_verls_tree(algorithm):
+    config = composed(algorithm=algorithm)
+    wanted = ALGORITHMS[algorithm]
+    assert config.algorithm.adv_estimator == wanted["algorithm.adv_estimator"]
+    assert (
+        config.actor_rollout_ref.actor.policy_loss.loss_mode
+        == (wanted["actor_rollout_ref.actor.policy_loss.loss_mode"])
+    )
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_names_of_estimators_and_losses_are_registered_in_verls_source(algorithm):
+    """The yaml takes any text; the registry in verl's code does not."""
+    source = (config.config_tree().parent / "ppo" / "core_algos.py").read_text()
+    wanted = ALGORITHMS[algorithm]
+    assert f' = "{wanted["algorithm.adv_estimator"]}"' in source
+    assert f'@register_policy_loss("{wanted["actor_rollout_ref.actor.policy_loss.loss_mode"]}")' in source
+    actor = (config.config_tree().parents[1] / "workers" / "config" / "actor.py").read_text()
+    assert f'"{wanted["actor_rollout_ref.actor.loss_agg_mode"]}"' in actor
+
+
+def test_values_arrive_as_they_were_given():
+    config = composed(lora=LoraSettings(r=4, alpha=8, target_modules=["q_proj", "v_proj"]))
+    actor = config.actor_rollout_ref
+    assert actor.model.path == "/models/some base"
+    assert actor.model.custom_chat_template == TEMPLATE
+    assert list(actor.model.target_modules) == ["q_proj", "v_proj"]
+    assert (actor.model.lora_rank, actor.model.lora_alpha) == (4, 8)
+    assert actor.model.lora_adapter_path == "/runs/a b=c/leg-000/adapters/checkpoint-0"
+    assert actor.actor.optim.lr == 3e-5
+    assert actor.rollout.n == 8
+    assert config.data.train_batch_size == actor.actor.ppo_mini_batch_size == 16
+    assert actor.rollout.response_length == config.data.max_response_length == 6
+    assert config.trainer.total_training_steps == 20
+    assert config.trainer.save_freq == 10
+    assert config.trainer.default_local_dir == "/runs/a b=c/leg-000"
+    assert config.reward.custom_reward_function.path == "/runs/data/reward.py"
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH == "/runs/metrics.jsonl"
+
+
+def test_only_the_adapter_is_saved_unless_the_merger_is_wanted():
+    assert composed().actor_rollout_ref.actor.checkpoint.save_lora_only is True
+    assert "save_lora_only" not in composed(adapters="merger").actor_rollout_ref.actor.checkpoint
+    source = config.config_tree() / "config.py"
+    assert "save_lora_only: bool" in source.read_text()
+
+
+def test_a_key_that_verl_does_not_have_is_one_clear_line():
+    with pytest.raises(
+        InputError, match=r"Could not override 'actor_rollout_ref.actor.optim.learning_rate'"
+    ) as e:
+        composed("actor_rollout_ref.actor.optim.learning_rate=1")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["trainer.save_freq=3", "+trainer.default_local_dir=x", "data.train_batch_size"]
+)
+def test_overrides_of_what_the_loop_relies_on_are_refused(text):
+    with pytest.raises(ValueError, match="verl override"):
+        settings(overrides=[text])
+
+
+def test_without_verl_the_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(config, "config_tree", lambda: None)
+    with pytest.raises(InputError, match=r"verl is not installed here; pip install 'verl\[vllm\]==0.9.1'"):
+        check([])
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])))
+def test_any_text_survives_hydras_grammar(text):
+    value = OverridesParser.create().parse_override(arguments({"key": text})[0]).value()
+    assert getattr(value, "text", value) == text

@@ -1,0 +1,159 @@
+"""Advice: the rule on plain numbers, the measurements on runs that are understood, the files of a trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import synthetic_runs as synthetic
+from nextrl.errors import InputError
+from nextrl.judge.advice import AdviceFeatures, Thresholds, Window, advise, decide, features
+from nextrl.leaps.leap import leap
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.trajectory import Trajectory
+
+
+def measured(e: float, **changes: object) -> AdviceFeatures:
+    plain = AdviceFeatures(
+        step=200,
+        windows=tuple(Window(w, e, 0.0, e) for w in (10, 20, 50)),
+        beta1=0.9,
+        beta1_known=True,
+        drift_to_noise=1.0,
+        recommended="none",
+        horizon=0,
+        alpha=0.0,
+        skill=0.0,
+        backtested=True,
+        control="stay",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("seen", "regime", "action"),
+    [
+        (measured(0.95, recommended="factors", horizon=50, skill=0.9), "signal", "leap"),
+        (measured(0.95), "signal", "raise_lr"),
+        (measured(0.5, recommended="factors", horizon=50, skill=0.5), "mixed", "raise_lr"),
+        (measured(0.0, reward=0.5, best=0.5, rise=0.1), "noise", "continue"),
+        (measured(0.0, reward=0.5, best=0.5, rise=0.0), "noise", "average"),
+        (measured(0.0), "noise", "average"),
+        (measured(-0.5), "noise", "lower_lr"),
+        (measured(0.9, reward=0.1, best=0.8, rise=-0.7, recommended="factors"), "signal", "lower_lr"),
+        # No reward left: the path glides on momentum, as straight as one whose rate is far too low.
+        (measured(0.97, reward=0.0, best=0.04, rise=0.0, first=0.1, recommended="dmd"), "signal", "lower_lr"),
+        # Straight because it learns: three windows closed most of the room.
+        (measured(0.7, reward=0.8, best=0.8, rise=0.33, first=0.4), "mixed", "continue"),
+        (measured(0.5, reward=0.95, best=0.95, rise=0.01, first=0.4), "mixed", "raise_lr"),
+        # Straight and flat: too low. No direction and nothing learned since the start: too high.
+        (measured(0.3, reward=0.25, best=0.27, rise=0.0, first=0.25), "mixed", "raise_lr"),
+        (measured(0.0, reward=0.23, best=0.25, rise=0.0, first=0.25), "noise", "lower_lr"),
+        (measured(0.0, reward=0.50, best=0.52, rise=0.0, first=0.25), "noise", "average"),
+        # Turning back is a bad sign only where the reward does not race ahead.
+        (measured(-0.45, reward=0.8, best=0.8, rise=0.02, first=0.4), "noise", "lower_lr"),
+        (measured(-0.45, reward=0.93, best=0.93, rise=0.26, first=0.4), "noise", "continue"),
+    ],
+)
+def test_rule(seen: AdviceFeatures, regime: str, action: str) -> None:
+    advice = decide(seen)
+    assert (advice.regime, advice.advice) == (regime, action)
+    assert advice.reasons
+    assert advice.confidence in ("low", "medium", "high")
+    assert (advice.factor is None) == (action in ("continue", "average"))
+    json.dumps(advice.as_dict())
+
+
+def test_ruined_run_is_told_to_start_over_far_lower() -> None:
+    ruined = decide(measured(0.97, reward=0.0, best=0.04, rise=0.0, first=0.1))
+    overshot = decide(measured(0.0, reward=0.5, best=0.7, rise=-0.1, first=0.2))
+    assert ruined.factor is not None
+    assert overshot.factor is not None
+    assert ruined.factor < overshot.factor < 1
+    assert "Start over" in ruined.reasons[1]
+    assert "Start over" not in " ".join(overshot.reasons)
+
+
+@pytest.mark.parametrize("scale", [10.0, -1.0])
+def test_rewards_that_are_no_shares_of_one_say_nothing_about_room(scale: float) -> None:
+    seen = measured(0.7, reward=0.8 * scale, best=0.8 * scale, rise=0.3 * abs(scale), first=0.5 * scale)
+    assert (seen.closing, seen.learned) == (0.0, None)
+    assert decide(seen).advice == "raise_lr"
+
+
+def test_a_stored_rule_can_be_tried_with_other_thresholds() -> None:
+    seen = measured(0.3)
+    assert decide(seen).advice == "raise_lr"
+    assert decide(seen, Thresholds(faster=0.35)).advice == "continue"
+
+
+def test_straight_run_is_told_to_leap() -> None:
+    advice = advise(synthetic.run(synthetic.line))
+    assert advice.advice == "leap"
+    assert advice.features.excess == pytest.approx(1.0)
+    assert "assumed; no optimizer.pt" in advice.reasons[0]
+
+
+def test_noise_is_not_told_to_leap() -> None:
+    assert advise(synthetic.run(synthetic.walk(0.0))).advice in ("continue", "average", "lower_lr")
+    assert advise(synthetic.run(synthetic.noise)).advice == "lower_lr"
+
+
+def test_drift_to_noise_is_near_zero_on_a_walk_and_large_on_a_drift() -> None:
+    steps = range(10, 401, 10)
+    assert abs(features(synthetic.run(synthetic.walk(0.0), steps)).drift_to_noise) < 0.05
+    assert features(synthetic.run(synthetic.walk(1.0), steps)).drift_to_noise > 0.3
+
+
+def test_too_few_checkpoints() -> None:
+    with pytest.raises(InputError, match="needs 3 checkpoints"):
+        advise(synthetic.run(synthetic.line, (10,)))
+    with pytest.raises(InputError, match="does not move"):
+        advise(synthetic.run(lambda t, p, q, noise: p))
+
+
+@pytest.fixture
+def saved(tmp_path) -> Trajectory:
+    """A run on disk with what a trainer leaves beside it."""
+    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
+    traj = synthetic.run(synthetic.walk(2.0), adapter_config=config)
+    history = [{"step": t, "reward": t / 200} for t in range(1, 161)] + [{"step": 160, "train_loss": 1.0}]
+    for step in traj.steps:
+        place = tmp_path / f"checkpoint-{step}"
+        leap(traj, "none", at=step).save_adapter(place)
+        state = {"log_history": [entry for entry in history if entry["step"] <= step]}
+        (place / "trainer_state.json").write_text(json.dumps(state))
+        torch.save({"param_groups": [{"betas": (0.8, 0.999)}]}, place / "optimizer.pt")
+    return Trajectory.load(tmp_path)
+
+
+def test_reads_what_the_trainer_left(saved: Trajectory) -> None:
+    seen = features(saved)
+    assert (seen.beta1, seen.beta1_known) == (0.8, True)
+    assert seen.reward == pytest.approx(0.75, abs=0.02)
+    assert seen.first == pytest.approx(5.5 / 200)
+    early = trainer_log.rewards(saved.upto(50))
+    assert max(early) == 50
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"log_history": 3}', b"\xff\xfe"])
+def test_broken_side_files_are_as_if_absent(saved: Trajectory, broken: bytes) -> None:
+    place = trainer_log.folder(saved)
+    assert place is not None
+    (place / "trainer_state.json").write_bytes(broken)
+    (place / "optimizer.pt").write_bytes(broken)
+    seen = features(saved)
+    assert seen.reward is None
+    assert (seen.beta1, seen.beta1_known) == (0.9, False)
+
+
+def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:
+    assert leap(saved, "alpharl", horizon=20).leap_state()
+
+
+def test_alpharl_without_accuracies_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"keep trainer_log.json beside them, or give accuracy"):
+        leap(synthetic.run(synthetic.line), "alpharl", horizon=20)

@@ -1,0 +1,65 @@
+"""The analysis as a whole: JSON keys, figures, warnings."""
+
+import json
+
+import pytest
+import torch
+
+from lora_runs import lora, write_run
+from nextrl.errors import InputError
+from nextrl.judge.analysis import analyze
+from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.trajectory.trajectory import Trajectory
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    write_run(root, lora(target_modules=["q_proj", "down_proj"]), steps=range(10, 130, 10))
+    return analyze(Trajectory.load(root), horizon=20)
+
+
+def test_json_has_the_contracts_keys_and_no_nan(result):
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert {"steps", "energy_share", "linear_r2", "cos_previous", "persistence", "predictability"} <= set(
+        value
+    )
+    assert value["steps"] == list(range(10, 130, 10))
+    assert set(value["energy_share"]) == {"global", "local", "target"}
+    assert set(value["energy_share"]["target"]["1"]) == {str(s) for s in range(10, 110, 10)}
+    assert set(value["persistence"]) == {"10", "20", "50"}
+    assert value["storage_noise"] == {}
+
+
+def test_numbers_agree_with_the_trajectory(result):
+    assert all(
+        0 < share <= 1 for row in result.energy_share.values() for k in row.values() for share in k.values()
+    )
+    assert result.energy_share["global"][4][120] == pytest.approx(1.0)  # rank 4 from B_0 = 0
+    assert result.line.r2 > 0.9
+    assert {m.layer for m in result.modules} == {0, 1}
+    assert {m.kind for m in result.modules} == {"q_proj", "down_proj"}
+
+
+def test_every_figure_draws(result, tmp_path):
+    figures = analysis_figures(result)
+    assert set(figures) == {"dominance", "directions", "persistence", "path", "modules"}
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.svg")
+        assert (tmp_path / f"{name}.svg").stat().st_size > 5000
+
+
+def test_bf16_runs_with_tiny_steps_are_warned_about():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 30, generator=g), torch.randn(20, 4, generator=g)
+    steps = [10, 20, 30]
+    factors = [
+        {"w": (a.bfloat16(), (b + 1e-3 * n * torch.randn(20, 4, generator=g)).bfloat16())} for n in range(3)
+    ]
+    found = analyze(Trajectory.from_factors(steps, factors))
+    assert found.noisy["w"] > 0.1
+
+
+def test_one_checkpoint_is_no_trajectory():
+    with pytest.raises(InputError, match="at least two"):
+        analyze(Trajectory.from_factors([10], [{"w": (torch.ones(1, 2), torch.ones(3, 1))}]))

@@ -1,0 +1,135 @@
+"""The judge: right where the future is known, silent on noise, blind to what comes after an origin."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import synthetic_runs as synthetic
+from nextrl import extrapolators
+from nextrl.errors import InputError
+from nextrl.extrapolators import get
+from nextrl.judge.backtest import Backtest, Outcome, backtest, origins_for
+from nextrl.trajectory.trajectory import Trajectory
+
+QUICK = tuple(n for n in extrapolators.names() if not getattr(get(n), "trains", False))
+
+
+def test_straight_line_recommends_the_longest_leap_it_saw() -> None:
+    result = backtest(synthetic.run(synthetic.line), methods=QUICK)
+    assert result.recommended != "none"
+    assert result.horizon == 50
+    best = result.methods[result.recommended]
+    assert best.mean("cosine") == pytest.approx(1.0, abs=1e-6)
+    assert best.mean("relative_error") < 1e-4
+    assert result.methods["none"].mean("relative_error") == 1.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "path",
+    [synthetic.noise, synthetic.offset_noise, lambda: synthetic.walk(0.0)],
+    ids=["noise", "offset", "walk"],
+)
+def test_pure_noise_recommends_none(path, seed: int) -> None:
+    rule = path() if path not in (synthetic.noise, synthetic.offset_noise) else path
+    result = backtest(synthetic.run(rule, seed=seed), methods=QUICK)
+    assert result.recommended == "none"
+
+
+def test_pure_noise_recommends_none_with_every_method() -> None:
+    assert backtest(synthetic.run(synthetic.walk(0.0)), 20).recommended == "none"
+
+
+def test_a_clear_drift_in_noise_is_found() -> None:
+    result = backtest(synthetic.run(synthetic.walk(2.0), steps=range(10, 301, 10)), methods=QUICK)
+    assert result.recommended != "none"
+
+
+def test_momentum_alone_is_not_a_signal() -> None:
+    """White noise through Adam's momentum: successive windows agree with c0, and that is no reason to
+    leap."""
+    state: dict[tuple[int, ...], list[synthetic.Tensor]] = {}
+
+    def path(t: float, p: synthetic.Tensor, q: synthetic.Tensor, noise: synthetic.Tensor) -> synthetic.Tensor:
+        velocity, place = state.setdefault(noise.shape, [0 * noise, 0 * noise])
+        for _ in range(10):
+            noise = noise.roll(1, 0) * (1 - 2 * (synthetic.torch.rand(noise.shape) < 0.5).double())
+            velocity.mul_(0.9).add_(noise)
+            place.add_(velocity)
+        return place.clone()
+
+    synthetic.torch.manual_seed(0)
+    result = backtest(synthetic.run(path, steps=range(10, 201, 10)), horizon=10, methods=QUICK)
+    assert result.horizons[10].control == "momentum"
+    assert result.recommended == "none"
+
+
+def test_fit_sees_nothing_later_than_its_origin(monkeypatch) -> None:
+    seen: list[tuple[int, int]] = []
+    real = extrapolators.secant.Secant.fit
+
+    def spy(self, traj: Trajectory, horizon: int, *, seed: int = 0):
+        sealed = synthetic.seal_after(traj, traj.steps[-1])
+        seen.append((traj.steps[-1], max(c.step for c in sealed.checkpoints)))
+        return real(self, traj, horizon, seed=seed)
+
+    monkeypatch.setattr(extrapolators.secant.Secant, "fit", spy)
+    result = backtest(synthetic.run(synthetic.line), 20, "secant")
+    assert [t for t, _ in seen] == list(result.origins)
+    assert all(t == last for t, last in seen)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_changing_the_future_changes_no_earlier_score(name: str) -> None:
+    if name == "alpharl":
+        pytest.skip("needs accuracies")
+    traj = synthetic.run(synthetic.walk(1.0))
+    whole = backtest(traj, 20, name, max_origins=100)
+    short = backtest(traj.upto(120), 20, name, max_origins=100)
+    for t, outcome in short.methods[name].outcomes.items():
+        assert whole.methods[name].outcomes[t].skill == pytest.approx(outcome.skill, abs=1e-9)
+
+
+def test_uneven_spacing_pairs_by_steps() -> None:
+    traj = synthetic.run(synthetic.line, (10, 20, 30, 45, 50, 60, 70, 80, 100))
+    assert (45, 70) not in origins_for(traj, 20)
+    assert all(abs(later - t - 20) <= 5 for t, later in origins_for(traj, 20))
+    assert backtest(traj, 20, "secant").methods["secant"].mean("cosine") == pytest.approx(1.0, abs=1e-6)
+
+
+def test_outcome_figures() -> None:
+    outcome = Outcome(inner=3.0, predicted=4.0, actual=9.0)
+    assert outcome.cosine == pytest.approx(0.5)
+    assert outcome.norm_ratio == pytest.approx(2 / 3)
+    assert outcome.skill == pytest.approx(2 / 9)
+    assert outcome.relative_error == pytest.approx((7 / 9) ** 0.5)
+
+
+def test_as_dict_is_the_contract() -> None:
+    result = backtest(synthetic.run(synthetic.walk(1.0)), [10, 20], "secant,lawa")
+    out = json.loads(json.dumps(result.as_dict()))
+    assert {"horizon", "origins", "methods", "recommended"} <= set(out)
+    assert set(out["methods"]) == {"none", "secant", "lawa"}
+    assert {"cosine", "norm_ratio", "relative_error"} <= set(out["methods"]["secant"])
+
+
+def test_plot(tmp_path) -> None:
+    result: Backtest = backtest(synthetic.run(synthetic.walk(1.0)), 20, "secant,lawa")
+    result.plot(tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("run", "horizon", "words"),
+    [
+        (synthetic.run(synthetic.line), 100, "horizons up to 80 would work"),
+        (synthetic.run(synthetic.line), 0, "no backtest at a horizon of 0"),
+        (synthetic.run(synthetic.line, (10,)), None, "at least 3 checkpoints"),
+        (synthetic.run(lambda t, p, q, noise: p), 20, "does not move"),
+    ],
+)
+def test_bad_input(run: Trajectory, horizon: int | None, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        backtest(run, horizon, "secant")

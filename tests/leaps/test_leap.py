@@ -1,0 +1,89 @@
+"""Leaps: defaults, gauge, files, and that nothing later than the origin is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import synthetic_runs as synthetic
+from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
+
+
+def test_leap_at_reads_nothing_later() -> None:
+    traj = synthetic.seal_after(synthetic.run(synthetic.walk(2.0)), 100)
+    made = leap(traj, "secant", horizon=30, at=100)
+    assert made.from_step == 100
+    made.leap_state()
+
+
+def test_default_horizon_is_what_a_short_run_has() -> None:
+    traj = synthetic.run(synthetic.line)
+    assert leap(traj).horizon == 50
+    assert leap(traj, "secant", at=20).horizon == 20
+
+
+def test_factors_leap_is_the_callbacks_formula() -> None:
+    traj = synthetic.run(synthetic.walk(2.0))
+    made = leap(traj, "factors", horizon=10, alpha=2.0)
+    module = traj.modules[0]
+    for new, now, then in zip(
+        made.factors(module), traj.factors(160, module), traj.factors(150, module), strict=True
+    ):
+        assert torch.allclose(new, now + 2.0 * (now - then))
+    assert made.discarded == 0.0
+
+
+def test_alpha_zero_gives_the_adapter_back_in_its_own_gauge() -> None:
+    traj = synthetic.run(synthetic.walk(2.0))
+    for method in ("secant", "factors"):
+        made = leap(traj, method, horizon=10, alpha=0.0)
+        for module in traj.modules:
+            for new, old in zip(made.factors(module), traj.factors(160, module), strict=True):
+                assert torch.allclose(new.double(), old, atol=1e-6 * float(old.abs().max()))
+
+
+def test_state_has_the_names_of_a_file_or_of_a_live_model() -> None:
+    made = leap(synthetic.run(synthetic.walk(2.0)), "secant", horizon=10)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+    assert f"{name}.weight" in made.leap_state()
+    live = made.leap_state("default")
+    assert f"{name}.default.weight" in live
+    assert all(t.dtype == torch.float64 for t in live.values())
+
+
+@pytest.mark.parametrize("rank", [None, 2, 6])
+def test_ten_checkpoints_at_the_rank_asked_for(tmp_path, rank: int | None) -> None:
+    traj = synthetic.run(synthetic.walk(0.0), adapter_config={"target_modules": ["q_proj", "up_proj"]})
+    made = leap(traj, "lawa", horizon=90)
+    made.save_adapter(tmp_path / "out", rank)
+    state = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    want = rank or synthetic.RANK
+    for module, (m, n) in synthetic.MODULES.items():
+        assert state[f"base_model.model.{module}.lora_A.weight"].shape == (want, n)
+        assert state[f"base_model.model.{module}.lora_B.weight"].shape == (m, want)
+    notes = json.loads((tmp_path / "out" / "nextrl.json").read_text())
+    assert (notes["discarded_energy"] > 0.01) == (rank == 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"at": 15}, "no checkpoint at step 15"),
+        ({"alpha": 500}, "alpha must be"),
+        ({"horizon": 0}, "horizon must be"),
+        ({"method": "secant", "horizon": 900}, "a horizon of 160 steps would work"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        leap(synthetic.run(synthetic.line), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_rank_below_one() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        leap(synthetic.run(synthetic.line), "secant", 10).save_adapter("nowhere", rank=0)

@@ -1,0 +1,198 @@
+"""The config: what is refused and in which words, what follows from it, and that it survives YAML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from nextrl.errors import InputError
+from nextrl.runs.config import RunConfig, known_keys
+from nextrl.runs.config_file import load
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def config(**values: Any) -> RunConfig:
+    return RunConfig(**values)
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load(path, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+    return message
+
+
+def loaded(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load(path, overrides)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "") == RunConfig()
+    assert loaded(tmp_path, "train:\nleap:\n") == RunConfig()
+
+
+def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
+    got = loaded(
+        tmp_path,
+        "train: {learning_rate: 1e-3}\n",
+        "train.learning_rate=1e-4",
+        "leap.method=secant",
+        "leap.at=[100, 200]",
+        "lora.use_rslora=true",
+        "report_to=tensorboard",
+    )
+    assert got.train.learning_rate == 1e-4
+    assert got.leap.at == (100, 200)
+    assert got.lora.use_rslora is True
+    assert got.report_to == ("tensorboard",)
+
+
+def test_yaml_and_back_is_the_same_config(tmp_path: Path) -> None:
+    one = config(seed=3, train={"steps": 60}, leap={"method": "next", "at": [30]}, output_dir="x")
+    assert loaded(tmp_path, one.as_yaml()) == one
+    assert RunConfig(**one.as_dict()) == one
+    assert "seed" not in yaml.safe_load(one.as_yaml())["train"]
+
+
+def test_the_seed_at_the_top_is_the_trainer_s() -> None:
+    assert config(seed=7).train.seed == 7
+    assert config(seed=7).arm().train.seed == 7
+    assert config(seed=7, train=config(seed=3).train).train.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "wanted"),
+    [
+        ("train: {learning_rte: 1}", (), "train.learning_rte is no key of a config; did you mean train.learning_rate?"),
+        ("modle: tiny", (), "modle is no key of a config; did you mean model?"),
+        ("learning_rate: 1", (), "did you mean train.learning_rate?"),
+        ("qqq: 1", (), "--print-config lists every key"),
+        ("", ("train.stepz=3",), "train.stepz=3: train.stepz is no key of a config; did you mean train.steps?"),
+        ("", ("train.steps=0",), "train.steps=0: train.steps must be greater than or equal to 1, not 0"),
+        ("train: {steps: many}", (), "c.yaml: train.steps must be a valid integer"),
+        ("train: {learning_rate: .inf}", (), "train.learning_rate must be a finite number"),
+        ("train: {learning_rate: -1}", (), "train.learning_rate must be greater than 0, not -1"),
+        ("train: {seed: 1}", (), "train.seed is set at the top"),
+        ("train: 3", (), "train"),
+        ("leap: {method: nxt}", (), "leap.method: 'nxt' is unknown; did you mean next?"),
+        ("leap: {method: next}", (), "leap.method next needs leap.at"),
+        ("leap: {method: next, at: [50], every: 50}", (), "one of the two"),
+        ("leap: {method: next, at: [55]}", (), "55 is no multiple of train.save_every = 10"),
+        ("leap: {method: next, at: [400]}", (), "ascending steps between 1 and train.steps - 1 = 399, not [400]"),
+        ("leap: {method: next, at: [100, 50]}", (), "ascending steps"),
+        ("leap: {method: next, at: []}", (), "ascending steps"),
+        ("leap: {method: next, at: [50], horizon: 50}", (), "needs 8 checkpoints for a horizon of 50"),
+        ("leap: {method: next, at: [50], alpha: 1e9}", (), "alpha must be a number from -8 to 64"),
+        ("leap: {method: next, at: [50], alpha: lots}", (), "leap.alpha"),
+        ("leap: {at: [50]}", (), "leap.at: auto decides that itself"),
+        ("leap: {horizon: 50}", (), "leap.horizon: auto decides that itself"),
+        ("leap: {alpha: 2}", (), "leap.alpha: auto decides that itself"),
+        ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
+        ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
+        ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
+        ("report_to: tensorbord", (), "did you mean tensorboard?"),
+        ("seed: -1", (), "seed must be greater than or equal to 0"),
+        ("eval: {prompts: 1}", (), "eval.prompts must be greater than or equal to 2"),
+        ("seed: 1\nseed: 2", (), "seed is there twice"),
+        ("a: [", (), "is not YAML"),
+        ("- 1", (), "must hold keys and values"),
+        ("", ("train",), "'train' is no key=value"),
+        ("seed: 1", ("seed.x=1",), "seed holds a value"),
+        ("", ("seed=[",), "seed=["),
+        ("model: 3\nseed: x", (), "(and 1 more)"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_that_says_where(
+    tmp_path: Path, text: str, overrides: tuple[str, ...], wanted: str
+) -> None:
+    assert wanted in refused(tmp_path, text, *overrides)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read \(No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_python_callers_are_refused_too() -> None:
+    with pytest.raises(ValidationError, match="did you mean next"):
+        config(leap={"method": "nxt"})
+
+
+def test_what_follows_from_a_config() -> None:
+    got = config(
+        train={"steps": 45, "save_every": 10, "prompts_per_step": 4, "completions_per_prompt": 2},
+        leap={"method": "secant", "every": 20},
+        eval={"every": 20},
+        output_dir="o",
+    ).derived()
+    assert got["completions"] == 8 * 45
+    assert got["checkpoints"] == [10, 20, 30, 40, 45]
+    assert got["evaluations"] == [0, 20, 40, 45]
+    assert got["leap"]["at"] == [20, 40]
+    assert got["leap"]["horizon"] == 10
+    assert got["final"] == "o/final"
+    assert got["max_completion_length"] == 6
+
+
+def test_the_arm_is_what_the_config_says() -> None:
+    auto = config(leap={"every": 5, "prompts": 32}).arm()
+    assert (auto.kind, auto.auto, auto.window, auto.prompts, auto.leap) == ("auto", True, 5, 32, None)
+    none = config(leap={"method": "none", "at": [10]}).arm()
+    assert (none.kind, none.auto, none.leap) == ("plain", False, None)
+    fixed = config(leap={"method": "secant", "at": 100, "alpha": 2}).arm().leap
+    assert fixed is not None
+    assert (fixed.at, fixed.alphas, fixed.search, fixed.horizon) == ((100,), (2.0,), False, 50)
+    assert config(leap={"method": "next-paper", "at": 100}).arm().leap.alphas[-1] == 4.0
+
+
+def test_differences_name_what_is_trained_otherwise() -> None:
+    assert config().differences(config(output_dir="elsewhere", report_to="tensorboard")) == []
+    assert config(train={"steps": 10}).differences(config(seed=1)) == ["seed", "train.steps"]
+
+
+def test_every_key_says_what_it_is() -> None:
+    keys = known_keys()
+    assert {"model", "train.learning_rate", "lora.r", "leap.at", "eval.every"} <= keys.keys()
+    assert all(field.description for field in keys.values())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    assert load(path).output_dir
+
+
+def key_table() -> str:
+    """The table of docs/run.md, from the config itself."""
+    defaults: dict[str, Any] = {}
+
+    def collect(value: dict[str, Any], prefix: str = "") -> None:
+        for key, item in value.items():
+            if isinstance(item, dict):
+                collect(item, f"{prefix}{key}.")
+            else:
+                defaults[prefix + key] = item
+
+    collect(RunConfig().as_dict())
+    lines = ["| key | default | what it is |", "|---|---|---|"]
+    for key, field in known_keys().items():
+        value = defaults[key]
+        shown = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+        lines.append(f"| `{key}` | `{shown}` | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_documentation_has_every_key_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
+    assert key_table() in page, f"put this table into docs/run.md:\n{key_table()}"

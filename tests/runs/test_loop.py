@@ -1,0 +1,132 @@
+"""One arm: its costs, its evaluations, its record (whole comparisons: test_demo.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.runs.loop import (
+    ArmRecord,
+    ArmSettings,
+    LeapSettings,
+    read_record,
+    run_arm,
+    settings_hash,
+    temperature_control,
+)
+
+TRAIN = TrainSettings(steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-3)
+
+
+def arm(name: str = "plain", kind: Any = "plain", **more: Any) -> ArmSettings:
+    return ArmSettings(
+        name=name, kind=kind, label=name, **{"train": TRAIN, "eval_at": (2, 4), "eval_prompts": 20, **more}
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ArmRecord]:
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, run_arm(arm(save=True), folder, folder)
+
+
+def test_a_record_has_one_entry_an_evaluation_and_the_arm_s_own_costs(plain: tuple[Path, ArmRecord]) -> None:
+    folder, record = plain
+    assert record.steps == [0, 2, 4]
+    assert record.completions == [0, 32, 64]
+    assert record.seconds[0] == 0.0
+    assert record.seconds[0] < record.seconds[1] < record.seconds[2]
+    assert record.seconds[-1] == pytest.approx(record.train_seconds, abs=0.01)
+    assert len(record.rewards) == 4
+    assert record.learning_rate == [1e-3] * 3
+    assert all(0 <= a <= 1 for a in record.accuracy + record.greedy)
+    assert read_record(folder) == record
+
+
+def test_evaluating_changes_no_training(plain: tuple[Path, ArmRecord], tmp_path: Path) -> None:
+    unseen = run_arm(arm(eval_at=(4,)), tmp_path, tmp_path)
+    assert unseen.rewards == plain[1].rewards
+    assert unseen.accuracy[-1] == plain[1].accuracy[-1]
+
+
+def test_a_finished_arm_is_read_back_and_not_run(plain: tuple[Path, ArmRecord]) -> None:
+    folder, record = plain
+    steps: list[int] = []
+    assert run_arm(arm(save=True), folder, folder, lambda name, step: steps.append(step)) == record
+    assert steps == []
+
+
+def test_progress_is_told_every_step(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    run_arm(
+        arm("lr", "control", eval_at=(4,)), tmp_path, tmp_path, lambda name, step: seen.append((name, step))
+    )
+    assert seen == [("lr", s) for s in (1, 2, 3, 4)]
+
+
+def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path) -> None:
+    record = run_arm(arm("auto", "auto", auto=True, window=2, prompts=8), tmp_path, tmp_path)
+    assert [d["step"] for d in record.decisions] == [2, 4]
+    spent = [d["cost_completions"] for d in record.decisions]
+    assert spent[0] > 0
+    assert record.completions == [0, 32 + spent[0], 64 + spent[1]]
+    assert record.search_completions == spent[1]
+    assert record.search_seconds > 0
+
+
+def test_a_leap_starts_at_the_plain_arm_s_checkpoint_with_its_costs(
+    plain: tuple[Path, ArmRecord], tmp_path: Path
+) -> None:
+    settings = LeapSettings(method="secant", horizon=2, alphas=(0.5,), prompts=8)
+    record = run_arm(
+        arm("secant", "leap", start=2, leap=settings, eval_at=(4,)), tmp_path / "secant", plain[0]
+    )
+    assert record.steps == [2, 4]
+    assert record.completions == [32 + 16, 64 + 16]
+    assert record.leap is not None
+    assert record.leap["step"] == 2
+    assert record.search_completions == 16
+    assert record.seconds[0] > plain[1].seconds[1]
+
+
+def test_going_on_without_a_leap_is_the_plain_arm_to_the_bit(
+    plain: tuple[Path, ArmRecord], tmp_path: Path
+) -> None:
+    resumed = run_arm(arm("again", "control", start=2, eval_at=(4,)), tmp_path, plain[0])
+    assert resumed.accuracy == plain[1].accuracy[1:]
+    assert resumed.rewards == plain[1].rewards
+
+
+def test_a_restart_counts_on_from_where_it_began(plain: tuple[Path, ArmRecord], tmp_path: Path) -> None:
+    record = run_arm(arm("restart", "control", start=2, merge=True, eval_at=(2,)), tmp_path, plain[0])
+    assert record.steps == [2, 4]
+    assert record.completions == [32, 64]
+    # Merging changes nothing but rounding: the policy begins as the checkpoint's.
+    assert record.accuracy[0] == pytest.approx(plain[1].accuracy[1], abs=0.11)
+
+
+def test_the_temperature_control_picks_on_validation_and_pays(
+    plain: tuple[Path, ArmRecord], tmp_path: Path
+) -> None:
+    record = temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0], (1.0, 0.2))
+    assert record.label.startswith("temperature ")
+    assert record.search_completions == 2 * 128
+    assert record.completions == [32 + 2 * 128]
+    assert temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0]) == record
+
+
+def test_any_setting_changes_the_hash() -> None:
+    assert settings_hash([arm()]) == settings_hash([arm()])
+    others = [arm(save=True), arm("x"), arm(train=TRAIN.model_copy(update={"seed": 1})), arm(eval_at=(4,))]
+    assert len({settings_hash([a]) for a in [arm(), *others]}) == 5
+    assert settings_hash([arm(), arm("x")]) != settings_hash([arm()])
+
+
+@pytest.mark.parametrize("bad", [{"start": -1}, {"kind": "magic"}, {"surprise": 1}, {"eval_prompts": 1}])
+def test_an_arm_s_settings_are_checked(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        arm(**bad)

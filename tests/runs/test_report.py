@@ -1,0 +1,309 @@
+"""The page: complete on a full result, quiet about what a partial one lacks, and never reaching outside itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextrl.errors import InputError
+from nextrl.runs.report import render, write_report
+from nextrl.runs.report.arms import read_arms, tuned_arm
+from nextrl.runs.report.charts import chart_data, embed
+from nextrl.runs.report.rows import comparison, count, fixed, percent, tiles
+from synthetic_result import synthetic_result
+
+
+class Page(HTMLParser):
+    """Every tag's attributes, and the text of the embedded data."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data, self._inside = "", False
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag == "script" and dict(attrs).get("id") == "data"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.data += data
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return synthetic_result()
+
+
+@pytest.fixture(scope="module")
+def page(result: dict[str, Any]) -> str:
+    return render(result)
+
+
+def test_the_page_is_small_and_reaches_nowhere(page: str) -> None:
+    assert len(page.encode()) < 400_000
+    assert not re.search(r"https?:", page)
+    assert not re.search(r"url\(|@import|\bfetch\(|XMLHttpRequest|\bimport\(", page)
+    for tag, attributes in Page(page).tags:
+        for name in ("src", "href", "action", "data", "srcset", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, name)
+    assert "default-src 'none'" in page
+
+
+def test_a_link_in_the_result_stays_text(result: dict[str, Any]) -> None:
+    page = render({**result, "config": {"model": "https://example.org/x"}})
+    for _, attributes in Page(page).tags:
+        assert not any("example.org" in (value or "") for value in attributes.values())
+
+
+def test_every_arm_the_verdict_and_the_provenance_are_there(page: str, result: dict[str, Any]) -> None:
+    words = " ".join(" ".join(Page(page).words).split())
+    for arm in result["arms"].values():
+        assert arm["label"] in words
+    for part in result["verdict"].split(". "):
+        assert part.rstrip(".") in words
+    for word in (
+        "seed",
+        "sha256 of the result",
+        "plain.learning_rate",
+        "raise the learning rate",
+        "not reached",
+    ):
+        assert word in words
+
+
+def test_no_markup_gets_in_from_the_result(result: dict[str, Any]) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    bad = json.loads(json.dumps(result))
+    bad["verdict"] = bad["task"] = bad["arms"]["auto"]["label"] = bad["leaps"]["auto"][0]["reason"] = evil
+    bad["arms"][evil] = bad["arms"]["next"]
+    bad["config"][evil] = evil
+    plain, attacked = Page(render(result)), Page(render(bad))
+    assert [t for t, _ in attacked.tags if t in ("script", "img")] == [
+        t for t, _ in plain.tags if t in ("script", "img")
+    ]
+    assert evil in json.loads(attacked.data)["arms"][1]["label"]
+
+
+def test_the_same_result_gives_the_same_bytes(result: dict[str, Any], tmp_path: Path) -> None:
+    first = write_report(result, tmp_path / "new" / "a").read_bytes()
+    second = write_report(json.loads(json.dumps(result)), tmp_path / "b").read_bytes()
+    assert first == second
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    "key", ["target", "saved", "after", "costs", "leaps", "reach", "trajectory", "config", "seed", "tuned"]
+)
+@pytest.mark.parametrize("value", ["missing", None, [], {}, "text", math.nan])
+def test_a_missing_or_odd_key_is_left_out(result: dict[str, Any], key: str, value: Any) -> None:
+    partial = {k: v for k, v in result.items() if k != key}
+    if value != "missing":
+        partial[key] = value
+    page = render(partial)
+    json.loads(Page(page).data)
+    assert "NaN" not in Page(page).data
+
+
+def test_nulls_and_ragged_lists_inside_an_arm() -> None:
+    arm = {
+        "kind": "novel",
+        "steps": [0, None, 20, "x"],
+        "accuracy": [0.1, 0.2, math.inf],
+        "se": None,
+        "greedy": [True],
+    }
+    (read,) = read_arms({"arms": {"odd": arm}})
+    assert (read.steps, read.accuracy, read.se, read.greedy) == (
+        [0, 20],
+        [0.1, None],
+        [None, None],
+        [None, None],
+    )
+    assert (read.group, read.label) == ("other", "odd")
+    render({"arms": {"odd": arm, "empty": {}, "null": None}})
+
+
+@pytest.mark.parametrize("bad", [{}, {"arms": {}}, {"arms": None}, {"arms": []}])
+def test_no_arms_is_bad_input(bad: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no arms"):
+        write_report(bad, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(result, tmp_path / "file")
+
+
+def test_key_arms_are_the_ones_that_answer_the_question(result: dict[str, Any]) -> None:
+    arms = read_arms(result)
+    assert {a.name for a in arms if a.key} == {
+        "plain",
+        "auto",
+        "lr-1e-3",
+        "prodigy-schedulefree",
+        "mechanic",
+        "next",
+    }
+    assert [a.group for a in arms] == sorted(
+        (a.group for a in arms), key=["plain", "auto", "control", "leap"].index
+    )
+    assert len({(a.role, a.dash) for a in arms if a.role == "leap"}) == 7
+    assert (
+        tuned_arm(
+            {"arms": {"lr-1": {"accuracy": [0.5]}, "lr-2": {"accuracy": [0.7, None]}, "x": {"accuracy": [1]}}}
+        )
+        == "lr-2"
+    )
+
+
+def test_greedy_error_is_binomial_in_the_prompts_the_config_names(result: dict[str, Any]) -> None:
+    auto = next(a for a in read_arms(result) if a.name == "auto")
+    g = auto.greedy[0]
+    assert g is not None
+    assert auto.greedy_se[0] == pytest.approx(math.sqrt(g * (1 - g) / 1024))
+    bare = read_arms({"arms": {"auto": {"kind": "auto", "steps": [0], "greedy": [0.5]}}})
+    assert bare[0].greedy_se == [None]
+
+
+def test_the_table_and_the_tiles_say_what_the_result_says(result: dict[str, Any]) -> None:
+    arms = read_arms(result)
+    rows = {row.label: row for _, group in comparison(result, arms) for row in group}
+    auto = rows["auto, from lr 5e-5"]
+    assert auto.cells[5] == count(result["reach"]["auto"]["steps"])
+    assert auto.cells[9] == percent(result["saved"]["auto"]["completions"])
+    assert rows["linear, one leap at 200"].cells[5] == "not reached"
+    assert rows["plain, lr 1e-3"].tag == "tuned"
+    assert rows["tuned rate, whole sweep charged"].cells[-2] == "59 %"
+    assert {len(row.cells) for row in rows.values()} == {11}
+    shown = tiles(result, arms)
+    assert [tile.role for tile in shown] == ["auto", "tuned", "free"]
+    assert shown[0].figure == f"{percent(result['saved']['auto']['completions'])} saved"
+    lost = {**result, "saved": {"auto": {"completions": -0.25}}}
+    assert tiles(lost, arms)[0].figure == "25 % more"
+
+
+def test_numbers_as_shown() -> None:
+    assert (fixed(-0.0126), fixed(None), fixed(True), percent(-0.12), count(51200)) == (
+        "−0.013",
+        "–",
+        "–",
+        "−12 %",
+        "51\u202f200",
+    )
+
+
+def test_chart_data_carries_candidates_and_windows(result: dict[str, Any]) -> None:
+    data = chart_data(result, read_arms(result))
+    assert data["leaps"]["auto"][0]["scores"] == [["0", 0.36], ["8", 0.48], ["32", 0.64], ["128", 0.02]]
+    assert [s["window"] for s in data["persistence"]] == ["10", "20", "50"]
+    assert data["persistence"][0]["zero"] == pytest.approx(0.5247)
+    assert data["excess"][0]["zero"] == 0.0
+    assert len(data["sigma"]["modules"]) == 14
+    assert len({role for _, role in data["sigma"]["kinds"]}) == 7
+    assert "<" not in embed({"x": "</script>"})
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to check the script's grammar")
+def test_the_script_is_valid_javascript(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "src" / "nextrl" / "runs" / "report" / "templates"
+    script = tmp_path / "all.js"
+    script.write_text("".join((folder / name).read_text() for name in ("chart.js", "report.js")))
+    subprocess.run(["node", "--check", str(script)], check=True)
+
+
+_BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no headless browser to draw the page")
+@pytest.mark.parametrize("case", ["full", "bare"])
+def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, case: str) -> None:
+    bare = {
+        "arms": {
+            "plain": {"kind": "plain", "steps": [0, 10]},
+            "auto": {"kind": "auto", "steps": [10], "accuracy": [0.5]},
+        }
+    }
+    page = write_report(result if case == "full" else bare, tmp_path)
+    command = [
+        str(_BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
+    command += [
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the browser takes too long here")
+    if done.returncode or "<html" not in done.stdout:
+        pytest.skip("the browser does not start here")
+    drawn = re.findall(r'<div class="chart" id="([\w-]+)"><svg', done.stdout)
+    everything = [
+        "by-steps",
+        "by-completions",
+        "by-seconds",
+        "rates",
+        "leaps",
+        "persistence",
+        "excess",
+        "sigma",
+    ]
+    assert drawn == (everything if case == "full" else everything[:3])
+    assert 'class="chip auto" type="button" aria-pressed="true"' in done.stdout
+
+
+def one_run() -> dict[str, Any]:
+    """What `nextrl run` writes: one arm, nothing beside it."""
+    whole = synthetic_result()
+    return {
+        "task": "chain",
+        "seed": 0,
+        "target": None,
+        "arms": {"run": whole["arms"]["auto"]},
+        "saved": {"run": {"steps": None, "completions": None, "seconds": None}},
+        "leaps": {"run": whole["leaps"]["auto"]},
+        "costs": {"run": whole["costs"]["auto"]},
+        "trajectory": whole["trajectory"],
+        "regime": None,
+        "verdict": "The run went on.",
+    }
+
+
+def test_a_single_run_has_its_evaluations_and_no_empty_comparison() -> None:
+    page = render(one_run())
+    words = " ".join(" ".join(Page(page).words).split())
+    assert "Every evaluation" in words
+    assert "Leaps taken" in words
+    for absent in ("The comparison", "Target:", "not reached", "run as configured", "Regime"):
+        assert absent not in words.replace(Page(page).data, "")
+    arm = one_run()["arms"]["run"]
+    assert page.count('<tr><th scope="row">') >= len(arm["steps"])
+    assert f"{arm['accuracy'][-1]:.3f}" in words
+
+
+def test_an_arm_with_a_lost_target_still_compares(result: dict[str, Any]) -> None:
+    assert "The comparison" in render({**result, "target": None})

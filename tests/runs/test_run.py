@@ -1,0 +1,375 @@
+"""A run as one call: what it writes, how it goes on where it was stopped, and what it will not touch.
+
+Every resumed run must end as the unbroken one, to the bit. tests/test_killed_runs.py kills whole processes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from peft import PeftModel
+
+from nextrl.errors import InputError
+from nextrl.runs.config import RunConfig
+from nextrl.runs.resume import MARKER
+from nextrl.runs.run import CONFIG, LOCK, Outcome, run
+from nextrl.runs.stop import StopSignal
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.chain import ChainTask
+
+SMALL: dict[str, Any] = {
+    "train": {
+        "steps": 6,
+        "save_every": 2,
+        "learning_rate": 5e-4,
+        "prompts_per_step": 4,
+        "completions_per_prompt": 4,
+    },
+    "lora": {"r": 4, "alpha": 8},
+    "eval": {"every": 3, "prompts": 20},
+}
+LEAPS: dict[str, dict[str, Any]] = {
+    "auto": {"method": "auto", "every": 2, "prompts": 16},
+    "searched": {"method": "secant", "at": [2, 4], "prompts": 16},
+    "fixed": {"method": "secant", "every": 2, "alpha": 1.0},
+    "none": {"method": "none"},
+}
+
+
+def config(out: Path, leap: str = "auto", **more: Any) -> RunConfig:
+    return RunConfig(**{**SMALL, **more}, leap=LEAPS[leap], output_dir=out)
+
+
+def adapter(out: Path) -> bytes:
+    return (out / "final" / "adapter_model.safetensors").read_bytes()
+
+
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """The result without what a resume changes by right: the clock, and that it was resumed."""
+    arm = {k: v for k, v in result["arms"]["run"].items() if k != "seconds"}
+    leaps = [{k: v for k, v in x.items() if "seconds" not in k} for x in result["leaps"].get("run", [])]
+    return {"arm": arm, "leaps": leaps, "trajectory": result["trajectory"], "regime": result["regime"]}
+
+
+def stopping_at(step: int) -> tuple[Callable[[], bool], Callable[[str, int], None]]:
+    """A stop that is asked for while `step` is taken."""
+    seen = {"step": 0}
+
+    def progress(name: str, at: int) -> None:
+        seen["step"] = at
+
+    return lambda: seen["step"] >= step, progress
+
+
+def stop(settings: RunConfig, step: int) -> Outcome:
+    asked, progress = stopping_at(step)
+    return run(settings, stop_asked=asked, progress=progress)
+
+
+@pytest.fixture(scope="module", params=list(LEAPS))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """(kind of leap, folder, result) of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return request.param, out, run(config(out, request.param)).result
+
+
+def test_a_run_writes_what_it_says(whole: tuple[str, Path, Any]) -> None:
+    _, out, result = whole
+    names = {p.name for p in out.iterdir()}
+    assert {"config.yaml", "trajectory", "final", "result.json", "report.html"} <= names
+    assert names - {"leaps", LOCK} == {"config.yaml", "trajectory", "final", "result.json", "report.html"}
+    assert sorted(p.name for p in (out / "trajectory").glob("checkpoint-*")) == [
+        f"checkpoint-{s}" for s in (2, 4, 6)
+    ]
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    model = PeftModel.from_pretrained(tiny.load("chain")[0], str(out / "final"))
+    assert any(float(p.abs().max()) > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    assert adapter(out) == (out / "trajectory" / "checkpoint-6" / "adapter_model.safetensors").read_bytes()
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_a_result_has_the_contract_s_keys_and_says_what_it_cannot(whole: tuple[str, Path, Any]) -> None:
+    kind, _, result = whole
+    assert {"target", "arms", "saved", "regime", "verdict"} <= result.keys()
+    assert result["target"] is None
+    assert result["saved"] == {"run": {"steps": None, "completions": None, "seconds": None}}
+    arm = result["arms"]["run"]
+    series = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
+    assert len({len(arm[key]) for key in series}) == 1
+    assert (arm["steps"][0], arm["steps"][-1]) == (0, 6)
+    assert arm["completions"][-1] == 6 * 16 + result["costs"]["run"]["search_completions"]
+    assert ("only the same run with leap.method=none can say" in result["verdict"]) == (kind != "none")
+
+
+def test_leaps_happen_where_they_were_asked_for(whole: tuple[str, Path, Any]) -> None:
+    kind, out, result = whole
+    leaps = result["leaps"].get("run", [])
+    if kind == "none":
+        assert leaps == []
+    if kind in ("searched", "fixed"):
+        assert [leap["step"] for leap in leaps] == [2, 4]
+        taken = [leap["step"] for leap in leaps if leap["accepted"]]
+        assert sorted(p.name for p in (out / "leaps").glob("leap-*")) == [f"leap-{s}" for s in taken]
+        # Measured before and right after each leap that moved the adapter, once at other evaluations.
+        steps = result["arms"]["run"]["steps"]
+        assert steps == sorted([0, 3, 6, *taken])
+    if kind == "fixed":
+        assert [leap["alpha"] for leap in leaps] == [1.0, 1.0]
+        assert result["costs"]["run"]["search_completions"] == 0
+        assert result["costs"]["run"]["fit_seconds"] > 0
+    if kind == "searched":
+        assert result["costs"]["run"]["search_completions"] == 2 * 6 * 16
+
+
+def test_a_second_cycle_starts_where_the_first_leap_ended(whole: tuple[str, Path, Any]) -> None:
+    kind, out, _ = whole
+    if kind != "fixed":
+        pytest.skip("asked of the leaps that are always taken")
+    notes = json.loads((out / "leaps" / "leap-4" / "nextrl.json").read_text())
+    assert [Path(p).parent.name for p in notes["source_sha256"]] == ["leap-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_stopped_run_goes_on_to_the_bit(whole: tuple[str, Path, Any], tmp_path: Path, step: int) -> None:
+    kind, out, result = whole
+    here = config(tmp_path / "out", kind)
+    first = stop(here, step)
+    assert (first.step, first.result) == (step, None)
+    assert not (tmp_path / "out" / "result.json").exists()
+    lines: list[str] = []
+    second = run(here, say=lines.append)
+    assert lines == [f"going on from step {step} of 6"]
+    assert second.result is not None
+    assert figures(second.result) == figures(result)
+    assert second.result["resumed"] == [step]
+    assert adapter(tmp_path / "out") == adapter(out)
+    # Nothing is left of the checkpoint between two saves, and the trajectory is the unbroken run's.
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in out.iterdir()}
+    names = [{p.name for p in (o / "trajectory").iterdir()} for o in (out, tmp_path / "out")]
+    assert names[0] == names[1]
+
+
+def test_the_clock_goes_on_too(tmp_path: Path) -> None:
+    here = config(tmp_path, "none")
+    stop(here, 3)
+    marker = json.loads((tmp_path / "trajectory" / "checkpoint-3" / MARKER).read_text())
+    spent = marker["record"]["train_seconds"]
+    assert spent > 0
+    # As if those three steps had taken an hour: it must be on the bill at the end.
+    marker["record"]["train_seconds"] = 3600.0
+    (tmp_path / "trajectory" / "checkpoint-3" / MARKER).write_text(json.dumps(marker))
+    result = run(here).result
+    assert result is not None
+    assert 3600 < result["arms"]["run"]["seconds"][-1] < 3600 + 100
+
+
+BREAK: dict[str, Callable[[Path], None]] = {
+    "no marker": lambda folder: (folder / MARKER).unlink(),
+    "half a marker": lambda folder: (folder / MARKER).write_text('{"step": 4, "fil'),
+    "a list": lambda folder: (folder / MARKER).write_text("[]"),
+    "half an optimizer": lambda folder: (folder / "optimizer.pt").write_bytes(b"PK"),
+    "no adapter": lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    "no memory of the callback": lambda folder: (folder / "nextrl_state.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("how", list(BREAK))
+def test_an_incomplete_checkpoint_is_removed_and_the_one_before_is_used(
+    whole: tuple[str, Path, Any], tmp_path: Path, how: str
+) -> None:
+    kind, out, _ = whole
+    if kind != "auto":
+        pytest.skip("the checkpoints of auto hold most")
+    here = config(tmp_path / "out")
+    stop(here, 4)
+    BREAK[how](tmp_path / "out" / "trajectory" / "checkpoint-4")
+    lines: list[str] = []
+    run(here, say=lines.append)
+    assert lines == ["checkpoint 4 is incomplete: removed", "going on from step 2 of 6"]
+    assert adapter(tmp_path / "out") == adapter(out)
+
+
+def test_without_a_whole_checkpoint_it_begins_again(whole: tuple[str, Path, Any], tmp_path: Path) -> None:
+    kind, out, _ = whole
+    if kind != "searched":
+        pytest.skip("one kind is enough")
+    here = config(tmp_path / "out", kind)
+    stop(here, 1)
+    (tmp_path / "out" / "trajectory" / "checkpoint-1" / MARKER).unlink()
+    lines: list[str] = []
+    run(here, say=lines.append)
+    assert lines[-1] == "no whole checkpoint was left: starting again from step 0"
+    assert adapter(tmp_path / "out") == adapter(out)
+
+
+def test_killed_after_its_last_checkpoint_it_only_writes_the_rest(
+    whole: tuple[str, Path, Any], tmp_path: Path
+) -> None:
+    kind, out, result = whole
+    here = config(tmp_path / "out", kind)
+    shutil.copytree(out, tmp_path / "out")
+    for name in ("result.json", "report.html"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / ".result.json.abc").write_text("{")  # the half that `atomic` had written
+    steps: list[int] = []
+    again = run(here, progress=lambda name, step: steps.append(step))
+    assert steps == []
+    assert again.result is not None
+    assert again.result["arms"] == result["arms"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in out.iterdir()}
+
+
+def test_a_finished_run_is_not_touched(whole: tuple[str, Path, Any]) -> None:
+    kind, out, result = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != LOCK}
+    again = run(config(out, kind))
+    assert not again.trained
+    assert again.result == json.loads(json.dumps(result))
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != LOCK} == before
+
+
+def test_another_config_is_refused_with_the_keys_named(tmp_path: Path) -> None:
+    stop(config(tmp_path), 1)
+    other = RunConfig(**{**SMALL, "lora": {"r": 8}}, seed=1, leap=LEAPS["auto"], output_dir=tmp_path)
+    with pytest.raises(
+        InputError, match=r"different in seed, lora\.r, lora\.alpha: choose another output_dir"
+    ):
+        run(other)
+    with pytest.raises(InputError, match=r"different in leap\.method"):
+        run(config(tmp_path, "none"))
+
+
+def test_a_folder_may_be_moved_and_the_logger_changed(tmp_path: Path) -> None:
+    stop(config(tmp_path / "a", "none"), 2)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = config(tmp_path / "b", "none", report_to=["tensorboard"])
+    assert run(moved).result is not None
+    assert list((tmp_path / "b" / "logs").glob("events*"))
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    stop(config(tmp_path), 1)
+    before = sorted(tmp_path.rglob("*"))
+    with FileLock(tmp_path / LOCK), pytest.raises(InputError, match="another process is running there"):
+        run(config(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run(config(tmp_path)).result is not None
+
+
+def test_a_lock_is_held_while_training(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second(name: str, step: int) -> None:
+        with pytest.raises(InputError, match="another process") as error:
+            run(config(tmp_path, "none"))
+        refused.append(str(error.value))
+
+    assert run(config(tmp_path, "none"), progress=second).result is not None
+    assert len(refused) == 6
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "task": ({"task": "chian"}, "task 'chian' is unknown"),
+    "model": ({"model": "/no/such/model"}, "is neither a folder with a config.json"),
+    "prompts": ({"train": {"prompts_per_step": 10**6}}, "lower train.prompts_per_step"),
+}
+
+
+@pytest.mark.parametrize("what", list(BAD))
+def test_bad_input_writes_nothing(tmp_path: Path, what: str) -> None:
+    values, wanted = BAD[what]
+    with pytest.raises(InputError, match=wanted):
+        run(RunConfig(**values, output_dir=tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_is_not_installed_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextrl.runs.run.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="wandb is not installed"):
+        run(config(tmp_path / "out", report_to=["wandb"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_else_s_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        run(config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match="is a file"):
+        run(config(tmp_path / "thesis.tex"))
+
+
+def test_a_kill_while_claiming_leaves_a_folder_that_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / f".{CONFIG}.x1y2").write_text("mod")
+    (tmp_path / LOCK).touch()
+    assert stop(config(tmp_path), 1).step == 1
+    assert not list(tmp_path.glob(f".{CONFIG}.*"))
+
+
+class FewPrompts(ChainTask):
+    """Twelve training prompts: three steps of four are an epoch."""
+
+    def examples(self, split: Any) -> Any:
+        return super().examples(split)[: 12 if split == "train" else 40]
+
+
+def test_the_second_epoch_of_a_resumed_run_has_its_own_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(base._REGISTRY, "chain", FewPrompts)
+    shorter = {**SMALL["train"], "steps": 8}
+    run(config(tmp_path / "whole", "none", train=shorter))
+    here = config(tmp_path / "stopped", "none", train=shorter)
+    stop(here, 4)
+    run(here)
+    assert adapter(tmp_path / "stopped") == adapter(tmp_path / "whole")
+
+
+def test_a_run_that_reuses_rollouts_stops_where_none_are_left(tmp_path: Path) -> None:
+    run(config(tmp_path / "whole", "none", algorithm="dapo"))
+    here = config(tmp_path / "stopped", "none", algorithm="dapo")
+    assert stop(here, 3).step == 4
+    run(here)
+    assert adapter(tmp_path / "stopped") == adapter(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_it_came_in(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def progress(name: str, step: int) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+
+    with StopSignal() as asked:
+        outcome = run(config(tmp_path), stop_asked=asked.asked, progress=progress)
+        assert asked.received == number
+    assert outcome.step == 3
+    assert signal.getsignal(number) == before
+    assert (tmp_path / "trajectory" / "checkpoint-3" / MARKER).is_file()
+
+
+def test_a_signal_before_training_trains_nothing(tmp_path: Path) -> None:
+    assert run(config(tmp_path), stop_asked=lambda: True) == replace(Outcome(0, None))
+    assert not (tmp_path / "trajectory").exists()
+
+
+def test_a_second_signal_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[int] = []
+    with StopSignal() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr("nextrl.runs.stop.signal.raise_signal", raised.append)
+        asked._note(signal.SIGTERM, None)
+        assert raised == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

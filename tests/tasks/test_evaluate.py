@@ -1,0 +1,77 @@
+"""Generation that is seeded, leaves no trace, and grades what it should."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nextrl.errors import InputError
+from nextrl.tasks import base
+from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import complete, evaluate, grade, inference, seeded
+
+TASK = base.get("chain")
+PROMPTS = [e.prompt for e in TASK.examples("test")[:40]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[object, object]:
+    return tiny.load("chain")
+
+
+def test_the_same_seed_samples_the_same_text(loaded: tuple) -> None:
+    model, encode = loaded
+    one = complete(model, encode, PROMPTS, max_new_tokens=6, seed=1)
+    assert one == complete(model, encode, PROMPTS, max_new_tokens=6, seed=1)
+    assert one != complete(model, encode, PROMPTS, max_new_tokens=6, seed=2)
+    assert len(one) == len(PROMPTS)
+
+
+def test_greedy_needs_no_seed_and_padding_changes_nothing(loaded: tuple) -> None:
+    model, encode = loaded
+    greedy = complete(model, encode, PROMPTS, max_new_tokens=6, temperature=None, seed=1)
+    assert greedy == complete(model, encode, PROMPTS, max_new_tokens=6, temperature=None, seed=2)
+    assert greedy == complete(model, encode, PROMPTS, max_new_tokens=6, temperature=None, batch=7)
+    cold = complete(model, encode, PROMPTS, max_new_tokens=6, temperature=0.01)
+    assert sum(a == b for a, b in zip(cold, greedy, strict=True)) >= len(greedy) - 2
+
+
+def test_an_evaluation_leaves_no_trace(loaded: tuple) -> None:
+    model, encode = loaded
+    model.train()
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    evaluate(model, encode, TASK, prompts=10)
+    assert torch.equal(torch.randn(3), expected)
+    assert model.training
+    model.eval()
+    with pytest.raises(RuntimeError), inference(model), seeded(1):
+        raise RuntimeError
+    assert not model.training
+
+
+def test_accuracy_and_its_error_are_those_of_the_graded_samples(loaded: tuple) -> None:
+    model, encode = loaded
+    result = evaluate(model, encode, TASK, prompts=50, seed=3)
+    examples = TASK.examples("test")[:50]
+    texts = complete(model, encode, [e.prompt for e in examples], max_new_tokens=6, seed=3)
+    rewards = grade(TASK, examples, texts)
+    p = float(rewards.mean())
+    assert result.accuracy == p
+    assert result.se == pytest.approx(math.sqrt(p * (1 - p) / 49))
+    assert result.n == 50
+    assert evaluate(model, encode, TASK, prompts=10, greedy=False).greedy is None
+
+
+def test_other_examples_can_be_graded(loaded: tuple) -> None:
+    model, encode = loaded
+    wrong = [type(e)(e.prompt, "x") for e in TASK.examples("validation")[:5]]
+    assert evaluate(model, encode, TASK, examples=wrong).accuracy == 0.0
+
+
+def test_one_prompt_has_no_error(loaded: tuple) -> None:
+    with pytest.raises(InputError, match="at least 2 prompts"):
+        evaluate(*loaded, TASK, prompts=1)

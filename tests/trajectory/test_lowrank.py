@@ -1,0 +1,149 @@
+"""Low-rank algebra against dense float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextrl.trajectory.lowrank import LowRank, Triples, align_signs
+
+
+@st.composite
+def matrices(draw, most=40, batch=True):
+    """Random LowRank of any small shape (m < q included), graded columns, sometimes rank-deficient or
+    zero."""
+    m, n, q = (draw(st.integers(1, most)) for _ in range(3))
+    lead = draw(st.sampled_from([(), (1,), (3,), (2, 2)])) if batch else ()
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    grade = 10.0 ** (-draw(st.floats(0, 3)) * torch.arange(q) / q)
+    left = torch.randn(*lead, m, q, generator=g, dtype=torch.float64) * grade
+    right = torch.randn(*lead, n, q, generator=g, dtype=torch.float64)
+    if draw(st.booleans()):
+        left = left * (torch.rand(q, generator=g) > 0.5)
+    return LowRank(left, right)
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices(), st.integers(1, 8))
+def test_top_matches_the_dense_svd(x, k):
+    dense = x.dense()
+    u0, s0, vh0 = torch.linalg.svd(dense, full_matrices=False)
+    t = x.top(k)
+    k = t.sigma.shape[-1]
+    assert k == min(k, x.rank)
+    scale = s0[..., :1]
+    torch.testing.assert_close(t.sigma, s0[..., :k], rtol=1e-6, atol=1e-12 * float(scale.max() + 1))
+    # D v = sigma u holds for every triple, whatever the gaps.
+    assert float((dense @ t.v - t.u * t.sigma[..., None, :]).abs().max()) <= 1e-9 * float(
+        scale.max() + 1e-300
+    )
+    gaps = torch.full_like(s0[..., :k], float("inf"))
+    if s0.shape[-1] > 1:
+        steps = s0[..., :-1] - s0[..., 1:]
+        pad = torch.full_like(s0[..., :1], float("inf"))
+        gaps = torch.minimum(torch.cat([pad, steps], -1), torch.cat([steps, s0[..., -1:]], -1))[..., :k]
+    clear = (gaps > 1e-3 * scale) & (s0[..., :k] > 1e-6 * scale)
+    cos_u = (t.u * u0[..., :k]).sum(-2).abs()[clear]
+    cos_v = (t.v * vh0.mT[..., :k]).sum(-2).abs()[clear]
+    assert (cos_u >= 1 - 1e-6).all()
+    assert (cos_v >= 1 - 1e-6).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(matrices(), st.integers(1, 12))
+def test_recompress_is_the_best_and_reports_what_it_lost(x, rank):
+    dense = x.dense()
+    s = torch.linalg.svdvals(dense)
+    small, lost = x.recompress(rank)
+    error = torch.linalg.matrix_norm(small.dense() - dense)
+    scale = float(torch.linalg.matrix_norm(dense).max())
+    torch.testing.assert_close(
+        error, s[..., rank:].square().sum(-1).sqrt(), rtol=1e-6, atol=1e-10 * (scale + 1)
+    )
+    energy = s.square().sum(-1)
+    expected = torch.where(energy > 0, s[..., rank:].square().sum(-1) / energy.clamp_min(1e-300), 0.0)
+    torch.testing.assert_close(lost, expected, rtol=1e-6, atol=1e-12)
+    assert small.rank <= rank
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices(batch=False), st.integers(0, 2**31), st.floats(-3, 3))
+def test_sums_products_and_norms(x, seed, c):
+    g = torch.Generator().manual_seed(seed)
+    y = LowRank(
+        torch.randn(x.shape[0], 3, generator=g, dtype=torch.float64),
+        torch.randn(x.shape[1], 3, generator=g, dtype=torch.float64),
+    )
+    a, b = x.dense(), y.dense()
+    scale = float(a.norm() * b.norm()) + 1e-12
+    torch.testing.assert_close((x + y * c).dense(), a + c * b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((x - y).dense(), a - b, rtol=1e-12, atol=1e-12)
+    assert float(x.inner(y)) == pytest.approx(float((a * b).sum()), abs=1e-12 * scale)
+    assert float((x + y).norm()) == pytest.approx(float((a + b).norm()), rel=1e-9)
+    torch.testing.assert_close(x.singular_values(), torch.linalg.svdvals(a)[: x.rank], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("q", [1, 2, 64, 256])
+def test_ranks_from_1_to_256(q):
+    g = torch.Generator().manual_seed(q)
+    x = LowRank(torch.randn(300, q, generator=g), torch.randn(280, q, generator=g))
+    dense = x.left.double() @ x.right.double().mT
+    s = torch.linalg.svdvals(dense)
+    torch.testing.assert_close(x.top(3).sigma, s[: min(3, q)], rtol=1e-9, atol=0)
+
+
+def test_a_delta_that_nearly_cancels_is_still_exact():
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(50, 4, generator=g, dtype=torch.float64)
+    right = torch.randn(40, 4, generator=g, dtype=torch.float64)
+    tiny = torch.randn(50, 4, generator=g, dtype=torch.float64) * 1e-9
+    x = LowRank(torch.cat([left + tiny, -left], 1), torch.cat([right, right], 1))
+    exact = torch.linalg.svdvals((left + tiny - left) @ right.mT)
+    torch.testing.assert_close(x.top(1).sigma, exact[:1], rtol=1e-6, atol=0)
+    assert float(x.norm()) == pytest.approx(float(exact.norm()), rel=1e-6)
+
+
+def test_zero_deltas_have_zero_vectors_and_no_nan():
+    for x in (
+        LowRank.zeros(5, 4),
+        LowRank(torch.ones(5, 2), torch.ones(4, 2)) - LowRank(torch.ones(5, 2), torch.ones(4, 2)),
+    ):
+        t = x.top(2)
+        assert all(torch.isfinite(part).all() for part in t)
+        assert float(t.sigma.max()) == 0.0
+        assert float(t.u.abs().max()) == 0.0
+        assert float(x.norm()) == 0.0
+        assert float(x.recompress(1)[1]) == 0.0
+
+
+def test_equal_singular_values_give_one_orthonormal_choice_and_the_right_plane():
+    x = LowRank(torch.eye(6, 3, dtype=torch.float64), torch.eye(5, 3, dtype=torch.float64))
+    t = x.top(3)
+    torch.testing.assert_close(t.sigma, torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(t.u.mT @ t.u, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close((t.u * t.sigma) @ t.v.mT, x.dense())
+    assert torch.equal(x.top(3).u, t.u)
+
+
+def test_signs_follow_the_reference_and_ties_make_the_largest_entry_of_u_positive():
+    g = torch.Generator().manual_seed(3)
+    x = LowRank(
+        torch.randn(7, 3, generator=g, dtype=torch.float64),
+        torch.randn(6, 3, generator=g, dtype=torch.float64),
+    )
+    t = x.top(3)
+    flipped = align_signs(t, -x)
+    torch.testing.assert_close(flipped.u, -t.u * torch.sign((t.u * (x.dense() @ t.v)).sum(0)))
+    torch.testing.assert_close((flipped.u * flipped.sigma) @ flipped.v.mT, (t.u * t.sigma) @ t.v.mT)
+    other = align_signs(Triples(-t.u, t.sigma, -t.v), x)
+    for i in range(3):
+        assert float(other.u[:, i] @ x.dense() @ other.v[:, i]) >= 0
+    tie = align_signs(Triples(-t.u, t.sigma, -t.v), LowRank.zeros(7, 6))
+    assert (tie.u.gather(0, tie.u.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_misfit_shapes_are_quoted():
+    with pytest.raises(ValueError, match=r"\(3, 2\).*\(4, 1\)"):
+        LowRank(torch.zeros(3, 2), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="cannot add"):
+        LowRank.zeros(3, 2) + LowRank.zeros(2, 3)
