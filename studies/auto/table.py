@@ -10,7 +10,7 @@ import math
 import sys
 from pathlib import Path
 
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.over_seeds import mean_and_error
 
 TASKS = ("chain", "chain-wrong-rule")

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.judge.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision
+from nextrl.judge.window import Window
 from nextrl.judge.paired_search import Refused
 
 TUNED = 0.01
