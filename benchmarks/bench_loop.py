@@ -80,7 +80,7 @@ def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, 
             hook(*args, **kwargs)
             window[0] += time.process_time() - began - (seconds["saving cpu"] - saved)
             if len(callback.decisions) > seen:
-                kind = "searched" if callback.decisions[-1]["scores"] else "quiet"
+                kind = "searched" if callback.decisions[-1].scores else "quiet"
                 spent[kind].append(window[0])
                 window[0] = 0.0
 
@@ -165,7 +165,7 @@ def main() -> None:
                 f"callback in a window without a search: {fmean(of_steps):.2%} of its ten steps (CPU time), median "
                 f"{median(of_steps):.2%}; each: {', '.join(f'{share:.2%}' for share in of_steps)}"
             )
-        quiet = [d for d in callback.decisions if not d["scores"]]
+        quiet = [d for d in callback.decisions if not d.scores]
         print(
             f"search of auto: {costs.search_completions / (options.steps * 128):.1%} of the completions, "
             f"{costs.search_seconds / wall:.1%} of the seconds ({len(quiet)} of {len(callback.decisions)} windows free)"

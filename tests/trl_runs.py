@@ -10,7 +10,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
+from nextrl.engines.trl.policies import Auto
 from nextrl.engines.trl.trainer import LoraSettings, as_dataset, reward_function, with_adapter
+from nextrl.judge.acceptance import stages_up_to
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
@@ -81,6 +84,11 @@ def trainable(model: Any) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def scripted_policy(controller: Any, every: int = 2, prompts: int = 16) -> Auto:
+    """`auto` with this controller in the place of the real one."""
+    return Auto(ControllerConfig(every=every, stages=stages_up_to(prompts)), lambda config: controller)
 
 
 class Scripted:

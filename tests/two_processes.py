@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.trl import callback as module
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.policies import Auto
+from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.config import RunConfig
 from nextrl.runs.run import run
-from trl_runs import VALIDATION, Scripted, fresh_model, trainer
+from trl_runs import VALIDATION, Scripted, fresh_model, scripted_policy, trainer
 
 STEPS, COMPLETIONS, PROMPTS = 6, 32, 15  # 15 does not divide by two: one row is repeated to fill
 
@@ -81,8 +83,7 @@ class Watch(TrainerCallback):
 def scripted_run(out: Path, processes: int) -> dict[str, Any]:
     """Six steps with two leaps; on one process, the other's half is a second step of gradient accumulation."""
     controller, watch = Leaps(), Watch()
-    kept, module.Controller = module.Controller, lambda config: controller
-    leaps = LeapCallback(2, validation=VALIDATION, prompts=PROMPTS)
+    leaps = LeapCallback(policy=scripted_policy(controller, prompts=PROMPTS), validation=VALIDATION)
     built = trainer(
         out,
         [leaps, watch],
@@ -96,14 +97,13 @@ def scripted_run(out: Path, processes: int) -> dict[str, Any]:
     draw_by_row(built)
     before = LiveAdapter(built.model).read()
     built.train()
-    module.Controller = kept
     return {
         "before": before,
         "adapters": watch.adapters,
         "rewards": [h["reward"] for h in built.state.log_history if "reward" in h],
         "scores": [{a: r.tolist() for a, r in s.items()} for s in controller.scores],
         "completions": leaps.costs.search_completions,
-        "decisions": leaps.decisions,
+        "decisions": [d.model_dump(mode="json") for d in leaps.decisions],
         "windows": len(controller.windows),
     }
 
@@ -120,16 +120,15 @@ class Deciding(Controller):
 
 def real_run(out: Path) -> dict[str, Any]:
     """TRL's own sampling, the real controller, validation rows held back from the training data."""
-    watch, leaps = Watch(), LeapCallback(2, prompts=8)
-    kept, module.Controller = module.Controller, Deciding
+    policy = Auto(ControllerConfig(every=2, stages=stages_up_to(8)), Deciding)
+    watch, leaps = Watch(), LeapCallback(policy=policy)
     built = trainer(out, [leaps, watch], max_steps=4, per_device_train_batch_size=16, learning_rate=1e-3)
     built.train()
-    module.Controller = kept
     return {
         "adapters": watch.adapters,
-        "decisions": leaps.decisions,
+        "decisions": [d.model_dump(mode="json") for d in leaps.decisions],
         "asked": Deciding.asked,
-        "controller": leaps._controller.state(),
+        "controller": policy.state(),
     }
 
 

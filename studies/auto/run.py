@@ -45,7 +45,7 @@ def arms(task: str, seed: int) -> list[ArmSettings]:
 
     return [
         *(arm(f"auto-{r:g}", "auto", r) for r in STARTS),
-        *(arm(f"divergence-{r:g}", "auto", r, validate=False) for r in UNVALIDATED),
+        *(arm(f"divergence-{r:g}", "auto", r, search=False) for r in UNVALIDATED),
         *(arm(f"plain-{r:g}", "plain", r) for r in RATES),
         arm("prodigy-schedulefree", "control", 1e-3, "prodigy-schedulefree"),
         arm("mechanic", "control", 1e-3, "mechanic"),

@@ -77,7 +77,7 @@ def losses(rate: float, seed: int, with_line: bool) -> dict[str, Any]:
         "seed": seed,
         "with": with_line,
         "loss": {str(row["step"]): row["eval_test_loss"] for row in logs},
-        "decisions": callback.decisions if with_line else [],
+        "decisions": [d.model_dump(mode="json") for d in callback.decisions] if with_line else [],
         "rows_scored": callback.costs.search_completions if with_line else 0,
     }
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.trainer import TrainSettings
-from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
 from nextrl.judge.acceptance import WIDE_ALPHAS
+from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
 from nextrl.trajectory.persistence import adam_persistence, excess
 
 RAW = Path(__file__).parent / "raw"
@@ -53,7 +53,9 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
             seed=seed,
         ),
         auto=kind == "auto",
-        leap=LeapSettings(method=kind, horizon=int(number), alphas=WIDE_ALPHAS, accept="argmax") if leaping else None,
+        leap=LeapSettings(method=kind, horizon=int(number), alphas=WIDE_ALPHAS, accept="argmax")
+        if leaping
+        else None,
         start=LEAP_AT if leaping else 0,
         save=True,
         eval_at=EVALUATIONS,

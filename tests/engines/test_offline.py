@@ -10,13 +10,14 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from nextrl.cli.leap import leap as leap_verb
-from nextrl.engines import offline
-from nextrl.engines.offline import choose_alpha
+from nextrl.engines.offline import ModelRollouts, choose_alpha
 from nextrl.engines.trl.trainer import LoraSettings, with_adapter
 from nextrl.errors import InputError
+from nextrl.judge.guard import Guard
 from nextrl.leaps.leap import leap
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
+from nextrl.tasks.evaluate import sample
 from nextrl.trajectory.trajectory import Trajectory
 
 TASK = base.get("chain")
@@ -45,49 +46,94 @@ def call(*arguments):
 
 
 def scored(monkeypatch, rewards):
-    """Grade by how far the adapter in the model has moved instead of by its answers."""
+    """Grade by how far the adapter in the model has moved instead of by its answers.
+
+    `rewards(ratio, rows)`: norm of the adapter over that of the checkpoint leapt from, and the rows asked.
+    """
     seen = []
 
-    def complete(model, tokenizer, prompts, *, max_new_tokens, seed):
-        size = next(float(p.norm()) for n, p in model.named_parameters() if "lora_B" in n)
-        seen.append((size, tuple(prompts), seed))
-        return [str(size)] * len(prompts)
+    def graded(self, rows, seed):
+        size = next(float(p.norm()) for n, p in self._model.named_parameters() if "lora_B" in n)
+        seen.append((size, tuple(row["prompt"] for row in rows), seed))
+        self.completions += len(rows)
+        return rewards(size / seen[0][0], rows)
 
-    monkeypatch.setattr(offline, "complete", complete)
-    monkeypatch.setattr(offline, "grade", lambda task, chosen, texts: rewards(float(texts[0]), chosen, seen))
+    monkeypatch.setattr(ModelRollouts, "rewards", graded)
     return seen
 
 
 def test_a_clear_gain_is_taken_and_every_candidate_is_loaded_on_the_same_prompts(run_dir, monkeypatch):
-    def rewards(size, chosen, seen):
-        best = abs(size / seen[0][0] - 5 / 3) < 1e-3  # W_30 is 3 units long, alpha 1 over h = 20 makes it 5
-        return torch.full((len(chosen),), float(best), dtype=torch.float64)
+    def rewards(ratio, rows):
+        best = abs(ratio - 5 / 3) < 1e-3  # W_30 is 3 units long, alpha 1 over h = 20 makes it 5
+        return torch.full((len(rows),), float(best), dtype=torch.float64)
 
     seen = scored(monkeypatch, rewards)
-    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=8)
+    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=16)
     assert found.alpha == 1.0
-    assert found.completions == 8 * 8 == sum(len(prompts) for _, prompts, _ in seen)
-    assert [round(size / seen[0][0], 3) for size, _, _ in seen[:6]] == [
-        1.0,
-        0.667,
-        1.333,
-        1.667,
-        2.333,
-        3.667,
-    ]
-    assert len({(prompts, seed) for _, prompts, seed in seen}) == 2
-    assert not set(seen[0][1]) & set(seen[-1][1])
+    assert [round(size / seen[0][0], 3) for size, _, _ in seen] == [1.0, 0.667, 1.333, 1.667, 2.333, 3.667]
+    # A clear winner is settled on a quarter of the prompts.
+    assert found.completions == 6 * 4 == sum(len(prompts) for _, prompts, _ in seen)
+    assert len({(prompts, seed) for _, prompts, seed in seen}) == 1
 
 
-def test_what_wins_only_the_first_round_is_not_taken(run_dir, monkeypatch):
-    def rewards(size, chosen, seen):
-        lucky = len(seen) <= 6 and size > 3 * seen[0][0]
-        return torch.full((len(chosen),), float(lucky), dtype=torch.float64)
+def test_an_open_case_sees_more_prompts_and_a_win_within_the_noise_is_not_taken(run_dir, monkeypatch):
+    def rewards(ratio, rows):
+        spread = torch.arange(len(rows), dtype=torch.float64) % 2
+        # One half of the prompts wins what the other half loses, but for a tenth.
+        return spread + (0.6 if ratio > 3 else 0.0) * (2 * spread - 1) + (0.05 if ratio > 3 else 0.0)
 
-    scored(monkeypatch, rewards)
-    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=8)
+    seen = scored(monkeypatch, rewards)
+    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=16)
     assert found.alpha == 0.0
-    assert "fails on fresh prompts" in found.reason
+    assert "no candidate beats staying put" in found.reason
+    assert {len(prompts) for _, prompts, _ in seen} == {4, 8}  # stretches 0-4, 4-8, 8-16
+    with_less = choose_alpha(
+        leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=16, level=0.0
+    )
+    assert with_less.alpha == 4.0
+
+
+def test_a_leap_forward_that_breaks_the_answers_is_refused_whatever_its_reward(run_dir, monkeypatch):
+    def rewards(ratio, rows):
+        return torch.full((len(rows),), ratio, dtype=torch.float64)
+
+    seen = scored(monkeypatch, rewards)
+    graded = ModelRollouts.rewards
+
+    def sampled(self, rows, seed):
+        chosen = [row["prompt"] for row in rows]
+        self._latest = sample(self._model, self._tokenizer, chosen, max_new_tokens=4)
+        self.mean_length, self.truncated = 4.0, 0.0
+        return graded(self, rows, seed)
+
+    monkeypatch.setattr(ModelRollouts, "rewards", sampled)
+    fitted = leap(Trajectory.load(run_dir), "factors", 20)
+    assert choose_alpha(fitted, *tiny.load("chain"), TASK, prompts=16).alpha == 4.0
+    strict = choose_alpha(fitted, *tiny.load("chain"), TASK, prompts=16, guard=Guard(divergence=1e-12))
+    assert strict.alpha <= 0.0
+    assert "refused: it leaves the current policy" in strict.reason
+    assert seen
+
+
+def test_log_probabilities_are_those_of_the_completions_and_zero_beside_them(run_dir):
+    model, tokenizer = tiny.load("chain")
+    rollouts = ModelRollouts(model, tokenizer, TASK)
+    assert rollouts.log_probabilities() is None
+    examples = TASK.examples("validation")[:6]
+    rollouts.rewards([{"prompt": e.prompt, "example": e} for e in examples], seed=3)
+    found, latest = rollouts.log_probabilities(), rollouts._latest
+    assert found.shape == latest.mask.shape
+    assert bool((found[latest.mask == 0] == 0).all())
+    # Row by row, without padding, the model says the same.
+    for row in range(len(examples)):
+        keep = latest.attention[row].bool()
+        ids = latest.ids[row][keep][None]
+        own = int(latest.mask[row].sum())
+        with torch.no_grad():
+            alone = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        expected = alone[-own - 1 : -1].gather(-1, ids[0, -own:, None])[:, 0]
+        torch.testing.assert_close(found[row][latest.mask[row].bool()], expected, rtol=1e-4, atol=1e-4)
+    assert rollouts.divergence(found, found) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):
@@ -109,7 +155,7 @@ def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert (facts["alpha"], facts["out"]) == (0.0, None)
-    assert facts["search"]["completions"] == 48
+    assert 6 * 2 <= facts["search"]["completions"] <= 6 * 8
     assert not out.exists()
     assert "no leap" in call(*options, "--level", "50").stdout
 

@@ -15,8 +15,8 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
-from nextrl.judge.window import Window
 from nextrl.judge.paired_search import Refused
+from nextrl.judge.window import Window
 
 TUNED = 0.01
 PROMPTS = 64
@@ -125,7 +125,7 @@ def test_a_tuned_rate_stays_near_its_own(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_without_validation_the_divergence_alone_finds_the_rate_and_spends_nothing(seed: int) -> None:
-    run = Run(TUNED / 100, seed, controller=Controller(ControllerConfig(validate=False))).train(200)
+    run = Run(TUNED / 100, seed, controller=Controller(ControllerConfig(search=False))).train(200)
     assert TUNED / 8 < run.ends_at < TUNED * 8
     assert all(d.completions == 0 and d.alpha == 0.0 for d in run.decisions)
 
@@ -292,7 +292,7 @@ def test_a_bend_begins_the_count_anew_and_without_validation_it_never_ends() -> 
     straight_for(1, bent, curve(lambda a: 0.5))
     bent.step(window(30, 0.6), curve(lambda a: 0.5), moving(0.05))
     assert straight_for(1, bent, curve(lambda a: 0.5 + a))[0].completions == 0
-    unsearched = Controller(ControllerConfig(validate=False))
+    unsearched = Controller(ControllerConfig(search=False))
     assert all(d.rate_factor == 1.0 for d in straight_for(4, unsearched, curve(lambda a: 0.5 + a)))
 
 

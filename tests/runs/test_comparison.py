@@ -64,8 +64,7 @@ def test_after_a_leap() -> None:
 
 
 def test_costs_keep_fit_and_search_apart() -> None:
-    leap = {"alpha": 2.0, "fit_seconds": 3.0}
-    arm = record("next", [0.5], [100], leap=leap, search_completions=256, search_seconds=5.0)
+    arm = record("next", [0.5], [100], fit_seconds=3.0, search_completions=256, search_seconds=5.0)
     assert comparison.costs(arm, PER_STEP) == {
         "fit_seconds": 3.0,
         "search_completions": 256,
@@ -75,12 +74,36 @@ def test_costs_keep_fit_and_search_apart() -> None:
 
 
 def test_leaps_say_which_were_accepted() -> None:
-    single = record("next", [0.5], [100], leap={"alpha": 0.0, "step": 100})
-    assert comparison.leaps(single) == [{"alpha": 0.0, "step": 100, "learning_rate": 1e-4, "accepted": False}]
+    asked = {"step": 100, "alpha": 0.0, "reason": "", "horizon": 50, "learning_rate": 1e-4}
+    [single] = comparison.leaps(record("next", [0.5], [100], decisions=[asked]))
+    wanted = {"alpha": 0.0, "step": 100, "learning_rate": 1e-4, "accepted": False}
+    assert {key: single[key] for key in wanted} == wanted
     tried = [(8.0, {"0": 0.5}), (0.0, {"0": 0.5}), (0.0, {}), (-1.0, {"0": 0.1})]
-    auto = record("auto", [0.5], [0], decisions=[{"alpha": a, "scores": s} for a, s in tried])
+    auto = record(
+        "auto", [0.5], [0], decisions=[{"step": 10, "alpha": a, "reason": "", "scores": s} for a, s in tried]
+    )
     assert [entry["accepted"] for entry in comparison.leaps(auto)] == [True, False, True]
     assert comparison.leaps(PLAIN) == []
+
+
+def test_records_of_earlier_versions_are_read_as_decisions() -> None:
+    old = {"name": "next", "kind": "leap", "label": "next", "learning_rate": [1e-4]}
+    leap = {
+        "step": 100,
+        "alpha": 2.0,
+        "horizon": 50,
+        "scores": {"0": 0.5},
+        "fit_seconds": 3.0,
+        "search_completions": 8,
+    }
+    single = ArmRecord.model_validate({**old, "leap": leap, "cycles": []})
+    cycles = ArmRecord.model_validate(
+        {**old, "leap": None, "cycles": [{**leap, "method": "next", "reason": "x"}]}
+    )
+    for arm in (single, cycles):
+        [decision] = arm.decisions
+        assert (decision.step, decision.method, decision.alpha, decision.horizon) == (100, "next", 2.0, 50)
+        assert (decision.learning_rate, decision.completions, arm.fit_seconds) == (1e-4, 8, 3.0)
 
 
 def test_the_tuned_rate_is_the_first_to_reach_the_target() -> None:

@@ -70,8 +70,8 @@ def test_progress_is_told_every_step(tmp_path: Path) -> None:
 
 def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path) -> None:
     record = run_arm(arm("auto", "auto", auto=True, window=2, prompts=8), tmp_path, tmp_path)
-    assert [d["step"] for d in record.decisions] == [2, 4]
-    spent = [d["cost_completions"] for d in record.decisions]
+    assert [d.step for d in record.decisions] == [2, 4]
+    spent = [d.cost_completions for d in record.decisions]
     assert spent[0] > 0
     assert record.completions == [0, 32 + spent[0], 64 + spent[1]]
     assert record.search_completions == spent[1]
@@ -81,14 +81,14 @@ def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path) -> None:
 def test_a_leap_starts_at_the_plain_arm_s_checkpoint_with_its_costs(
     plain: tuple[Path, ArmRecord], tmp_path: Path
 ) -> None:
-    settings = LeapSettings(method="secant", horizon=2, alphas=(0.5,), prompts=8)
+    settings = LeapSettings(method="secant", horizon=2, alphas=(0.5,), prompts=8, accept="argmax")
     record = run_arm(
         arm("secant", "leap", start=2, leap=settings, eval_at=(4,)), tmp_path / "secant", plain[0]
     )
     assert record.steps == [2, 4]
     assert record.completions == [32 + 16, 64 + 16]
-    assert record.leap is not None
-    assert record.leap["step"] == 2
+    assert len(record.decisions) == 1
+    assert record.decisions[0].step == 2
     assert record.search_completions == 16
     assert record.seconds[0] > plain[1].seconds[1]
 

@@ -127,7 +127,8 @@ def test_leaps_happen_where_they_were_asked_for(whole: tuple[str, Path, Any]) ->
         assert result["costs"]["run"]["search_completions"] == 0
         assert result["costs"]["run"]["fit_seconds"] > 0
     if kind == "searched":
-        assert result["costs"]["run"]["search_completions"] == 2 * 6 * 16
+        # Six candidates each, on a quarter of the 16 prompts at first, on all of them where none is settled.
+        assert 2 * 6 * 4 <= result["costs"]["run"]["search_completions"] <= 2 * 6 * 16
 
 
 def test_a_second_cycle_starts_where_the_first_leap_ended(whole: tuple[str, Path, Any]) -> None:

@@ -17,6 +17,7 @@ from nextrl.engines import sharded
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import MEMORY
 
 State = dict[str, Tensor]
 """PEFT state-dict name (as saved, without the adapter's name) -> tensor."""
@@ -108,6 +109,8 @@ def along(start: State, stop: State, alpha: float) -> State:
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
     """The adapter after a leap of `alpha`, at its own rank, in the gauge that Adam's moments belong to."""
     chosen, state = replace(fitted, alpha=alpha), {}
+    if fitted.traj.layout != MEMORY:  # modules are named as in files there
+        return chosen.leap_state()
     for module, (key_a, key_b, _) in adapter.pairs.items():
         a, b = chosen.factors(module)
         state[key_a], state[key_b] = a.to(adapter.parameters[key_a]), b.to(adapter.parameters[key_b])

@@ -119,10 +119,10 @@ class Controller:
             return "persistence is what Adam's own memory leaves"
         if math.isnan(divergence):
             return f"{why}, but no rollouts are there to measure it on"
-        enough, straight = self._enough(divergence), self._straight > 1 and config.validate
+        enough, straight = self._enough(divergence), self._straight > 1 and config.search
         if enough and not straight:
             return f"{why}, and moves the policy as far as it should"
-        if config.validate and not self._affordable(window, further=enough):
+        if config.search and not self._affordable(window, further=enough):
             return f"{why}, but the search's budget is used up for now"
         if self._wait:
             return f"{why}, but the last search changed nothing: waiting"
@@ -176,7 +176,7 @@ class Controller:
         return (-1.0,) if divergence > 4.0 * self.far else (-0.5, -1.0)
 
     def _back(self, score: Score, candidates: Sequence[float], why: str, level: float) -> Decision:
-        if not self.config.validate:
+        if not self.config.search:
             return replace(stay(f"{why}: a third of the rate"), rate_factor=BACK[-0.5])
         alpha, scores = Acceptance(self.config.stages, level).choose(score, candidates)
         return searched(why, alpha, scores, BACK[alpha] if alpha else 1.0)
@@ -196,7 +196,7 @@ class Controller:
         if near >= LONGEST and not first:
             # Collapsed onto one answer: what persists is momentum gliding, and all candidates earn the same.
             return stay(f"{why}, but no length of it moves the policy")
-        if not config.validate:
+        if not config.search:
             return replace(stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
         scores = Scores(score)
         scores.extend(near, config.stages[0])

@@ -30,7 +30,7 @@ class ControllerConfig:
         patience: most windows that a forward search waits after searches that changed nothing; it waits 1, 2, 4, ...
         share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
         advance: completions that searches may take before that; twice as many for what a straight path asks for.
-        validate: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
+        search: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
     """
 
     every: int = 10
@@ -47,7 +47,7 @@ class ControllerConfig:
     patience: int = 8
     share: float = 0.0125
     advance: int = 192
-    validate: bool = True
+    search: bool = True
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -131,7 +131,7 @@ def _named(leap: Mapping[str, Any], name: str, rate: float | None) -> dict[str, 
         "learning_rate": leap.get("learning_rate", rate),
         "reason": leap.get("reason", ""),
         "scores": leap.get("scores", {}),
-        "horizon": leap["horizon"],
+        "horizon": leap.get("horizon", 0),
         "discarded": leap.get("discarded", 0.0),
         "completions": leap.get("search_completions", 0),
     }

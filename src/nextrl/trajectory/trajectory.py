@@ -22,6 +22,9 @@ from nextrl.errors import InputError
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.lowrank import LowRank
 
+MEMORY = "memory"
+"""The layout of a trajectory whose factors were given, not read from files."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -38,7 +41,7 @@ class Trajectory:
     checkpoints: tuple[StoredCheckpoint, ...]
     source: Path | None = None
     adapter_config: dict[str, Any] = field(default_factory=dict)
-    layout: str = "memory"
+    layout: str = MEMORY
     skipped: tuple[str, ...] = ()
     _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
 

@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.trl import algorithms
-from nextrl.engines.trl import callback as module
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
 from nextrl.errors import InputError
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
 from nextrl.trajectory.trajectory import Trajectory
-from trl_runs import Scripted
+from trl_runs import Scripted, scripted_policy
 
 TASK = base.get("chain")
 VALIDATION = as_dataset(TASK.examples("validation")[:32])
@@ -37,14 +36,15 @@ class Leaps(LeapCallback):
     """Keeps the adapter just before and just after every window's end."""
 
     def __init__(self) -> None:
-        super().__init__(2, validation=VALIDATION, prompts=8)
+        controller = Scripted([(2.0, 3.0), (0.0, 1.0)], (0.0, 2.0))
+        super().__init__(policy=scripted_policy(controller, prompts=8), validation=VALIDATION)
         self.around: list[tuple[Any, Any, Any]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        start, before = self._memory.start, self._adapter.read()
+        start, before = self._session.memory.start, self._session.run.adapter.read()
         super().on_step_end(args, state, control, **kwargs)
         if state.global_step % 2 == 0:
-            self.around.append((start, before, self._adapter.read()))
+            self.around.append((start, before, self._session.run.adapter.read()))
 
 
 @pytest.fixture(scope="module", params=algorithms.names())
@@ -73,9 +73,7 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return generate(prompts)
 
     trainer._generate = counted
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Controller", lambda config: Scripted([(2.0, 3.0), (0.0, 1.0)], (0.0, 2.0)))
-        trainer.train()
+    trainer.train()
     return algorithm, trainer, leaps, folder, before, sampled
 
 
@@ -112,7 +110,7 @@ def test_the_adapter_moves_and_nothing_else(run: Any) -> None:
 
 def test_the_leap_is_two_windows_further_inside_the_factors(run: Any) -> None:
     _, trainer, leaps, *_ = run
-    assert [d["alpha"] for d in leaps.decisions] == [2.0, 0.0]
+    assert [d.alpha for d in leaps.decisions] == [2.0, 0.0]
     assert leaps.costs.search_completions == 2 * 2 * 8
     (start, before, after), (_, stay, stayed) = leaps.around
     expected = along(start, before, 2.0)

@@ -14,30 +14,26 @@ from transformers import TrainerCallback
 from trl import RLOOTrainer
 
 import trl_runs
-from nextrl.engines.trl import callback as module
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.rollouts import log_probabilities
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
-from trl_runs import VALIDATION, Scripted, fresh_model, same, trainable, trainer, weights
+from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer, weights
 
 
-def leaper(every: int = 2, **options: Any) -> LeapCallback:
-    return LeapCallback(every, **{"validation": VALIDATION, "prompts": 16, **options})
+def leaper(every: int = 2, controller: Any = None, **options: Any) -> LeapCallback:
+    """A callback on the validation rows; with a controller, that one decides."""
+    prompts = options.pop("prompts", 16)
+    options = {"validation": VALIDATION, **options}
+    if controller is not None:
+        return LeapCallback(policy=scripted_policy(controller, every, prompts), **options)
+    return LeapCallback(every, prompts=prompts, **options)
 
 
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a scripted controller in the place of the real one."""
-
-    def install(*answers: tuple[float, float], search: tuple[float, ...] = ()) -> Scripted:
-        controller = Scripted(answers, search)
-        monkeypatch.setattr(module, "Controller", lambda config: controller)
-        return controller
-
-    return install
+def scripted(*answers: tuple[float, float], search: tuple[float, ...] = ()) -> Scripted:
+    return Scripted(answers, search)
 
 
 class Watch(TrainerCallback):
@@ -82,9 +78,7 @@ def test_searches_leave_the_training_unchanged_to_the_bit(tmp_path: Path) -> Non
     assert same(weights(run.model), expected)
 
 
-def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(
-    tmp_path: Path, scripted: Any
-) -> None:
+def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(tmp_path: Path) -> None:
     class Trace(TrainerCallback):
         def __init__(self) -> None:
             self.seen: list[Any] = []
@@ -112,9 +106,9 @@ def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(
         log_extra("my_column", ["x"] * len(completions))
         return [float(len(c)) for c in completions]
 
-    scripted(search=(0.0, 2.0))
+    controller = scripted(search=(0.0, 2.0))
     traces = []
-    for callbacks in ([], [leaper()]):
+    for callbacks in ([], [leaper(controller=controller)]):
         random.seed(0)
         np.random.seed(0)
         trace = Trace()
@@ -141,15 +135,15 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
         ends.append(weights(run.model))
         decisions.append(callback.decisions)
     assert decisions[0] == decisions[1]
-    assert any(d["alpha"] != 0 for d in decisions[0])
+    assert any(d.alpha != 0 for d in decisions[0])
     assert same(*ends)
 
 
-def test_a_leap_moves_the_adapter_as_announced_and_nothing_else(tmp_path: Path, scripted: Any) -> None:
-    scripted((3.0, 1.0))
+def test_a_leap_moves_the_adapter_as_announced_and_nothing_else(tmp_path: Path) -> None:
+    controller = scripted((3.0, 1.0))
     start = fresh_model()
     begin, before, after = trainable(start), Before(), Watch()
-    run = trainer(tmp_path, [before, leaper(), after], model=start)
+    run = trainer(tmp_path, [before, leaper(controller=controller), after], model=start)
     run.train()
     at, leapt = before.states[1], after.states[1]
     for name, value in begin.items():
@@ -163,37 +157,37 @@ def test_a_leap_moves_the_adapter_as_announced_and_nothing_else(tmp_path: Path, 
     assert same({n: after.states[0][n] for n in frozen}, {n: after.states[3][n] for n in frozen})
 
 
-def test_an_undo_puts_the_window_s_start_back_to_the_bit(tmp_path: Path, scripted: Any) -> None:
-    scripted((0.0, 1.0), (-1.0, 0.2))
+def test_an_undo_puts_the_window_s_start_back_to_the_bit(tmp_path: Path) -> None:
+    controller = scripted((0.0, 1.0), (-1.0, 0.2))
     after = Watch()
-    run = trainer(tmp_path, [leaper(), after], max_steps=4)
+    run = trainer(tmp_path, [leaper(controller=controller), after], max_steps=4)
     run.train()
     assert same(after.states[3], after.states[1])
     assert after.rates[-1] == pytest.approx(0.2 * 2e-4)
 
 
-def test_switched_off_parts_stay_off(tmp_path: Path, scripted: Any) -> None:
-    scripted((3.0, 5.0), (3.0, 5.0))
+def test_switched_off_parts_stay_off(tmp_path: Path) -> None:
+    controller = scripted((3.0, 5.0), (3.0, 5.0))
     expected = plain_run(tmp_path)
     rate_only = Watch()
-    run = trainer(tmp_path / "rate", [leaper(leaps=False), rate_only], max_steps=2)
+    run = trainer(tmp_path / "rate", [leaper(controller=controller, leaps=False), rate_only], max_steps=2)
     run.train()
     assert rate_only.rates == pytest.approx([2e-4, 1e-3])
-    scripted((3.0, 5.0), (3.0, 5.0))
+    controller = scripted((3.0, 5.0), (3.0, 5.0))
     leaps_only = Watch()
-    run = trainer(tmp_path / "leaps", [leaper(adapt_lr=False), leaps_only])
+    run = trainer(tmp_path / "leaps", [leaper(controller=controller, adapt_lr=False), leaps_only])
     run.train()
     assert leaps_only.rates == [2e-4] * 4
     assert not same(weights(run.model), expected)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
-def test_warm_up_and_decay_keep_their_shape(tmp_path: Path, scripted: Any, schedule: str) -> None:
+def test_warm_up_and_decay_keep_their_shape(tmp_path: Path, schedule: str) -> None:
     options = {"lr_scheduler_type": schedule, "warmup_steps": 3, "max_steps": 8}
     plain, scaled = Watch(), Watch()
     trainer(tmp_path / "plain", [plain], **options).train()
-    scripted((0.0, 3.0), (0.0, 0.5))
-    trainer(tmp_path / "scaled", [leaper(), scaled], **options).train()
+    controller = scripted((0.0, 3.0), (0.0, 0.5))
+    trainer(tmp_path / "scaled", [leaper(controller=controller), scaled], **options).train()
     factors = [1.0, 3.0, 3.0, 1.5, 1.5, 1.5, 1.5, 1.5]
     assert scaled.rates == pytest.approx([r * f for r, f in zip(plain.rates, factors, strict=True)])
 
@@ -205,9 +199,9 @@ def test_a_rate_decayed_to_nothing_does_not_break_the_last_window(tmp_path: Path
     assert len(callback.decisions) == 2
 
 
-def test_the_controller_sees_the_rate_the_window_was_trained_at(tmp_path: Path, scripted: Any) -> None:
+def test_the_controller_sees_the_rate_the_window_was_trained_at(tmp_path: Path) -> None:
     controller = scripted((0.0, 3.0))
-    trainer(tmp_path, [leaper()]).train()
+    trainer(tmp_path, [leaper(controller=controller)]).train()
     assert [w.rate for w in controller.windows] == pytest.approx([2e-4, 6e-4])
     assert [w.step for w in controller.windows] == [2, 4]
     assert [w.trained for w in controller.windows] == [64, 128]
@@ -216,11 +210,13 @@ def test_the_controller_sees_the_rate_the_window_was_trained_at(tmp_path: Path, 
     assert -1.0 <= controller.windows[1].persistence <= 1.0
 
 
-def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path, scripted: Any) -> None:
+def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path) -> None:
     seen = {}
     for logging_steps in (1, 3):
         controller = scripted(search=(0.0,))
-        run = trainer(tmp_path / str(logging_steps), [leaper()], logging_steps=logging_steps)
+        run = trainer(
+            tmp_path / str(logging_steps), [leaper(controller=controller)], logging_steps=logging_steps
+        )
         run.train()
         seen[logging_steps] = [w.rewards for w in controller.windows]
         if logging_steps == 1:
@@ -232,12 +228,12 @@ def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path, scripte
 BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
 
 
-def test_rollouts_from_before_a_leap_are_not_trained_on_after_it(tmp_path: Path, scripted: Any) -> None:
+def test_rollouts_from_before_a_leap_are_not_trained_on_after_it(tmp_path: Path) -> None:
     drawn: list[int] = []
 
     def run_with(answers: list[tuple[float, float]], name: str) -> list[int]:
-        scripted(*answers)
-        run = trainer(tmp_path / name, [leaper()], **BUFFERED)
+        controller = scripted(*answers)
+        run = trainer(tmp_path / name, [leaper(controller=controller)], **BUFFERED)
         generate = run._generate_and_score_completions
         drawn.clear()
         run._generate_and_score_completions = lambda inputs: (
@@ -251,11 +247,9 @@ def test_rollouts_from_before_a_leap_are_not_trained_on_after_it(tmp_path: Path,
     assert run_with([(1.0, 1.0)], "leap") == [0, 2]
 
 
-def test_a_buffer_that_is_older_than_a_window_has_a_reward_all_the_same(
-    tmp_path: Path, scripted: Any
-) -> None:
+def test_a_buffer_that_is_older_than_a_window_has_a_reward_all_the_same(tmp_path: Path) -> None:
     controller = scripted()
-    run = trainer(tmp_path, [leaper(every=1)], num_iterations=2, **BUFFERED)
+    run = trainer(tmp_path, [leaper(controller=controller, every=1)], num_iterations=2, **BUFFERED)
     run.train()
     assert [len(w.rewards) for w in controller.windows] == [1] * 4
     assert len({w.rewards for w in controller.windows}) == 1
@@ -308,9 +302,9 @@ def with_fake_vllm(run: Any) -> FakeVLLM:
     return engine
 
 
-def test_vllm_never_answers_with_stale_weights(tmp_path: Path, scripted: Any) -> None:
-    scripted((2.0, 1.0), search=(0.0, 2.0, 8.0))
-    run = trainer(tmp_path, [leaper()], max_steps=3)
+def test_vllm_never_answers_with_stale_weights(tmp_path: Path) -> None:
+    controller = scripted((2.0, 1.0), search=(0.0, 2.0, 8.0))
+    run = trainer(tmp_path, [leaper(controller=controller)], max_steps=3)
     engine = with_fake_vllm(run)
     run.train()
     # Three training batches and one search of three candidates, each with the weights of that moment.
@@ -318,27 +312,27 @@ def test_vllm_never_answers_with_stale_weights(tmp_path: Path, scripted: Any) ->
     assert engine.syncs == 6
 
 
-def test_an_engine_that_a_leap_does_not_reach_stops_the_run(tmp_path: Path, scripted: Any) -> None:
+def test_an_engine_that_a_leap_does_not_reach_stops_the_run(tmp_path: Path) -> None:
     def reward(completions: list[str], **_: Any) -> list[float]:
         return [float(i % 2) for i in range(len(completions))]  # equal answers, unequal rewards
 
-    scripted((200.0, 1.0))
-    run = trainer(tmp_path, [leaper()], max_steps=3, rewards=reward)
+    controller = scripted((200.0, 1.0))
+    run = trainer(tmp_path, [leaper(controller=controller)], max_steps=3, rewards=reward)
     with_fake_vllm(run).broken = True
     with pytest.raises(StaleWeights, match="weights before the leap"):
         run.train()
     assert run.state.global_step == 3  # after the first rollout that could show it
 
 
-def test_vllm_answers_the_rows_that_are_graded(tmp_path: Path, scripted: Any) -> None:
+def test_vllm_answers_the_rows_that_are_graded(tmp_path: Path) -> None:
     graded: list[tuple[str, str]] = []
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         graded.extend(zip(prompts, completions, strict=True))
         return [0.0] * len(prompts)
 
-    scripted(search=(0.0,))
-    run = trainer(tmp_path, [leaper()], max_steps=2, rewards=reward)
+    controller = scripted(search=(0.0,))
+    run = trainer(tmp_path, [leaper(controller=controller)], max_steps=2, rewards=reward)
     with_fake_vllm(run)
     run.train()
     assert len(graded) == 2 * 32 + 16
@@ -346,7 +340,7 @@ def test_vllm_answers_the_rows_that_are_graded(tmp_path: Path, scripted: Any) ->
     assert run.num_generations_eval == run.args.num_generations
 
 
-def test_a_reference_adapter_and_the_base_stay_as_they_are(tmp_path: Path, scripted: Any) -> None:
+def test_a_reference_adapter_and_the_base_stay_as_they_are(tmp_path: Path) -> None:
     from peft import PeftModel
 
     first = trainer(tmp_path / "first", max_steps=2)
@@ -355,25 +349,23 @@ def test_a_reference_adapter_and_the_base_stay_as_they_are(tmp_path: Path, scrip
     loaded = PeftModel.from_pretrained(
         trl_runs.tiny.load("chain")[0], str(tmp_path / "adapter"), is_trainable=True
     )
-    scripted((3.0, 1.0), search=(0.0, 2.0))
-    run = trainer(tmp_path / "second", [leaper()], model=loaded, beta=0.1)
+    controller = scripted((3.0, 1.0), search=(0.0, 2.0))
+    run = trainer(tmp_path / "second", [leaper(controller=controller)], model=loaded, beta=0.1)
     others = {n: t for n, t in weights(run.model).items() if ".default." not in n}
     assert any(".ref." in n for n in others)
     run.train()
     assert same({n: t for n, t in weights(run.model).items() if n in others}, others)
 
 
-def test_rank_and_shapes_never_change(tmp_path: Path, scripted: Any) -> None:
-    scripted((8.0, 1.0))
-    run = trainer(tmp_path, [leaper()])
+def test_rank_and_shapes_never_change(tmp_path: Path) -> None:
+    controller = scripted((8.0, 1.0))
+    run = trainer(tmp_path, [leaper(controller=controller)])
     shapes = {n: p.shape for n, p in run.model.named_parameters()}
     run.train()
     assert {n: p.shape for n, p in run.model.named_parameters()} == shapes
 
 
-def test_held_back_rows_are_never_trained_on_and_the_run_keeps_its_length(
-    tmp_path: Path, scripted: Any
-) -> None:
+def test_held_back_rows_are_never_trained_on_and_the_run_keeps_its_length(tmp_path: Path) -> None:
     trained: set[str] = set()
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -383,10 +375,10 @@ def test_held_back_rows_are_never_trained_on_and_the_run_keeps_its_length(
 
     controller = scripted(search=(0.0,))
     rows = as_dataset(trl_runs.TASK.examples("train")[:40])
-    callback = LeapCallback(2, prompts=4)
+    callback = leaper(controller=controller, prompts=4, validation=None)
     run = trainer(tmp_path, [callback], rows=rows, rewards=reward, max_steps=-1, num_train_epochs=3)
     run.train()
-    held = {row["prompt"] for row in callback._rows}
+    held = {row["prompt"] for row in callback._session.rows}
     assert len(held) == 4
     assert run.state.global_step == 3 * 5  # 8 prompts a step
     assert not held & trained
@@ -394,7 +386,7 @@ def test_held_back_rows_are_never_trained_on_and_the_run_keeps_its_length(
     assert len(controller.windows) == 7
 
 
-def test_a_held_back_prompt_is_barred_in_all_its_copies(tmp_path: Path, scripted: Any) -> None:
+def test_a_held_back_prompt_is_barred_in_all_its_copies(tmp_path: Path) -> None:
     trained: set[str] = set()
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -402,28 +394,26 @@ def test_a_held_back_prompt_is_barred_in_all_its_copies(tmp_path: Path, scripted
             trained.update(prompts)
         return [0.0] * len(prompts)
 
-    scripted()
+    controller = scripted()
     rows = as_dataset(trl_runs.TASK.examples("train")[:30] * 2)
-    callback = LeapCallback(2, prompts=4)
+    callback = leaper(controller=controller, prompts=4, validation=None)
     run = trainer(tmp_path, [callback], rows=rows, rewards=reward, max_steps=8)
     run.train()
-    assert not {row["prompt"] for row in callback._rows} & trained
+    assert not {row["prompt"] for row in callback._session.rows} & trained
     assert trained
 
 
-def test_the_trainer_s_eval_dataset_serves_before_anything_is_held_back(
-    tmp_path: Path, scripted: Any
-) -> None:
-    scripted()
+def test_the_trainer_s_eval_dataset_serves_before_anything_is_held_back(tmp_path: Path) -> None:
+    controller = scripted()
     for given in (VALIDATION, {"a": VALIDATION.select(range(5)), "b": VALIDATION.select(range(5, 9))}):
-        callback = LeapCallback(2, prompts=4)
+        callback = leaper(controller=controller, prompts=4, validation=None)
         run = trainer(tmp_path, [callback], eval_dataset=given, max_steps=2)
         run.train()
         expected = list(VALIDATION.select(range(9))) if isinstance(given, dict) else list(VALIDATION)
-        assert list(callback._rows) == expected
+        assert list(callback._session.rows) == expected
 
 
-def test_each_search_takes_new_prompts_and_pairs_its_candidates(tmp_path: Path, scripted: Any) -> None:
+def test_each_search_takes_new_prompts_and_pairs_its_candidates(tmp_path: Path) -> None:
     scored: list[list[str]] = []
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -432,7 +422,7 @@ def test_each_search_takes_new_prompts_and_pairs_its_candidates(tmp_path: Path, 
         return [float(c.count("0")) for c in completions]
 
     controller = scripted(search=(0.0, 2.0, 8.0))
-    run = trainer(tmp_path, [leaper()], rewards=reward)
+    run = trainer(tmp_path, [leaper(controller=controller)], rewards=reward)
     run.train()
     first, second = scored[:3], scored[3:]
     assert first[0] == first[1] == first[2]
@@ -449,8 +439,7 @@ def test_candidates_share_prompts_and_random_numbers(tmp_path: Path, monkeypatch
             seen.append((score(0.0, 0, 64), score(2.0, 0, 64), score(0.0, 0, 64)))
             return super().step(window, score, diverge)
 
-    monkeypatch.setattr(module, "Controller", lambda config: Twice([]))
-    trainer(tmp_path, [leaper(prompts=64)], max_steps=2, learning_rate=2e-2).train()
+    trainer(tmp_path, [leaper(controller=Twice([]), prompts=64)], max_steps=2, learning_rate=2e-2).train()
     first, leap, again = seen[0]
     assert torch.equal(first, again)
     assert not torch.equal(first, leap)
@@ -479,13 +468,13 @@ def test_a_leap_that_makes_completions_run_on_is_refused(
     trainer(tmp_path / "refused", [Remember(), callback], max_steps=2).train()
     # The first window looks forward, and an undo is never refused: where it grows longer, that is the way back.
     entry = callback.decisions[0]
-    assert "refused: completions grow from 10 to 25 tokens" in entry["reason"]
-    assert entry["alpha"] <= 0.0
-    assert not any(float(a) > 0 for a in entry["scores"])
+    assert "refused: completions grow from 10 to 25 tokens" in entry.reason
+    assert entry.alpha <= 0.0
+    assert not any(float(a) > 0 for a in entry.scores)
     patient = leaper(longest=3.0)
     trainer(tmp_path / "taken", [Remember(), patient], max_steps=2).train()
-    assert patient.decisions[0]["alpha"] != 0.0
-    assert "refused" not in patient.decisions[0]["reason"]
+    assert patient.decisions[0].alpha != 0.0
+    assert "refused" not in patient.decisions[0].reason
 
 
 def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path) -> None:
@@ -494,7 +483,7 @@ def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path)
     (tmp_path / "nextrl_decisions.jsonl").write_text('{"step": 999}\n')  # an earlier run's
     run.train()
     lines = [json.loads(line) for line in (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()]
-    assert lines == callback.decisions
+    assert lines == [d.model_dump(mode="json") for d in callback.decisions]
     assert [entry["step"] for entry in lines] == [2, 4]
     logged = {h["step"]: h for h in run.state.log_history if "leap/alpha" in h}
     assert sorted(logged) == [2, 4]
@@ -515,8 +504,8 @@ def test_beta1_sets_the_zero_point_unless_the_configuration_says_otherwise(tmp_p
     for given, expected in ((None, 0.5), (ControllerConfig(beta1=0.8), 0.8)):
         callback = leaper(config=given)
         trainer(tmp_path, [callback], adam_beta1=0.5, max_steps=1).train()
-        assert callback._controller.config.beta1 == expected
-        assert callback._controller.config.every == 2
+        assert callback._policy._controller.config.beta1 == expected
+        assert callback._policy.every == 2
 
 
 def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
@@ -524,7 +513,7 @@ def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
     run = trainer(tmp_path, [callback], max_steps=2)
     run.train()
     run.train()
-    assert [d["step"] for d in callback.decisions] == [2]
+    assert [d.step for d in callback.decisions] == [2]
 
 
 def test_rloo_works_too(tmp_path: Path) -> None:
@@ -535,7 +524,7 @@ def test_rloo_works_too(tmp_path: Path) -> None:
     run.train()
     assert same(weights(run.model), weights(expected.model))
     assert callback.costs.search_completions > 0
-    assert 0.2 < callback.decisions[0]["scores"]["0"] < 0.8
+    assert 0.2 < callback.decisions[0].scores["0"] < 0.8
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_a_given_alpha_is_taken_without_a_search_at_the_named_steps(tmp_path: Pa
     before, after, _ = run(tmp_path, callback, max_steps=7)
     # Steps 2 and 3 end windows; factors takes the checkpoint nearest to T - 2 (0 or 2) and scales to 2 steps.
     b = before.states
-    assert [d["step"] for d in callback.decisions] == [2, 3, 4, 6]
-    assert [d["alpha"] for d in callback.decisions] == [0.0, 1.5, 0.0, 1.5]
+    assert [d.step for d in callback.decisions] == [2, 3, 4, 6]
+    assert [d.alpha for d in callback.decisions] == [0.0, 1.5, 0.0, 1.5]
     wanted = along(b[2], b[3], 1.5 * 2)
     for name, value in after.states[2].items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-7)
@@ -63,7 +63,7 @@ def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
     wanted = leap(Trajectory.load(tmp_path / "plain").upto(6), "ols", 2, alpha=2.0).leap_state()
     callback = LeapCallback(2, "ols", at=[6], horizon=2, alpha=2.0)
     _, after, _ = run(tmp_path / "leapt", callback, max_steps=6)
-    assert callback.decisions[-1]["alpha"] == 2.0
+    assert callback.decisions[-1].alpha == 2.0
     for name, value in after.states[-1].items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
 def test_every_method_leaps_at_the_adapter_s_own_rank(method: str, tmp_path: Path) -> None:
     callback = LeapCallback(1, method, at=[8], horizon=2, alpha=1.0)
     before, after, built = run(tmp_path, callback, max_steps=8, learning_rate=1e-2)
-    assert callback.decisions[-1]["alpha"] == 1.0, callback.decisions[-1]["reason"]
+    assert callback.decisions[-1].alpha == 1.0, callback.decisions[-1].reason
     assert not same(before.states[-1], after.states[-1])
     assert {n: t.shape for n, t in after.states[-1].items()} == {
         n: t.shape for n, t in before.states[-1].items()
@@ -90,11 +90,11 @@ def test_a_search_compares_with_staying_put_and_waits_where_nothing_wins(
     )
     callback = LeapCallback(1, "secant", horizon=1, validation=VALIDATION, prompts=8)
     before, after, _ = run(tmp_path, callback, max_steps=6)
-    assert all(d["alpha"] == 0.0 for d in callback.decisions)
+    assert all(d.alpha == 0.0 for d in callback.decisions)
     assert all(same(a, b) for a, b in zip(before.states[1:], after.states, strict=True))
-    searched = [d["step"] for d in callback.decisions if d["scores"]]
+    searched = [d.step for d in callback.decisions if d.scores]
     assert searched == [1, 3, 6]  # one window of rest, then two
-    assert set(callback.decisions[0]["scores"]) == {"-0.5", "0", "1", "2", "4", "8", "16"}
+    assert set(callback.decisions[0].scores) == {"-0.5", "0", "1", "2", "4", "8", "16"}
 
 
 def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +109,8 @@ def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     callback = LeapCallback(2, "secant", at=[2], horizon=2, validation=VALIDATION, prompts=8)
     run(tmp_path, callback, max_steps=2)
     # Asked in the order 0, -0.5, 1, 2, 4, ...
-    assert callback.decisions[0]["alpha"] == 4.0
-    assert callback.decisions[0]["saved_steps_estimate"] == pytest.approx(4.0 * 2)
+    assert callback.decisions[0].alpha == 4.0
+    assert callback.decisions[0].saved_steps_estimate == pytest.approx(4.0 * 2)
 
 
 def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for(
@@ -121,7 +121,7 @@ def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for
     assert "no leap at step 2: secant needs" in caplog.text
     patient = LeapCallback(2, "secant", horizon=4, alpha=1.0)
     run(tmp_path, patient, max_steps=6)
-    assert [d["alpha"] for d in patient.decisions] == [0.0, 1.0, 0.0]
+    assert [d.alpha for d in patient.decisions] == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("method", ["next", "ols"])
@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(method: str, tmp_pa
         return made, callback
 
     whole, first = built(tmp_path / "whole", False)
-    assert first.decisions[6]["scores"]
+    assert first.decisions[6].scores
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     for step in (6, 8):
         shutil.rmtree(tmp_path / "again" / f"checkpoint-{step}")

@@ -11,11 +11,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.trl import callback as module
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.rollback import read_moments
 from nextrl.engines.trl.rollouts import RewardMeter
-from trl_runs import VALIDATION, Scripted, same, trainable, trainer, weights
+from trl_runs import VALIDATION, Scripted, same, scripted_policy, trainable, trainer, weights
 
 
 class Watch(TrainerCallback):
@@ -40,8 +39,8 @@ def run(
     **options: Any,
 ) -> tuple[Any, LeapCallback, Watch, Watch]:
     """Windows of two steps; a leap of 3 with rate x 2 at step 4; training rewards as given by step."""
-    monkeypatch.setattr(module, "Controller", lambda config: Scripted([(0.0, 1.0), (3.0, 2.0)]))
-    callback, before, after = LeapCallback(2, validation=VALIDATION, prompts=16, **options), Watch(), Watch()
+    policy = scripted_policy(Scripted([(0.0, 1.0), (3.0, 2.0)]))
+    callback, before, after = LeapCallback(policy=policy, validation=VALIDATION, **options), Watch(), Watch()
     built = trainer(
         out,
         [before, callback, after],
@@ -72,12 +71,12 @@ def test_a_fall_after_a_leap_puts_everything_back(tmp_path: Path, monkeypatch: p
     assert after.rates[4] == pytest.approx(2 * 2e-4 * 3 / 8)
     assert after.rates[5] == pytest.approx(2e-4 * 2 / 8)
     third = callback.decisions[2]
-    assert third["rolled_back"] == 4
-    assert "the reward fell from 0.5 to 0.205 after the leap of step 4: rolled back" in third["reason"]
-    assert third["saved_steps_estimate"] == callback.costs.leapt_steps == -2.0
-    assert [d["rolled_back"] for d in callback.decisions] == [None, None, 4, None]
+    assert third.rolled_back == 4
+    assert "the reward fell from 0.5 to 0.205 after the leap of step 4: rolled back" in third.reason
+    assert third.saved_steps_estimate == callback.costs.leapt_steps == -2.0
+    assert [d.rolled_back for d in callback.decisions] == [None, None, 4, None]
     lines = (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()
-    assert json.loads(lines[2]) == third
+    assert json.loads(lines[2]) == third.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_nothing_is_taken_back_for_noise_later_falls_or_where_switched_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewards: dict[int, float], options: dict[str, Any]
 ) -> None:
     _, callback, *_ = run(tmp_path, monkeypatch, rewards, **options)
-    assert [d["rolled_back"] for d in callback.decisions] == [None] * 4
+    assert [d.rolled_back for d in callback.decisions] == [None] * 4
     assert callback.costs.leapt_steps == 6.0
 
 
@@ -99,7 +98,7 @@ def test_a_run_stopped_between_leap_and_rollback_ends_the_same_to_the_bit(
     for step in (6, 7, 8):
         shutil.rmtree(tmp_path / "again" / f"checkpoint-{step}")
     resumed, second, *_ = run(tmp_path / "again", monkeypatch, FELL, resume=True)
-    assert second.decisions[2]["rolled_back"] == 4
+    assert second.decisions[2].rolled_back == 4
     assert same(weights(resumed.model), weights(whole.model))
 
 
@@ -122,10 +121,11 @@ def test_a_leap_that_leaves_the_policy_is_refused_whatever_its_reward(
             return super().step(window, score, diverge)
 
     reasons: list[str] = []
-    monkeypatch.setattr(module, "Controller", lambda config: Asks([]))
-    callback = LeapCallback(2, validation=VALIDATION, prompts=16, truncated=1.0, longest=100.0)
+    callback = LeapCallback(
+        policy=scripted_policy(Asks([])), validation=VALIDATION, truncated=1.0, longest=100.0
+    )
     trainer(tmp_path, [callback], max_steps=2, learning_rate=1e-3).train()
     assert seen == [1e6]
     assert "leaves the current policy" in reasons[0]
-    nearby, far = callback._scores.divergences.values()
+    nearby, far = callback._session.scores.divergences.values()
     assert 0.0 <= nearby < 1e-3 < 3.0 < far

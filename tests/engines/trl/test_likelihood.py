@@ -83,7 +83,7 @@ def test_a_rate_far_too_low_is_found_out_and_raised(tmp_path: Path) -> None:
     without = trainer(tmp_path / "without", **options)
     with_it.train()
     without.train()
-    assert callback.decisions[-1]["learning_rate"] > 1e-5
+    assert callback.decisions[-1].learning_rate > 1e-5
     assert last_loss(with_it) < last_loss(without) - 0.02
     assert callback.costs.search_completions > 0
 

@@ -25,12 +25,14 @@ from trl_runs import VALIDATION, same, trainer, weights
 STEPS, EVERY, SAVE = 10, 3, 2
 
 
+# Every window searches and takes the best, so that a lost memory cannot go unnoticed.
+CONFIG = ControllerConfig(
+    every=EVERY, screen=-1e9, oscillates=-1e9, level=0.0, patience=1, fall=0.0, fall_errors=0.0, share=1e9
+)
+
+
 def leaper(**options: Any) -> LeapCallback:
-    # Every window searches and takes the best, so that a lost memory cannot go unnoticed.
-    config = ControllerConfig(
-        every=EVERY, screen=-1e9, oscillates=-1e9, level=0.0, patience=1, fall=0.0, fall_errors=0.0, share=1e9
-    )
-    return LeapCallback(config=config, **{"validation": VALIDATION, "prompts": 32, **options})
+    return LeapCallback(config=CONFIG, **{"validation": VALIDATION, "prompts": 32, **options})
 
 
 def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
@@ -73,14 +75,14 @@ def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(
     whole: tuple[Path, Any, LeapCallback], step: int, tmp_path: Path
 ) -> None:
     folder, unbroken, first = whole
-    assert any(d["alpha"] != 0 for d in first.decisions)
+    assert any(d.alpha != 0 for d in first.decisions)
     out = stopped_after(folder, step, tmp_path / "again")
     resumed, second = run(out, resume=True)
     assert same(weights(resumed.model), weights(unbroken.model))
     assert second.decisions == first.decisions
     assert second.costs.search_completions == first.costs.search_completions
     lines = [json.loads(line) for line in (out / "nextrl_decisions.jsonl").read_text().splitlines()]
-    assert lines == first.decisions
+    assert lines == [d.model_dump(mode="json") for d in first.decisions]
 
 
 def test_a_quiet_window_takes_one_pass_and_reads_the_same_after_a_resume(
@@ -97,7 +99,7 @@ def test_a_quiet_window_takes_one_pass_and_reads_the_same_after_a_resume(
     _, first = run(tmp_path / "run", callback=quiet())
     # The first window may be searched, so it is measured exactly; the second is not.
     assert len(exact) == 1
-    assert first.decisions[1]["divergence"] > 0.0
+    assert first.decisions[1].divergence > 0.0
     out = stopped_after(tmp_path / "run", 8, tmp_path / "again")
     _, second = run(out, callback=quiet(), resume=True)
     assert second.decisions == first.decisions
@@ -124,7 +126,7 @@ def test_without_its_state_a_run_goes_on_with_the_next_full_window(
     (out / "checkpoint-4" / JSON).unlink()
     _, callback = run(out, resume=True)
     assert "checkpoint-4 holds no state of LeapCallback (nextrl_state.json not there)" in caplog.text
-    assert [d["step"] for d in callback.decisions] == [9]
+    assert [d.step for d in callback.decisions] == [9]
 
 
 def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
@@ -137,7 +139,7 @@ def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
             if state.global_step == 4:
                 raise KeyboardInterrupt
 
-    killed = Killed(config=leaper()._config, validation=VALIDATION)
+    killed = Killed(config=CONFIG, validation=VALIDATION, prompts=32)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, callback=killed)
     assert not (tmp_path / "checkpoint-4" / JSON).exists()
@@ -169,7 +171,7 @@ def test_windows_of_another_length_begin_anew(
     other = LeapCallback(5, validation=VALIDATION, prompts=32)
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
-    assert [d["step"] for d in other.decisions] == [10]
+    assert [d.step for d in other.decisions] == [10]
 
 
 def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
@@ -183,11 +185,11 @@ def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(
     class Thrice(LeapCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_step_end(args, state, control, **kwargs)
-            if state.global_step == 1 and self._memory.factor == 1.0:
+            if state.global_step == 1 and self._session.memory.factor == 1.0:
                 from nextrl.engines.trl.rollouts import set_rate_factor
 
                 set_rate_factor(kwargs["optimizer"], kwargs["lr_scheduler"], 3.0)
-                self._memory.factor = 3.0
+                self._session.memory.factor = 3.0
 
     built, _ = run(tmp_path / "run", callback=Thrice(100, validation=VALIDATION), **options)
     assert built.optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
@@ -255,7 +257,7 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
             lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 3', '"version": 9')),
-            "is of version 9, not 3",
+            "is of version 9, not 4",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
     ],

@@ -99,11 +99,11 @@ def test_a_run_leaps_and_restarts_from_the_leap_at_the_new_rate(leapt):
     out, state, _ = leapt
     first, second = calls(out)[:2]
     assert state.step == 6
-    assert state.decisions[0]["alpha"] > 0
+    assert state.decisions[0].alpha > 0
     assert second[KEY] == str(out / "leg-001" / "adapters" / "checkpoint-2")
     assert second["data.seed"] != first["data.seed"]  # or the restart would see its first prompts again
     assert second[TOTAL] == 2  # verl counts from 0 again
-    assert float(second[LR]) == pytest.approx(state.decisions[0]["learning_rate"])
+    assert float(second[LR]) == pytest.approx(state.decisions[0].learning_rate)
 
 
 def test_the_leap_is_alpha_windows_further_on_inside_the_factors(leapt):
@@ -111,7 +111,7 @@ def test_the_leap_is_alpha_windows_further_on_inside_the_factors(leapt):
     places = [out / "leg-000" / "adapters" / "checkpoint-0", out / "leg-000" / "adapters" / "checkpoint-2"]
     start, stop = (load_file(p / "adapter_model.safetensors") for p in places)
     leap = load_file(out / "leg-001" / "adapters" / "checkpoint-2" / "adapter_model.safetensors")
-    alpha = state.decisions[0]["alpha"]
+    alpha = state.decisions[0].alpha
     for name in leap:
         torch.testing.assert_close(
             leap[name], stop[name] + alpha * (stop[name] - start[name]), rtol=1e-4, atol=1e-5
@@ -143,24 +143,24 @@ def test_without_a_decision_verl_resumes_its_own_checkpoint(tmp_path):
     out = tmp_path / "run"
     # Moves the policy as far as it should: nothing to search. (A third window of the stub's straight line would be.)
     state = run(out, FakeScorer(moved=0.015), steps=4).run()
-    assert [d["alpha"] for d in state.decisions] == [0.0, 0.0]
+    assert [d.alpha for d in state.decisions] == [0.0, 0.0]
     assert [c[TOTAL] for c in calls(out)] == [2, 4]
     assert {c["trainer.default_local_dir"] for c in calls(out)} == {str(out / "leg-000")}
     assert {c["trainer.resume_mode"] for c in calls(out)} == {"auto"}
     # Adam's moments were kept, so the excess is measured from what they carry over, and lies below the cosine.
     second = state.decisions[1]
     zero = adam_persistence(2, 0.9)
-    assert second["persistence"] > 0.99  # the stub's path is straight
-    assert second["excess"] == pytest.approx((second["persistence"] - zero) / (1.0 - zero), abs=1e-9)
+    assert second.persistence > 0.99  # the stub's path is straight
+    assert second.excess == pytest.approx((second.persistence - zero) / (1.0 - zero), abs=1e-9)
 
 
 def test_after_a_restart_the_zero_point_of_persistence_is_zero(tmp_path):
     """Fresh moments remember nothing of the window before, so the measured cosine is the excess itself."""
     state = run(tmp_path / "run", FakeScorer(moved=0.4), steps=4).run()  # too far: a lower rate, no leap
-    assert state.decisions[0]["alpha"] == 0.0
-    assert state.decisions[0]["learning_rate"] < RATE
+    assert state.decisions[0].alpha == 0.0
+    assert state.decisions[0].learning_rate < RATE
     after = state.decisions[1]
-    assert after["excess"] == pytest.approx(after["persistence"], abs=1e-9)
+    assert after.excess == pytest.approx(after.persistence, abs=1e-9)
     adapter = tmp_path / "run" / "leg-001" / "adapters" / "checkpoint-2"
     same = tmp_path / "run" / "leg-000" / "adapters" / "checkpoint-2"
     found, wanted = (load_file(p / "adapter_model.safetensors") for p in (adapter, same))
@@ -169,7 +169,7 @@ def test_after_a_restart_the_zero_point_of_persistence_is_zero(tmp_path):
 
 def test_a_last_window_cut_short_decides_nothing(tmp_path):
     state = run(tmp_path / "run", FakeScorer(moved=0.015), steps=3).run()
-    assert [d["step"] for d in state.decisions] == [2]
+    assert [d.step for d in state.decisions] == [2]
     assert state.final == "leg-000/adapters/checkpoint-3"
 
 
@@ -194,8 +194,8 @@ def test_verl_killed_within_a_leg_goes_on_from_its_own_checkpoint(tmp_path, monk
         run(out, FakeScorer(moved=0.015), steps=4).run()
     monkeypatch.delenv("STUB_EXIT")
     state = run(out, FakeScorer(moved=0.015), steps=4).run()
-    assert [d["step"] for d in state.decisions] == [2, 4]
-    assert state.decisions[1]["reward"] == pytest.approx(0.1035)  # of steps 3 and 4, each counted once
+    assert [d.step for d in state.decisions] == [2, 4]
+    assert state.decisions[1].reward == pytest.approx(0.1035)  # of steps 3 and 4, each counted once
 
 
 def test_an_exit_code_is_one_line_with_verls_last_words(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_restart_can_merge(tmp_path):
     assert second["actor_rollout_ref.model.path"] == str(out / "leg-001" / "base")
     fresh = load_file(Path(second[KEY]) / "adapter_model.safetensors")
     assert all(not bool(t.any()) for name, t in fresh.items() if "lora_B" in name)
-    assert state.decisions[0]["alpha"] > 0
+    assert state.decisions[0].alpha > 0
     moved = load_file(out / "leg-001" / "base" / "model.safetensors")[
         "model.layers.0.self_attn.q_proj.weight"
     ]
@@ -314,7 +314,7 @@ def test_transformers_scorer_on_the_tiny_base(tmp_path):
     task = base.get("chain")
     scorer = TransformersScorer(task, task.max_completion_length)
     state = run(out, scorer, steps=2).run()
-    assert state.decisions[0]["divergence"] > 0
+    assert state.decisions[0].divergence > 0
     here, there = (out / "leg-000" / "adapters" / f"checkpoint-{step}" for step in (2, 0))
     examples = task.examples("validation")[:8]
     first = scorer.score(BASE, here, examples, 3)
