@@ -1,8 +1,8 @@
 """Where studies write, and where their published records lie.
 
 A study writes outside the repository unless `--out` says otherwise, so that a checkout stays clean and a run that was
-cut short never mixes with what is published. A table reads the published records, `studies/NAME/raw`, unless it is
-given another folder. To publish new records, give a study `--out studies/NAME/raw`.
+cut short never mixes with what is published. A table reads the published records, `studies/<name>/raw`, unless it is
+given another folder. To publish new records, give a study `--out studies/<name>/raw`.
 """
 
 from __future__ import annotations
