@@ -16,8 +16,8 @@ from pathlib import Path
 
 from nextrl.engines.trl import algorithms
 from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.judge.acceptance import WIDE_ALPHAS
 from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
-from nextrl.runs.single_leap import WIDE_ALPHAS
 from studies.folders import default_out, parser
 
 CAUTIOUS, TUNED = 5e-5, 1e-3
@@ -30,7 +30,11 @@ def arm(name: str, algorithm: str, seed: int) -> ArmSettings:
     steps = {"plain": 150, "next": 150}.get(name, 100)
     rate = TUNED if name == "tuned" else CAUTIOUS
     train = TrainSettings(algorithm=algorithm, steps=steps, learning_rate=rate, seed=seed)
-    leap = LeapSettings(method="next", horizon=50, alphas=WIDE_ALPHAS) if name == "next" else None
+    leap = (
+        LeapSettings(method="next", horizon=50, alphas=WIDE_ALPHAS, accept="argmax")
+        if name == "next"
+        else None
+    )
     evaluations = (100, 150) if leap else (*EVALUATIONS, 150) if steps == 150 else EVALUATIONS
     return ArmSettings(
         name=f"{algorithm}/{name}/seed-{seed}",

@@ -9,7 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from studies.folders import records_to_read
 from studies.over_seeds import mean_and_error
 

@@ -6,7 +6,7 @@ is measured by this file.
 
 from dataclasses import dataclass
 
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from studies.folders import parser
 
 # docs/benchmarks-engine.md (b): GFLOP/s in float64 that one core reached on blocks 32 wide, the lower of its two.

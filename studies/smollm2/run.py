@@ -19,8 +19,8 @@ from pathlib import Path
 from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.judge.acceptance import WIDE_ALPHAS
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
-from nextrl.runs.single_leap import WIDE_ALPHAS
 from nextrl.trajectory.persistence import adam_persistence, excess
 from studies.folders import default_out, parser
 
@@ -52,7 +52,9 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
             seed=seed,
         ),
         auto=kind == "auto",
-        leap=LeapSettings(method=kind, horizon=int(number), alphas=WIDE_ALPHAS) if leaping else None,
+        leap=LeapSettings(method=kind, horizon=int(number), alphas=WIDE_ALPHAS, accept="argmax")
+        if leaping
+        else None,
         start=LEAP_AT if leaping else 0,
         save=True,
         eval_at=EVALUATIONS,

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.judge.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision
 from nextrl.judge.paired_search import Refused
+from nextrl.judge.window import Window
 
 TUNED = 0.01
 PROMPTS = 64

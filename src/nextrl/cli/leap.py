@@ -41,8 +41,8 @@ def leap(
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter; the run's by default.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model, for --as merged and --alpha auto.")] = None,
     task: Annotated[str | None, typer.Option(help="Task that --alpha auto scores candidates on.")] = None,
-    prompts: Annotated[int, typer.Option(help="Of --alpha auto; it costs at most 8 times as many.")] = 64,
-    level: Annotated[float, typer.Option(help="Standard errors that auto's gain must exceed.")] = 1.0,
+    prompts: Annotated[int, typer.Option(help="Most of them that --alpha auto scores a candidate on.")] = 64,
+    level: Annotated[float, typer.Option(help="Standard errors that auto's gain must exceed.")] = 2.0,
     skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
     allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
     layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
@@ -52,7 +52,7 @@ def leap(
     """Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.
 
     With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task; nothing
-    is written unless one beats staying put past the noise, twice.
+    is written unless one beats staying put past the noise, by the rule that leaps in a trainer are accepted by.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """

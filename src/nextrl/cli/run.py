@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.engines.ranks import launched
 from nextrl.engines.verl.segments import VerlRun
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs import config_file
 from nextrl.runs import run as job
 from nextrl.runs.config import RunConfig
@@ -80,9 +80,8 @@ def _print(settings: RunConfig, json_output: bool) -> None:
 
 def _verl(settings: RunConfig) -> VerlRun:
     """Windows are `leap.every` steps (20 by default: each pays for a start of verl)."""
-    prompts = settings.leap.prompts or 64
-    stages = tuple(sorted({max(2, prompts // 4), max(2, prompts // 2), prompts}))
-    controller = ControllerConfig(every=settings.leap.every or 20, stages=stages)
+    dials = {"every": 20, **settings.leap.dials()}
+    controller = ControllerConfig(**dials)
     return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
 
 
@@ -96,7 +95,8 @@ def _run_verl(settings: RunConfig, json_output: bool) -> None:
         raise typer.Exit(130) from None
     adapter = settings.output_dir / str(state.final)
     if json_output:
-        facts = {"engine": "verl", "step": state.step, "adapter": str(adapter), "decisions": state.decisions}
+        decisions = [decision.model_dump(mode="json") for decision in state.decisions]
+        facts = {"engine": "verl", "step": state.step, "adapter": str(adapter), "decisions": decisions}
         facts |= {
             "learning_rate": state.leg.rate,
             "search_completions": state.spent,
@@ -104,7 +104,7 @@ def _run_verl(settings: RunConfig, json_output: bool) -> None:
         }
         emit_json(facts)
         return
-    leaps = sum(1 for decision in state.decisions if decision["alpha"])
+    leaps = sum(1 for decision in state.decisions if decision.accepted)
     console.print(
         f"{state.step} steps through verl, {leaps} leaps, {state.spent} completions of search, learning rate "
         f"{state.leg.rate:.2g} at the end\nThe adapter: {adapter}",

@@ -7,6 +7,7 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from nextrl.engines import sharded
 from nextrl.errors import InputError
+from nextrl.leaps.leap import Leap
 from nextrl.trajectory.lowrank import LowRank
 
 State = dict[str, Tensor]
@@ -24,6 +26,7 @@ class LiveAdapter:
     """Handle on the trainable LoRA factors of a PEFT model.
 
     Attributes:
+        model: the model.
         parameters: saved name -> the live parameter, in the model's order.
         pairs: module name -> (saved name of A, saved name of B, scaling, whether B and A are an embedding's).
     """
@@ -42,6 +45,7 @@ class LiveAdapter:
                 f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
             )
         sharded.refuse_flat(model)
+        self.model = model
         self._name = names[0]
         self.parameters: dict[str, nn.Parameter] = {}
         self.pairs: dict[str, tuple[str, str, float]] = {}
@@ -99,6 +103,15 @@ class LiveAdapter:
 def along(start: State, stop: State, alpha: float) -> State:
     """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206)."""
     return {name: torch.lerp(start[name], stop[name], 1.0 + alpha) for name in stop}
+
+
+def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
+    """The adapter after a leap of `alpha`, at its own rank, in the gauge that Adam's moments belong to."""
+    chosen, state = replace(fitted, alpha=alpha), {}
+    for module, (key_a, key_b, _) in adapter.pairs.items():
+        a, b = chosen.factors(module)
+        state[key_a], state[key_b] = a.to(adapter.parameters[key_a]), b.to(adapter.parameters[key_b])
+    return state
 
 
 def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:

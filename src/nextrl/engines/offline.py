@@ -1,28 +1,36 @@
-"""`--alpha auto` for a run on disk: score one leap at several step lengths on a task, accept one past the noise.
+"""`--alpha auto` for a run on disk: the rule by which leaps are accepted in a trainer, without a trainer.
 
-Two rounds, all of them paired (same prompts, same random numbers). The first scores staying put and every
-candidate on the first prompts of the validation split; the best must beat staying put by `level` standard
-errors. The best of several noisy scores is too good on average, so it must do so again on fresh prompts. Most
-that this costs: (candidates + 3) x prompts completions, 512 at the defaults.
+A base model gets the adapter of the checkpoint that is leapt from; candidates are written into it one after the other
+and answer held-out prompts of a task. `Acceptance` decides, within the bounds of `Guard`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from peft import PeftModel, set_peft_model_state_dict
+import torch
+from peft import PeftModel
 from torch import Tensor
 
+from nextrl.engines.candidate_scores import CandidateScores, Row
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.errors import InputError
-from nextrl.judge.paired_search import Scores, grid_search
+from nextrl.judge.acceptance import Acceptance, stages_up_to
+from nextrl.judge.decision import searched
+from nextrl.judge.guard import Guard
+from nextrl.judge.paired_search import Scores
 from nextrl.leaps.leap import Leap
 from nextrl.tasks.base import Task
-from nextrl.tasks.evaluate import complete, grade
+from nextrl.tasks.evaluate import Completions, grade, inference, sample, seeded
 
 CANDIDATES = (-0.5, 0.5, 1.0, 2.0, 4.0)
+_BATCH = 64  # sequences per forward pass when log-probabilities are read
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class AlphaChoice:
     Attributes:
         alpha: 0.0 where no leap is worth it.
         reason: one sentence with the figures.
-        means: alpha -> mean reward in the first round.
+        means: alpha -> mean reward.
         completions: what it cost.
     """
 
@@ -49,8 +57,9 @@ def choose_alpha(
     task: Task,
     *,
     prompts: int = 64,
-    level: float = 1.0,
-    candidates: tuple[float, ...] = CANDIDATES,
+    level: float = 2.0,
+    candidates: Sequence[float] = CANDIDATES,
+    guard: Guard | None = None,
     seed: int = 0,
 ) -> AlphaChoice:
     """The alpha at which the leap beats its own starting point on the task, or 0.
@@ -61,8 +70,9 @@ def choose_alpha(
         leap: at any alpha; the fit is used again.
         model: the base model in memory, without an adapter; it is given one.
         tokenizer: its tokenizer.
-        prompts: a round, at most half of the validation split.
-        level: standard errors of the paired difference that a gain must exceed, in both rounds.
+        prompts: held-out prompts that a candidate is scored on at most; a quarter of them at first.
+        level: standard errors of the paired difference that a gain must exceed.
+        guard: what a leap forward must not do; the bounds of `LeapCallback` by default.
 
     Raises:
         InputError: fewer than 2 prompts, a negative level, too few examples, an adapter of another model.
@@ -70,32 +80,74 @@ def choose_alpha(
     examples = task.examples("validation")
     if prompts < 2 or level < 0:
         raise InputError(f"--prompts must be at least 2 and --level at least 0, not {prompts} and {level:g}")
-    if len(examples) < 2 * prompts:
+    if len(examples) < prompts:
         raise InputError(
-            f"task '{task.name}' has {len(examples)} validation prompts; two rounds of {prompts} need "
-            f"{2 * prompts}: use --prompts {len(examples) // 2}"
+            f"task '{task.name}' has {len(examples)} validation prompts, fewer than {prompts}: use --prompts "
+            f"{len(examples)}"
         )
-    adapted = _with_adapter(leap, model)
+    adapter = LiveAdapter(_with_adapter(leap, model))
+    rows: list[Row] = [{"prompt": e.prompt, "example": e} for e in examples[:prompts]]
+    rollouts = ModelRollouts(adapter.model, tokenizer, task)
+    scorer = CandidateScores(adapter, rollouts, guard or Guard()).scorer(
+        partial(leap_into, adapter, leap), adapter.read(), lambda start, stop: rows[start:stop], seed
+    )
+    alpha, scores = Acceptance(stages_up_to(prompts), level).choose(scorer, candidates)
+    decision = searched(leap.method, alpha, scores)
+    figures = _figures(scores, alpha or max((a for a in scores.rewards if a), key=scores.gain, default=0.0))
+    return AlphaChoice(alpha, f"{decision.reason}{figures}", scores.means(), scores.completions())
 
-    def score(alpha: float, start: int, stop: int) -> Tensor:
-        set_peft_model_state_dict(adapted, dataclasses.replace(leap, alpha=alpha).leap_state())
-        chosen = examples[start:stop]
-        texts, length = [example.prompt for example in chosen], task.max_completion_length
-        draw = 2 * seed + (start >= prompts)
-        return grade(task, chosen, complete(adapted, tokenizer, texts, max_new_tokens=length, seed=draw))
 
-    first = grid_search(score, candidates, prompts)
-    best = first.best(level)
-    if best == 0.0:
-        top = max((a for a in first.rewards if a), key=first.gain)
-        reason = f"no candidate passes; the best, {top:g}, {_figures(first, top)}"
-        return AlphaChoice(0.0, reason, first.means(), first.completions())
-    fresh = grid_search(lambda a, start, stop: score(a, start + prompts, stop + prompts), (best,), prompts)
-    spent = first.completions() + fresh.completions()
-    if not fresh.better(best, level):
-        reason = f"{best:g} won the first round and fails on fresh prompts, where it {_figures(fresh, best)}"
-        return AlphaChoice(0.0, reason, first.means(), spent)
-    return AlphaChoice(best, f"on fresh prompts it {_figures(fresh, best)}", first.means(), spent)
+class ModelRollouts:
+    """Scores a task's examples with the weights that a model now has (`candidate_scores.Rollouts`).
+
+    Args:
+        model: a PEFT model.
+        tokenizer: pads on the left.
+        task: grades; its `max_completion_length` bounds completions.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
+        self._model, self._tokenizer, self._task = model, tokenizer, task
+        self.completions = 0
+        self.mean_length = self.truncated = math.nan
+        self._latest: Completions | None = None
+
+    def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
+        """Rewards (n,) float64; `example` of a row is the task's example."""
+        with seeded(seed):
+            found = sample(
+                self._model,
+                self._tokenizer,
+                [row["prompt"] for row in rows],
+                max_new_tokens=self._task.max_completion_length,
+            )
+        self._latest, self.completions = found, self.completions + len(rows)
+        self.mean_length = float(found.mask.sum(1).double().mean())
+        self.truncated = 1.0 - float(found.ended.double().mean())
+        return grade(self._task, [row["example"] for row in rows], found.texts)
+
+    def log_probabilities(self) -> Tensor | None:
+        """Log-probability of each token of the latest completions, (n, length) float32, 0 where there is none."""
+        if self._latest is None:
+            return None
+        found, length = self._latest, self._latest.mask.shape[1]
+        parts = []
+        with inference(self._model):
+            for start in range(0, len(found.ids), _BATCH):
+                ids, attention = (part[start : start + _BATCH] for part in (found.ids, found.attention))
+                places = (attention.cumsum(1) - 1).clamp_min(0)
+                logits = self._model(input_ids=ids, attention_mask=attention, position_ids=places).logits
+                logits = logits[:, -length - 1 : -1].float()
+                parts.append(logits.log_softmax(-1).gather(-1, ids[:, -length:, None])[..., 0])
+        return torch.cat(parts) * found.mask
+
+    def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
+        """KL(candidate || current), nats per token, estimated as in `TrainerRollouts.divergence`."""
+        if candidate is None or current is None or self._latest is None:
+            return math.nan
+        log_ratio = (current - candidate).clamp(max=20.0)
+        mask = self._latest.mask
+        return float(((log_ratio.exp() - 1.0 - log_ratio) * mask).sum() / mask.sum().clamp_min(1))
 
 
 def _with_adapter(leap: Leap, model: Any) -> Any:
@@ -103,7 +155,8 @@ def _with_adapter(leap: Leap, model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         dataclasses.replace(leap, alpha=0.0).save_adapter(folder)
         try:
-            return PeftModel.from_pretrained(model, folder)
+            # Trainable, because that is how a live adapter is found; nothing is trained here.
+            return PeftModel.from_pretrained(model, folder, is_trainable=True)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"the run's adapter does not fit the base model ({str(error).splitlines()[0]}); "
@@ -112,7 +165,9 @@ def _with_adapter(leap: Leap, model: Any) -> Any:
 
 
 def _figures(scores: Scores, alpha: float) -> str:
+    if not alpha:
+        return ""
     return (
-        f"gains {scores.gain(alpha):+.3f} ± {scores.error(alpha):.3f} over staying put "
-        f"({len(scores.rewards[0.0])} prompts)"
+        f"; {alpha:g} gains {scores.gain(alpha):+.3f} ± {scores.error(alpha):.3f} over staying put "
+        f"({scores.prompts(alpha)} prompts)"
     )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.judge.decision import DecisionRecord
 
 Kind = Literal["plain", "control", "leap", "auto"]
 Progress = Callable[[str, int], None]
@@ -28,6 +29,8 @@ class LeapSettings(BaseModel):
             once, where the arm starts, from the checkpoints of the arm it goes on from.
         alphas: candidates of a search on validation prompts.
         search: False takes the one alpha given, without asking.
+        accept: "validated" takes what beats staying put past the noise, keeps the guard's bounds and can be taken
+            back; "argmax" is the papers' rule, the best mean (`judge.acceptance`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,6 +41,7 @@ class LeapSettings(BaseModel):
     prompts: int = Field(128, ge=2)
     at: tuple[int, ...] = ()
     search: bool = True
+    accept: Literal["validated", "argmax"] = "validated"
 
 
 class ArmSettings(BaseModel):
@@ -81,8 +85,8 @@ class ArmRecord(BaseModel):
     """What an arm did: lists with one entry an evaluation, costs cumulative.
 
     Attributes:
-        leap: the single leap of an arm that goes on from another's checkpoint.
-        cycles: the leaps at named steps of the arm itself, in order.
+        decisions: what was decided at the ends of windows and at named steps, in order.
+        search_completions, search_seconds, fit_seconds: what deciding took; the seconds of fits are in both.
         resumed: steps from which a stopped arm went on.
     """
 
@@ -97,13 +101,40 @@ class ArmRecord(BaseModel):
     seconds: list[float] = []
     learning_rate: list[float] = []
     rewards: list[float] = []
-    decisions: list[dict[str, Any]] = []
-    leap: dict[str, Any] | None = None
-    cycles: list[dict[str, Any]] = []
+    decisions: list[DecisionRecord] = []
     search_completions: int = 0
     search_seconds: float = 0.0
+    fit_seconds: float = 0.0
     train_seconds: float = 0.0
     resumed: list[int] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_of_now(cls, value: Any) -> Any:
+        """Records of earlier versions kept leaps of named methods apart, as `leap` and `cycles`."""
+        if not isinstance(value, dict) or not {"leap", "cycles"} & set(value):
+            return value
+        now = dict(value)
+        leaps = [leap for leap in (now.pop("leap", None), *now.pop("cycles", ())) if leap]
+        rate = (now.get("learning_rate") or [None])[0]
+        now["fit_seconds"] = sum(float(leap.get("fit_seconds", 0.0)) for leap in leaps)
+        now["decisions"] = [*(_named(leap, now["name"], rate) for leap in leaps), *now.get("decisions", ())]
+        return now
+
+
+def _named(leap: Mapping[str, Any], name: str, rate: float | None) -> dict[str, Any]:
+    """A named method's leap, as earlier versions wrote it, as a decision."""
+    return {
+        "step": leap["step"],
+        "method": leap.get("method", name),
+        "alpha": leap["alpha"],
+        "learning_rate": leap.get("learning_rate", rate),
+        "reason": leap.get("reason", ""),
+        "scores": leap.get("scores", {}),
+        "horizon": leap["horizon"],
+        "discarded": leap.get("discarded", 0.0),
+        "completions": leap.get("search_completions", 0),
+    }
 
 
 def read_record(folder: Path) -> ArmRecord:

@@ -58,24 +58,17 @@ def after(record: ArmRecord, start: int) -> dict[str, float | None]:
 
 def costs(record: ArmRecord, per_step: int) -> dict[str, float]:
     """What fit and search took: seconds, completions, equivalents of training steps (completions over a step's)."""
-    fit = sum(float(leap.get("fit_seconds", 0.0)) for leap in (record.leap, *record.cycles) if leap)
     return {
-        "fit_seconds": round(fit, 3),
+        "fit_seconds": round(record.fit_seconds, 3),
         "search_completions": record.search_completions,
-        "search_seconds": round(record.search_seconds - fit, 3),
+        "search_seconds": round(record.search_seconds - record.fit_seconds, 3),
         "step_equivalents": round(record.search_completions / per_step, 2),
     }
 
 
 def leaps(record: ArmRecord) -> list[dict[str, Any]]:
     """Every decision of an arm that cost something or moved something."""
-    if record.leap is not None:
-        rate = record.learning_rate[0] if record.learning_rate else None
-        return [{**record.leap, "learning_rate": rate, "accepted": record.leap["alpha"] != 0}]
-    if record.cycles:
-        return [{**leap, "accepted": leap["alpha"] != 0} for leap in record.cycles]
-    asked = [d for d in record.decisions if d["scores"] or d["alpha"]]
-    return [{**d, "accepted": d["alpha"] != 0} for d in asked]
+    return [{**d.model_dump(mode="json"), "accepted": d.accepted} for d in record.decisions if d.asked]
 
 
 def best_rate(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float) -> str | None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from nextrl import extrapolators
 from nextrl.engines.trl import algorithms
 from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
 from nextrl.engines.verl.config import VerlSection, VerlSettings
+from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
+from nextrl.judge.acceptance import PAPER_ALPHAS, WIDE_ALPHAS, stages_up_to
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.arm import ArmSettings, LeapSettings
-from nextrl.runs.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.tasks import base
 
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -29,6 +32,29 @@ LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
 LIFTED = ("seed", "algorithm")
 # What may differ when a run is taken up again: neither changes what is trained.
 FREE = ("output_dir", "report_to")
+
+
+def _controller_section() -> type[BaseModel]:
+    """A section with a key for each dial of the controller but those that `leap.every` and `leap.prompts` set."""
+    types = get_type_hints(ControllerConfig)
+    dials: dict[str, Any] = {
+        dial.name: (
+            types[dial.name] | None,
+            Field(None, description=f"dial of `auto` (docs/auto.md); null: {_shown(dial.default)}"),
+        )
+        for dial in fields(ControllerConfig)
+        if dial.name not in ("every", "stages")
+    }
+    return create_model(
+        "ControllerSection", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **dials
+    )
+
+
+def _shown(default: Any) -> str:
+    return "the optimizer's own" if default is None else str(default).lower()
+
+
+ControllerSection = _controller_section()
 
 
 class LeapSection(BaseModel):
@@ -52,6 +78,16 @@ class LeapSection(BaseModel):
     prompts: int | None = Field(
         None, ge=2, description="validation prompts a candidate; null: 64 for `auto`, 128 for a named method"
     )
+
+    controller: ControllerSection = ControllerSection()  # type: ignore[valid-type]  # made from the dataclass
+
+    def dials(self) -> dict[str, Any]:
+        """What `ControllerConfig` is built with, beside its defaults."""
+        named: dict[str, Any] = {} if self.every is None else {"every": self.every}
+        if self.prompts is not None:
+            named["stages"] = stages_up_to(self.prompts)
+        given: dict[str, Any] = self.controller.model_dump()  # type: ignore[attr-defined]
+        return {**named, **{name: value for name, value in given.items() if value is not None}}
 
     @field_validator("at", mode="before")
     @classmethod
@@ -155,8 +191,14 @@ class RunConfig(BaseModel):
                 raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
         if self.leap.alpha != "auto":
             raise ValueError("leap.alpha: auto decides that itself; leave it out or name a method")
+        try:
+            ControllerConfig(**self.leap.dials())
+        except InputError as error:
+            raise ValueError(f"leap.controller: {error}") from error
 
     def _check_named(self) -> None:
+        if self.leap.controller != ControllerSection():
+            raise ValueError("leap.controller: a named method has no controller; leave it out or choose auto")
         method, save_every = self.leap.method, self.train.save_every
         if (self.leap.at is None) == (self.leap.every is None):
             raise ValueError(f"leap.method {method} needs leap.at: [steps] or leap.every: N, one of the two")
@@ -213,7 +255,12 @@ class RunConfig(BaseModel):
         label = {"auto": f"auto, from {rate}", "plain": f"plain, {rate}"}.get(kind, f"{leap.method}, {rate}")
         more: dict[str, Any] = {}
         if kind == "auto":
-            more = {"auto": True, "window": leap.every or 10, "prompts": leap.prompts or 64}
+            more = {
+                "auto": True,
+                "window": leap.every or 10,
+                "prompts": leap.prompts or 64,
+                "dials": leap.dials(),
+            }
         elif kind == "leap":
             wide = PAPER_ALPHAS if leap.method == "next-paper" else WIDE_ALPHAS
             more["leap"] = LeapSettings(
@@ -289,7 +336,7 @@ class RunConfig(BaseModel):
         return [k for k in mine if k not in FREE and mine[k] != theirs.get(k)]
 
 
-SECTIONS = ("train", "lora", "leap", "eval", "verl")
+SECTIONS = ("train", "lora", "leap", "leap.controller", "eval", "verl")
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:

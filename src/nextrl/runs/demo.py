@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.trainer import OptimizerName, TrainSettings
 from nextrl.errors import InputError
+from nextrl.judge.acceptance import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.loop import (
     ArmRecord,
     ArmSettings,
@@ -34,7 +35,6 @@ from nextrl.runs.loop import (
     temperature_control,
 )
 from nextrl.runs.result import summarise
-from nextrl.runs.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
 
 CAUTIOUS = 5e-5
 SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
@@ -64,9 +64,9 @@ def _evaluations(last: int, first: int = 0) -> tuple[int, ...]:
 
 
 def _leap_settings(method: str, horizon: int) -> LeapSettings:
-    """A rival's leap; NExt as published keeps the paper's own range of alpha."""
+    """A leap by the papers' rule (the best mean); NExt as published keeps the paper's own range of alpha."""
     alphas = PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS
-    return LeapSettings(method=method, horizon=horizon, alphas=alphas)
+    return LeapSettings(method=method, horizon=horizon, alphas=alphas, accept="argmax")
 
 
 def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) -> Plan:

@@ -7,6 +7,7 @@ run and are not part of it.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,17 +17,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 
 from nextrl.checkpoints.atomic import write_bytes
+from nextrl.engines.ranks import launched
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.history import DiskHistory
+from nextrl.engines.trl.policies import AtSteps, Auto
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
-from nextrl.judge.controller import ControllerConfig
-from nextrl.runs import cycles
+from nextrl.judge.acceptance import Acceptance, stages_up_to
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
 from nextrl.runs.meter import Meter, evaluation_weights
 from nextrl.runs.resume import STOPPED, Checkpoint, Resumable
-from nextrl.runs.single_leap import SingleLeap
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
 
@@ -96,7 +99,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     record = ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
     meter = Meter(arm, tokenizer, record, _before(arm, plain_record))
     meter.progress = progress or meter.progress
-    leaper = _leaper(arm, folder, plain)
+    leaper = _leaper(arm, plain if arm.start else folder, folder)
     # A restart begins its own count: a fresh adapter and optimizer know nothing of the steps before.
     settings = arm.train.model_copy(update={"steps": arm.train.steps - arm.start}) if arm.merge else arm.train
     trainer = build_trainer(
@@ -108,13 +111,13 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
         save=arm.save,
         callbacks=[*([leaper] if leaper else []), meter],
     )
-    if isinstance(leaper, SingleLeap):
-        leaper.trainer = trainer
-    meter.search = lambda: _spent(leaper)[0]
+    if leaper:
+        meter.costs = lambda: leaper.costs
     resume = str(plain / f"checkpoint-{arm.start}") if arm.start and not arm.merge else None
     trainer.train(resume_from_checkpoint=resume)
     _update(record, leaper, trainer.state)
-    _finish(record, arm, leaper)
+    if arm.merge:
+        record.steps = [step + arm.start for step in record.steps]
     write_bytes(done, record.model_dump_json(indent=1).encode())
     return record
 
@@ -136,8 +139,9 @@ def train(
     base_model, tokenizer = loaded
     meter = Meter(arm, tokenizer, record)
     meter.progress = progress or meter.progress
-    leaper = _cycles(arm, run, record, meter) if arm.leap else _leaper(arm, run.out, run.out)
-    meter.search = lambda: cycles.spent(record)[0] if arm.leap else _spent(leaper)[0]
+    leaper = _leaper(arm, run.out / "trajectory", run.out, on_leap=meter.evaluate)
+    if leaper:
+        meter.costs = lambda: leaper.costs
 
     def update(state: TrainerState) -> None:
         meter.tick()
@@ -148,21 +152,15 @@ def train(
             write_final(model, run.out / "final")
 
     resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
-    # `auto` acts before its step is measured and saved; a cycle's leap starts at a checkpoint that is whole.
-    order: list[TrainerCallback | None] = (
-        [meter, resumable, leaper] if arm.leap else [leaper, meter, resumable]
-    )
     trainer = build_trainer(
         with_adapter(base_model, arm.lora, arm.train.seed),
         tokenizer,
         base.get(arm.task),
         arm.train,
         run.out / "trajectory",
-        callbacks=[callback for callback in order if callback is not None],
+        callbacks=[*([leaper] if leaper else []), meter, resumable],
         report_to=run.report_to,
     )
-    if isinstance(leaper, cycles.Cycles):
-        leaper.trainer = trainer
     trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     update(trainer.state)
     return record, int(trainer.state.global_step)
@@ -177,67 +175,60 @@ def write_final(model: Any, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def _leaper(arm: ArmSettings, folder: Path, plain: Path) -> LeapCallback | SingleLeap | None:
-    validation = as_dataset(base.get(arm.task).examples("validation"))
+def _leaper(
+    arm: ArmSettings, checkpoints: Path, out: Path, on_leap: Callable[[int, Any, Any], None] | None = None
+) -> LeapCallback | None:
+    """The callback that leaps as the arm says; None where it does not.
+
+    Args:
+        checkpoints: folder of the run that a named method is fitted on.
+        out: `leaps/` in there gets the adapters that a named method's leaps leave.
+        on_leap: called after a leap in the middle of the run.
+    """
+    seed, validation = arm.train.seed, as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
-        config = ControllerConfig(**arm.dials) if arm.dials else None
-        return LeapCallback(
-            arm.window, validation=validation, prompts=arm.prompts, config=config, seed=arm.train.seed
-        )
+        config = ControllerConfig(**{"every": arm.window, "stages": stages_up_to(arm.prompts), **arm.dials})
+        return LeapCallback(policy=Auto(config), validation=validation, seed=seed)
     if arm.leap is None:
         return None
-    rows = [validation[i] for i in range(arm.leap.prompts)]
-    return SingleLeap(
-        plain,
-        arm.start,
-        arm.leap.method,
-        rows,
-        folder / "leap",
-        horizon=arm.leap.horizon,
-        alphas=arm.leap.alphas,
-        prompts=arm.leap.prompts,
+    policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / "leaps", writes=launched().leader))
+    if arm.leap.accept == "argmax":
+        return LeapCallback(
+            policy=policy,
+            validation=validation,
+            seed=seed,
+            on_leap=on_leap,
+            rollback=False,
+            longest=math.inf,
+            truncated=1.0,
+            divergence=math.inf,
+        )
+    return LeapCallback(policy=policy, validation=validation, seed=seed, on_leap=on_leap)
+
+
+def _policy(arm: ArmSettings, leap: LeapSettings, disk: DiskHistory) -> AtSteps:
+    argmax = leap.accept == "argmax"
+    return AtSteps(
+        leap.method,
+        leap.horizon,
+        alpha=None if leap.search else leap.alphas[0],
+        alphas=leap.alphas,
+        at=leap.at or (arm.start,),
+        every=None if argmax else arm.train.save_every,
+        acceptance=Acceptance(stages_up_to(leap.prompts), argmax=argmax),
+        disk=disk,
         seed=arm.train.seed,
     )
 
 
-def _cycles(arm: ArmSettings, run: Run, record: ArmRecord, meter: Meter) -> cycles.Cycles:
-    assert arm.leap is not None
-    validation = as_dataset(base.get(arm.task).examples("validation"))
-    # A leap at the step that the run goes on from is made again: the checkpoint is from before it.
-    step = run.resume.step if run.resume else 0
-    record.cycles = [c for c in record.cycles if c["step"] < step]
-    return cycles.Cycles(
-        arm.leap, record, run.out / "leaps", validation, arm.train.seed, measure=meter.evaluate
-    )
-
-
-def _spent(leaper: TrainerCallback | None) -> tuple[int, float]:
-    """(completions, seconds) that searches and fits have taken so far."""
-    if isinstance(leaper, LeapCallback):
-        return leaper.costs.search_completions, leaper.costs.search_seconds
-    if isinstance(leaper, SingleLeap) and leaper.record is not None:
-        return leaper.record.search_completions, leaper.record.search_seconds + leaper.record.fit_seconds
-    return 0, 0.0
-
-
-def _update(record: ArmRecord, leaper: TrainerCallback | None, state: TrainerState) -> None:
+def _update(record: ArmRecord, leaper: LeapCallback | None, state: TrainerState) -> None:
     """Bring a record up to the trainer's step; may be called any number of times."""
-    record.search_completions, record.search_seconds = (
-        cycles.spent(record) if record.cycles else _spent(leaper)
-    )
-    if isinstance(leaper, LeapCallback):
+    if leaper is not None:
+        costs = leaper.costs
         record.decisions = leaper.decisions
+        record.search_completions, record.search_seconds = costs.search_completions, costs.search_seconds
+        record.fit_seconds = costs.fit_seconds
     record.rewards = [float(h["reward"]) for h in state.log_history if h.get("reward") is not None]
-
-
-def _finish(record: ArmRecord, arm: ArmSettings, leaper: TrainerCallback | None) -> None:
-    """What is put right once, at an arm's end."""
-    if isinstance(leaper, SingleLeap) and leaper.record is not None:
-        record.leap = leaper.record.as_dict()
-        # A single leap happens before the first step, when the meter's clock has not begun.
-        record.seconds = [round(s + record.search_seconds, 3) for s in record.seconds]
-    if arm.merge:
-        record.steps = [step + arm.start for step in record.steps]
 
 
 def temperature_control(

@@ -7,11 +7,13 @@ run and are no part of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl.engines.trl.decision_log import Costs
 from nextrl.runs.arm import ArmRecord, ArmSettings, Progress
 from nextrl.tasks import base
 from nextrl.tasks.evaluate import Accuracy, evaluate
@@ -27,7 +29,7 @@ class Meter(TrainerCallback):
         before: completions and seconds that were spent before the first step (by the arm this one goes on from).
 
     Attributes:
-        search: completions that searches have taken so far.
+        costs: what deciding on leaps has taken so far.
     """
 
     def __init__(
@@ -39,14 +41,15 @@ class Meter(TrainerCallback):
         if record.steps:
             self._seconds = record.train_seconds
         self._offset: int | None = 0 if record.steps else None
-        self.search: Callable[[], int] = lambda: 0
+        self._mark: float | None = None
+        self.costs: Callable[[], Costs] = Costs
         self.progress: Progress = lambda name, step: None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the arm where it starts, leap included; one that was stopped has been measured there."""
-        self._mark = time.perf_counter()
+        self.tick()
         if self._offset is None:
             self._offset = state.global_step
             self.evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
@@ -63,7 +66,11 @@ class Meter(TrainerCallback):
     def tick(self) -> None:
         """Bring the record's clock up to now."""
         now = time.perf_counter()
-        self._seconds += now - self._mark
+        if self._mark is None:
+            # A leap at the very step that training begins at was made before this clock was started.
+            self._seconds += self.costs().search_seconds - self.record.search_seconds
+        else:
+            self._seconds += now - self._mark
         self._mark = now
         self.record.train_seconds = self._seconds
 
@@ -78,23 +85,21 @@ class Meter(TrainerCallback):
         r.se.append(result.se)
         r.greedy.append(result.greedy if result.greedy is not None else float("nan"))
         trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
-        r.completions.append(self._completions + trained + self.search())
+        r.completions.append(self._completions + trained + self.costs().search_completions)
         r.seconds.append(round(self._seconds, 3))
         r.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
         self._mark = time.perf_counter()
 
 
-class evaluation_weights:
-    """Schedule-free optimizers keep the averaged weights aside: swap them in while evaluating or saving."""
-
-    def __init__(self, optimizer: Any) -> None:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self._optimizer = inner if hasattr(inner, "eval") and hasattr(inner, "train") else None
-
-    def __enter__(self) -> None:
-        if self._optimizer is not None:
-            self._optimizer.eval()
-
-    def __exit__(self, *_: object) -> None:
-        if self._optimizer is not None:
-            self._optimizer.train()
+@contextmanager
+def evaluation_weights(optimizer: Any) -> Iterator[None]:
+    """Inside, the model holds the averaged weights that schedule-free optimizers keep aside."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not (hasattr(inner, "eval") and hasattr(inner, "train")):
+        yield
+        return
+    inner.eval()
+    try:
+        yield
+    finally:
+        inner.train()

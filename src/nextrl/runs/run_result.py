@@ -60,21 +60,20 @@ def summarise_run(
 
 
 def _jumps(record: ArmRecord, steps: Sequence[int]) -> list[tuple[int, int]]:
-    """Checkpoints between which the run leapt: a cycle leaps after its step was saved, `auto` before."""
-    moved = [int(c["step"]) for c in record.cycles if c["alpha"]]
-    jumps = [(s, min((t for t in steps if t > s), default=s)) for s in moved]
+    """Checkpoints between which the run leapt: a named method leaps after its step was saved, `auto` before."""
+    jumps = []
     for decision in record.decisions:
-        if decision["alpha"]:
-            step = int(decision["step"])
-            before = max((t for t in steps if t < step), default=0)
-            jumps.append((before, min((t for t in steps if t >= step), default=step)))
+        if decision.accepted or decision.rolled_back is not None:
+            step, after_save = decision.step, decision.horizon is not None
+            before = max((t for t in steps if t < step or (after_save and t == step)), default=0)
+            jumps.append((before, min((t for t in steps if t > before), default=step)))
     return jumps
 
 
 def _excess(record: ArmRecord, figures: Mapping[str, Any]) -> float | None:
     """Mean excess persistence where the run stands, None where it was too short to show any."""
-    seen = [float(d["excess"]) for d in record.decisions if d["excess"] is not None][-_LAST_WINDOWS:]
-    if not record.decisions:
+    seen = [d.excess for d in record.decisions if d.excess is not None][-_LAST_WINDOWS:]
+    if not seen:
         seen = next((list(v.values()) for v in figures["excess"].values() if v), [])
     return sum(seen) / len(seen) if seen else None
 
@@ -99,7 +98,9 @@ def _sentences(
             "Whether that saved anything, only the same run with leap.method=none can say: there is no plain arm here."
         )
     if mean is not None:
-        where = "over its last windows" if record.decisions else "over the run"
+        where = (
+            "over its last windows" if any(d.excess is not None for d in record.decisions) else "over the run"
+        )
         sentences.append(f"Its excess persistence averages {mean:.2f} {where}: {_MEANING[regime_of(mean)]}")
     return sentences
 

@@ -57,6 +57,25 @@ def inference(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+@dataclass(frozen=True)
+class Completions:
+    """One sampled completion per prompt, padded: prompts on the left, completions on the right.
+
+    Attributes:
+        texts: without special tokens.
+        ids: (n, prompt + completion) int64.
+        attention: (n, prompt + completion) int64, 0 at padding.
+        mask: (n, completion) int64, 1 at the model's own tokens, end-of-sequence included.
+        ended: (n,) bool, whether the end-of-sequence token is there.
+    """
+
+    texts: list[str]
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+    ended: Tensor
+
+
 def complete(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -67,7 +86,7 @@ def complete(
     seed: int = 0,
     batch: int = 1024,
 ) -> list[str]:
-    """One completion a prompt, as text without special tokens.
+    """One completion per prompt, as text without special tokens.
 
     Args:
         max_new_tokens: most tokens a completion, end-of-sequence included.
@@ -75,6 +94,23 @@ def complete(
         batch: prompts in one call of `generate`.
     """
     texts: list[str] = []
+    with seeded(seed):
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            found = sample(model, tokenizer, part, max_new_tokens=max_new_tokens, temperature=temperature)
+            texts += found.texts
+    return texts
+
+
+def sample(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float | None = 1.0,
+) -> Completions:
+    """`complete` for one batch, with its tokens; draws from torch's present random state."""
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature is not None,
@@ -84,13 +120,16 @@ def complete(
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    with inference(model), seeded(seed):
-        for start in range(0, len(prompts), batch):
-            encoded = tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True)
-            ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-    return texts
+    encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    ids, attention = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
+    with inference(model):
+        out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+    own = out[:, ids.shape[1] :]
+    ends = own == tokenizer.eos_token_id
+    # Tokens before the first end-of-sequence token, and that one.
+    mask = ((ends.cumsum(1) - ends.long()) == 0).long()
+    texts = tokenizer.batch_decode(own, skip_special_tokens=True)
+    return Completions(texts, out, torch.cat([attention, mask], 1), mask, ends.any(1))
 
 
 def grade(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> Tensor:

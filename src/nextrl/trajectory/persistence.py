@@ -5,8 +5,11 @@ Pure functions of numbers; `Trajectory.persistence` measures the cosine itself.
 
 from __future__ import annotations
 
+DEFAULT_BETA1 = 0.9
+"""Adam's first momentum coefficient where a run does not say its own."""
 
-def adam_persistence(window: int, beta1: float = 0.9) -> float:
+
+def adam_persistence(window: int, beta1: float = DEFAULT_BETA1) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
     With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one

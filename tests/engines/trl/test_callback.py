@@ -20,7 +20,7 @@ from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.rollouts import log_probabilities
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from trl_runs import VALIDATION, Scripted, fresh_model, same, trainable, trainer, weights
 
 

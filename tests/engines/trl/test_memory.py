@@ -18,7 +18,7 @@ from nextrl.engines.trl.history import AdapterHistory
 from nextrl.engines.trl.memory import JSON, TENSORS, Memory
 from nextrl.engines.trl.rollback import Snapshot
 from nextrl.errors import InputError
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.trajectory.lowrank import LowRank
 from trl_runs import VALIDATION, same, trainer, weights
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextrl.engines.trl.rollback import Snapshot, read_moments, write_moments
-from nextrl.judge.controller import Window
+from nextrl.judge.window import Window
 
 
 def snapshot(reward: float = 0.6, variance: float = 0.0) -> Snapshot:

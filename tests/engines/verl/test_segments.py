@@ -16,7 +16,7 @@ from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.scoring import TransformersScorer
 from nextrl.engines.verl.segments import VerlRun
 from nextrl.errors import InputError
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.tasks import base
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory

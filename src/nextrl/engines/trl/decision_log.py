@@ -1,18 +1,18 @@
-"""What `LeapCallback` tells: one JSON line a window, `leap/*` in the trainer's log, and the account of costs."""
+"""What `LeapCallback` tells: one JSON line per window, `leap/*` in the trainer's log, and the account of costs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_bytes
+from nextrl.judge.decision import DecisionRecord
 
 DECISIONS = "nextrl_decisions.jsonl"
 
-# Entry of a decision -> its name in the trainer's log. What is None there is not logged.
+# Field of a decision -> its name in the trainer's log. What is None there is not logged.
 _LOGGED = {
     "alpha": "leap/alpha",
     "learning_rate": "leap/lr",
@@ -31,13 +31,15 @@ class Costs:
 
     Attributes:
         search_completions: completions generated, searches included.
-        search_seconds: seconds spent at the ends of windows.
+        search_seconds: seconds spent at the ends of windows, fits included.
+        fit_seconds: seconds of them that fitting a named method took.
         leapt_steps: optimizer steps that accepted leaps claim to have skipped (alpha windows, or alpha horizons of a
             named method); undone windows and leaps rolled back, with the window that showed it, are subtracted.
     """
 
     search_completions: int = 0
     search_seconds: float = 0.0
+    fit_seconds: float = 0.0
     leapt_steps: float = 0.0
 
     def saved_steps(self, per_step: int) -> float:
@@ -45,20 +47,21 @@ class Costs:
         return self.leapt_steps - self.search_completions / per_step
 
 
-def begin(output_dir: Path, decisions: list[dict[str, Any]]) -> None:
+def begin(output_dir: Path, decisions: Sequence[DecisionRecord]) -> None:
     """Write the decisions so far (a resumed run's) in the place of what another run left."""
-    lines = "".join(json.dumps(entry) + "\n" for entry in decisions)
+    lines = "".join(decision.model_dump_json() + "\n" for decision in decisions)
     write_bytes(output_dir / DECISIONS, lines.encode())
 
 
-def append(output_dir: Path, entry: Mapping[str, Any]) -> None:
+def append(output_dir: Path, decision: DecisionRecord) -> None:
     """One more line."""
-    with (output_dir / DECISIONS).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    with (output_dir / DECISIONS).open("a", encoding="utf-8") as file:
+        file.write(decision.model_dump_json() + "\n")
 
 
-def show(metrics: Any, entry: Mapping[str, Any]) -> None:
-    """Put an entry's numbers among the metrics that the trainer logs next."""
-    for key, name in _LOGGED.items():
-        if entry.get(key) is not None:
-            metrics[name].append(float(entry[key]))
+def show(metrics: Any, decision: DecisionRecord) -> None:
+    """Put a decision's numbers among the metrics that the trainer logs next."""
+    for field, name in _LOGGED.items():
+        value = getattr(decision, field)
+        if value is not None:
+            metrics[name].append(float(value))

@@ -1,11 +1,21 @@
-"""Checkpoints of the live adapter in memory: the trajectory that a named method is fitted on inside a trainer."""
+"""The trajectory that a named method is fitted on inside a trainer: in memory, or the trainer's own checkpoints."""
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.errors import InputError
+from nextrl.leaps.leap import Leap
 from nextrl.trajectory.trajectory import Trajectory
+
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass
@@ -52,3 +62,55 @@ class AdapterHistory:
 
     def _own(self, steps: list[int]) -> list[int]:
         return [s - self.steps[0] for s in steps]
+
+
+class DiskHistory:
+    """The trainer's checkpoints on disk since the run began or since its last leap.
+
+    A leap's own adapter is written, too: the run stands there afterwards, and the next cycle's trajectory begins there.
+
+    Args:
+        run: directory of `checkpoint-N` folders.
+        leaps: directory for the adapters that leaps leave (`leap-N`).
+        writes: whether this process writes them (process 0).
+    """
+
+    def __init__(self, run: Path, leaps: Path, *, writes: bool = True) -> None:
+        self._run, self._leaps, self._writes = run, leaps, writes
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has leapt yet."""
+        self._since, self._leapt = 0, False
+
+    def trajectory(self, step: int) -> Trajectory:
+        """Checkpoints since the last leap, up to `step`; read when their values are needed.
+
+        Raises:
+            InputError: there are none, or one cannot be read.
+        """
+        folders = {number.step: number.folder for number in numbered(self._run, _CHECKPOINT)[0]}
+        found = {s: folder for s, folder in folders.items() if self._since < s <= step}
+        if self._leapt:
+            found[self._since] = self._leaps / f"leap-{self._since}"
+        elif self._since in folders:
+            found[self._since] = folders[self._since]
+        if not found:
+            raise InputError(f"{self._run}: holds no checkpoint-N folder up to step {step}")
+        return Trajectory.load(found)
+
+    def moved(self, step: int, leap: Leap | None) -> None:
+        """Begin anew at `step`: with the adapter of a leap, or (None) where one was taken back."""
+        if leap is not None and self._writes:
+            folder = self._leaps / f"leap-{step}"
+            shutil.rmtree(folder, ignore_errors=True)  # half of a leap, of a killed process
+            leap.save_adapter(folder)
+        self._since, self._leapt = step, leap is not None
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready memory."""
+        return {"since": self._since, "leapt": self._leapt}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the memory of `state()`."""
+        self._since, self._leapt = state["since"], state["leapt"]

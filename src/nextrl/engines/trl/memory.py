@@ -12,7 +12,6 @@ the checkpoint lacks it.
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from nextrl.trajectory.lowrank import LowRank
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -48,6 +47,7 @@ class Memory:
         partial: the window did not begin where windows begin (a run resumed without a state).
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.
+        waiting: the window has ended, and its decision waits for the checkpoint that is being written.
     """
 
     start: State
@@ -59,6 +59,7 @@ class Memory:
     partial: bool = False
     snapshot: Snapshot | None = None
     history: AdapterHistory = field(default_factory=AdapterHistory)
+    waiting: bool = False
 
 
 def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
@@ -78,6 +79,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
         "offset": memory.offset,
         "factor": memory.factor,
         "partial": memory.partial,
+        "waiting": memory.waiting,
         "previous": None if memory.previous is None else len(memory.previous),
         "snapshot": snapshot,
         "history": {"steps": memory.history.steps, "rewards": list(memory.history.rewards.items())},
@@ -166,6 +168,7 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
         window["partial"],
         _joined_snapshot(window["snapshot"], tensors, device),
         AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
+        window["waiting"],
     )
 
 
@@ -198,18 +201,3 @@ def _joined_snapshot(
     ]
     rest = {name: value for name, value in values.items() if name != "moments"}
     return Snapshot(state=_named(tensors, "before/", device), moments=moments, **rest)
-
-
-def resumed_from(output_dir: Path, step: int) -> Path:
-    """The checkpoint that the running `Trainer.train` was told to go on from.
-
-    Transformers keeps it in a local variable of `train` and tells callbacks the step only, so it is looked up on the
-    call stack; where it is not there, it is the trainer's own checkpoint of that step.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        found = frame.f_locals.get("resume_from_checkpoint")
-        if isinstance(found, str | Path):
-            return Path(found)
-        frame = frame.f_back
-    return output_dir / f"checkpoint-{step}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.live_adapter import State
-from nextrl.judge.controller import Window
+from nextrl.judge.window import Window
 
 Moments = list[dict[str, Any]]
 """One dict an optimizer parameter, in the order of its groups: name of the state -> its tensor or number."""

@@ -42,10 +42,13 @@ from nextrl.engines.verl.data import plain_template, tokenizer, write_data
 from nextrl.engines.verl.scoring import Scorer, TransformersScorer
 from nextrl.engines.verl.state import Leg, State
 from nextrl.errors import InputError
-from nextrl.judge.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision, DecisionRecord
+from nextrl.judge.window import Window
 from nextrl.tasks import base
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.persistence import adam_persistence
+from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -230,7 +233,7 @@ class VerlRun:
         measured = cosine(*(_displacement(window, traj.modules) for window in (before, traj)))
         if not fresh:
             return measured, measured
-        zero = adam_persistence(self._config.every, self._config.beta1)
+        zero = adam_persistence(self._config.every, self._config.beta1 or DEFAULT_BETA1)
         return measured, zero + measured * (1.0 - zero)
 
     def _rewards(self, leg: Leg, start: int, stop: int) -> tuple[float, ...]:
@@ -301,21 +304,17 @@ class VerlRun:
         state.leg, state.final = new, str(adapter.relative_to(self._out))
 
     def _record(self, state: State, window: Window, measured: float | None, decision: Decision) -> None:
-        entry = {
-            "step": window.step,
-            "leg": state.leg.index,
-            "alpha": decision.alpha,
-            "learning_rate": state.leg.rate * decision.rate_factor,
-            "persistence": measured,
-            "excess": decision.excess,
-            "divergence": decision.divergence,
-            "reward": None if math.isnan(window.reward) else window.reward,
-            "reason": decision.reason,
-            "scores": {f"{alpha:g}": score for alpha, score in decision.scores.items()},
-            "cost_completions": state.spent,
-        }
-        state.decisions.append(entry)
-        lines = "".join(json.dumps(decided) + "\n" for decided in state.decisions)
+        record = DecisionRecord.of(
+            decision,
+            step=window.step,
+            leg=state.leg.index,
+            learning_rate=state.leg.rate * decision.rate_factor,
+            persistence=measured,
+            reward=window.reward,
+            cost_completions=state.spent,
+        )
+        state.decisions.append(record)
+        lines = "".join(decided.model_dump_json() + "\n" for decided in state.decisions)
         write_bytes(self._out / "decisions.jsonl", lines.encode())
 
     def _add_seconds(self, state: State, what: str, began: float) -> None:

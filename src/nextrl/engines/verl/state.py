@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import InputError
+from nextrl.judge.decision import DecisionRecord
 
 
 class Leg(BaseModel):
@@ -73,7 +74,7 @@ class State(BaseModel):
     rows: int = 0
     spent: int = 0
     seconds: dict[str, float] = {"training": 0.0, "search": 0.0}
-    decisions: list[dict[str, Any]] = []
+    decisions: list[DecisionRecord] = []
     final: str | None = None
 
 

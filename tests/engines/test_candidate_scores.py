@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextrl.engines.candidate_scores import CandidateScores
 from nextrl.engines.live_adapter import State, along
-from nextrl.engines.trl.candidate_scores import CandidateScores
 from nextrl.judge.guard import Guard
 
 START, END, LAST = {"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)}, torch.tensor(1.9)

@@ -1,36 +1,87 @@
-"""Scoring candidate adapters inside a trainer: write one, sample, put the old one back, object where it must not be."""
+"""Scoring candidate adapters in a live model: write one, sample, put the old one back, object where it must not be.
+
+What samples is a trainer (`engines.trl.rollouts`, `likelihood`) or a model by itself (`engines.offline`): anything with
+the methods of `Rollouts`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
-from nextrl.engines.trl.divergence import RolloutDivergence
-from nextrl.engines.trl.likelihood import HeldOutLikelihood
-from nextrl.engines.trl.rollouts import Row, TrainerRollouts
-from nextrl.judge.controller import Diverge
 from nextrl.judge.guard import Answers, Guard, pooled
 from nextrl.judge.paired_search import Refused, Score
+from nextrl.judge.window import Diverge
 
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
 
+Row = dict[str, Any]
+"""One held-out example: `prompt` and whatever else is needed to score it."""
+
 _STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
 
-class CandidateScores:
-    """Asks a trainer what candidates are worth; the adapter is always as before, afterwards.
+class Rollouts(Protocol):
+    """Scores held-out rows with the weights that a model now has.
 
     Attributes:
-        divergences: alpha -> nats a token by which a leap forward left the policy, of the latest search.
+        completions: completions generated so far.
+        mean_length: mean length in tokens of the latest ones; NaN where unknown.
+        truncated: share of the latest ones that did not end by themselves; NaN where unknown.
     """
 
-    def __init__(
-        self, adapter: LiveAdapter, rollouts: TrainerRollouts | HeldOutLikelihood, guard: Guard
-    ) -> None:
+    completions: int
+    mean_length: float
+    truncated: float
+
+    def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
+        """Reward of one completion per row, (n,) float64: the same random numbers for the same rows and seed."""
+        ...
+
+    def log_probabilities(self) -> Tensor | None:
+        """Log-probability of each token of the latest completions under the present weights, (n, length) float32."""
+        ...
+
+    def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
+        """KL(candidate || current), nats per token, from `log_probabilities` of the candidate's own completions."""
+        ...
+
+
+class DivergenceMeasure(Protocol):
+    """How far other weights would move a policy, on completions that are there anyway (`engines.trl.divergence`)."""
+
+    rollouts: tuple[Tensor, Tensor, Tensor] | None
+
+    def recall(self) -> bool:
+        """Take the policy of the last training step as the current one; False where it is not known."""
+        ...
+
+    def anchor(self) -> bool:
+        """Take the present weights as the current policy; False where there are no completions."""
+        ...
+
+    def read(self) -> Tensor:
+        """Log-probabilities under the present weights."""
+        ...
+
+    def divergence(self, candidate: Tensor) -> float:
+        """Divergence of a candidate by what `read` found under its weights, nats per token."""
+        ...
+
+
+class CandidateScores:
+    """Asks what candidates are worth; the adapter is always as before, afterwards.
+
+    Attributes:
+        divergences: alpha -> nats per token by which a leap forward left the policy, of the latest search.
+    """
+
+    def __init__(self, adapter: LiveAdapter, rollouts: Rollouts, guard: Guard) -> None:
         self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
         self.divergences: dict[float, float] = {}
 
@@ -78,9 +129,9 @@ class CandidateScores:
         return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
 
     def distances(
-        self, candidate: Candidate, end: State, measure: RolloutDivergence
+        self, candidate: Candidate, end: State, measure: DivergenceMeasure
     ) -> tuple[Diverge, Diverge]:
-        """Divergence a token of a leap from `end`: (from the present policy, from that of the last training step).
+        """Divergence per token of a leap from `end`: (from the present policy, from that of the last training step).
 
         NaN where it cannot be measured. What one has read the other does not read again.
         """

@@ -1,0 +1,130 @@
+"""Carrying a leap out in a running trainer: the one place where a policy's weights are moved.
+
+Whoever decides (`policies`), and whether it is a leap or one that is taken back, the same happens here: the factors are
+written in place, the inference engine is told that its weights are stale, rollouts of the old policy are dropped, and
+with vLLM the first rollout afterwards is checked for having come from the new weights (`delivery`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.delivery import check_delivery
+from nextrl.engines.trl.instruments import Instruments
+from nextrl.engines.trl.memory import Memory
+from nextrl.engines.trl.rollback import Snapshot, read_moments, whole, write_moments
+from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.judge.decision import Decision
+from nextrl.judge.window import Window
+
+
+@dataclass
+class Run:
+    """A training run as a leap finds it.
+
+    Attributes:
+        trainer, adapter, ranks, tools: what is trained, on which processes, measured with what.
+        optimizer, scheduler: whose rates are scaled.
+        undelivered: the adapter on both sides of a leap that an inference engine has yet to show it has taken.
+    """
+
+    trainer: Any
+    adapter: LiveAdapter
+    ranks: Ranks
+    tools: Instruments
+    optimizer: Any
+    scheduler: Any
+    undelivered: tuple[State, State] | None = None
+
+    @property
+    def rate(self) -> float:
+        """The present learning rate."""
+        return float(getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]["lr"])
+
+    @property
+    def beta1(self) -> float:
+        """Memory of the optimizer's first moment: Adam's beta1, SGD's momentum, 0 where there is none."""
+        group = getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]
+        betas = group.get("betas")
+        return float(betas[0] if betas else group.get("momentum", 0.0))
+
+    @property
+    def completions_per_step(self) -> int:
+        """Fresh completions per step, over all processes; a buffered generation batch counts once."""
+        args = self.trainer.args
+        sampled = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return max(1, int(sampled) // int(getattr(args, "num_iterations", 1)))
+
+    def check_delivery(self) -> None:
+        """Look at the first rollouts after a leap, where an engine of its own sampled them.
+
+        Raises:
+            StaleWeights: they came from the weights before it.
+        """
+        if self.undelivered is not None:
+            check_delivery(self.trainer, self.adapter, *self.undelivered)
+            self.undelivered = None
+
+
+def apply_leap(run: Run, state: State) -> None:
+    """Move the adapter to `state` (every process the same), and see to it that nothing of the old policy is used."""
+    before = run.adapter.read()
+    run.adapter.write(state)
+    run.tools.rollouts.mark_weights_changed()
+    run.tools.rollouts.drop_buffered()
+    if getattr(run.trainer, "use_vllm", False):
+        run.undelivered = before, run.adapter.read()
+
+
+def carry_out(
+    run: Run,
+    memory: Memory,
+    decision: Decision,
+    candidate: Candidate,
+    window: Window,
+    steps: float,
+    rollback: bool,
+) -> None:
+    """Do what a decision says: leap, and scale the learning rate.
+
+    Args:
+        memory: gets a snapshot where the leap may be taken back, and the rate's factor.
+        candidate: the adapter as a function of alpha.
+        steps: optimizer steps that the leap claims to save.
+        rollback: keep a snapshot of the run before a leap forward.
+    """
+    if decision.alpha:
+        if rollback and decision.alpha > 0.0 and whole(run.adapter.parameters):
+            memory.snapshot = Snapshot(
+                step=window.step,
+                alpha=decision.alpha,
+                steps=steps,
+                factor=memory.factor,
+                reward=window.reward,
+                variance=window.variance,
+                state=run.adapter.read(),
+                moments=read_moments(run.optimizer),
+            )
+        apply_leap(run, run.ranks.same(candidate(decision.alpha)))
+    scale_rate(run, memory, decision.rate_factor)
+
+
+def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
+    """Put adapter, rate and moments back as they were before the last leap."""
+    apply_leap(run, before.state)
+    write_moments(run.optimizer, before.moments)
+    scale_rate(run, memory, before.factor / memory.factor)
+    memory.factor = before.factor
+    why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
+    return Decision(0.0, 1.0, f"{why}: rolled back", None, {}, 0)
+
+
+def scale_rate(run: Run, memory: Memory, factor: float) -> None:
+    """Multiply the learning rate, and remember by how much in all."""
+    if factor != 1.0:
+        set_rate_factor(run.optimizer, run.scheduler, factor)
+        memory.factor *= factor

@@ -1,0 +1,59 @@
+"""What `LeapCallback` asks at the end of a window: `Auto`, or a named method (`AtSteps`).
+
+A policy decides and moves nothing. It says when a window ends, is shown what the window shows (`View`), and answers
+with a decision and the candidate that the decision's alpha belongs to. A new way to decide is one more file with a
+class that has the methods of `Policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nextrl.engines.trl.policies.at_steps import AtSteps
+from nextrl.engines.trl.policies.auto import Auto
+from nextrl.engines.trl.policies.base import Policy, View
+from nextrl.errors import InputError
+from nextrl.judge.acceptance import Acceptance, stages_up_to
+from nextrl.judge.controller_config import ControllerConfig
+
+__all__ = ["AtSteps", "Auto", "Policy", "View", "policy_of"]
+
+
+def policy_of(
+    method: str,
+    every: int | None,
+    config: ControllerConfig | None,
+    prompts: int | None,
+    *,
+    at: Sequence[int] | None,
+    horizon: int,
+    alpha: float | None,
+    alphas: Sequence[float],
+) -> Auto | AtSteps:
+    """The policy that the arguments of `LeapCallback` describe.
+
+    Raises:
+        InputError: they contradict each other, or one is out of range.
+    """
+    if prompts is not None and prompts < 2:
+        raise InputError(f"prompts must be at least 2 to compare candidates, not {prompts}")
+    if method == "auto" and (at is not None or alpha is not None):
+        raise InputError("at= and alpha= belong to a named method: auto decides both by itself")
+    config = config or ControllerConfig()
+    config = config if every is None else replace(config, every=every)
+    if prompts is not None:
+        config = replace(config, stages=stages_up_to(prompts))
+    if method == "auto":
+        return Auto(config)
+    return AtSteps(
+        method,
+        horizon,
+        alpha=alpha,
+        alphas=alphas,
+        at=at,
+        every=config.every,
+        acceptance=Acceptance(config.stages, config.level),
+        fall=config.fall,
+        fall_errors=config.fall_errors,
+    )

@@ -1,0 +1,168 @@
+"""A method of the registry as a policy: fitted on the run's own checkpoints, alpha searched or given."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.live_adapter import along, leap_into
+from nextrl.engines.trl.history import DiskHistory
+from nextrl.engines.trl.policies.base import View, agreed
+from nextrl.errors import InputError
+from nextrl.extrapolators import check_alpha, get
+from nextrl.judge.acceptance import ALPHAS, Acceptance
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision, searched, stay
+from nextrl.judge.paired_search import Score
+from nextrl.leaps.leap import Leap, leap
+from nextrl.trajectory.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 8  # most windows without a search after searches in which staying put won
+
+
+class AtSteps:
+    """A method of the registry, fitted on the run's own checkpoints: at named steps, or at the end of every window.
+
+    It never changes the learning rate: what a method says about the path says nothing about the rate (docs/auto.md).
+
+    Args:
+        method: an extrapolator's name.
+        horizon: optimizer steps ahead that alpha = 1 stands for.
+        alpha: take this one, unseen; None searches `alphas` and staying put on held-out prompts.
+        alphas: candidates of a search.
+        at: leap after these steps only; None at the end of every window, as soon as the horizon allows.
+        every: optimizer steps per window; None ends windows at `at` alone (nothing can be taken back then).
+        acceptance: how a candidate is accepted.
+        disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
+        seed: of methods that draw random numbers.
+        fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
+
+    Raises:
+        InputError: unknown method, a horizon below 1, an alpha out of range, neither `at` nor `every`.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        horizon: int = 50,
+        *,
+        alpha: float | None = None,
+        alphas: Sequence[float] = ALPHAS,
+        at: Sequence[int] | None = None,
+        every: int | None = 10,
+        acceptance: Acceptance | None = None,
+        disk: DiskHistory | None = None,
+        seed: int = 0,
+        fall: float = ControllerConfig.fall,
+        fall_errors: float = ControllerConfig.fall_errors,
+    ) -> None:
+        if horizon < 1:
+            raise InputError(f"the horizon must be at least 1 step, not {horizon}")
+        if every is None and at is None:
+            raise InputError("a named method needs at= (steps) or every= (steps per window)")
+        self._learns_accuracy = hasattr(get(method), "accuracy")
+        self.method: str = method
+        self._horizon, self._at = horizon, None if at is None else frozenset(at)
+        self._alpha = None if alpha is None else check_alpha(alpha)
+        self._alphas = tuple(check_alpha(a) for a in alphas)
+        self._windows, self.every = every is not None, every or 1
+        self.searches, self.keeps_history, self.listens = alpha is None, disk is None, False
+        self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
+        self._disk, self._seed = disk, seed
+        self.fall, self.fall_errors = fall, fall_errors
+        self._fruitless = self._wait = 0
+        self._fitted: Leap | None = None
+
+    @property
+    def steps_of_one(self) -> int:
+        """The horizon."""
+        return self._horizon
+
+    def begin(self, beta1: float, rows: int) -> None:
+        """Forget earlier searches and leaps."""
+        self.acceptance = self._given.within(rows) if self.searches else self._given
+        self._fruitless = self._wait = 0
+        if self._disk is not None:
+            self._disk.begin()
+
+    def ends_window(self, step: int) -> bool:
+        """Every `every` steps, and at the named ones whatever the window's length."""
+        return (self._windows and step % self.every == 0) or self._named(step)
+
+    def waits_for_checkpoint(self, step: int) -> bool:
+        """Where the method reads checkpoints from disk."""
+        return self._disk is not None and self._named(step)
+
+    def _named(self, step: int) -> bool:
+        return self._at is not None and step in self._at
+
+    def decide(self, view: View) -> tuple[Decision, Candidate]:
+        """Fit on the checkpoints since the last leap; then the alpha given, or a search."""
+        step, nothing = view.window.step, partial(along, view.start, view.end)
+        if self._disk is None:
+            view.history.add(step, view.end, view.window.reward)
+        if because := self._resting(step):
+            return stay(f"{self.method}: {because}"), nothing
+        began = time.perf_counter()
+        try:
+            fitted = self._fit(view, step)
+        except InputError as error:
+            # Found out in the middle of a run: an adapter that did not move is no reason to throw the run away.
+            if self._at is not None:
+                log.warning("no leap at step %d: %s", step, error)
+            return replace(stay(f"{self.method}: {error}"), horizon=self._horizon), nothing
+        seconds = time.perf_counter() - began
+        self._fitted, candidate = fitted, partial(leap_into, view.adapter, fitted)
+        decision = agreed(view.ranks, self, self._choose, view.score(candidate))
+        lost = replace(fitted, alpha=decision.alpha).discarded if decision.alpha else 0.0
+        return replace(decision, horizon=self._horizon, fit_seconds=seconds, discarded=float(lost)), candidate
+
+    def _resting(self, step: int) -> str | None:
+        """Why nothing is tried after this step; None where something is."""
+        if self._at is not None:
+            return None if step in self._at else "no leap is due"
+        if self._wait:
+            self._wait -= 1
+            return "the last searches stayed put: waiting"
+        return None
+
+    def _fit(self, view: View, step: int) -> Leap:
+        traj: Trajectory
+        if self._disk is not None:
+            view.ranks.wait()  # process 0 has only just written the last checkpoint
+            traj, accuracy = self._disk.trajectory(step), None
+        else:
+            traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
+        params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
+        return leap(traj, self.method, self._horizon, seed=self._seed, **params)
+
+    def _choose(self, score: Score) -> Decision:
+        if self._alpha is not None:
+            return replace(stay(f"{self.method}: alpha {self._alpha:g} as given"), alpha=self._alpha)
+        alpha, scores = self.acceptance.choose(score, self._alphas)
+        self._fruitless = 0 if alpha else self._fruitless + 1
+        self._wait = 0 if alpha else min(PATIENCE, 2 ** (self._fruitless - 1))
+        return searched(self.method, alpha, scores)
+
+    def moved(self, step: int, alpha: float) -> None:
+        """Have the next leap's checkpoints begin here, with the adapter that this one left."""
+        if self._disk is not None:
+            self._disk.moved(step, replace(self._fitted, alpha=alpha) if self._fitted and alpha else None)
+
+    def state(self) -> dict[str, Any]:
+        """What earlier searches and leaps left."""
+        own = {"fruitless": self._fruitless, "wait": self._wait}
+        return own if self._disk is None else {**own, "disk": self._disk.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the memory of `state()`."""
+        self._fruitless, self._wait = state["fruitless"], state["wait"]
+        if self._disk is not None:
+            self._disk.restore(state["disk"])

@@ -1,0 +1,225 @@
+"""One training run under `LeapCallback`: its windows from beginning to end, and the account of what they cost.
+
+`Session` lives from the first step of a run to its last. At the end of a window it looks at what is free, takes the
+last leap back or has the policy decide, carries the decision out, and writes it down. The policy says when windows
+end; the callback says which event of the trainer that is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nextrl.engines.candidate_scores import Candidate, CandidateScores
+from nextrl.engines.live_adapter import State, cosine
+from nextrl.engines.trl import apply_leap, decision_log
+from nextrl.engines.trl.decision_log import Costs
+from nextrl.engines.trl.memory import Memory
+from nextrl.engines.trl.policies import Policy, View
+from nextrl.engines.trl.rollback import Snapshot
+from nextrl.engines.trl.rollouts import Row
+from nextrl.judge.decision import Decision, DecisionRecord
+from nextrl.judge.guard import Guard
+from nextrl.judge.paired_search import Score
+from nextrl.judge.window import Window
+
+
+class Session:
+    """The windows of one run.
+
+    Args:
+        run: the trainer and what belongs to it.
+        policy: what decides.
+        guard: what a leap forward must not do.
+        rows: held-out rows that candidates are scored on.
+        step: where the run begins, or goes on.
+        adapt_lr, leaps, rollback, keep, seed, on_leap: see `LeapCallback`.
+
+    Attributes:
+        memory: what lies in the trainer's checkpoints.
+        decisions, costs: see `LeapCallback`.
+    """
+
+    def __init__(
+        self,
+        run: apply_leap.Run,
+        policy: Policy,
+        guard: Guard,
+        rows: Sequence[Row],
+        step: int,
+        *,
+        adapt_lr: bool = True,
+        leaps: bool = True,
+        rollback: bool = True,
+        keep: int = 15,
+        seed: int = 0,
+        on_leap: Callable[[int, Any, Any], None] | None = None,
+    ) -> None:
+        self.run, self.policy, self.rows = run, policy, rows
+        self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
+        self._keep, self._seed, self._on_leap = keep, seed, on_leap
+        policy.begin(run.beta1, len(rows))
+        self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
+        self.decisions: list[DecisionRecord] = []
+        self.costs = Costs()
+        self.memory = Memory(run.adapter.read())
+        self.memory.history.most = keep
+        self._begin_history(step)
+
+    def state(self) -> dict[str, Any]:
+        """What belongs into a checkpoint beside `memory`, as JSON-ready values."""
+        return {
+            "every": self.policy.every,
+            "policy": self.policy.state(),
+            "latest_reward": self.run.tools.rewards.latest,
+            "costs": asdict(self.costs),
+            "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
+        }
+
+    def restore(self, memory: Memory, state: dict[str, Any]) -> None:
+        """Take up the memory and the `state()` of a checkpoint."""
+        self.memory = memory
+        self.memory.history.most = self._keep
+        self.policy.restore(state["policy"])
+        self.run.tools.rewards.latest = state["latest_reward"]
+        self.costs = Costs(**state["costs"])
+        self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
+        self.run.tools.rollouts.completions = self.costs.search_completions
+
+    def step_begins(self) -> None:
+        """Note the rate that a step is taken at."""
+        self.memory.rate = max(self.memory.rate, self.run.rate)
+
+    def step_ended(self, step: int) -> None:
+        """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
+        self.memory.rewards.append(self.run.tools.rewards.new())
+        self.run.check_delivery()
+        if not self.policy.ends_window(step):
+            return
+        if self.memory.partial:
+            self._begin_window()
+            self._begin_history(step)
+        else:
+            self._end_window(step)
+
+    def _end_window(self, step: int) -> None:
+        """Take the last leap back, or have the policy decide; now, or once the checkpoint is there."""
+        end = self.run.adapter.read()
+        window, moved = self._look(step, end)
+        before, self.memory.snapshot = self.memory.snapshot, None
+        fell = before is not None and self.run.ranks.once(
+            partial(before.fell, window, self.policy.fall, self.policy.fall_errors)
+        )
+        if before is not None and fell:
+            self._take_back(before, window)
+        elif self.policy.waits_for_checkpoint(step):
+            self.memory.waiting = True
+        else:
+            self._decide(window, moved, end)
+
+    def checkpoint_is_there(self, step: int) -> None:
+        """Decide what waited for the checkpoint of this step; nothing where nothing did."""
+        if self.memory.waiting:
+            self.memory.waiting, end = False, self.run.adapter.read()
+            decision = self._decide(*self._look(step, end), end)
+            if decision.alpha and self._on_leap is not None:
+                self._on_leap(step, self.run.trainer.model, self.run.optimizer)
+
+    def _look(self, step: int, end: State) -> tuple[Window, Any]:
+        """What the window shows for free, and its displacement."""
+        kept = self.memory
+        moved = self.run.adapter.displacement(kept.start, end)
+        persistence = None if kept.previous is None else cosine(moved, kept.previous)
+        trained = step * self.run.completions_per_step
+        return Window(step, persistence, tuple(kept.rewards), kept.rate, trained), moved
+
+    def _decide(self, window: Window, moved: Any, end: State) -> Decision:
+        """Ask the policy, and do what it says."""
+        began, kept = time.perf_counter(), self.memory
+        kept.previous = moved
+        view = View(
+            window, kept.start, end, kept.history, self.run.adapter, self.run.ranks,
+            partial(self._scorer, end, window.step),
+            lambda candidate: self.scores.distances(candidate, end, self.run.tools.distance),
+        )  # fmt: skip
+        decision, candidate = self.policy.decide(view)
+        if decision.completions:
+            kept.offset += self.policy.acceptance.prompts
+        acted = replace(
+            decision,
+            alpha=decision.alpha if self._leaps else 0.0,
+            rate_factor=decision.rate_factor if self._adapt_lr else 1.0,
+        )
+        steps = acted.alpha * self.policy.steps_of_one
+        apply_leap.carry_out(self.run, kept, acted, candidate, window, steps, self._rollback)
+        self.costs.leapt_steps += steps
+        self.costs.fit_seconds += decision.fit_seconds
+        self._close(window, decision, began, moved_by=acted.alpha or None)
+        return acted
+
+    def _take_back(self, before: Snapshot, window: Window) -> None:
+        began = time.perf_counter()
+        decision = apply_leap.take_back(self.run, self.memory, before, window)
+        self.costs.leapt_steps -= before.steps + window.step - before.step
+        self._close(window, decision, began, moved_by=0.0, taken_back=before.step)
+
+    def _scorer(self, end: State, step: int, candidate: Candidate) -> Score:
+        offset, most = self.memory.offset, self.policy.acceptance.prompts
+
+        def rows(start: int, stop: int) -> list[Row]:
+            return [self.rows[(offset + i) % len(self.rows)] for i in range(start, min(stop, most))]
+
+        return self.scores.scorer(candidate, end, rows, self._seed + step)
+
+    def _close(
+        self,
+        window: Window,
+        decision: Decision,
+        began: float,
+        *,
+        moved_by: float | None,
+        taken_back: int | None = None,
+    ) -> None:
+        """Begin the next window, and write down what was decided at the end of this one.
+
+        Args:
+            began: when the clock was started for it.
+            moved_by: alpha of a leap, 0.0 where one was taken back, None where the adapter was not moved.
+            taken_back: the step of the leap that was.
+        """
+        run, costs = self.run, self.costs
+        if moved_by is not None:
+            self.policy.moved(window.step, moved_by)
+            self._begin_history(window.step)
+        self._begin_window()
+        run.tools.rewards.mark()
+        costs.search_completions = run.tools.rollouts.completions
+        costs.search_seconds += time.perf_counter() - began
+        record = DecisionRecord.of(
+            decision,
+            step=window.step,
+            method=self.policy.method,
+            learning_rate=run.rate,
+            persistence=window.persistence,
+            reward=window.reward,
+            divergences=self.scores.divergences if decision.completions else {},
+            cost_completions=costs.search_completions,
+            saved_steps_estimate=costs.saved_steps(run.completions_per_step),
+            rolled_back=taken_back,
+        )
+        self.decisions.append(record)
+        decision_log.show(run.trainer._metrics["train"], record)
+        if run.trainer.args.should_save:
+            decision_log.append(Path(run.trainer.args.output_dir), record)
+
+    def _begin_window(self) -> None:
+        kept = self.memory
+        kept.start, kept.rewards, kept.rate, kept.partial = self.run.adapter.read(), [], 0.0, False
+
+    def _begin_history(self, step: int) -> None:
+        if self.policy.keeps_history:
+            self.memory.history.begin(step, self.run.adapter.read())

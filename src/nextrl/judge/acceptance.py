@@ -1,0 +1,71 @@
+"""Which candidate leap is taken: the one rule for every leap that is searched, whoever proposes it.
+
+Candidates are scored on held-out prompts in stages (successive halving), each against staying put on the same prompts
+with the same random numbers, and one is taken only if it gains more than `level` standard errors of the paired
+difference. `argmax` is the rule of the papers instead: the best mean, however small its lead. It now and then takes a
+winner by noise (docs/predictors.md), and is there to reproduce them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from nextrl.errors import InputError
+from nextrl.judge.paired_search import Score, Scores, grid_search, refine
+
+PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""The sweep of NExt's sensitivity study (arXiv 2604.11446; second-hand)."""
+
+WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Candidates for other methods: a run far below its tuned rate wants more than the paper's (docs/predictors.md)."""
+
+ALPHAS = (-0.5, *WIDE_ALPHAS)
+"""Candidates where a step back is looked at, too."""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The rule.
+
+    Attributes:
+        stages: ascending numbers of held-out prompts that every candidate, and then the contenders, are scored on.
+        level: standard errors of the paired difference by which a candidate must beat staying put.
+        argmax: take the best mean over all prompts at once, as papers do; `level` is not asked then.
+    """
+
+    stages: tuple[int, ...] = (16, 32, 64)
+    level: float = 2.0
+    argmax: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 2:
+            raise InputError(f"stages must be ascending numbers of prompts from 2 on, not {self.stages}")
+        if not self.level >= 0.0:
+            raise InputError(f"level must be at least 0 standard errors, not {self.level:g}")
+
+    @property
+    def prompts(self) -> int:
+        """Held-out prompts that a candidate is scored on at most."""
+        return self.stages[-1]
+
+    def within(self, rows: int) -> Acceptance:
+        """The same rule where only so many held-out prompts are there."""
+        return self if rows >= self.prompts else replace(self, stages=stages_up_to(rows))
+
+    def choose(self, score: Score, candidates: Iterable[float]) -> tuple[float, Scores]:
+        """The alpha to take (0.0: stay put), and what was seen of each candidate."""
+        if self.argmax:
+            scores = grid_search(score, candidates, self.prompts)
+            return scores.best(0.0), scores
+        scores = Scores(score)
+        for alpha in candidates:
+            scores.extend(alpha, self.stages[0])
+        # A lead of less than one standard error is looked at further, however low the bar is.
+        refine(scores, self.stages, max(self.level, 1.0))
+        return scores.best(self.level), scores
+
+
+def stages_up_to(prompts: int) -> tuple[int, ...]:
+    """The stages of a search that ends at `prompts`: a quarter, a half, all."""
+    return tuple(sorted({max(2, prompts // 4), max(2, prompts // 2), prompts}))

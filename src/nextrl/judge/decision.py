@@ -1,0 +1,156 @@
+"""What is decided at the end of a window (`Decision`), and what is written down of it (`DecisionRecord`).
+
+The record is the same everywhere: a line of `nextrl_decisions.jsonl`, an entry of an arm's record and of
+`result.json`, a row of the page, a line of a verl run's log (docs/formats.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from nextrl.judge.paired_search import Scores
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do at the end of a window.
+
+    Attributes:
+        alpha: how far to leap, in windows (`auto`) or horizons (a named method); 0 stays put, -1 undoes the window.
+        rate_factor: the learning rate is to be multiplied by this.
+        reason: one clause for logs.
+        excess: excess persistence, None in the first window.
+        scores: mean held-out reward by candidate; empty where nothing was searched.
+        completions: completions that the search took.
+        divergence: what the window moved the policy by, nats per token; None where it could not be measured.
+        refused: candidates that the score function would not have, with why.
+        horizon: steps that alpha = 1 stands for, where a named method was asked; None for `auto` and where no leap
+            was due.
+        discarded: share of the leap's squared norm that the adapter's rank cannot hold.
+        fit_seconds: what fitting the method took.
+    """
+
+    alpha: float
+    rate_factor: float
+    reason: str
+    excess: float | None
+    scores: Mapping[float, float]
+    completions: int
+    divergence: float | None = None
+    refused: Mapping[float, str] = field(default_factory=dict)
+    horizon: int | None = None
+    discarded: float = 0.0
+    fit_seconds: float = 0.0
+
+
+def stay(reason: str) -> Decision:
+    """Nothing to do, at no cost."""
+    return Decision(0.0, 1.0, reason, None, {}, 0)
+
+
+def searched(why: str, alpha: float, scores: Scores, rate_factor: float = 1.0, **facts: Any) -> Decision:
+    """The decision that a search led to, with its outcome in words.
+
+    Args:
+        why: what the search was for.
+        alpha: the candidate taken, 0.0 for staying put.
+        scores: what was seen of each.
+        rate_factor: for the learning rate; above 1 without a leap says that such a leap did no harm.
+        facts: other fields of `Decision`.
+    """
+    outcome = "no candidate beats staying put" if alpha == 0.0 else f"alpha {alpha:g} beats staying put"
+    if alpha == 0.0 and rate_factor > 1.0:
+        outcome = f"alpha {rate_factor - 1.0:g} does no harm"
+    refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
+    return Decision(
+        alpha,
+        rate_factor,
+        f"{why}: {outcome}{refusals}",
+        None,
+        scores.means(),
+        scores.completions(),
+        refused=dict(scores.refused),
+        **facts,
+    )
+
+
+class DecisionRecord(BaseModel):
+    """One decision as it is written down; numbers that could not be measured are None.
+
+    Attributes:
+        step: optimizer steps of the run at the decision.
+        method: "auto" or the extrapolator's name.
+        alpha: the leap that was made; 0.0 where none was.
+        learning_rate: the rate after the decision.
+        reason: one clause.
+        persistence: cosine of the window's displacement with the one before; None in a first window.
+        excess: that cosine over what Adam's memory explains.
+        divergence: what the window moved the policy by, nats per token.
+        reward: mean training reward of the window.
+        scores: mean held-out reward by candidate, the key being its alpha as text; "0" is staying put.
+        divergences: nats per token by which candidates forward left the policy.
+        cost_completions: completions that searches have taken so far, this one included.
+        saved_steps_estimate: steps that leaps claim to have saved so far, the search charged.
+        rolled_back: the step of the leap that was taken back here.
+        horizon, discarded: of a named method, see `Decision`.
+        completions: completions that this search took.
+        leg: of a run in segments, the one that the decision ended.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    method: str = "auto"
+    alpha: float
+    learning_rate: float | None = None
+    reason: str
+    persistence: float | None = None
+    excess: float | None = None
+    divergence: float | None = None
+    reward: float | None = None
+    scores: dict[str, float | None] = {}
+    divergences: dict[str, float | None] = {}
+    cost_completions: int = 0
+    saved_steps_estimate: float | None = None
+    rolled_back: int | None = None
+    horizon: int | None = None
+    discarded: float = 0.0
+    completions: int = 0
+    leg: int | None = None
+
+    @field_validator("persistence", "excess", "divergence", "reward", "saved_steps_estimate", mode="before")
+    @classmethod
+    def _measured(cls, value: Any) -> Any:
+        # JSON has no NaN and no infinity: what could not be measured is null there.
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    @field_validator("scores", "divergences", mode="before")
+    @classmethod
+    def _by_alpha(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            alpha if isinstance(alpha, str) else f"{alpha:g}": cls._measured(value)
+            for alpha, value in values.items()
+        }
+
+    @classmethod
+    def of(cls, decision: Decision, **facts: Any) -> DecisionRecord:
+        """The record of a decision; `facts` are the fields that the decision itself does not hold."""
+        own = ("alpha", "reason", "excess", "divergence", "scores", "horizon", "discarded", "completions")
+        return cls(**{name: getattr(decision, name) for name in own}, **facts)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a leap was made."""
+        return self.alpha != 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether a leap was tried: candidates were scored, one was taken, or a named method was asked."""
+        return bool(self.scores) or self.accepted or self.horizon is not None

@@ -1,0 +1,54 @@
+"""What a run shows at the end of a window without spending anything, and how far weights move its policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Diverge = Callable[[float], float]
+"""alpha -> divergence of the policy there from the current one, nats per token; NaN where it cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a run shows at the end of a window, without spending anything.
+
+    Attributes:
+        step: optimizer steps so far.
+        persistence: cosine of this window's displacement of the effective weights with the previous window's (leaps
+            between them left out), or None for the first window.
+        rewards: mean training reward of each step of the window, in order; NaN where none was measured.
+        rate: the learning rate the window was trained at.
+        trained: completions that the run has been trained on so far, which the search's budget is a share of; None
+            where unknown, which lifts the budget.
+    """
+
+    step: int
+    persistence: float | None
+    rewards: tuple[float, ...]
+    rate: float
+    trained: int | None = None
+
+    @property
+    def reward(self) -> float:
+        """Mean training reward of the window."""
+        measured = self._measured()
+        return sum(measured) / len(measured) if measured else math.nan
+
+    @property
+    def variance(self) -> float:
+        """Squared standard error of `reward`, from the spread of the steps; 0.0 where fewer than two are measured."""
+        measured = self._measured()
+        n = len(measured)
+        return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
+
+    @property
+    def falls(self) -> bool:
+        """Whether the last third of the window earned less than its first third."""
+        measured = self._measured()
+        part = max(1, len(measured) // 3)
+        return len(measured) > 1 and sum(measured[-part:]) < sum(measured[:part])
+
+    def _measured(self) -> list[float]:
+        return [r for r in self.rewards if not math.isnan(r)]
