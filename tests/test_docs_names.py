@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from nextrl.engines.trl import memory
+from nextrl.engines.verl.state import State
+from nextrl.judge.decision import DecisionRecord
+from nextrl.runs.arm import ArmRecord
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for pattern in ("*.md", "docs/**/*.md", "studies/**/*.md") for path in ROOT.glob(pattern))
 # Scripts that no other test imports: their own imports, the commands in their docstrings, code in strings.
@@ -78,6 +83,17 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in _LINK.findall(text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("model", [DecisionRecord, ArmRecord, State])
+def test_the_formats_page_has_every_field(model: type[DecisionRecord | ArmRecord | State]) -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert [name for name in model.model_fields if f"`{name}`" not in page] == []
+
+
+def test_the_formats_page_has_the_version_of_a_checkpoint_s_memory() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert f"| `version` | int | {memory.VERSION} |" in page
 
 
 def test_what_is_missing_is_found() -> None:
