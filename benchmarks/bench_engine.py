@@ -161,7 +161,7 @@ def peak_memory(root: Path) -> float:
     """Peak resident megabytes (VmHWM) of a fresh process that does nothing else."""
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from nextrl.spectra import iter_spectra; from nextrl.trajectory import Trajectory\n"
+        "from nextrl.trajectory.spectra import iter_spectra; from nextrl.trajectory.trajectory import Trajectory\n"
         f"for _ in iter_spectra(Trajectory.load(sys.argv[1]), {5 * SPACING}): pass\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

@@ -1,15 +1,14 @@
 """What `advise` measures at steps 50 and 100 of every plain run of the grid, and where each run ended.
 
-    python studies/race/run.py --out /tmp/race/runs
-    python studies/advice/measure.py --runs /tmp/race/runs --out studies/advice/raw     # a few minutes
-    python studies/advice/table.py studies/advice/raw
+    python -m studies.race.run             # the runs that are measured
+    python -m studies.advice.measure       # a few minutes
+    python -m studies.advice.table         # of the published records, or of the folder named
 
 The features are plain numbers, so the rule can be tried and calibrated without the checkpoints, which stay out of git.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from dataclasses import asdict
@@ -20,6 +19,7 @@ import torch
 
 from nextrl import Trajectory
 from nextrl.judge.advice import features
+from studies.folders import default_out, parser
 
 STEPS = (50, 100)
 
@@ -35,11 +35,11 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     """One JSON file a task: a list of runs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("/tmp/race/runs"))
-    parser.add_argument("--out", type=Path, default=Path("studies/advice/raw"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=Path, default=default_out("race") / "runs")
+    arguments.add_argument("--out", type=Path, default=default_out("advice"))
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     for task in sorted(p for p in options.runs.iterdir() if p.is_dir()):

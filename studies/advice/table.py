@@ -1,7 +1,7 @@
 """Is the advice right? `decide` on the measurements of studies/advice/measure.py, against what the grid says paid.
 
-    python studies/advice/table.py studies/advice/raw > studies/advice/table.md
-    python studies/advice/table.py studies/advice/raw --calibrate      # the thresholds, from all three seeds
+    python -m studies.advice.table
+    python -m studies.advice.table --calibrate      # the thresholds, from all three seeds
 
 What would have paid is read off the same grid: "faster" where the best higher rate ends, at step 150 and in the mean
 over seeds, more than .02 above this one; "slower" where a lower one does; "keep" otherwise. Advice counts as faster for
@@ -11,7 +11,6 @@ after it. Balanced accuracy is the mean over the three classes of the share that
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 from nextrl.judge.advice import DEFAULT, AdviceFeatures, Thresholds, Window, decide
+from studies.folders import parser, published
 
 END, MARGIN = "150", 0.02
 SEEDS = (0, 1, 2)
@@ -135,10 +135,10 @@ def print_table(title: str, counts: Counter[tuple[str, str]]) -> None:
 
 def main() -> None:
     """The confusion tables: each seed by thresholds that never saw it; then what is shipped, cell by cell."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("studies/advice/raw"))
-    parser.add_argument("--calibrate", action="store_true")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("folder", type=Path, nargs="?", default=published("advice"))
+    arguments.add_argument("--calibrate", action="store_true")
+    options = arguments.parse_args()
     cases = read(options.folder)
     if options.calibrate:
         thresholds, score, equals = calibrate(cases, SEEDS)

@@ -1,7 +1,7 @@
 """Does what holds for GRPO hold for the other algorithms? Each x {plain, tuned plain, auto, next} x three seeds.
 
-    nice -n 19 python studies/algorithms/run.py --out studies/algorithms/raw     # about 45 minutes on one core
-    python studies/algorithms/table.py studies/algorithms/raw                    # the tables of docs/algorithms.md
+    nice -n 19 python -m studies.algorithms.run     # about 45 minutes on one core
+    python -m studies.algorithms.table              # of the published records, or of the folder named
 
 Task `chain`. Plain at 5e-5 (150 steps, the trajectory of the leap), plain at 1e-3 (100 steps), `auto` from 5e-5 (100
 steps), `next` (one leap of horizon 50 from plain's step 100, then 50 steps). Every arm goes through TRL and writes its
@@ -10,7 +10,6 @@ own record; a second call goes on with the arms that are missing, and an arm may
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from nextrl.engines.trl import algorithms
 from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.judge.acceptance import WIDE_ALPHAS
 from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
+from studies.folders import default_out, parser
 
 CAUTIOUS, TUNED = 5e-5, 1e-3
 ARMS = ("plain", "tuned", "next", "auto")
@@ -51,13 +51,15 @@ def arm(name: str, algorithm: str, seed: int) -> ArmSettings:
 
 def main() -> None:
     """Run what is missing, one arm after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("studies/algorithms/raw"))
-    parser.add_argument("--runs", type=Path, default=Path("/tmp/algorithms"), help="checkpoints go here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--algorithms", nargs="+", choices=algorithms.names(), default=algorithms.names())
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=default_out("algorithms") / "raw")
+    arguments.add_argument(
+        "--runs", type=Path, default=default_out("algorithms") / "runs", help="checkpoints go here"
+    )
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--algorithms", nargs="+", choices=algorithms.names(), default=algorithms.names())
+    arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     for seed in options.seeds:

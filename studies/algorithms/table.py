@@ -1,17 +1,16 @@
 """The table of docs/algorithms.md from the records of studies/algorithms/run.py: means and standard errors over seeds.
 
-python studies/algorithms/table.py studies/algorithms/raw
+python -m studies.algorithms.table
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from nextrl.engines.trl import algorithms
-from nextrl.over_seeds import mean_and_error
+from studies.folders import records_to_read
+from studies.over_seeds import mean_and_error
 
 ARMS = {
     "plain": "plain, 5e-5",
@@ -53,7 +52,7 @@ def rates(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """All algorithms, in the order of the registry; what has not been run is left out."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/algorithms/raw")
+    folder = records_to_read("algorithms", __doc__)
     heads = ["algorithm", "arm", "seeds", *(f"step {s}" for s in STEPS), "greedy, end"]
     heads += ["completions", "of them searched", "s", "rate, end"]
     print("| " + " | ".join(heads) + " |")

@@ -1,6 +1,6 @@
 """How far do windows, and leaps along them, move the policy? The table of docs/auto.md, "Why the divergence".
 
-    python studies/auto/divergence.py            # about two minutes on two cores
+    python -m studies.auto.divergence            # about two minutes on two cores
 
 Plain GRPO runs of both tasks at four rates, one seed. For windows of 10 steps and several alphas: divergence in nats a
 token, over the whole vocabulary, from the policy at the window's end, and sampled accuracy after the leap in brackets,
@@ -24,6 +24,7 @@ from nextrl.runs.loop import one_thread
 from nextrl.tasks import get
 from nextrl.tasks.bases import tiny
 from nextrl.tasks.evaluate import seeded
+from studies.folders import parser
 
 EVERY, PROMPTS = 10, 64
 RATES = (5e-5, 2e-4, 1e-3, 5e-3)
@@ -84,6 +85,7 @@ def table(task_name: str, rate: float) -> list[str]:
 
 def main() -> None:
     """Both tasks, all rates, two at a time."""
+    parser(__doc__).parse_args()
     print("| task, rate | step | accuracy | " + " | ".join(f"alpha {a}" for a in ALPHAS) + " |")
     print("|---|---|---|" + "---|" * len(ALPHAS))
     runs = [(task, rate) for task in ("chain", "chain-wrong-rule") for rate in RATES]

@@ -1,7 +1,7 @@
 """Where does `auto` end from six learning rates that span a factor of 20000, and what are its controls worth?
 
-    python studies/auto/run.py --out studies/auto/raw            # about 25 minutes on two cores
-    python studies/auto/table.py studies/auto/raw                # the tables of docs/auto.md
+    python -m studies.auto.run            # about half an hour a task on two cores
+    python -m studies.auto.table          # of the published records, or of the folder named
 
 Two tasks x three seeds. `auto` from 1e-6 to 2e-2; the same without any search (the divergence alone sets the rate);
 plain runs at seven rates; Prodigy + schedule-free; Mechanic. Every arm goes through TRL, as in the demo, and writes its
@@ -10,7 +10,6 @@ own record; a second call goes on with the arms that are missing.
 
 from __future__ import annotations
 
-import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +18,7 @@ from typing import Any
 
 from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
+from studies.folders import default_out, parser
 
 STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 2e-2)
 UNVALIDATED = (1e-5, 2e-2)
@@ -61,13 +61,13 @@ def work(arm: ArmSettings, out: Path) -> str:
 
 def main() -> None:
     """Run what is missing, two arms at a time."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("studies/auto/raw"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", default=["chain-wrong-rule", "chain"])
-    parser.add_argument("--only", nargs="+", default=[""], help="arms whose name begins with one of these")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=default_out("auto"), help="checkpoints and records")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--tasks", nargs="+", default=["chain-wrong-rule", "chain"])
+    arguments.add_argument("--only", nargs="+", default=[""], help="arms whose name begins with one of these")
+    arguments.add_argument("--workers", type=int, default=2)
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     wanted = [arm for seed in options.seeds for task in options.tasks for arm in arms(task, seed)]
     wanted = [arm for arm in wanted if arm.label.startswith(tuple(options.only))]

@@ -1,17 +1,17 @@
 """The tables of docs/auto.md from the records of studies/auto/run.py: means over seeds, with standard errors.
 
-python studies/auto/table.py studies/auto/raw > studies/auto/tables.md
+python -m studies.auto.table
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 from nextrl.judge.controller_config import ControllerConfig
-from nextrl.over_seeds import mean_and_error
+from studies.folders import records_to_read
+from studies.over_seeds import mean_and_error
 
 TASKS = ("chain", "chain-wrong-rule")
 STEPS = (20, 40, 60, 100, 200)
@@ -92,7 +92,7 @@ def print_too_far(folder: Path) -> None:
 
 def main() -> None:
     """Both tasks, and whether a tuned rate loses."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/auto/raw")
+    folder = records_to_read("auto", __doc__)
     for task in TASKS:
         print_task(folder, task)
     print_paired(folder, "chain-wrong-rule", "auto-0.002", "plain-0.002")

@@ -1,6 +1,6 @@
 """How far leaps forward left the policy, over every decision that the studies recorded: what the guard's bound is for.
 
-    python studies/callback/left.py
+    python -m studies.callback.left
 
 KL(candidate || current) in nats a token, on the candidate's own completions, as the search measured it.
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-STUDIES = Path(__file__).parents[1]
+from studies.folders import STUDIES, parser
 
 
 def decisions(value: Any) -> Iterator[dict[str, Any]]:
@@ -30,6 +29,7 @@ def decisions(value: Any) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Print quantiles of accepted and of other candidates."""
+    parser(__doc__).parse_args()
     found: dict[str, list[float]] = {"accepted": [], "not accepted": []}
     runs = 0
     for file in sorted(STUDIES.glob("*/raw/**/*.json")):

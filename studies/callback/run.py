@@ -1,14 +1,13 @@
 """A stranger's GRPO script with and without the one added line: reward curves over rates and seeds.
 
-    python studies/callback/run.py [--rates 2e-5,1e-3,1e-2] [--seeds 0,1,2] [--only with|without]
+    python -m studies.callback.run [--rates 2e-5,1e-3,1e-2] [--seeds 0,1,2] [--only with|without] [--out DIR]
 
-Runs examples/grpo_with_leaps.py as a user would, one run after the other, and keeps of each what its trainer logs
-(every 10 steps) in studies/callback/raw/; a run that is there already is left out.
+Runs examples/grpo_with_leaps.py as a user would, one run after the other, and keeps what each run's trainer logs
+(every 10 steps) in one JSON file. A run whose file is there already is left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import subprocess
@@ -16,12 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-EXAMPLE = HERE.parents[1] / "examples" / "grpo_with_leaps.py"
+from studies.folders import STUDIES, default_out, parser
+
+EXAMPLE = STUDIES.parent / "examples" / "grpo_with_leaps.py"
 KEPT = ("reward", "reward_std", "learning_rate")
 
 
 def run(rate: str, seed: int, with_line: bool) -> dict[str, object]:
+    """One run of the example in a process of its own: settings, seconds and logged rows."""
     command = [sys.executable, str(EXAMPLE), "--learning-rate", rate, "--seed", str(seed)]
     began = time.time()
     output = subprocess.run(
@@ -43,17 +44,18 @@ def run(rate: str, seed: int, with_line: bool) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rates", default="2e-5,1e-3,1e-2")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", choices=("with", "without"))
-    options = parser.parse_args()
+    """Run what is missing, one run after the other."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=default_out("callback"))
+    arguments.add_argument("--rates", default="2e-5,1e-3,1e-2")
+    arguments.add_argument("--seeds", default="0,1,2")
+    arguments.add_argument("--only", choices=("with", "without"))
+    options = arguments.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     for seed in (int(s) for s in options.seeds.split(",")):
         for rate in options.rates.split(","):
             for name in [options.only] if options.only else ["without", "with"]:
-                out = HERE / "raw" / f"{name}-{rate}-seed{seed}.json"
+                out = options.out / f"{name}-{rate}-seed{seed}.json"
                 if out.is_file():
                     continue
                 result = run(rate, seed, name == "with")

@@ -1,10 +1,10 @@
 """The control: supervised fine-tuning with and without the line. Held-out loss over rates and seeds, as a table.
 
-    python studies/callback/sft.py
+    python -m studies.callback.sft --published     # the table, from the published records
+    python -m studies.callback.sft                 # trains what is missing in --out, half a minute a run
 
 The tiny noisy base on right demonstrations of the chain task, 100 steps of 16, LoRA of rank 8, Adam at a constant
-rate; half a minute a run. Each run's losses go to studies/callback/raw/sft.json, each mean stands with its standard
-error over seeds.
+rate. Each run's losses go to `sft.json` in --out, each mean stands with its standard error over seeds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from trl import SFTConfig, SFTTrainer
 from nextrl import LeapCallback
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.trainer import LoraSettings, with_adapter
-from nextrl.over_seeds import mean_and_error
 from nextrl.tasks import chain, get
 from nextrl.tasks.bases import tiny
+from studies.folders import default_out, parser, published
+from studies.over_seeds import mean_and_error
 
-OUT = Path(__file__).parent / "raw" / "sft.json"
 RATES, SEEDS, STEPS, EVERY = (1e-6, 2e-5, 1e-3, 1e-2, 5e-2), (0, 1, 2), 100, 20
 
 
@@ -84,15 +84,34 @@ def losses(rate: float, seed: int, with_line: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, then print."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=default_out("callback"))
+    arguments.add_argument(
+        "--published", action="store_true", help="print the published table, train nothing"
+    )
+    options = arguments.parse_args()
+    if options.published:
+        print_table(json.loads((published("callback") / "sft.json").read_text())["runs"])
+    else:
+        print_table(run_missing(options.out / "sft.json"))
+
+
+def run_missing(out: Path) -> list[dict[str, Any]]:
+    """Every run of the study; those that `out` lacks are trained and added to it."""
     torch.set_num_threads(1)
-    runs = json.loads(OUT.read_text())["runs"] if OUT.is_file() else []
+    runs: list[dict[str, Any]] = json.loads(out.read_text())["runs"] if out.is_file() else []
     done = {(r["rate"], r["seed"], r["with"]) for r in runs}
     for rate in RATES:
         for seed in SEEDS:
             for with_line in (False, True):
                 if (rate, seed, with_line) not in done:
                     runs.append(losses(rate, seed, with_line))
-                    write_json(OUT, {"runs": runs})
+                    write_json(out, {"runs": runs})
+    return runs
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """Held-out loss by rate, with and without the callback."""
     steps = [str(s) for s in range(0, STEPS + 1, EVERY)]
     print(f"| rate | the line | seeds | {' | '.join(steps)} | rows scored | rate at the end |")
     print("|" + "---|" * (len(steps) + 5))

@@ -1,6 +1,6 @@
 """Leap every plain run of studies/race/run.py at step 100 by every method, each at its best alpha, and measure.
 
-    python studies/race/leaps.py --runs /tmp/race/runs --out studies/race/raw
+    python -m studies.race.leaps           # after studies.race.run; about 35 s a run
 
 Equal price: each method may try the same alphas on the same 128 validation prompts with the same random numbers. Its
 best alpha other than 0 goes to 1000 test prompts; where no alpha beat staying put on validation, a user would have
@@ -9,7 +9,6 @@ stayed, and the table says both. One JSON file a run; a run that has one is left
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -17,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import candidates  # noqa: F401  (registers the study's own methods)
 import torch
 
 from nextrl import Trajectory
@@ -28,6 +26,8 @@ from nextrl.leaps.leap import Leap, leap
 from nextrl.runs.loop import one_thread
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import complete, grade
+from studies.folders import default_out, parser
+from studies.race import candidates  # noqa: F401  (registers the study's own methods)
 
 AT, HORIZON = 100, 50
 ALPHAS = (-0.5, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -188,13 +188,13 @@ def one_run(
 
 def main() -> None:
     """Every run that is finished, task by task so that a base is loaded once."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("/tmp/race/runs"))
-    parser.add_argument("--out", type=Path, default=Path("studies/race/raw"))
-    parser.add_argument("--methods", nargs="+", default=[*METHODS, *TUNED_ONLY])
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 2e-4, 5e-4, 1e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=Path, default=default_out("race") / "runs")
+    arguments.add_argument("--out", type=Path, default=default_out("race") / "raw")
+    arguments.add_argument("--methods", nargs="+", default=[*METHODS, *TUNED_ONLY])
+    arguments.add_argument("--rates", type=float, nargs="+", default=[5e-5, 2e-4, 5e-4, 1e-3])
+    arguments.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     judges: dict[str, Judge] = {}

@@ -1,6 +1,6 @@
 """Fifty steps on from the leaps of studies/race/leaps.py: do the leaps that looked best right away still pay then?
 
-    python studies/race/onward.py --runs /tmp/race/runs --raw studies/race/raw
+    python -m studies.race.onward          # after studies.race.leaps
 
 Training goes on from checkpoint 100 with the leap's A and B at the run's own rank, Adam's moments, rate, data order and
 random state as the plain run had them, so the plain run itself is the control (its step 150). The alpha is the one
@@ -9,18 +9,14 @@ that leaps.py chose on validation prompts. Results go into the same files, as `o
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import candidates  # noqa: F401  (registers the study's own methods)
-from run import RACE_RATES, TASKS, arm
 from transformers import TrainerCallback
 
-from leaps import AT, HORIZON, VARIANTS
 from nextrl import Trajectory
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.trl.trainer import build_trainer, with_adapter
@@ -28,6 +24,10 @@ from nextrl.leaps.leap import leap
 from nextrl.runs.loop import one_thread
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
+from studies.folders import default_out, parser
+from studies.race import candidates  # noqa: F401  (registers the study's own methods)
+from studies.race.leaps import AT, HORIZON, VARIANTS
+from studies.race.run import RACE_RATES, TASKS, arm
 
 METHODS = ("factors", "secant", "next", "factors-10", "nowcast", "next-paper")
 
@@ -70,12 +70,12 @@ def onward(folder: Path, task: str, rate: float, seed: int, name: str, alpha: fl
 
 def main() -> None:
     """Seed by seed, so that what is done is always whole seeds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("/tmp/race/runs"))
-    parser.add_argument("--raw", type=Path, default=Path("studies/race/raw"))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=Path, default=default_out("race") / "runs")
+    arguments.add_argument("--raw", type=Path, default=default_out("race") / "raw")
+    arguments.add_argument("--methods", nargs="+", default=list(METHODS))
+    arguments.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     for seed in options.seeds:

@@ -1,8 +1,8 @@
 """Plain runs with their checkpoints kept: what every direction is leapt from, and what advice is judged by.
 
-    python studies/race/run.py --out /tmp/race/runs             # about 25 minutes on one free core
-    python studies/race/leaps.py --runs /tmp/race/runs --out studies/race/raw
-    python studies/race/table.py studies/race/raw
+    python -m studies.race.run             # about 25 minutes on one free core
+    python -m studies.race.leaps
+    python -m studies.race.table           # of the published records, or of the folder named
 
 `--set race`: both tasks x three rates (far too low, low, tuned) x five seeds, 150 steps. `--set advice`: the other
 rates of the grid of docs/advice.md x three seeds. A run that is there already is left as it is.
@@ -10,12 +10,12 @@ rates of the grid of docs/advice.md x three seeds. A run that is there already i
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
 from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
+from studies.folders import default_out, parser
 
 TASKS = ("chain", "chain-wrong-rule")
 RACE_RATES = {"chain": (5e-5, 2e-4, 5e-4), "chain-wrong-rule": (5e-5, 2e-4, 1e-3)}
@@ -46,10 +46,10 @@ def arms(which: str) -> list[ArmSettings]:
 
 def main() -> None:
     """Run what is missing, one arm after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/race/runs"))
-    parser.add_argument("--set", choices=("race", "advice"), nargs="+", default=["race", "advice"])
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--out", type=Path, default=default_out("race") / "runs")
+    arguments.add_argument("--set", choices=("race", "advice"), nargs="+", default=["race", "advice"])
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     for which in options.set:

@@ -1,6 +1,6 @@
 """The tables of docs/predictors.md from the records of studies/race/leaps.py and onward.py.
 
-    python studies/race/table.py studies/race/raw > studies/race/table.md
+    python -m studies.race.table
 
 A method's gain is the test accuracy right after its leap minus that of staying put, at the alpha that validation
 prompts preferred, 0 where none beat staying put (`none`'s gain is 0). The standard error is over seeds, paired: every
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from nextrl.over_seeds import mean_and_error
+from studies.folders import records_to_read
+from studies.over_seeds import mean_and_error
 
 TASKS = {"chain": ("5e-05", "0.0002", "0.0005"), "chain-wrong-rule": ("5e-05", "0.0002", "0.001")}
 Runs = dict[tuple[str, str, str], dict[str, Any]]
@@ -158,7 +158,7 @@ def print_onward(runs: Runs) -> None:
 
 def main() -> None:
     """Five tables."""
-    runs = read(Path(sys.argv[1] if len(sys.argv) > 1 else "studies/race/raw"))
+    runs = read(records_to_read("race", __doc__))
     print_gains(runs)
     print_geometry(runs)
     print_landscape(runs)

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, go on each time, and compare its end with an unkilled run, to the bit.
 
-    python studies/resume/kill.py --kills 50 --out /tmp/killed
+    python -m studies.resume.kill --kills 50 --out /tmp/killed
 
 Three small runs take turns: `auto` with its search, a named method with a search in two cycles, and an unsearched
 leap. Each is killed until it gets through; then its adapter must be that of the unkilled run byte for byte, its
@@ -13,7 +13,6 @@ not ten.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -28,6 +27,7 @@ import torch
 
 from nextrl.runs.config import RunConfig
 from nextrl.runs.run import run
+from studies.folders import parser
 
 SMALL: dict[str, Any] = {
     "train": {
@@ -108,13 +108,11 @@ def ending(out: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Kill, go on, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=50)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--out", type=Path, required=True)
+    options = arguments.parse_args()
     rng = random.Random(options.seed)
     began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""What leaps add to a verl run of a 7B and a 70B policy, from shapes alone: `python studies/scale/table.py`.
+"""What leaps add to a verl run of a 7B and a 70B policy, from shapes alone: `python -m studies.scale.table`.
 
 Everything computed here is arithmetic on shapes; the few rates it needs are named constants with their source. Nothing
 is measured by this file.
@@ -7,6 +7,7 @@ is measured by this file.
 from dataclasses import dataclass
 
 from nextrl.judge.controller_config import ControllerConfig
+from studies.folders import parser
 
 # docs/benchmarks-engine.md (b): GFLOP/s in float64 that one core reached on blocks 32 wide, the lower of its two.
 FLOPS_CPU = 25e9
@@ -102,6 +103,7 @@ def rows(p: Policy, run: Run, gpus: int) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Print the table as Markdown."""
+    parser(__doc__).parse_args()
     run = Run()
     columns = [rows(p, run, gpus) for p, gpus in zip(POLICIES, (8, 32), strict=True)]
     print(

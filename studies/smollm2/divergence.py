@@ -1,6 +1,6 @@
 """How far do windows of plain SmolLM2 runs move the policy? Nats a token, from the checkpoints of run.py.
 
-    python studies/smollm2/divergence.py --runs /tmp/smollm2/short-sums/seed-0
+    python -m studies.smollm2.divergence
 
 KL(policy at a window's end || at its start) over the whole vocabulary, on the completions that the former samples for
 64 validation prompts.
@@ -8,7 +8,6 @@ KL(policy at a window's end || at its start) over the whole vocabulary, on the c
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -21,18 +20,18 @@ from nextrl.leaps.leap import leap
 from nextrl.runs.loop import one_thread
 from nextrl.tasks import bases, get
 from nextrl.tasks.evaluate import seeded
+from studies.folders import default_out, parser
 
 TASK, EVERY, PROMPTS, STEPS = "short-sums", 10, 64, (10, 20, 30, 40, 60, 100)
 
 
 def main() -> None:
     """One line an arm and step."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=["plain-1e-5", "plain-3e-4"])
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    runs = default_out("smollm2") / "runs" / TASK / "seed-0"
+    arguments.add_argument("--runs", type=Path, default=runs, help="folder that holds the arms' checkpoints")
+    arguments.add_argument("--arms", nargs="+", default=["plain-1e-5", "plain-3e-4"])
+    options = arguments.parse_args()
     one_thread()
     base, tokenizer = bases.load("smollm2-135m", TASK)
     model = with_adapter(base, LoraSettings(), 0).eval()

@@ -1,6 +1,6 @@
 """CPU seconds of SmolLM2's forward and backward pass in float32, with bf16 products, and with a bf16 base.
 
-    OMP_NUM_THREADS=1 python studies/smollm2/precision.py
+    OMP_NUM_THREADS=1 python -m studies.smollm2.precision
 
 16 rows of 40 tokens, LoRA of rank 8 on all linear layers, logits at the last 5; the second of two passes counts.
 """
@@ -14,6 +14,7 @@ import torch
 
 from nextrl.engines.trl.trainer import LoraSettings, with_adapter
 from nextrl.tasks import bases
+from studies.folders import parser
 
 
 def measure(name: str, model: Any) -> None:
@@ -30,6 +31,7 @@ def measure(name: str, model: Any) -> None:
 
 def main() -> None:
     """The three settings."""
+    parser(__doc__).parse_args()
     torch.set_num_threads(1)
     base, _ = bases.load("smollm2-135m", "short-sums")
     model = with_adapter(base, LoraSettings(), 0)

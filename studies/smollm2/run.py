@@ -1,17 +1,16 @@
 """SmolLM2-135M-Instruct by GRPO + LoRA: what is `auto` worth on a real language model, beside its controls?
 
-    python studies/smollm2/run.py --runs /tmp/smollm2           # goes on where it was stopped, arm by arm
-    python studies/smollm2/table.py                             # the tables of studies/smollm2/README.md
+    python -m studies.smollm2.run           # goes on where it was stopped, arm by arm
+    python -m studies.smollm2.table         # of the published records, or of the folder named
 
 Two tasks, seeds 0 and 1, 100 steps of 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
 held-out prompts; shared prefixes make a step a sixth as long. Arms come in the order of what they tell: all of seed 0
-first. A finished arm leaves one JSON file in raw/ and is not run again; checkpoints stay under --runs. Leap arms go on
+first. A finished arm leaves one JSON file in --out and is not run again; checkpoints stay under --runs. Leap arms go on
 from step 60 of the plain run at 1e-5.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -23,8 +22,8 @@ from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.judge.acceptance import WIDE_ALPHAS
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
 from nextrl.trajectory.persistence import adam_persistence, excess
+from studies.folders import default_out, parser
 
-RAW = Path(__file__).parent / "raw"
 SUMS = "short-sums"
 GYM = "reasoning_gym:chain_sum?shots=2&max_terms=3&max_digits=1&size=20000&tokens=4"
 STEPS, WINDOW, LEAP_AT = 100, 10, 60
@@ -97,17 +96,22 @@ def summary(settings: ArmSettings, record: ArmRecord, run: Path) -> dict:
 
 def main() -> None:
     """Run what is missing, one arm after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--tasks", nargs="+", default=[SUMS, GYM], help="task names")
-    parser.add_argument("--arms", nargs="+", default=[], help="only these")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--out", type=Path, default=default_out("smollm2") / "raw", help="folder for records"
+    )
+    arguments.add_argument(
+        "--runs", type=Path, default=default_out("smollm2") / "runs", help="folder for checkpoints"
+    )
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    arguments.add_argument("--tasks", nargs="+", default=[SUMS, GYM], help="task names")
+    arguments.add_argument("--arms", nargs="+", default=[], help="only these")
+    options = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one_thread()
     for settings in wanted(options.seeds, options.tasks, options.arms):
         place = Path(folder_name(settings.task)) / f"seed-{settings.train.seed}"
-        out = RAW / place / f"{settings.name}.json"
+        out = options.out / place / f"{settings.name}.json"
         if out.is_file():
             continue
         folder, plain = (options.runs / place / name for name in (settings.name, "plain-1e-5"))

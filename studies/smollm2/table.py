@@ -1,16 +1,16 @@
 """The tables of studies/smollm2/README.md from the records of studies/smollm2/run.py.
 
-python studies/smollm2/table.py > studies/smollm2/tables.md
+python -m studies.smollm2.table
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from statistics import fmean
 
-from nextrl.over_seeds import mean_and_error
+from studies.folders import records_to_read
+from studies.over_seeds import mean_and_error
 
-RAW = Path(__file__).parent / "raw"
 STEPS = (0, 20, 40, 60, 80, 100)
 
 
@@ -29,12 +29,11 @@ def row(name: str, runs: list[dict]) -> str:
         for t in STEPS
     ]
     cells = [cell([a for a, _ in found], [e for _, e in found]) for found in at]
-    mean = lambda values: sum(values) / len(values)  # noqa: E731
     tail = [
-        f"{mean([r['greedy'][-1] for r in runs]):.3f}",
-        f"{mean([r['completions'][-1] for r in runs]):.0f}",
-        f"{mean([r['search_completions'] for r in runs]):.0f}",
-        f"{mean([r['seconds'][-1] for r in runs]):.0f}",
+        f"{fmean([r['greedy'][-1] for r in runs]):.3f}",
+        f"{fmean([r['completions'][-1] for r in runs]):.0f}",
+        f"{fmean([r['search_completions'] for r in runs]):.0f}",
+        f"{fmean([r['seconds'][-1] for r in runs]):.0f}",
         ", ".join(f"{r['learning_rate'][-1]:.2g}" for r in runs),
     ]
     return "| " + " | ".join([name, str(len(runs)), *cells, *tail]) + " |"
@@ -46,12 +45,13 @@ def persistence_row(name: str, runs: list[dict]) -> str:
     for run in runs:
         for entry in run["persistence"]:
             by_step.setdefault(entry["step"], []).append(entry["excess"])
-    return f"{name}: " + ", ".join(f"{s}: {sum(v) / len(v):.2f}" for s, v in sorted(by_step.items()))
+    return f"{name}: " + ", ".join(f"{s}: {fmean(v):.2f}" for s, v in sorted(by_step.items()))
 
 
 def main() -> None:
     """One table a task."""
-    for task in sorted(p for p in RAW.iterdir() if p.is_dir()):
+    raw = records_to_read("smollm2", __doc__)
+    for task in sorted(p for p in raw.iterdir() if p.is_dir()):
         arms: dict[str, list[dict]] = {}
         for path in sorted(task.glob("seed-*/*.json")):
             arms.setdefault(path.stem, []).append(json.loads(path.read_text()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nextrl.runs.single_leap import SingleLeap
 from peft import PeftModel
 from transformers import TrainerCallback
 
@@ -14,7 +15,6 @@ import trl_runs
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.leaps.leap import leap
-from nextrl.runs.single_leap import SingleLeap
 from nextrl.tasks.bases import tiny
 from nextrl.trajectory.trajectory import Trajectory
 from trl_runs import VALIDATION, same, trainable, trainer, weights

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at ten random moments ends as one that was left alone (fifty: studies/resume/kill.py)."""
+"""A run killed with SIGKILL at ten random moments ends as one that was left alone (fifty: `studies.resume.kill`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "studies" / "resume" / "kill.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
@@ -21,7 +21,8 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     }
     arguments = ["--kills", "10", "--seed", "1", "--out", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, "-m", "studies.resume.kill", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env=environment,

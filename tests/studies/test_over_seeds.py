@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nextrl.over_seeds import mean_and_error
+from studies.over_seeds import mean_and_error
 
 
 def test_the_error_is_the_spread_over_the_root_of_the_number() -> None:

@@ -1,0 +1,109 @@
+"""Which room of src/nextrl may import which: each only those on lower floors. There are no exceptions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "nextrl"
+
+# From the bottom up. A room is a package or a module of src/nextrl; rooms on one floor do not import each other.
+FLOORS = (
+    {"errors", "version"},
+    {"registry"},
+    {"checkpoints", "tasks"},
+    {"trajectory"},
+    {"extrapolators"},
+    {"judge", "leaps"},
+    {"testing"},
+    {"engines"},
+    {"runs"},
+    {"cli"},
+    {"__main__"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything of nextrl that a source text imports, wherever in the text it does so."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # A relative import counts from the module's own package.
+            here = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*here, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{origin}.{name.name}") for name in node.names)
+
+
+def violations(module: str, source: str) -> list[str]:
+    """One line for each import of a module that its floor does not allow.
+
+    Args:
+        module: full name, `nextrl.room...`; a package's `__init__` is written out.
+    """
+    room = module.split(".")[1]
+    if room == "__init__":
+        return []  # the face of the package: it may show anything, and nothing imports it
+    if room not in FLOOR:
+        return [f"{module}: {room} is on no floor: give it one in FLOORS"]
+    found = []
+    for line, name in imports(module, source):
+        top, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if top != "nextrl" or other == room:
+            continue
+        if other not in FLOOR:
+            found.append(f"{module}:{line} imports {name}: the package's face, or a room on no floor")
+        elif FLOOR[other] >= FLOOR[room]:
+            found.append(f"{module}:{line} imports {name}: {other} is not below {room}")
+    return found
+
+
+def test_every_import_goes_down() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(("nextrl", *path.relative_to(PACKAGE).with_suffix("").parts))
+        found += violations(module, path.read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nextrl.trajectory.run", "from nextrl.judge.backtest import backtest"),
+        ("nextrl.trajectory.run", "from nextrl import judge"),
+        ("nextrl.trajectory.run", "import nextrl.judge.backtest"),
+        ("nextrl.trajectory.run", "from ..judge import backtest"),
+        ("nextrl.trajectory.run", "from .. import judge"),
+        ("nextrl.trajectory.deep.run", "from ...judge.backtest import backtest"),
+        ("nextrl.trajectory.__init__", "from ..judge import backtest"),
+        ("nextrl.trajectory.run", "def late():\n    from nextrl.judge.backtest import backtest"),
+        ("nextrl.trajectory.run", "if TYPE_CHECKING:\n    from nextrl.judge.backtest import backtest"),
+        ("nextrl.judge.advice", "from nextrl.leaps.leap import leap"),
+        ("nextrl.judge.advice", "import nextrl"),
+        ("nextrl.judge.advice", "from nextrl import Trajectory"),
+        ("nextrl.judge.advice", "from nextrl.attic import chest"),
+        ("nextrl.attic.chest", ""),
+    ],
+)
+def test_an_import_that_does_not_go_down_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nextrl.judge.advice", "from nextrl.trajectory.persistence import excess"),
+        ("nextrl.judge.advice", "from nextrl.judge.backtest import backtest"),
+        ("nextrl.judge.advice", "from .backtest import backtest"),
+        ("nextrl.judge.advice", "from nextrl import extrapolators"),
+        ("nextrl.judge.advice", "import torch\nfrom trl import GRPOTrainer"),
+        ("nextrl.__init__", "from nextrl.cli import main"),
+    ],
+)
+def test_an_import_that_goes_down_passes(module: str, source: str) -> None:
+    assert violations(module, source) == []
