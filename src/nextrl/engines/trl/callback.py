@@ -35,6 +35,7 @@ from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.named_leap import ALPHAS, NamedLeap
 from nextrl.engines.trl.rollback import Snapshot, read_moments, whole, write_moments
 from nextrl.engines.trl.rollouts import Row, set_rate_factor
+from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller, ControllerConfig, Decision, Window
@@ -345,7 +346,7 @@ class LeapCallback(TrainerCallback):
         self._adapter.write(state)
         self._rollouts.mark_weights_changed()
         self._rollouts.drop_buffered()
-        if getattr(self._trainer, "use_vllm", False):
+        if Seam(self._trainer).has_engine:
             self._leapt = (before, self._adapter.read())
 
     def _steps_of_one(self) -> int:
@@ -378,7 +379,7 @@ class LeapCallback(TrainerCallback):
             "rolled_back": None if taken_back is None else taken_back.step,
         }
         self.decisions.append(entry)
-        callback_log.show(self._trainer._metrics["train"], entry)
+        callback_log.show(Seam(self._trainer).training_metrics(), entry)
         if self._trainer.args.should_save:
             callback_log.append(Path(self._trainer.args.output_dir), entry)
 

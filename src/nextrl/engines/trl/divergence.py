@@ -9,12 +9,13 @@ stand for the current policy's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextrl.engines.trl.seam import Seam
 from nextrl.tasks.evaluate import inference
 
 
@@ -35,52 +36,36 @@ class RolloutDivergence:
             completion); None before the first `recall` or `anchor`.
     """
 
-    _METHOD = "_get_per_token_logps_and_entropies"
-    # Arguments beside the first four that do not change what is computed.
-    _HARMLESS = frozenset({"batch_size", "compute_entropy", "compute_aux_loss"})
-
     def __init__(self, trainer: Any, sequences: int) -> None:
-        self._trainer, self._sequences = trainer, sequences
+        self._trainer, self._seam, self._sequences = trainer, Seam(trainer), sequences
         self.rollouts: tuple[Tensor, Tensor, Tensor] | None = None
         self._current: Tensor | None = None
-        self._heard: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._listening, self._recalled, self._before = False, False, None
+        # (ids, attention mask, completion mask, log-probabilities) of each forward pass of the step listened to.
+        self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._recalled = False
+        self._stop: Callable[[], None] | None = None
 
     def listen(self) -> None:
         """Keep what the coming step's forward passes find."""
-        self._heard, self._recalled = [], False
-        computed = getattr(self._trainer, self._METHOD, None)
+        self._passes, self._recalled = [], False
         random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
-        if computed is None or random:
-            return
-        self._listening, self._before = True, vars(self._trainer).get(self._METHOD)
-
-        def heard(*arguments: Any, **options: Any) -> Any:
-            found = computed(*arguments, **options)
-            if torch.is_grad_enabled():
-                self._keep(found[0], arguments, options)
-            return found
-
-        setattr(self._trainer, self._METHOD, heard)
+        if self._seam.generates and not random:
+            self._stop = self._seam.listen_to_logps(self._keep)
 
     def stop(self) -> None:
         """The step is over: the trainer's method is its own again."""
-        if not self._listening:
-            return
-        self._listening = False
-        if self._before is None:
-            delattr(self._trainer, self._METHOD)
-        else:
-            setattr(self._trainer, self._METHOD, self._before)
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
 
     def recall(self) -> bool:
-        """Take the policy of the last training step as the current one; False where its figures were not heard."""
-        heard, self._heard = self._heard, []
+        """Take the policy of the last training step as the current one; False where its figures were not kept."""
+        passes, self._passes = self._passes, []
         # Micro-batches may be padded each to a length of its own.
-        if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in heard}) != 1:
+        if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in passes}) != 1:
             return False
         ids, attention, mask, found = (
-            torch.cat(part)[: self._sequences] for part in zip(*heard, strict=True)
+            torch.cat(part)[: self._sequences] for part in zip(*passes, strict=True)
         )
         self.rollouts, self._current, self._recalled = (ids, attention, mask), found.float(), True
         return True
@@ -100,13 +85,8 @@ class RolloutDivergence:
     def read(self) -> Tensor:
         """(n, completion) float32: log-probability of each completion token under the weights the model now has."""
         ids, attention, mask = self._rows()
-        trainer = self._trainer
-        with inference(trainer.model):
-            found = getattr(trainer, self._METHOD)(
-                trainer.model, ids, attention, mask.size(1), trainer.args.per_device_train_batch_size
-            )
-        log_probabilities: Tensor = found[0]
-        return log_probabilities.float()
+        with inference(self._trainer.model):
+            return self._seam.per_token_logps(ids, attention, mask.size(1))
 
     def divergence(self, candidate: Tensor) -> float:
         """Divergence of a candidate, by what `read` found under its weights, in nats a token; NaN without an anchor.
@@ -124,7 +104,7 @@ class RolloutDivergence:
 
     def _latest(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """(ids (n, prompt + completion), attention mask alike, completion mask (n, completion)) of some rollouts."""
-        buffered = getattr(self._trainer, "_buffered_inputs", None)
+        buffered = self._seam.buffered_rollouts()
         if not buffered:
             return None
         prompt, completion, prompt_mask, mask = (
@@ -137,9 +117,6 @@ class RolloutDivergence:
         assert self.rollouts is not None
         return self.rollouts
 
-    def _keep(self, found: Tensor, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
-        more = [name for name, value in options.items() if value is not None and name not in self._HARMLESS]
-        if len(arguments) != 4 or more or sum(len(part[0]) for part in self._heard) >= self._sequences:
-            return
-        _, ids, attention, length = arguments
-        self._heard.append((ids, attention, attention[:, -length:], found.detach()))
+    def _keep(self, log_probabilities: Tensor, ids: Tensor, attention: Tensor, length: int) -> None:
+        if sum(len(kept) for kept, *_ in self._passes) < self._sequences:
+            self._passes.append((ids, attention, attention[:, -length:], log_probabilities))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines.trl.seam import check_fused_head
+
 
 def score_labelled_columns(model: Any) -> None:
     """Have a trainer's model project the columns from its first labelled one on, in place.
@@ -21,8 +23,12 @@ def score_labelled_columns(model: Any) -> None:
 
     Args:
         model: the trainer's model, after the trainer has given it its head.
+
+    Raises:
+        InputError: this TRL's head does not take shifted labels.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_fused_head(inner)
     decoder = inner.get_decoder()
     whole, states = inner.forward, decoder.forward
     wanted: list[slice] = []

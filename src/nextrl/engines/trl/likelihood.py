@@ -17,6 +17,7 @@ from torch import Tensor
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.rollouts import Row
+from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
 from nextrl.tasks.evaluate import inference
 
@@ -96,12 +97,10 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
     Raises:
         InputError: the rows are not tokenised.
     """
-    # A collator that packs would make one row of all.
-    batch = 1 if getattr(trainer, "padding_free", False) else trainer.args.per_device_train_batch_size
+    seam = Seam(trainer)
+    batch = 1 if seam.packs_rows else trainer.args.per_device_train_batch_size
     for first in range(0, len(rows), batch):
-        inputs = trainer._prepare_inputs(
-            trainer.data_collator([_tokenised(r) for r in rows[first : first + batch]])
-        )
+        inputs = seam.prepared([_tokenised(r) for r in rows[first : first + batch]])
         labels = inputs.pop("labels")[:, 1:]
         with inference(trainer.model):
             logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()
