@@ -1,4 +1,4 @@
-"""The LoRA adapter inside a live model: read it, write it, step along it, measure how far it moved.
+"""The LoRA adapter inside a live model: read it, write it, move it, measure how far it moved.
 
 Everything here acts on the active adapter's A and B only. Optimizer state, base weights and a frozen reference
 adapter are never touched, and the parameters keep their identity, so Adam's moments stay attached.

@@ -1,9 +1,9 @@
 """Whether the first rollout after a leap came from the weights after it.
 
 An inference engine beside the trainer (vLLM) holds a copy of the weights. A copy that was not renewed samples from the
-old policy, and nothing in a log says so. So the first batch after a leap is held against both: the log-probabilities
-that the engine reports must fit the weights after the leap better than those before. Where it reports none, the tokens
-themselves must not be likelier before than after.
+old policy, and nothing in a log says so. So the first batch after a leap is compared with both policies: the
+log-probabilities that the engine reports must fit the weights after the leap better than the weights before it. Where
+the engine reports none, the tokens must not be likelier under the weights before than under those after.
 """
 
 from __future__ import annotations

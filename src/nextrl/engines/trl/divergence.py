@@ -1,9 +1,9 @@
 """How far other weights would move a policy, measured on rollouts that the trainer holds anyway.
 
-The latest training batch was sampled a step ago, so its tokens are samples of the current policy; two forward passes
-over a few of its completions give the divergence of any candidate weights from the current ones. No completion is
-generated for it. One pass is enough for a glance: the log-probabilities that the last training step computed anyway
-stand for the current policy's.
+The latest training batch was sampled one step ago, so its tokens are samples of the current policy. Two forward passes
+over a few of its completions give the divergence of candidate weights from the current ones, and no completion is
+generated for it. Where a rough figure is enough, one pass does: the last training step has computed log-probabilities
+of the same completions, and they take the place of the current policy's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from nextrl.tasks.evaluate import inference
 
 
 class RolloutDivergence:
-    """Kullback-Leibler divergence a token, current policy from candidate, on the trainer's latest rollouts.
+    """Kullback-Leibler divergence per token, current policy from candidate, on the trainer's latest rollouts.
 
-    The current policy is the present weights (`anchor`) or that of the last training step (`recall`), which differs
-    from it by that one step: good enough to see whether a window of many went far. For the latter the trainer's own
-    method is listened to between `listen` and `stop`; what it returns is not changed. Nothing is heard where it is not
-    called (a fused loss, SFT), where it is given more than tokens (images), and where dropout makes its figures random.
+    The current policy is given by the present weights (`anchor`) or by those of the last training step (`recall`),
+    which are one step older: close enough to see whether a window of many steps went far. For `recall`, the results of
+    the trainer's own forward passes between `listen` and `stop` are kept; the trainer sees no difference. There are
+    none to keep where the trainer does not compute log-probabilities by itself (a fused loss, SFT), where it computes
+    them from more than tokens (images), and where dropout makes them random.
 
     Args:
         trainer: TRL's GRPOTrainer or RLOOTrainer.
@@ -89,12 +90,12 @@ class RolloutDivergence:
             return self._seam.per_token_logps(ids, attention, mask.size(1))
 
     def divergence(self, candidate: Tensor) -> float:
-        """Divergence of a candidate, by what `read` found under its weights, in nats a token; NaN without an anchor.
+        """Divergence of a candidate, by what `read` found under its weights, in nats per token; NaN without an anchor.
 
         Mean over tokens of `log(p_candidate / p_current)^2 / 2`, an estimate of KL(current || candidate) that is
-        exact to second order (Schulman, "Approximating KL Divergence", 2020, estimator k2). The unbiased k3 of the
-        same note has tails that one rare token in a few hundred fills: a window once read 59 nats where it had
-        hardly moved.
+        exact to second order (Schulman, "Approximating KL Divergence", 2020, estimator k2). The unbiased estimator k3
+        of the same note has heavy tails: one rare token in a few hundred once made it 59 nats for a window that had
+        hardly moved the policy.
         """
         if self._current is None:
             return math.nan

@@ -2,8 +2,8 @@
 
 TRL computes per-token log-probabilities with a head of its own, which skips positions without a label on devices with
 Triton. Elsewhere it projects every position, prompts included, to keep shapes fixed (TRL 1.16, `add_fused_lm_head`).
-For a vocabulary of 49,000 and prompts longer than completions that is most of a training step on a CPU. Here the head
-is handed the labelled columns alone, through the `shift_labels` that it takes under context parallelism.
+With a vocabulary of 49,000 and prompts longer than completions, this is most of a training step on a CPU. Here the head
+is handed the labelled columns alone, as `shift_labels`, which it takes for context parallelism.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `LeapCallback` measures a trainer with: one set a kind of trainer."""
+"""What `LeapCallback` measures a trainer with: one set for each kind of trainer."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ Scoring must see what training sees, so it goes through the trainer (Hugging Fac
 tools), not around it. It leaves no trace: random states, metrics and logs are put back, and a vLLM engine is told
 that its weights are stale, both before and after, since TRL syncs it only when the step number changes.
 
-Many processes each generate their share of the rows and all get all the rewards.
+With several processes, each generates its share of the rows, and each gets the rewards of all rows.
 
-Candidates share their random numbers under Hugging Face generate. vLLM draws its own; the search then compares
-independent samples, and its standard errors, taken from the differences, say so by themselves.
+Candidates share their random numbers under Hugging Face generate. vLLM draws its own random numbers; a search then
+compares independent samples, and its standard errors, which are taken from the differences, are as much larger.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from nextrl.tasks.evaluate import inference, seeded
 Row = dict[str, Any]
 """One row of the trainer's dataset: `prompt` and whatever columns the reward functions need."""
 
-# Between the seeds of two processes, so that they meet no other step's and no other stage's of a search.
-_BESIDE = 15_485_863
+# Distance between the seeds of two processes, so large that no other step and no other stage of a search has them.
+_SEED_DISTANCE = 15_485_863
 
 
 class TrainerRollouts:
@@ -57,7 +57,7 @@ class TrainerRollouts:
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
 
     def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
-        """Reward of one completion a row: (n,) float64, weighted over the trainer's reward functions.
+        """Reward of one completion per row: (n,) float64, weighted over the trainer's reward functions.
 
         The same rows and seed give the same prompts and the same random numbers whatever the weights are. Every
         process must call this with the same rows, and gets the rewards of all of them.
@@ -66,7 +66,7 @@ class TrainerRollouts:
         rows = [dict(row) for row in self._ranks.share(rows)]
         prompts = [row["prompt"] for row in rows]
         self.mark_weights_changed()
-        own_seed = seed + _BESIDE * self._ranks.rank
+        own_seed = seed + _SEED_DISTANCE * self._ranks.rank
         with seam.untouched(), inference(self._trainer.model), seeded(own_seed):
             generated = seam.generate(prompts)
             rewards = seam.rewards_of(rows, prompts, generated)
@@ -89,7 +89,7 @@ class TrainerRollouts:
         return log_probabilities(self._trainer, ids, attention, mask.size(1)) * mask
 
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
-        """KL(candidate || current), nats a token, from `log_probabilities` of the candidate's own completions.
+        """KL(candidate || current), nats per token, from `log_probabilities` of the candidate's own completions.
 
         Over all processes, each of which must call this.
 
@@ -100,7 +100,7 @@ class TrainerRollouts:
         if candidate is None or current is None or self._latest is None:
             return math.nan
         mask = self._latest[2]
-        # r beyond e^20 says "elsewhere" whatever its size.
+        # Beyond e^20 it no longer matters how large r is.
         log_ratio = (current - candidate).clamp(max=20.0)
         local = torch.stack([((log_ratio.exp() - 1.0 - log_ratio) * mask).sum(), mask.sum().float()])
         total, tokens = self._trainer.accelerator.reduce(local, reduction="sum")
@@ -176,7 +176,7 @@ class RewardMeter:
         self.latest = math.nan
 
     def new(self) -> float:
-        """Mean reward of what was sampled since the last call; the last one again where nothing was (a buffer)."""
+        """Mean reward of what was sampled since the last call; where nothing was (buffered rollouts), the last mean."""
         values = self._seam.training_metric(self._name)
         fresh = values[self._read :] if values is self._list else values
         fresh = [float(v) for v in fresh if not math.isnan(v)]

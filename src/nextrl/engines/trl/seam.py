@@ -263,7 +263,7 @@ class Seam:
         return generated
 
     def generation_lengths(self) -> tuple[float, float]:
-        """(mean tokens a completion, share that did not end by themselves) of the latest evaluation rollouts.
+        """(mean tokens per completion, share that did not end by themselves) of the latest evaluation rollouts.
 
         Over all processes.
         """
