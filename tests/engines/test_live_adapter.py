@@ -96,7 +96,7 @@ def test_what_is_no_lora_is_refused() -> None:
         lora_runs.model(),
         IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
     )
-    with pytest.raises(InputError, match="LoRA adapters only"):
+    with pytest.raises(InputError, match="peft_type IA3; only LoRA adapters"):
         LiveAdapter(other)
 
 

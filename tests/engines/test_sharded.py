@@ -86,12 +86,11 @@ class Zero3:
                         outer.lows[id(p)] = p.data.clone()
                     p.data = torch.empty(0)
 
-        zero, utils, top = (
-            ModuleType("deepspeed.zero"),
-            ModuleType("deepspeed.utils"),
-            ModuleType("deepspeed"),
-        )
+        utils, top = ModuleType("deepspeed.utils"), ModuleType("deepspeed")
+        # DeepSpeed's own `__init__` does `from .runtime import zero`: an attribute, no module `deepspeed.zero`.
+        zero = ModuleType("deepspeed.runtime.zero")
         zero.GatheredParameters = GatheredParameters  # type: ignore[attr-defined]
+        top.zero = zero  # type: ignore[attr-defined]
         utils.safe_get_full_fp32_param = lambda p: self.masters[id(p)]  # type: ignore[attr-defined]
 
         def put(p: Any, value: Tensor) -> None:
@@ -99,7 +98,7 @@ class Zero3:
             self.masters[id(p)] = value.clone()
 
         utils.safe_set_full_fp32_param = put  # type: ignore[attr-defined]
-        return {"deepspeed": top, "deepspeed.zero": zero, "deepspeed.utils": utils}
+        return {"deepspeed": top, "deepspeed.utils": utils}
 
     def step(self) -> None:
         """What DeepSpeed's optimizer does: the parameter becomes its master's image."""

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -74,16 +74,7 @@ class AdapterCheckpoint:
         """
         settings = LoraSettings.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
-        keys = sort_out(file.entries)
-        _refuse(file.path, keys)
-        slots: dict[str, Slot] = {}
-        shapes: dict[str, tuple[int, int, int]] = {}
-        for name, entry in keys.modules.items():
-            rows, columns, rank, experts = _measure(file, entry, settings)
-            for expert in range(experts):
-                label = name if experts == 1 else f"{name}[{expert}]"
-                slots[label] = Slot(entry, expert, experts)
-                shapes[label] = (rows, columns, rank)
+        keys, slots, shapes = arrange(file, settings)
         return cls(step, folder, settings, file, slots, keys.carried, shapes)
 
     @property
@@ -134,14 +125,7 @@ class AdapterCheckpoint:
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions
         flattened)."""
-        slot = self.slots[module]
-        if slot.experts == 1:
-            return a.flatten(1), b.flatten(1)
-        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running
-        # fastest.
-        stack_a = a.reshape(slot.experts, -1, a.shape[1])
-        stack_b = b.reshape(b.shape[0], -1, slot.experts)
-        return stack_a[slot.expert], stack_b[:, :, slot.expert]
+        return matrices(self.slots[module], a, b)
 
     def join(
         self, modules: Sequence[str], tensors: Mapping[str, tuple[Tensor, Tensor]]
@@ -161,6 +145,54 @@ class AdapterCheckpoint:
         """Names of the factors' dtypes ("bfloat16")."""
         keys = [k for slot in self.slots.values() for k in (slot.keys.a, slot.keys.b)]
         return frozenset(str(self.file.entries[k][1]).removeprefix("torch.") for k in keys)
+
+
+class Header(Protocol):
+    """The tensors of an adapter by name, shape and dtype, in a file or in a live model.
+
+    Attributes:
+        path: where they are, for messages.
+        entries: name -> (shape, dtype; a string where it is none of ours).
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]: ...
+
+
+def arrange(
+    header: Header, settings: LoraSettings
+) -> tuple[KeyMap, dict[str, Slot], dict[str, tuple[int, int, int]]]:
+    """Which tensors are which matrix: (sorted names, label -> slot, label -> (m, n, r)).
+
+    The one place that says whether an adapter's tensors are `W_base + s B A`, for files and for live models.
+
+    Raises:
+        InputError: they are not, or do not fit together or to the configuration.
+    """
+    keys = sort_out(header.entries)
+    _refuse(header.path, keys)
+    slots: dict[str, Slot] = {}
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for name, entry in keys.modules.items():
+        rows, columns, rank, experts = _measure(header, entry, settings)
+        for expert in range(experts):
+            label = name if experts == 1 else f"{name}[{expert}]"
+            slots[label] = Slot(entry, expert, experts)
+            shapes[label] = (rows, columns, rank)
+    return keys, slots, shapes
+
+
+def matrices(slot: Slot, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A (r, n) and B (m, r) of one matrix from the stored tensors (expert stacks cut, convolutions flattened)."""
+    if slot.experts == 1:
+        return a.flatten(1), b.flatten(1)
+    # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running fastest.
+    stack_a = a.reshape(slot.experts, -1, a.shape[1])
+    stack_b = b.reshape(b.shape[0], -1, slot.experts)
+    return stack_a[slot.expert], stack_b[:, :, slot.expert]
 
 
 def weights_path(folder: Path) -> Path:
@@ -189,7 +221,7 @@ def _refuse(path: Path, keys: KeyMap) -> None:
         raise InputError(f"{path}: holds no lora_A and lora_B tensors; is this a LoRA adapter?")
 
 
-def _measure(file: TensorFile, keys: ModuleKeys, settings: LoraSettings) -> tuple[int, int, int, int]:
+def _measure(file: Header, keys: ModuleKeys, settings: LoraSettings) -> tuple[int, int, int, int]:
     """(m, n, r, experts) of one module from the header; checks that A, B and the configuration agree."""
     (shape_a, type_a), (shape_b, type_b) = file.entries[keys.a], file.entries[keys.b]
     for key, kind in ((keys.a, type_a), (keys.b, type_b)):

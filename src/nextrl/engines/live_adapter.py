@@ -1,4 +1,4 @@
-"""The LoRA adapter inside a live model: read it, write it, step along it, measure how far it moved.
+"""The LoRA adapter inside a live model: read it, write it, move it, measure how far it moved.
 
 Everything here acts on the active adapter's A and B only. Optimizer state, base weights and a frozen reference
 adapter are never touched, and the parameters keep their identity, so Adam's moments stay attached.
@@ -6,13 +6,18 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from nextrl.checkpoints.adapter import Slot, arrange, matrices
+from nextrl.checkpoints.lora_settings import LoraSettings
+from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.engines import sharded
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
@@ -23,52 +28,61 @@ State = dict[str, Tensor]
 """PEFT state-dict name (as saved, without the adapter's name) -> tensor."""
 
 
+@dataclass(frozen=True)
+class _Header:
+    """Names, shapes and dtypes of a live adapter's parameters, as the header of its saved file would give them."""
+
+    path: Path
+    entries: Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]
+
+
 class LiveAdapter:
     """Handle on the trainable LoRA factors of a PEFT model.
+
+    What it refuses is what the reader of saved adapters refuses (`checkpoints.adapter.arrange`), so that a run that can
+    leap while it trains can also be read from its checkpoints, and the other way round.
 
     Attributes:
         model: the model.
         parameters: saved name -> the live parameter, in the model's order.
-        pairs: module name -> (saved name of A, saved name of B, scaling, whether B and A are an embedding's).
+        pairs: module name -> (saved name of A, saved name of B, scaling), in the model's order.
     """
 
     def __init__(self, model: Any) -> None:
         """Find the active adapter.
 
         Raises:
-            InputError: the model has no active LoRA adapter, or more than one.
+            InputError: the model has no active LoRA adapter or more than one, or its weights are not W_base + s B A.
         """
-        # A plain transformers model has these attributes too, as methods that raise where no adapter is loaded.
-        active = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
-        names = [active] if isinstance(active, str) else [] if callable(active) else list(active or [])
-        if len(names) != 1:
-            raise InputError(
-                f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
-            )
+        self._name = _active_adapter(model)
         sharded.refuse_flat(model)
         self.model = model
-        self._name = names[0]
+        source = Path(f"adapter '{self._name}'")
+        settings = LoraSettings.of(model.peft_config[self._name].to_dict(), source)
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+        found = {key: p for name, layer in layers.items() for key, p in self._saved(name, layer)}
+        slots = arrange(_Header(source, {key: _entry(p) for key, p in found.items()}), settings)[1].values()
+        self._slots: dict[str, list[Slot]] = {}
+        for slot in slots:
+            self._slots.setdefault(slot.keys.a, []).append(slot)
         self.parameters: dict[str, nn.Parameter] = {}
         self.pairs: dict[str, tuple[str, str, float]] = {}
-        for module_name, module in model.named_modules():
-            self._collect(module_name, module)
-        if not self.pairs:
-            raise InputError(
-                f"adapter '{self._name}' holds no LoRA factors: leaps work on LoRA adapters only"
-            )
+        for key_a in [key for key in found if key in self._slots]:
+            key_b, module = self._slots[key_a][0].keys.b, key_a.rsplit(".lora_", 1)[0]
+            self.parameters |= {key_a: found[key_a], key_b: found[key_b]}
+            self.pairs[module] = (key_a, key_b, float(layers[module].scaling[self._name]))
 
-    def _collect(self, module_name: str, module: Any) -> None:
-        for kind in ("lora_A", "lora_embedding_A"):
-            holders = getattr(module, kind, None)
-            if holders is None or self._name not in holders:
+    def _saved(self, module: str, layer: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name in the saved file, parameter) of everything that the adapter has in one layer."""
+        for kind in layer.adapter_layer_names:
+            holders = getattr(layer, kind, {})
+            if self._name not in holders:
                 continue
-            other = kind.replace("_A", "_B")
-            a, b = holders[self._name], getattr(module, other)[self._name]
-            suffix = "" if isinstance(a, nn.Parameter) else ".weight"
-            key_a, key_b = f"{module_name}.{kind}{suffix}", f"{module_name}.{other}{suffix}"
-            self.parameters[key_a] = a if isinstance(a, nn.Parameter) else a.weight
-            self.parameters[key_b] = b if isinstance(b, nn.Parameter) else b.weight
-            self.pairs[module_name] = (key_a, key_b, float(module.scaling[self._name]))
+            held = holders[self._name]
+            if isinstance(held, nn.Parameter):
+                yield f"{module}.{kind}", held
+            else:
+                yield from ((f"{module}.{kind}.{name}", p) for name, p in held.named_parameters())
 
     def read(self) -> State:
         """Copies of all factors, detached and whole, on their device and in their dtype (`sharded.read`)."""
@@ -90,15 +104,42 @@ class LiveAdapter:
         sharded.write(self.parameters, state)
 
     def displacement(self, start: State, stop: State) -> list[LowRank]:
-        """`W_stop - W_start` of each adapted module, (m, n) each, from the factors (DESIGN section 1)."""
+        """`W_stop - W_start` of each adapted matrix, (m, n) each, from the factors (DESIGN section 1).
+
+        A module whose parameter is a stack of experts gives one matrix for each expert.
+        """
         deltas = []
         for key_a, key_b, scale in self.pairs.values():
-            a0, a1, b0, b1 = (t.float() for t in (start[key_a], stop[key_a], start[key_b], stop[key_b]))
-            # s (B1 A1 - B0 A0), written without the cancellation of two nearly equal products.
-            left = torch.cat([(b1 - b0) * scale, b0 * scale], -1)
-            # Contiguous, as a file gives it back: another layout would round the cosine otherwise after a resume.
-            deltas.append(LowRank(left.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
+            for slot in self._slots[key_a]:
+                a0, b0 = (t.float() for t in matrices(slot, start[key_a], start[key_b]))
+                a1, b1 = (t.float() for t in matrices(slot, stop[key_a], stop[key_b]))
+                # s (B1 A1 - B0 A0), written without the cancellation of two nearly equal products.
+                columns = torch.cat([(b1 - b0) * scale, b0 * scale], -1)
+                # Contiguous, as a file gives it back: another layout would round the cosine otherwise after a resume.
+                deltas.append(LowRank(columns.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
         return deltas
+
+
+def _active_adapter(model: Any) -> str:
+    """Name of the only active adapter.
+
+    Raises:
+        InputError: none is active, or several are, whose sum no single leap describes.
+    """
+    # A plain transformers model has these attributes too, as methods that raise where no adapter is loaded.
+    active = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
+    names = [active] if isinstance(active, str) else [] if callable(active) else list(active or [])
+    if len(names) != 1:
+        raise InputError(
+            f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
+        )
+    return str(names[0])
+
+
+def _entry(parameter: nn.Parameter) -> tuple[tuple[int, ...], torch.dtype | str]:
+    """(whole shape, dtype; its name where we do not compute with it), as a file's header gives them."""
+    dtype = parameter.dtype
+    return tuple(sharded.shape(parameter)), dtype if dtype in DTYPES.values() else str(dtype)
 
 
 def along(start: State, stop: State, alpha: float) -> State:

@@ -1,9 +1,9 @@
 """Several processes, one decision: process 0 decides, the others do the collective work that it asks for.
 
-A search is a conversation (score this candidate; then perhaps that one), and each score is a collective operation:
-every process generates its share of the completions. If each process held the conversation by itself, a difference in
-the last bit of one figure could make one of them ask a question that the others never hear, and all would wait for
-ever. So process 0 alone decides; it tells the others what to call, and the answer, by broadcast.
+A search scores one candidate after the other, and what it found decides which comes next. Each score is a collective
+operation: every process generates its share of the completions. If each process searched by itself, a difference in the
+last bit of one score could make one of them score a candidate that the others do not, and all would wait for ever. So
+process 0 alone decides; it broadcasts to the others what to call, and the result.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Ranks:
         return self._lead(decide, tools) if self.leader else self._follow(tools)
 
     def _lead(self, decide: Callable[..., T], tools: Sequence[Callable[..., Any]]) -> T:
-        def heard(index: int) -> Callable[..., Any]:
+        def announced(index: int) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
                 _tell((index, arguments))
                 return tools[index](*arguments)
@@ -65,7 +65,7 @@ class Ranks:
 
         last: tuple[Any, Any] = (_FAILED, None)
         try:
-            result = decide(*(heard(index) for index in range(len(tools))))
+            result = decide(*(announced(index) for index in range(len(tools))))
             last = (_DONE, result)
         finally:
             _tell(last)

@@ -83,7 +83,8 @@ def _write(p: Any, value: Tensor) -> None:
     if not hasattr(p, "ds_id"):
         p.copy_(value)
         return
-    from deepspeed.zero import GatheredParameters
+    # `deepspeed.zero` is an attribute, not a module that could be imported from (read in DeepSpeed 0.19).
+    import deepspeed
 
-    with GatheredParameters([p], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
         p.copy_(value)

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.ranks import launched
-from nextrl.engines.trl.validation import innermost
+from nextrl.engines.trl.seam import draw_orders_again
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
@@ -122,10 +121,8 @@ class Resumable(TrainerCallback):
         a resumed run would have the first one's order.
         """
         loader = kwargs["train_dataloader"]
-        sampler = innermost(loader).sampler
         per_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
-        for _ in range(state.global_step // per_epoch):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
+        draw_orders_again(loader, state.global_step // per_epoch)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from trl import SFTTrainer
 
 import trl_runs
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts, set_rate_factor
@@ -17,7 +18,11 @@ from nextrl.errors import InputError
 
 
 def fake() -> Any:
-    return SimpleNamespace(_metrics={"train": defaultdict(list), "eval": defaultdict(list)})
+    """A trainer that has nothing but its metrics: of the kinds that the seam knows, SFT's needs least beside them."""
+    trainer = SFTTrainer.__new__(SFTTrainer)
+    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    trainer.padding_free = False
+    return trainer
 
 
 def test_each_reward_is_read_once() -> None:
@@ -107,9 +112,8 @@ def test_rewards_weigh_the_trainer_s_functions_and_skip_what_was_not_graded(tmp_
     assert 1 <= rollouts.mean_length <= 6
 
 
-def test_environments_are_refused() -> None:
-    trainer = SimpleNamespace(
-        _generate=None, _calculate_rewards=None, _metrics={}, environment_factories={"a": 1}
-    )
+def test_environments_are_refused(tmp_path: Any) -> None:
+    trainer = trl_runs.trainer(tmp_path)
+    trainer.environment_factories = {"a": object}
     with pytest.raises(InputError, match="environments"):
         TrainerRollouts(trainer)

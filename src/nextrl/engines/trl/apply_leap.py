@@ -18,6 +18,7 @@ from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.rollback import Snapshot, read_moments, whole, write_moments
 from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import Decision
 from nextrl.judge.window import Window
 
@@ -76,7 +77,7 @@ def apply_leap(run: Run, state: State) -> None:
     run.adapter.write(state)
     run.tools.rollouts.mark_weights_changed()
     run.tools.rollouts.drop_buffered()
-    if getattr(run.trainer, "use_vllm", False):
+    if Seam(run.trainer).has_engine:
         run.undelivered = before, run.adapter.read()
 
 

@@ -1,13 +1,14 @@
 """Whether the first rollout after a leap came from the weights after it.
 
 An inference engine beside the trainer (vLLM) holds a copy of the weights. A copy that was not renewed samples from the
-old policy, and nothing in a log says so. So the first batch after a leap is held against both: the log-probabilities
-that the engine reports must fit the weights after the leap better than those before. Where it reports none, the tokens
-themselves must not be likelier before than after.
+old policy, and nothing in a log says so. So the first batch after a leap is compared with both policies: the
+log-probabilities that the engine reports must fit the weights after the leap better than the weights before it. Where
+the engine reports none, the tokens must not be likelier under the weights before than under those after.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.trl.rollouts import log_probabilities
+from nextrl.engines.trl.seam import Seam
 
 
 class StaleWeights(RuntimeError):
@@ -30,31 +32,32 @@ def check_delivery(trainer: Any, adapter: LiveAdapter, before: State, after: Sta
     Raises:
         StaleWeights: they were sampled with `before`.
     """
-    batch = getattr(trainer, "_buffered_inputs", None)
-    if not batch:
+    buffered = Seam(trainer).buffered_rollouts()
+    if not buffered:
         return
+    batch = buffered[0]
     now = adapter.read()
     try:
         adapter.write(after)
-        new = _log_probabilities(trainer, batch[0])
+        new = _log_probabilities(trainer, batch)
         adapter.write(before)
-        old = _log_probabilities(trainer, batch[0])
+        old = _log_probabilities(trainer, batch)
     finally:
         adapter.write(now)
-    if _stale(batch[0], new, old):
+    if _stale(batch, new, old):
         raise StaleWeights(
             "the inference engine sampled with the weights before the leap: the leap did not reach it; "
             "check that weight synchronisation works (a plain run would go wrong in the same way, unseen)"
         )
 
 
-def _log_probabilities(trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+def _log_probabilities(trainer: Any, batch: Mapping[str, Tensor]) -> Tensor:
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     return log_probabilities(trainer, ids, attention, batch["completion_ids"].size(1))
 
 
-def _stale(batch: dict[str, Tensor], new: Tensor, old: Tensor) -> bool:
+def _stale(batch: Mapping[str, Tensor], new: Tensor, old: Tensor) -> bool:
     mask, engine = batch["completion_mask"].bool(), batch.get("sampling_per_token_logps")
     if engine is not None:
         known = mask & ~engine.isnan()

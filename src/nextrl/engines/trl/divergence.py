@@ -1,30 +1,32 @@
 """How far other weights would move a policy, measured on rollouts that the trainer holds anyway.
 
-The latest training batch was sampled a step ago, so its tokens are samples of the current policy; two forward passes
-over a few of its completions give the divergence of any candidate weights from the current ones. No completion is
-generated for it. One pass is enough for a glance: the log-probabilities that the last training step computed anyway
-stand for the current policy's.
+The latest training batch was sampled one step ago, so its tokens are samples of the current policy. Two forward passes
+over a few of its completions give the divergence of candidate weights from the current ones, and no completion is
+generated for it. Where a rough figure is enough, one pass does: the last training step has computed log-probabilities
+of the same completions, and they take the place of the current policy's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextrl.engines.trl.seam import Seam
 from nextrl.tasks.evaluate import inference
 
 
 class RolloutDivergence:
-    """Kullback-Leibler divergence a token, current policy from candidate, on the trainer's latest rollouts.
+    """Kullback-Leibler divergence per token, current policy from candidate, on the trainer's latest rollouts.
 
-    The current policy is the present weights (`anchor`) or that of the last training step (`recall`), which differs
-    from it by that one step: good enough to see whether a window of many went far. For the latter the trainer's own
-    method is listened to between `listen` and `stop`; what it returns is not changed. Nothing is heard where it is not
-    called (a fused loss, SFT), where it is given more than tokens (images), and where dropout makes its figures random.
+    The current policy is given by the present weights (`anchor`) or by those of the last training step (`recall`),
+    which are one step older: close enough to see whether a window of many steps went far. For `recall`, the results of
+    the trainer's own forward passes between `listen` and `stop` are kept; the trainer sees no difference. There are
+    none to keep where the trainer does not compute log-probabilities by itself (a fused loss, SFT), where it computes
+    them from more than tokens (images), and where dropout makes them random.
 
     Args:
         trainer: TRL's GRPOTrainer or RLOOTrainer.
@@ -35,52 +37,36 @@ class RolloutDivergence:
             completion); None before the first `recall` or `anchor`.
     """
 
-    _METHOD = "_get_per_token_logps_and_entropies"
-    # Arguments beside the first four that do not change what is computed.
-    _HARMLESS = frozenset({"batch_size", "compute_entropy", "compute_aux_loss"})
-
     def __init__(self, trainer: Any, sequences: int) -> None:
-        self._trainer, self._sequences = trainer, sequences
+        self._trainer, self._seam, self._sequences = trainer, Seam(trainer), sequences
         self.rollouts: tuple[Tensor, Tensor, Tensor] | None = None
         self._current: Tensor | None = None
-        self._heard: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._listening, self._recalled, self._before = False, False, None
+        # (ids, attention mask, completion mask, log-probabilities) of each forward pass of the step listened to.
+        self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._recalled = False
+        self._stop: Callable[[], None] | None = None
 
     def listen(self) -> None:
         """Keep what the coming step's forward passes find."""
-        self._heard, self._recalled = [], False
-        computed = getattr(self._trainer, self._METHOD, None)
+        self._passes, self._recalled = [], False
         random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
-        if computed is None or random:
-            return
-        self._listening, self._before = True, vars(self._trainer).get(self._METHOD)
-
-        def heard(*arguments: Any, **options: Any) -> Any:
-            found = computed(*arguments, **options)
-            if torch.is_grad_enabled():
-                self._keep(found[0], arguments, options)
-            return found
-
-        setattr(self._trainer, self._METHOD, heard)
+        if self._seam.generates and not random:
+            self._stop = self._seam.listen_to_logps(self._keep)
 
     def stop(self) -> None:
         """The step is over: the trainer's method is its own again."""
-        if not self._listening:
-            return
-        self._listening = False
-        if self._before is None:
-            delattr(self._trainer, self._METHOD)
-        else:
-            setattr(self._trainer, self._METHOD, self._before)
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
 
     def recall(self) -> bool:
-        """Take the policy of the last training step as the current one; False where its figures were not heard."""
-        heard, self._heard = self._heard, []
+        """Take the policy of the last training step as the current one; False where its figures were not kept."""
+        passes, self._passes = self._passes, []
         # Micro-batches may be padded each to a length of its own.
-        if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in heard}) != 1:
+        if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in passes}) != 1:
             return False
         ids, attention, mask, found = (
-            torch.cat(part)[: self._sequences] for part in zip(*heard, strict=True)
+            torch.cat(part)[: self._sequences] for part in zip(*passes, strict=True)
         )
         self.rollouts, self._current, self._recalled = (ids, attention, mask), found.float(), True
         return True
@@ -100,21 +86,16 @@ class RolloutDivergence:
     def read(self) -> Tensor:
         """(n, completion) float32: log-probability of each completion token under the weights the model now has."""
         ids, attention, mask = self._rows()
-        trainer = self._trainer
-        with inference(trainer.model):
-            found = getattr(trainer, self._METHOD)(
-                trainer.model, ids, attention, mask.size(1), trainer.args.per_device_train_batch_size
-            )
-        log_probabilities: Tensor = found[0]
-        return log_probabilities.float()
+        with inference(self._trainer.model):
+            return self._seam.per_token_logps(ids, attention, mask.size(1))
 
     def divergence(self, candidate: Tensor) -> float:
-        """Divergence of a candidate, by what `read` found under its weights, in nats a token; NaN without an anchor.
+        """Divergence of a candidate, by what `read` found under its weights, in nats per token; NaN without an anchor.
 
         Mean over tokens of `log(p_candidate / p_current)^2 / 2`, an estimate of KL(current || candidate) that is
-        exact to second order (Schulman, "Approximating KL Divergence", 2020, estimator k2). The unbiased k3 of the
-        same note has tails that one rare token in a few hundred fills: a window once read 59 nats where it had
-        hardly moved.
+        exact to second order (Schulman, "Approximating KL Divergence", 2020, estimator k2). The unbiased estimator k3
+        of the same note has heavy tails: one rare token in a few hundred once made it 59 nats for a window that had
+        hardly moved the policy.
         """
         if self._current is None:
             return math.nan
@@ -124,7 +105,7 @@ class RolloutDivergence:
 
     def _latest(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """(ids (n, prompt + completion), attention mask alike, completion mask (n, completion)) of some rollouts."""
-        buffered = getattr(self._trainer, "_buffered_inputs", None)
+        buffered = self._seam.buffered_rollouts()
         if not buffered:
             return None
         prompt, completion, prompt_mask, mask = (
@@ -137,9 +118,6 @@ class RolloutDivergence:
         assert self.rollouts is not None
         return self.rollouts
 
-    def _keep(self, found: Tensor, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
-        more = [name for name, value in options.items() if value is not None and name not in self._HARMLESS]
-        if len(arguments) != 4 or more or sum(len(part[0]) for part in self._heard) >= self._sequences:
-            return
-        _, ids, attention, length = arguments
-        self._heard.append((ids, attention, attention[:, -length:], found.detach()))
+    def _keep(self, log_probabilities: Tensor, ids: Tensor, attention: Tensor, length: int) -> None:
+        if sum(len(kept) for kept, *_ in self._passes) < self._sequences:
+            self._passes.append((ids, attention, attention[:, -length:], log_probabilities))

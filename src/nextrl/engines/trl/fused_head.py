@@ -2,8 +2,8 @@
 
 TRL computes per-token log-probabilities with a head of its own, which skips positions without a label on devices with
 Triton. Elsewhere it projects every position, prompts included, to keep shapes fixed (TRL 1.16, `add_fused_lm_head`).
-For a vocabulary of 49,000 and prompts longer than completions that is most of a training step on a CPU. Here the head
-is handed the labelled columns alone, through the `shift_labels` that it takes under context parallelism.
+With a vocabulary of 49,000 and prompts longer than completions, this is most of a training step on a CPU. Here the head
+is handed the labelled columns alone, as `shift_labels`, which it takes for context parallelism.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines.trl.seam import check_fused_head
+
 
 def score_labelled_columns(model: Any) -> None:
     """Have a trainer's model project the columns from its first labelled one on, in place.
@@ -21,8 +23,12 @@ def score_labelled_columns(model: Any) -> None:
 
     Args:
         model: the trainer's model, after the trainer has given it its head.
+
+    Raises:
+        InputError: this TRL's head does not take shifted labels.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_fused_head(inner)
     decoder = inner.get_decoder()
     whole, states = inner.forward, decoder.forward
     wanted: list[slice] = []

@@ -1,4 +1,4 @@
-"""What `LeapCallback` measures a trainer with: one set a kind of trainer."""
+"""What `LeapCallback` measures a trainer with: one set for each kind of trainer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trl import SFTTrainer
-
 from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.likelihood import HeldOutLikelihood, TextDivergence
 from nextrl.engines.trl.rollouts import RewardMeter, Row, TrainerRollouts
+from nextrl.engines.trl.seam import Seam
 
 _COMPLETIONS, _TEXTS = 24, 32  # that a divergence is measured on
 
@@ -38,9 +37,9 @@ def instruments(trainer: Any, rows: Sequence[Row]) -> Instruments:
         rows: held-out rows.
 
     Raises:
-        InputError: it is another trainer, or its rollouts need an environment.
+        InputError: it is another trainer, not as TRL's was read (`seam.check`), or its rollouts need an environment.
     """
-    if isinstance(trainer, SFTTrainer):
+    if not Seam(trainer).generates:
         texts = TextDivergence(trainer, [rows[i] for i in range(min(len(rows), _TEXTS))])
         return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
     return Instruments(

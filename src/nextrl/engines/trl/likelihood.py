@@ -1,8 +1,8 @@
 """Supervised fine-tuning under the same callback, as a control: held-out likelihood in the place of held-out rewards.
 
-A candidate's score on a row is the mean log-probability of the row's trained tokens, a window's reward the mean token
-accuracy that TRL's SFTTrainer measures anyway. Nothing is generated, so there is nothing for a guard to look at: no
-lengths, no endings, no samples of the candidate's own.
+A candidate's score on a row is the mean log-probability of the row's trained tokens. A window's reward is the mean
+token accuracy, which TRL's SFTTrainer measures anyway. Nothing is generated, so there is nothing for a guard to look
+at: no lengths, no endings, no samples of the candidate's own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.rollouts import Row
+from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
 from nextrl.tasks.evaluate import inference
 
@@ -52,7 +53,7 @@ class HeldOutLikelihood:
         return
 
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
-        """NaN, which the guard objects to nothing in."""
+        """NaN: not measured, so that the guard has nothing to object to."""
         return math.nan
 
     def mark_weights_changed(self) -> None:
@@ -84,7 +85,7 @@ class TextDivergence(RolloutDivergence):
         return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._texts)])
 
     def divergence(self, candidate: Tensor) -> float:
-        """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats a token."""
+        """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats per token."""
         if self._current is None:
             return math.nan
         return float((candidate - self._current).square().sum()) / 2 / max(1, len(candidate))
@@ -96,12 +97,10 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
     Raises:
         InputError: the rows are not tokenised.
     """
-    # A collator that packs would make one row of all.
-    batch = 1 if getattr(trainer, "padding_free", False) else trainer.args.per_device_train_batch_size
+    seam = Seam(trainer)
+    batch = 1 if seam.packs_rows else trainer.args.per_device_train_batch_size
     for first in range(0, len(rows), batch):
-        inputs = trainer._prepare_inputs(
-            trainer.data_collator([_tokenised(r) for r in rows[first : first + batch]])
-        )
+        inputs = seam.prepared([_tokenised(r) for r in rows[first : first + batch]])
         labels = inputs.pop("labels")[:, 1:]
         with inference(trainer.model):
             logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()

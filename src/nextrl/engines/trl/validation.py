@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from nextrl.engines.trl.rollouts import Row
+from nextrl.engines.trl.seam import dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,9 @@ def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
     Raises:
         InputError: the dataset is a stream, or too small to give any away.
     """
-    dataset, loader = trainer.train_dataset, trainer.callback_handler.train_dataloader
-    batches = innermost(loader)
-    if not hasattr(dataset, "__len__") or not hasattr(batches, "sampler"):
+    dataset, loader = trainer.train_dataset, training_loader(trainer)
+    sampler = dataset_sampler(loader)
+    if not hasattr(dataset, "__len__") or sampler is None:
         raise InputError(
             "the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows"
         )
@@ -66,16 +67,9 @@ def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
     column = "prompt" if "prompt" in rows[0] else "input_ids"
     seen = {str(row[column]) for row in rows}
     barred = [i for i, value in enumerate(dataset[column]) if str(value) in seen]
-    batches.sampler = _Without(batches.sampler, barred, len(dataset))
+    replace_dataset_sampler(loader, _Without(sampler, barred, len(dataset)))
     log.info("held back %d of %d training rows to validate leaps", len(barred), len(dataset))
     return rows
-
-
-def innermost(loader: Any) -> Any:
-    """The batch sampler that holds the dataset's sampler, inside what accelerate wraps around it."""
-    while getattr(loader, "batch_sampler", None) is not None:
-        loader = loader.batch_sampler
-    return loader
 
 
 class _Without(Sampler[int]):
