@@ -120,7 +120,7 @@ def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path):
     with pytest.raises(InputError, match=r"two layouts.*trl.*verl.*--layout"):
         Trajectory.load(tmp_path)
     assert Trajectory.load(tmp_path, layout="verl").steps == (20,)
-    with pytest.raises(InputError, match="--layout mars: unknown"):
+    with pytest.raises(InputError, match="unknown layout 'mars'; known: trl, verl, openrlhf, folders"):
         detect(tmp_path, "mars")
 
 

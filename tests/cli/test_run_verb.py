@@ -86,7 +86,7 @@ def test_print_config_shows_everything_and_trains_nothing(
     ("arguments", "wanted"),
     [
         (("train.stepz=3",), "did you mean train.steps?"),
-        (("task=chian",), "task 'chian' is unknown"),
+        (("task=chian",), "unknown task 'chian'"),
         (("model=no/such",), "model 'no/such' is neither"),
         (("leap.method=secant", "leap.every=null"), "leap.method secant needs leap.at"),
     ],

@@ -278,8 +278,8 @@ def test_a_lock_is_held_while_training(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "task": ({"task": "chian"}, "task 'chian' is unknown"),
-    "model": ({"model": "/no/such/model"}, "is neither a folder with a config.json"),
+    "task": ({"task": "chian"}, "unknown task 'chian'"),
+    "model": ({"model": "/no/such/model"}, "unknown model '/no/such/model'"),
     "prompts": ({"train": {"prompts_per_step": 10**6}}, "lower train.prompts_per_step"),
 }
 
