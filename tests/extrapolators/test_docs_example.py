@@ -11,6 +11,7 @@ import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.extrapolators import base, names
 from nextrl.leaps.leap import leap
+from nextrl.registry import Registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 
@@ -18,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the page's class for one test only."""
-    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+    monkeypatch.setattr(base, "METHODS", Registry("method", {n: base.METHODS.get(n) for n in base.METHODS}))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     exec(compile(code, str(PAGE), "exec"), {"__name__": "docs_example"})
 

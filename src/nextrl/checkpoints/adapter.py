@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.lora_settings import LoraSettings
+from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
 from nextrl.checkpoints.run import Problem
 from nextrl.checkpoints.tensorfile import TensorFile
@@ -51,7 +51,7 @@ class AdapterCheckpoint:
 
     step: int
     folder: Path
-    settings: LoraSettings
+    settings: AdapterConfig
     file: TensorFile
     slots: Mapping[str, Slot]
     carried: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class AdapterCheckpoint:
             InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not
                 linear, factors that do not fit together.
         """
-        settings = LoraSettings.read(folder / CONFIG, overrides)
+        settings = AdapterConfig.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
         keys = sort_out(file.entries)
         _refuse(file.path, keys)
@@ -189,7 +189,7 @@ def _refuse(path: Path, keys: KeyMap) -> None:
         raise InputError(f"{path}: holds no lora_A and lora_B tensors; is this a LoRA adapter?")
 
 
-def _measure(file: TensorFile, keys: ModuleKeys, settings: LoraSettings) -> tuple[int, int, int, int]:
+def _measure(file: TensorFile, keys: ModuleKeys, settings: AdapterConfig) -> tuple[int, int, int, int]:
     """(m, n, r, experts) of one module from the header; checks that A, B and the configuration agree."""
     (shape_a, type_a), (shape_b, type_b) = file.entries[keys.a], file.entries[keys.b]
     for key, kind in ((keys.a, type_a), (keys.b, type_b)):

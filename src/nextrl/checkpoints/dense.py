@@ -84,7 +84,7 @@ class FullModel:
         return self.places[key].get(key)
 
 
-def leading(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k leading triples of a dense (m, n) matrix: u (m, k), sigma (k), v (n, k), float64, descending.
 
     Args:
@@ -116,6 +116,6 @@ def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[
         raise InputError(
             f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
         )
-    u, sigma, v = leading(new.double() - old.double(), min(rank, *new.shape))
+    u, sigma, v = leading_triples(new.double() - old.double(), min(rank, *new.shape))
     root = sigma.sqrt()
     return (v * root).mT.float(), (u * root).float()

@@ -32,7 +32,7 @@ NONLINEAR = {
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class AdapterConfig:
     """The parsed `adapter_config.json` of one adapter folder.
 
     Attributes:
@@ -46,7 +46,7 @@ class LoraSettings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> LoraSettings:
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> AdapterConfig:
         """Parse and check the file, `overrides` taking the place of its fields.
 
         Raises:
@@ -63,7 +63,7 @@ class LoraSettings:
         return cls.of({**raw, **(overrides or {})}, path)
 
     @classmethod
-    def of(cls, raw: dict[str, Any], path: Path) -> LoraSettings:
+    def of(cls, raw: dict[str, Any], path: Path) -> AdapterConfig:
         """Check a parsed configuration (`path` is for messages only). Raises as `read`."""
         kind = str(raw.get("peft_type", "LORA")).rsplit(".", 1)[-1].upper()
         if kind != "LORA":

@@ -25,18 +25,13 @@ from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be r
     alpharl,
     nowcast,
 )
-from nextrl.extrapolators.base import (
+from nextrl.extrapolators.base import Extrapolator, Tags, get, names, register, require, resolve, tags_of
+from nextrl.extrapolators.predictions import (
     CombinationOfCheckpoints,
-    Extrapolator,
     InsideFactors,
     NewDirection,
     Prediction,
     check_alpha,
-    get,
-    names,
-    register,
-    require,
-    resolve,
 )
 
 __all__ = [
@@ -45,10 +40,12 @@ __all__ = [
     "InsideFactors",
     "NewDirection",
     "Prediction",
+    "Tags",
     "check_alpha",
     "get",
     "names",
     "register",
     "require",
     "resolve",
+    "tags_of",
 ]

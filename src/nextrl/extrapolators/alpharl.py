@@ -20,8 +20,9 @@ from sklearn.cross_decomposition import PLSRegression
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import check_alpha, register, require
-from nextrl.extrapolators.triples import leading
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import check_alpha
+from nextrl.extrapolators.triples import span_triples
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, slope_weights
 from nextrl.trajectory.lowrank import LowRank
@@ -91,7 +92,7 @@ class AlphaRL:
     name: ClassVar[str] = "alpharl"
     reference: ClassVar[str] = "AlphaRL, arXiv 2510.00553"
     summary: ClassVar[str] = "leading vectors regressed on accuracy (PLS), inverted"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags(needs_accuracy=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and three with an accuracy."""
@@ -119,7 +120,7 @@ class AlphaRL:
             raise InputError("alpharl: the accuracy is the same at all checkpoints; nothing to regress on")
         left, right, now = {}, {}, {}
         for module in traj.modules:
-            spans = leading(traj, module, [(start, s) for s in (*steps, traj.steps[-1])])
+            spans = span_triples(traj, module, [(start, s) for s in (*steps, traj.steps[-1])])
             size, v = spans.u.double() * spans.sigma[:, None], spans.v.double()
             now[module] = LowRank(size[-1:].mT, v[-1:].mT)
             if float(spans.sigma.min()) > 0:

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -34,7 +35,7 @@ class BiasCorrectedAverage:
     name: ClassVar[str] = "bema"
     reference: ClassVar[str] = "BEMA, arXiv 2508.00180; TRL's BEMACallback"
     summary: ClassVar[str] = "moving average plus a correction along the run"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and T."""

@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -41,7 +42,7 @@ class DynamicModes:
     name: ClassVar[str] = "dmd"
     reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), on differences"
     summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Three snapshots."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -36,7 +37,7 @@ class MovingAverage:
     name: ClassVar[str] = "ema"
     reference: ClassVar[str] = "Polyak and Juditsky 1992, exponential weights"
     summary: ClassVar[str] = "exponential moving average of the checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two."""

@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import InsideFactors, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -30,7 +31,7 @@ class Factors:
     name: ClassVar[str] = "factors"
     reference: ClassVar[str] = "Fast Forward, arXiv 2409.04206, with a signed and validated alpha"
     summary: ClassVar[str] = "repeat the last h steps inside A and B"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h, both on disk."""

@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -34,7 +35,7 @@ class LatestWeightAverage:
     name: ClassVar[str] = "lawa"
     reference: ClassVar[str] = "LAWA, arXiv 2209.14981"
     summary: ClassVar[str] = "mean of the last checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two."""

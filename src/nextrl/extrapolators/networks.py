@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """How a small network is trained.
 
     Attributes:
@@ -26,7 +26,7 @@ class Recipe:
     weight_decay: float = 0.0
 
 
-def train(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
+def train(net: nn.Module, x: Tensor, y: Tensor, recipe: TrainingSettings, generator: torch.Generator) -> None:
     """Fit `net(x)` to `y` in place.
 
     Args:

@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nextrl.extrapolators.base import NewDirection, register, require
-from nextrl.extrapolators.networks import Recipe, train
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -81,8 +82,7 @@ class Next:
     name: ClassVar[str] = "next"
     reference: ClassVar[str] = "NExt (DESIGN section 1), with the changes of DESIGN section 2"
     summary: ClassVar[str] = "small networks predict the next leading direction and its size"
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(trains=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""
@@ -106,8 +106,8 @@ class Next:
                 directions[module] = LowRank.zeros(*traj.shape(module)[:2])
         return NewDirection(directions)
 
-    def _recipe(self) -> Recipe:
-        return Recipe(self.updates, self.learning_rate, self.rows)
+    def _recipe(self) -> TrainingSettings:
+        return TrainingSettings(self.updates, self.learning_rate, self.rows)
 
     def _directions(self, features: Features, side: str, draws: torch.Generator) -> dict[str, Tensor]:
         """module -> (d,) predicted unit vector of one side ("u" or "v")."""

@@ -18,8 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nextrl.extrapolators.base import NewDirection, register, require
-from nextrl.extrapolators.networks import Recipe, train
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -63,8 +64,7 @@ class NextPaper:
     name: ClassVar[str] = "next-paper"
     reference: ClassVar[str] = "NExt as published, DESIGN section 1"
     summary: ClassVar[str] = "NExt's networks as published"
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(trains=True)
     alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
@@ -77,7 +77,7 @@ class NextPaper:
         require(self, traj, horizon)
         features = collect(traj, horizon, self.name)
         draws = torch.Generator().manual_seed(seed)
-        recipe = Recipe(self.epochs, self.learning_rate, weight_decay=0.01)
+        recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
@@ -89,7 +89,7 @@ class NextPaper:
         return NewDirection(directions)
 
     def _sides(
-        self, features: Features, side: str, recipe: Recipe, draws: torch.Generator
+        self, features: Features, side: str, recipe: TrainingSettings, draws: torch.Generator
     ) -> Mapping[str, Tensor]:
         """module -> (d,) the network's output for one side."""
         predicted: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ class NextPaper:
         return predicted
 
     def _sizes(
-        self, features: Features, unit: int, recipe: Recipe, draws: torch.Generator
+        self, features: Features, unit: int, recipe: TrainingSettings, draws: torch.Generator
     ) -> dict[str, float]:
         """module -> predicted sigma. The network of width d = 1 is the published one, collapse included."""
         x, y, last = features.sizes(unit)

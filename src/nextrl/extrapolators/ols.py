@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import known_steps, slope_weights, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -25,7 +26,7 @@ class LeastSquares:
     name: ClassVar[str] = "ols"
     reference: ClassVar[str] = "ordinary least squares on steps, RIVALS"
     summary: ClassVar[str] = "least-squares slope over the last half"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Three, so that there is something to average."""

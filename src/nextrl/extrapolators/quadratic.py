@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -24,7 +25,7 @@ class Quadratic:
     name: ClassVar[str] = "quadratic"
     reference: ClassVar[str] = "Leap+Verify, arXiv 2602.19580"
     summary: ClassVar[str] = "parabola through three checkpoints"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T, T - h and T - 2h."""

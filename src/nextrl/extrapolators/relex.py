@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators.base import Coefficients, CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import Coefficients, CombinationOfCheckpoints
 from nextrl.trajectory.combinations import slope_weights, step_numbers, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -39,7 +40,7 @@ class Relex:
     name: ClassVar[str] = "relex"
     reference: ClassVar[str] = "RELEX, arXiv 2605.21468, sections 3 and 4"
     summary: ClassVar[str] = "a line along the run's first principal direction"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two more, for a line with an intercept."""

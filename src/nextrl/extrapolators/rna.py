@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -33,7 +34,7 @@ class NonlinearAcceleration:
     name: ClassVar[str] = "rna"
     reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133"
     summary: ClassVar[str] = "Anderson mixing of the checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two residuals."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import nearest_step, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -18,7 +19,7 @@ class Secant:
     name: ClassVar[str] = "secant"
     reference: ClassVar[str] = "nextrl, DESIGN section 1; the last window at full rank"
     summary: ClassVar[str] = "repeat the last h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""

@@ -153,7 +153,7 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     spans += list(zip(plan.origins[:-1], plan.targets, strict=True))
     far, local, ahead, count = {}, {}, {}, len(plan.origins)
     for module in traj.modules:
-        all_spans = leading(traj, module, spans)
+        all_spans = span_triples(traj, module, spans)
         parts = [
             Spans(all_spans.u[at], all_spans.sigma[at], all_spans.v[at])
             for at in (slice(count), slice(count, 2 * count), slice(2 * count, None))
@@ -165,7 +165,7 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     return features
 
 
-def leading(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
+def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
     """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...).
 
     Signs agree with the longest span's direction from the first start to T. Spans whose factors have equally

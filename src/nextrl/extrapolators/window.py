@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import NewDirection, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.trajectory.combinations import nearest_step
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -24,7 +25,7 @@ class Window:
     name: ClassVar[str] = "window"
     reference: ClassVar[str] = "nextrl, DESIGN section 2; NExt's local delta without a network"
     summary: ClassVar[str] = "the leading rank-1 direction of the last h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""

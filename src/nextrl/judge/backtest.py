@@ -27,6 +27,7 @@ from nextrl.extrapolators import (
     Prediction,
     names,
     resolve,
+    tags_of,
 )
 from nextrl.judge.backtest_scores import NONE, HorizonScores, MethodScore, Outcome
 from nextrl.trajectory import trainer_log
@@ -203,7 +204,7 @@ def _at_horizon(
     scores, skipped = {}, {}
     for method in methods:
         outcomes: dict[int, dict[str, Outcome]] = {}
-        tried = pairs[-TRAINED_ORIGINS:] if getattr(method, "trains", False) else pairs
+        tried = pairs[-TRAINED_ORIGINS:] if tags_of(method).trains else pairs
         for t, later in tried:
             try:
                 prediction = method.fit(traj.upto(t), later - t, seed=seed)

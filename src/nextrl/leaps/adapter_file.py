@@ -20,7 +20,7 @@ from nextrl.checkpoints.lora_settings import ZERO_START
 from nextrl.checkpoints.naming import PEFT_PREFIX, natural
 from nextrl.errors import InputError
 from nextrl.leaps.merged_model import write_merged
-from nextrl.leaps.provenance import claim, write_provenance
+from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
 from nextrl.trajectory.lowrank import LowRank, Triples
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -104,7 +104,7 @@ def write_adapter(
         raise InputError(f"--rank {rank}: must be at least 1")
     if unknown := [module for module in tensors if module not in traj.modules]:
         raise InputError(f"{unknown[0]}: no such module in the run")
-    claim(out)
+    refuse_foreign_folder(out)
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
     _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))

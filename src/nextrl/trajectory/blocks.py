@@ -36,7 +36,7 @@ def pair_products(stack: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     return result
 
 
-def combine(stack: Tensor, weights: Tensor, rows: Tensor, count: int) -> Tensor:
+def weighted_sums(stack: Tensor, weights: Tensor, rows: Tensor, count: int) -> Tensor:
     """(count, n) float32: weights[t, k] @ stack[t], added up over all (t, k) with the same rows[t, k].
 
     Args:

@@ -29,7 +29,7 @@ def nearest_step(traj: Trajectory, target: float) -> int:
     return max(known_steps(traj)[:-1], key=lambda step: (-abs(step - target), step))
 
 
-def combine(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
+def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
     """`sum_t c_t (W_t - W_0)` of one module as one LowRank; coefficients (T,) over `traj.steps`."""
     # When the coefficients cancel, W_0 drops out and need not be known.
     total, size = float(coefficients.sum()), float(coefficients.abs().sum())

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from nextrl.errors import InputError
-from nextrl.trajectory.blocks import combine, pair_products
+from nextrl.trajectory.blocks import pair_products, weighted_sums
 from nextrl.trajectory.lowrank import GRAM_FLOOR, LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -165,7 +165,7 @@ def _vectors(
     coefficients[:, 1] *= sign
     rows = len(coefficients) - 1
     weights = coefficients[table[..., 0], table[..., 1]]
-    flat = combine(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
+    flat = weighted_sums(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
     pieces = torch.split(normalize(flat, dim=1), [len(found) for found in ends.values()])
     return dict(zip(ends, pieces, strict=True))
 

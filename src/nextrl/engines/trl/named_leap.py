@@ -13,7 +13,7 @@ from typing import Any
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.errors import InputError
-from nextrl.extrapolators import check_alpha, get
+from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.judge.controller import Decision
 from nextrl.judge.paired_search import Score, Scores, refine
 from nextrl.leaps.leap import leap
@@ -52,7 +52,7 @@ class NamedLeap:
     ) -> None:
         if horizon < 1:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
-        self._learns_accuracy = hasattr(get(method), "accuracy")
+        self._learns_accuracy = tags_of(get(method)).needs_accuracy
         self.method, self.horizon, self.at = method, horizon, None if at is None else frozenset(at)
         self._alpha = None if alpha is None else check_alpha(alpha)
         self._alphas = tuple(check_alpha(a) for a in alphas)
