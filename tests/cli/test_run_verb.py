@@ -87,7 +87,7 @@ def test_print_config_shows_everything_and_trains_nothing(
     [
         (("train.stepz=3",), "did you mean train.steps?"),
         (("task=chian",), "unknown task 'chian'"),
-        (("model=no/such",), "model 'no/such' is neither"),
+        (("model=no/such",), "unknown model 'no/such'"),
         (("leap.method=secant", "leap.every=null"), "leap.method secant needs leap.at"),
     ],
 )

@@ -155,5 +155,5 @@ def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:
 
 
 def test_alpharl_without_accuracies_says_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"keep trainer_log.json beside them, or give accuracy"):
+    with pytest.raises(InputError, match=r"keep trainer_state.json beside them, or give accuracy"):
         leap(synthetic.run(synthetic.line), "alpharl", horizon=20)

@@ -81,7 +81,7 @@ class AlphaRL:
     Attributes:
         accuracy: step -> accuracy at (some of) the checkpoints; by default the mean training reward up to
             each, from
-            `trainer_log.json`.
+            `trainer_state.json`.
         target: the accuracy that alpha = 1 aims at; by default what a line through the accuracies reaches h
             steps
             on, at most 1.

@@ -41,6 +41,7 @@ class Trajectory:
     layout: str = "memory"
     skipped: tuple[str, ...] = ()
     _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
+    _sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
@@ -226,7 +227,8 @@ class Trajectory:
     def at(self, steps: Sequence[int]) -> Trajectory:
         """A view of these checkpoints only. Inner products already computed are shared with it."""
         kept = tuple(self._at(step) for step in sorted(set(steps)))
-        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, self._products)
+        shared = (self._products, self._sizes)
+        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, *shared)
 
     def gram(self, module: str) -> Tensor:
         """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
@@ -244,6 +246,15 @@ class Trajectory:
             )
         return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
 
+    def product_sizes(self, module: str) -> Tensor:
+        """(T,) float64: s |B_t| |A_t| (Frobenius norms), what the rounding errors of `gram` are relative to.
+
+        An entry (s, t) of `gram` is a sum of numbers of about `sizes[s] * sizes[t]`, however small it is itself.
+        """
+        if any(step not in self._sizes.get(module, {}) for step in self.steps):
+            self.gram(module)
+        return torch.tensor([self._sizes[module][step] for step in self.steps], dtype=torch.float64)
+
     def base_index(self, module: str) -> int:
         """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
 
@@ -260,10 +271,15 @@ class Trajectory:
         stack_a, stack_b = self.stacks(module)
         count = len(self.steps)
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        products = pair_products(stack_b.mT, pairs) * pair_products(stack_a, pairs)
+        of_b, of_a = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
+        squares = [products.diagonal(dim1=1, dim2=2).sum(1) for products in (of_b, of_a)]
+        sizes = (squares[0] * squares[1]).sqrt() * abs(self.scaling(module))
         raw = torch.empty(count, count, dtype=torch.float64)
-        for (i, j), value in zip(pairs, products.sum((1, 2)) * self.scaling(module) ** 2, strict=True):
+        values = (of_b * of_a).sum((1, 2)) * self.scaling(module) ** 2
+        for (i, j), value, size in zip(pairs, values, sizes.tolist(), strict=True):
             raw[i, j] = raw[j, i] = value
+            if i == j:
+                self._sizes.setdefault(module, {})[self.steps[i]] = size
         if self.steps[0] == 0:
             raw = raw - raw[:, :1] - raw[:1, :] + raw[:1, :1]
         return [[float(x) for x in row] for row in raw]
