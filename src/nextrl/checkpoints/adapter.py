@@ -156,11 +156,19 @@ class AdapterCheckpoint:
         (shape_a, _), (shape_b, _) = self.file.entries[slot.keys.a], self.file.entries[slot.keys.b]
         return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
 
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """The stored dtypes of A and of B, from the header."""
+        keys = self.slots[module].keys
+        stored_a, stored_b = (self.file.entries[key][1] for key in (keys.a, keys.b))
+        assert isinstance(stored_a, torch.dtype)  # `open` refuses factors that cannot be computed with
+        assert isinstance(stored_b, torch.dtype)
+        return stored_a, stored_b
+
     @functools.cached_property
     def dtypes(self) -> frozenset[str]:
-        """Names of the factors' dtypes ("bfloat16")."""
-        keys = [k for slot in self.slots.values() for k in (slot.keys.a, slot.keys.b)]
-        return frozenset(str(self.file.entries[k][1]).removeprefix("torch.") for k in keys)
+        """Names of all factors' dtypes ("bfloat16")."""
+        found = {dtype for module in self.slots for dtype in self.dtypes_of(module)}
+        return frozenset(str(dtype).removeprefix("torch.") for dtype in found)
 
 
 def weights_path(folder: Path) -> Path:

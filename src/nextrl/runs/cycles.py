@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.rollouts import Row, TrainerRollouts
@@ -134,7 +135,7 @@ class Cycles(TrainerCallback):
 
     @staticmethod
     def _steps(run: Path) -> list[int]:
-        return sorted(int(folder.name.rsplit("-", 1)[1]) for folder in run.glob("checkpoint-*"))
+        return [step for step, _ in trainer_checkpoints(run)]
 
 
 def spent(record: ArmRecord) -> tuple[int, float]:

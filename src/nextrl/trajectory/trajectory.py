@@ -190,6 +190,11 @@ class Trajectory:
         self._known(module)
         return self._at(step).factors(module)
 
+    def dtypes(self, step: int, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """The dtypes in which A and B are stored; nothing is read for them."""
+        self._known(module)
+        return self._at(step).dtypes_of(module)
+
     def stacks(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (T, r, n) and B (T, m, r) of all checkpoints as stored, without s; `check` refuses NaN and Inf."""
         self._known(module)
@@ -369,3 +374,8 @@ class MemoryCheckpoint:
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n), B (m, r); never checked."""
         return self.tensors[module]
+
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """Of A and of B."""
+        a, b = self.tensors[module]
+        return a.dtype, b.dtype

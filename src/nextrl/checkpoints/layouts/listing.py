@@ -10,6 +10,9 @@ from typing import NamedTuple
 from nextrl.checkpoints.run import Problem
 from nextrl.errors import InputError
 
+TRAINER_FOLDER = re.compile(r"^checkpoint-(\d+)$")
+"""How transformers' Trainer, and TRL with it, names its checkpoints (transformers 5.24.0, PREFIX_CHECKPOINT_DIR)."""
+
 
 class Numbered(NamedTuple):
     """A folder whose name carries a step."""
@@ -44,6 +47,17 @@ def numbered(run: Path, pattern: re.Pattern[str]) -> tuple[list[Numbered], list[
         elif entry.is_dir():
             found.append(Numbered(step, entry))
     return sorted(found), problems
+
+
+def trainer_checkpoints(run: Path) -> list[Numbered]:
+    """The `checkpoint-N` folders of `run` by step; none where `run` is not there (yet).
+
+    Whether they are whole is not asked, and what only looks like one (`checkpoint-best`, a file) is passed over.
+
+    Raises:
+        InputError: `run` cannot be listed.
+    """
+    return numbered(run, TRAINER_FOLDER)[0] if run.exists() else []
 
 
 def _dead_link(entry: Path) -> str | None:
