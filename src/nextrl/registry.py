@@ -1,7 +1,7 @@
 """Things that users choose by name: a registry, and an error that offers the nearest name that there is.
 
-Extrapolators, tasks, verifiers, base models, algorithms and checkpoint layouts are each kept in one. This file
-stands below every room that keeps such names: it imports nothing but `errors`.
+Extrapolators, tasks, verifiers, base models, algorithms and checkpoint layouts are each kept in one. This
+file stands below every room that keeps such names: it imports nothing but `errors`.
 """
 
 from __future__ import annotations

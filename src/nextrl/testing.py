@@ -4,8 +4,8 @@
 
     nextrl.testing.check_extrapolator("my-method")        # a registered name, or the class itself
 
-Every check is a function of `CHECKS` that takes a maker of the method and raises AssertionError with one line: the
-method's name, what it did, and what it should do. Nothing here needs a test runner.
+Every check is a function of `CHECKS` that takes a maker of the method and raises AssertionError with one
+line: the method's name, what it did, and what it should do. Nothing here needs a test runner.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def check_extrapolator(method: str | type[Any], **params: Any) -> None:
 
     Args:
         method: a registered name, or a class that need not be registered.
-        params: the method's own parameters; give a method that trains few updates, for speed. `accuracy` is filled in
-            for a method whose tags say that it needs it.
+        params: the method's own parameters; give a method that trains few updates, for speed. `accuracy` is
+            filled in for a method whose tags say that it needs it.
 
     Raises:
         AssertionError: the method breaks a promise; one line with its name and which.

@@ -12,6 +12,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import base, names
 from nextrl.leaps.leap import leap
 from nextrl.registry import Registry
+from nextrl.testing import check_extrapolator
 
 PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 
@@ -33,6 +34,11 @@ def test_the_printed_method_works() -> None:
     assert float((made.delta(module) - traj.delta(module, 140, 160)).norm()) < 1e-9
     with pytest.raises(InputError, match="damping must be"):
         leap(traj, "damped-secant", horizon=20, damping=2.0)
+
+
+@pytest.mark.usefixtures("example")
+def test_the_printed_method_keeps_the_promises_of_a_method() -> None:
+    check_extrapolator("damped-secant")
 
 
 def test_the_page_lists_every_method() -> None:

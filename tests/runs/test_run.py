@@ -327,7 +327,7 @@ class FewPrompts(ChainTask):
 def test_the_second_epoch_of_a_resumed_run_has_its_own_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(base._REGISTRY, "chain", FewPrompts)
+    monkeypatch.setitem(base._TASKS._entries, "chain", FewPrompts)
     shorter = {**SMALL["train"], "steps": 8}
     run(config(tmp_path / "whole", "none", train=shorter))
     here = config(tmp_path / "stopped", "none", train=shorter)

@@ -1,6 +1,6 @@
-"""Where a run's adapters lie: one file a layout, found automatically.
+"""Where a run's adapters lie: one file per layout, found automatically.
 
-`open_run` is the only way in. A reader is a function `find(run) -> Layout`; adding one is a line in READERS.
+`open_run` is the only way in. A reader is a function `find(run) -> Layout`; to add one, add a line to READERS.
 Full-weight checkpoints are not adapters: `dense.py` reduces them to factors on request.
 """
 

@@ -45,8 +45,7 @@ class Slot:
 class AdapterCheckpoint:
     """The adapter in `folder` as the run's state after `step` optimizer steps.
 
-    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by
-    `factors`.
+    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by `factors`.
     """
 
     step: int
@@ -115,15 +114,13 @@ class AdapterCheckpoint:
         )
         if check and not (finite(a) and finite(b)):
             raise InputError(
-                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the "
-                "checkpoint out "
-                "(--skip-bad-checkpoints) and look at what training did there"
+                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint "
+                "out (--skip-bad-checkpoints) and look at what training did there"
             )
         return a, b
 
     def broken_values(self) -> Problem | None:
-        """Reads everything once; the first module with a NaN or Inf as a problem, None if all values are
-        finite."""
+        """The first module with a NaN or Inf, as a problem; None if all values are finite. Reads everything once."""
         for module in self.modules:
             try:
                 self.factors(module)
@@ -132,13 +129,11 @@ class AdapterCheckpoint:
         return None
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions
-        flattened)."""
+        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
         slot = self.slots[module]
         if slot.experts == 1:
             return a.flatten(1), b.flatten(1)
-        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts) with the expert index running
-        # fastest.
+        # peft's ParamWrapper: A is (experts * r, n), B is (m, r * experts), the expert index running fastest.
         stack_a = a.reshape(slot.experts, -1, a.shape[1])
         stack_b = b.reshape(b.shape[0], -1, slot.experts)
         return stack_a[slot.expert], stack_b[:, :, slot.expert]
@@ -172,8 +167,7 @@ class AdapterCheckpoint:
 
 
 def weights_path(folder: Path) -> Path:
-    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is
-    missing."""
+    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is missing."""
     safe, pickle = folder / WEIGHTS, folder / PICKLE
     return pickle if pickle.exists() and not safe.exists() else safe
 

@@ -1,5 +1,4 @@
-"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples,
-streamed.
+"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples, streamed.
 
 `RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
 writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come

@@ -1,5 +1,4 @@
-"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it
-starts.
+"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it starts.
 
 Read from peft 0.21.2 (`tuners/lora/config.py`, `layer.py`, `utils/other.py:get_pattern_key`).
 """

@@ -25,7 +25,7 @@ class LiveAdapter:
 
     Attributes:
         parameters: saved name -> the live parameter, in the model's order.
-        pairs: module name -> (saved name of A, saved name of B, scaling, whether B and A are an embedding's).
+        pairs: module name -> (saved name of A, saved name of B, scaling).
     """
 
     def __init__(self, model: Any) -> None:
@@ -85,7 +85,7 @@ class LiveAdapter:
         sharded.write(self.parameters, state)
 
     def displacement(self, start: State, stop: State) -> list[LowRank]:
-        """`W_stop - W_start` of each adapted module, (m, n) each, from the factors (DESIGN section 1)."""
+        """`W_stop - W_start` of each adapted module, (m, n) each, from the factors alone (docs/design.md)."""
         deltas = []
         for key_a, key_b, scale in self.pairs.values():
             a0, a1, b0, b1 = (t.float() for t in (start[key_a], stop[key_a], start[key_b], stop[key_b]))

@@ -1,7 +1,7 @@
-"""Every way known to step ahead along a training trajectory, one file a method.
+"""Every way known to step ahead along a training trajectory, one file per method.
 
-The imports below are the registry: their order is the order of `names()`. Write your own:
-docs/extrapolators.md.
+Importing a method registers it, and the order of the imports below is the order of `names()`. How to write your own:
+docs/extrapolators.md; how to check it: `nextrl.testing`.
 """
 
 from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be registered)

@@ -34,8 +34,7 @@ class Inverted:
     """One fitted PLS: y -> vector.
 
     Attributes:
-        mean: (d,) mean vector. slope: (d,) change of the vector for one unit of accuracy. centre: mean
-            accuracy.
+        mean: (d,) mean vector. slope: (d,) change of the vector for one unit of accuracy. centre: mean accuracy.
     """
 
     mean: Tensor
@@ -76,15 +75,13 @@ class AlphaPrediction:
 @register
 @dataclass(frozen=True)
 class AlphaRL:
-    """One-component PLS a module and side.
+    """A PLS with one component per module and side.
 
     Attributes:
         accuracy: step -> accuracy at (some of) the checkpoints; by default the mean training reward up to
-            each, from
-            `trainer_state.json`.
+            each, from `trainer_state.json`.
         target: the accuracy that alpha = 1 aims at; by default what a line through the accuracies reaches h
-            steps
-            on, at most 1.
+            steps on, at most 1.
     """
 
     accuracy: Mapping[int, float] | None = None
@@ -99,7 +96,7 @@ class AlphaRL:
         return 4
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> AlphaPrediction:
-        """Two small regressions a module.
+        """Two small regressions per module.
 
         Raises:
             InputError: accuracies of fewer than three checkpoints, or all the same.
@@ -131,8 +128,7 @@ class AlphaRL:
 
 
 def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, float]:
-    """Value at step `at` and slope per step of the straight line through the accuracies (single ones are
-    noisy)."""
+    """Value at step `at` and slope per step of the straight line through the accuracies (single ones are noisy)."""
     x = torch.tensor(steps, dtype=torch.float64)
     slope = float(slope_weights(x).numpy() @ y)
     return float(y.mean()) + slope * (at - float(x.mean())), slope

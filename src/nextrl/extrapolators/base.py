@@ -1,7 +1,7 @@
 """What an extrapolator is, and where it is found: the interface, its tags, the checks all share, the registry.
 
-An extrapolator is fitted on a trajectory up to its last checkpoint T, and what `fit` returns (`predictions.py`) says
-where the weights go. This file knows no method.
+An extrapolator is fitted on a trajectory up to its last checkpoint T, and what `fit` returns
+(`predictions.py`) says where the weights go. This file knows no method.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
     """The checks that every `fit` begins with.
 
     Raises:
-        InputError: horizon < 1, too few checkpoints for it (says how many are needed and which horizon would work), or
-            an adapter whose last two checkpoints are the same.
+        InputError: horizon < 1, too few checkpoints for it (says how many are needed and which horizon would
+            work), or an adapter whose last two checkpoints are the same.
     """
     if horizon < 1:
         raise InputError(f"the horizon must be at least 1 step, not {horizon}")
@@ -111,8 +111,8 @@ def register(cls: M) -> M:
     """Class decorator: make a method known under its `name` (letters, digits and hyphens).
 
     Raises:
-        ValueError: an attribute of the interface is missing, `tags` are no `Tags`, or the name is taken by another
-            class.
+        ValueError: an attribute of the interface is missing, `tags` are no `Tags`, or the name is taken
+            by another class.
     """
     missing = [a for a in ("name", "reference", "summary", "min_checkpoints", "fit") if not hasattr(cls, a)]
     if missing:
@@ -142,8 +142,8 @@ def get(name: str, **params: Any) -> Extrapolator:
     """A method by name, built with its own parameters (its dataclass fields).
 
     Raises:
-        InputError: unknown name (the message offers the nearest and lists all), unknown parameter, or a plugin that
-            fails to load.
+        InputError: unknown name (the message offers the nearest and lists all), unknown parameter, or a
+            plugin that fails to load.
     """
     if name not in METHODS and name in _plugins():
         try:

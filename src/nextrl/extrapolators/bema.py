@@ -1,9 +1,8 @@
 """`bema`: an EMA with its lag corrected, `(rho + gamma t)^-eta (W_t - W_0) + EMA_t`.
 
-BEMA (2508.00180), the form and the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma
-t)^-kappa`, `EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, rho = 10, gamma = 1, kappa = .5, eta = .2. As
-there, t counts optimizer steps and the average is updated once a checkpoint; like there, too, the correction
-is added in full.
+BEMA (2508.00180), in the form and with the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma t)^-kappa` and
+`EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, with rho = 10, gamma = 1, kappa = .5, eta = .2. As there, t counts
+optimizer steps, the average is updated once per checkpoint, and the correction is added in full.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class BiasCorrectedAverage:
         return 2
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint."""
+        """One weight per checkpoint."""
         require(self, traj, horizon)
         now = unit(traj, traj.steps[-1])
         toward = self._average(traj) + (self.rho + self.gamma * traj.steps[-1]) ** -self.eta * now - now

@@ -1,11 +1,10 @@
 """`dmd`: dynamic mode decomposition (Koopman), the run as a linear dynamical system.
 
-Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S
-V^T`, the reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are
-the differences of
-successive checkpoints, which is DMD with a constant term: a straight line is one mode of eigenvalue 1, a
-saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to the unit circle. U
-is never formed: inner products of differences are all that the reduced operator needs.
+Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S V^T`, the
+reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are the
+differences of successive checkpoints, which is DMD with a constant term: a straight line is one mode of
+eigenvalue 1, a saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to
+the unit circle. U is never formed: inner products of differences are all that the reduced operator needs.
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ class DynamicModes:
 
     Attributes:
         delays: how many successive differences make one snapshot (Hankel DMD). 1 is the plain method; motion
-            to and
-            fro along a single direction is a linear system only in two.
+            to and fro along a single direction is a linear system only in two.
         energy: share of the snapshots' energy that the kept modes hold.
-        modes: at most so many, and at most half of the snapshots: a mode fitted to one difference is that
-            difference.
+        modes: at most so many, and at most half of the snapshots: a mode fitted to one difference
+            is that difference.
     """
 
     delays: int = 1

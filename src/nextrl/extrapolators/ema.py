@@ -15,8 +15,7 @@ from nextrl.trajectory.trajectory import Trajectory
 
 
 def moving_average(traj: Trajectory, memory: float) -> Tensor:
-    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps /
-    memory)`."""
+    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps / memory)`."""
     average = unit(traj, traj.steps[0])
     for before, step in zip(traj.steps[:-1], traj.steps[1:], strict=True):
         keep = math.exp(-(step - before) / memory)
@@ -44,7 +43,7 @@ class MovingAverage:
         return 2
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint."""
+        """One weight per checkpoint."""
         require(self, traj, horizon)
         average = moving_average(traj, self.memory or horizon / 2)
         toward = average - unit(traj, traj.steps[-1])

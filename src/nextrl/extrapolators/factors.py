@@ -1,8 +1,7 @@
 """`factors`: repeat the last h steps of A and of B themselves; the adapter stays a rank-r adapter.
 
-Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small
-validation loss rises. Here the step is the last h steps, its sign and length are free, and a validation
-reward picks them.
+Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small validation loss
+rises. Here the step is the last h steps, its sign and length are free, and a validation reward picks them.
 """
 
 from __future__ import annotations

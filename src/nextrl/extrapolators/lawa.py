@@ -1,9 +1,8 @@
 """`lawa`: latest weight averaging, the mean of the last checkpoints.
 
 Kaddour, 2209.14981: a uniform mean of the k latest checkpoints stands where training with a decayed rate
-would. It is
-no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps (DESIGN
-section 2).
+would. It is no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps
+(docs/design.md, what was tried).
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ class LatestWeightAverage:
     """`W_T + a (mean - W_T)`.
 
     Attributes:
-        count: how many checkpoints are averaged; by default those of the last h steps, T - h included, and at
-            least
-            two.
+        count: how many checkpoints are averaged; by default those of the last h steps, T - h included, and
+            at least two.
     """
 
     count: int | None = None

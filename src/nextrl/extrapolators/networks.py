@@ -16,7 +16,7 @@ class TrainingSettings:
     Attributes:
         updates: optimizer updates.
         learning_rate: at the start; a tenth of it at the end, along a cosine.
-        rows: rows an update; all of them when there are no more, and then an update is an epoch.
+        rows: rows per update; all of them when there are no more, and then an update is an epoch.
         weight_decay: AdamW's.
     """
 

@@ -1,12 +1,11 @@
-"""`next-paper`: NExt's predictor exactly as published, kept for comparison (see `next.py` for what we
-changed).
+"""`next-paper`: NExt's predictor exactly as published, kept for comparison (see `next.py` for what we changed).
 
 One network a vector length d and side, shared by all modules. Two branches (global and local vector), each
-Linear(d, 256) Linear(256, d) ReLU Linear(d, 256) Linear(256, d); their outputs, concatenated, go through
-Linear(2d, 256) Linear(256, 2d) ReLU Linear(2d, 256) Linear(256, d). L1 loss against the target's vector,
-summed, averaged over checkpoints; AdamW at 2e-5 with a cosine to a tenth; 1000 full-batch epochs; singular
-values through the same network with d = 1. The one liberty taken is the sign of singular vectors, which must
-be fixed somehow.
+Linear(d, 256) Linear(256, d) ReLU Linear(d, 256) Linear(256, d); their outputs, concatenated, go through Linear(2d,
+256) Linear(256, 2d) ReLU Linear(2d, 256) Linear(256, d). L1 loss against the target's vector, summed, averaged over
+checkpoints; AdamW at 2e-5 with a cosine to a tenth; 1000 full-batch epochs; singular values through the same
+network with d = 1. The one liberty taken is the sign of singular vectors, which must be fixed somehow. All of this
+is second-hand, from public accounts of the paper (docs/design.md, the predictor).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class NextPaper:
     epochs: int = 1000
     learning_rate: float = 2e-5
     name: ClassVar[str] = "next-paper"
-    reference: ClassVar[str] = "NExt as published, DESIGN section 1"
+    reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
     tags: ClassVar[Tags] = Tags(trains=True)
     alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -72,8 +71,7 @@ class NextPaper:
         return -(-horizon // spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as
-        predicted."""
+        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted."""
         require(self, traj, horizon)
         features = collect(traj, horizon, self.name)
         draws = torch.Generator().manual_seed(seed)

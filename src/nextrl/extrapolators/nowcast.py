@@ -30,7 +30,7 @@ class Nowcast:
     """`A_T + a net(last five A)`, B alike.
 
     Attributes:
-        width: hidden units. updates, learning_rate: training. rows: scalars an update.
+        width: hidden units. updates, learning_rate: training. rows: scalars per update.
         scalars: at most so many scalars of the run are drawn to train on.
     """
 

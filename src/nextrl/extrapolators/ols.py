@@ -24,7 +24,7 @@ class LeastSquares:
 
     share: float = 0.5
     name: ClassVar[str] = "ols"
-    reference: ClassVar[str] = "ordinary least squares on steps, RIVALS"
+    reference: ClassVar[str] = "ordinary least squares on step numbers"
     summary: ClassVar[str] = "least-squares slope over the last half"
     tags: ClassVar[Tags] = Tags()
 
@@ -33,7 +33,7 @@ class LeastSquares:
         return 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint: `h (t - mean) / sum (t - mean)^2`."""
+        """One weight per checkpoint: `h (t - mean) / sum (t - mean)^2`."""
         require(self, traj, horizon)
         known = known_steps(traj)
         since = known[-1] - self.share * (known[-1] - known[0])

@@ -1,9 +1,9 @@
 """What a fitted extrapolator returns: for any alpha, how far the weights of each module move from W_T.
 
-There are three kinds, and a method picks one: a combination of checkpoints (only coefficients are computed), a new
-direction (one low-rank matrix per module), or a step inside the factors (the adapter stays a plain rank-r adapter).
-`alpha` scales a prediction: alpha = 1 means "h steps further by this method's own reckoning", so that alphas compare
-across methods.
+There are three kinds, and a method picks one: a combination of checkpoints (only coefficients are computed),
+a new direction (one low-rank matrix per module), or a step inside the factors (the adapter stays a plain
+rank-r adapter). `alpha` scales a prediction: alpha = 1 means "h steps further by this method's own
+reckoning", so that alphas compare across methods.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Prediction(Protocol):
 class CombinationOfCheckpoints:
     """`W_T + sum_t c_t (W_t - W_0)`: nothing is stored but one coefficient for each checkpoint on disk.
 
-    Written over displacements from the start, so that the start itself takes part: a method that uses only differences
-    of checkpoints has coefficients that sum to zero, and works where `W_0` is not known.
+    Written over displacements from the start, so that the start itself takes part: a method that uses only
+    differences of checkpoints has coefficients that sum to zero, and works where `W_0` is not known.
 
     Attributes:
         traj: the trajectory that the coefficients refer to, in the order of `traj.steps`.

@@ -1,7 +1,7 @@
 """`quadratic`: the parabola through three checkpoints, T, T - h and T - 2h.
 
-Leap+Verify (2602.19580) proposes with it and accepts the leap only if a held-out loss falls;
-accepting is the business of `search` here.
+Leap+Verify (2602.19580) proposes a leap with it and accepts the leap only if a held-out loss falls. Here a method
+only proposes; what is accepted is decided on held-out prompts (`judge.paired_search`).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class RankOneLinear:
         return 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """One exact leading triple and one slope a module."""
+        """One exact leading triple and one slope per module."""
         require(self, traj, horizon)
         known = known_steps(traj)
         weights = slope_weights(torch.tensor(known, dtype=torch.float64))

@@ -17,7 +17,7 @@ class Secant:
     """The chord over the last horizon, continued. Exact on a straight line."""
 
     name: ClassVar[str] = "secant"
-    reference: ClassVar[str] = "nextrl, DESIGN section 1; the last window at full rank"
+    reference: ClassVar[str] = "nextrl: the last window at full rank (docs/design.md, words and mathematics)"
     summary: ClassVar[str] = "repeat the last h steps"
     tags: ClassVar[Tags] = Tags()
 

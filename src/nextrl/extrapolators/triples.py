@@ -1,8 +1,7 @@
 """What the networks see: the leading singular triple of each module's displacements, signs fixed.
 
-u and v of a singular pair are only defined up to a common sign, so every pair is turned to agree with the
-module's global direction at T (`lowrank.align_signs`); without that a network would be asked to learn coin
-flips.
+u and v of a singular pair are only defined up to a common sign, so every pair is turned to agree with the module's
+global direction at T (`lowrank.align_signs`); without that a network would be asked to learn coin flips.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class Features:
 
         Returns:
             x (N, 2, d): global and local at the training origins. y (N, d): the targets. last (M, 2, d):
-            global and local at T, one a module. Rows whose span did not move are left out of x and y.
+            global and local at T, one per module. Rows whose span did not move are left out of x and y.
         """
         rows, targets, last = [], [], []
         for module in modules:

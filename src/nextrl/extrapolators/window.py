@@ -23,7 +23,7 @@ class Window:
 
     rank: int = 1
     name: ClassVar[str] = "window"
-    reference: ClassVar[str] = "nextrl, DESIGN section 2; NExt's local delta without a network"
+    reference: ClassVar[str] = "NExt, arXiv 2604.11446: its local delta, without a network"
     summary: ClassVar[str] = "the leading rank-1 direction of the last h steps"
     tags: ClassVar[Tags] = Tags()
 
@@ -32,7 +32,7 @@ class Window:
         return -(-horizon // spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """One exact top-k decomposition a module."""
+        """One exact top-k decomposition per module."""
         require(self, traj, horizon)
         end = traj.steps[-1]
         start = nearest_step(traj, end - horizon)

@@ -4,8 +4,8 @@ For an origin t in the past a method is fitted on the checkpoints <= t, predicts
 what really happened, all modules as one vector. A method is recommended only if it beats every way of *not*
 leaping: standing still; going back (an average of the past, or the start: on a run that is all noise these
 predict better than its last point, which is a reason to average, not to leap); and what Adam's momentum
-carries on by itself, c0 times the last window (DESIGN section 2). Closeness in weights is not accuracy;
-`search` asks for that.
+carries on by itself, c0 times the last window (docs/design.md, persistence and its zero point). Closeness in
+weights is not accuracy: `paired_search` asks for that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From a leap to an adapter on disk, as PEFT loads it: of the run's own rank, wider and exact, or of any rank.
 
-What rank r can hold of a leap is the business of `rank.py`; models with the leap folded in are in `merged_model.py`.
+What rank r can hold of a leap is computed in `rank.py`; a model with the leap folded in is written by
+`merged_model.py`.
 """
 
 from __future__ import annotations
@@ -96,24 +97,20 @@ def _new_rank(
 
 
 def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
-    """PiSSA and its kind take the initial B_0 A_0 out of the base at load time, computed anew from the
-    rank."""
+    """PiSSA and its kind take B_0 A_0, computed anew from the rank, out of the base whenever they are loaded."""
     init = traj.adapter_config.get("init_lora_weights", True)
     if not isinstance(init, str) or init.lower() in ZERO_START:
         return
     for module, rank in ranks.items():
         if rank != traj.shape(module)[2]:
             raise InputError(
-                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with "
-                f"init_lora_weights={init!r}, "
-                "which ties the base model to the rank; keep the rank (a method inside the factors, or "
-                "--rank)"
+                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with init_lora_weights={init!r}, "
+                "which ties the base model to the rank; keep the rank (a method inside the factors, or --rank)"
             )
 
 
 def _per_stored_module(traj: Trajectory, ranks: dict[str, int]) -> dict[str, int]:
-    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a
-    rank."""
+    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a rank."""
     stored: dict[str, int] = {}
     for module, rank in ranks.items():
         name = _stem(traj, module)
@@ -132,8 +129,7 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     """The run's `adapter_config.json` with ranks and alphas set so that every scaling stays what it was."""
     config: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, **traj.adapter_config}
     if str(config.get("init_lora_weights", True)).lower() in ZERO_START:
-        # Weights are given, so how they once began does not matter; some ways refuse a new rank
-        # ("orthogonal").
+        # The weights are given, so how they once began does not matter; "orthogonal" would refuse a new rank.
         config["init_lora_weights"] = True
     scalings = {_stem(traj, module): traj.scaling(module) for module in traj.modules}
     root = bool(config.get("use_rslora"))

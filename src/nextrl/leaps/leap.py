@@ -84,9 +84,8 @@ class Leap:
         """PEFT state-dict names -> tensors of the adapter's rank and dtype, to load in place while training.
 
         Args:
-            adapter_name: None for the names in a file (`...lora_A.weight`, what
-                `peft.set_peft_model_state_dict` takes); "default" for the parameters of a live model
-                (`...lora_A.default.weight`).
+            adapter_name: None for the names in a file (`...lora_A.weight`, what `peft.set_peft_model_state_dict`
+                takes); "default" for the parameters of a live model (`...lora_A.default.weight`).
         """
         tensors = {}
         for module in self.traj.modules:
@@ -175,8 +174,7 @@ def leap(
         traj: the run.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
-        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go
-            back.
+        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back.
         at: leap from this checkpoint and read nothing later; the last by default.
         seed: of methods that draw random numbers.
         params: the method's own parameters.

@@ -94,8 +94,7 @@ def _changes(
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
             m, n = delta.shape
             stored = model.places[key].entries[key][0] if key in model.places else ()
-            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not
-            # turned.
+            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not turned.
             turned = last.settings.transposed and (m == n or stored == (n, m))
             if slot.keys.embedding or turned:
                 delta = LowRank(delta.right, delta.left)

@@ -17,8 +17,8 @@ class RankFit(NamedTuple):
     """One module of a leap at the adapter's rank.
 
     Attributes:
-        a, b: A (r, n) and B (m, r), in the stored dtype of A or wider (float32 for half-precision adapters, so that
-            the leap is not rounded away).
+        a, b: A (r, n) and B (m, r), in the stored dtype of A or wider (float32 for half-precision adapters,
+            so that the leap is not rounded away).
         lost: share of the target's squared norm that rank r cannot hold, in [0, 1].
         energy: the target's squared norm; 0 for a leap inside the factors, which can lose nothing.
     """

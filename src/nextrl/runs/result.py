@@ -148,7 +148,7 @@ def summarise(
     leap_at: int,
     sweep: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything `result.json` holds (keys as in DESIGN section 4, and what the report draws)."""
+    """Everything `result.json` holds (what the command line promises, and what the report draws)."""
     plain = arms["plain"]
     target, per_step = plain.accuracy[-1], settings[0].train.completions_per_step
     figures = trajectory_figures(Trajectory.load(plain_run))

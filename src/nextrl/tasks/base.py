@@ -50,7 +50,7 @@ class Task(Protocol):
 def split_of(prompt: str) -> Split:
     """The split that a prompt belongs to, by a hash that is the same on every machine and Python version.
 
-    crc32 of the UTF-8 bytes modulo 10: 0 is test, 1 validation, the rest training (DESIGN section 2).
+    crc32 of the UTF-8 bytes modulo 10: 0 is test, 1 validation, the rest training.
     """
     bucket = zlib.crc32(prompt.encode()) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"

@@ -1,7 +1,7 @@
 """Persistence: the cosine of two successive windows of a run, and its zero point under Adam's momentum.
 
-`measured_persistence` reads it off a run, `adam_persistence` says what momentum alone would give, and `excess` is how
-far the one lies above the other. Why this zero point: docs/design.md, "persistence and its zero point".
+`measured_persistence` reads it off a run, `adam_persistence` says what momentum alone would give, and `excess` is
+how far the one lies above the other. Why this zero point: docs/design.md, "persistence and its zero point".
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ GRAM_SHARE = 1e-6
 def measured_persistence(traj: Trajectory, windows: Sequence[int]) -> dict[int, dict[int, float]]:
     """cos(W_t - W_{t-w}, W_{t-w} - W_{t-2w}) over all modules, for every window and step where it is defined.
 
-    Equal to `Trajectory.persistence` to about 1e-9, but each checkpoint is read once and not once per window. Where a
-    window is so short beside the whole path that its displacement cancels out of the Gram matrix (or did not move at
-    all), `Trajectory.persistence` itself is asked.
+    Equal to `Trajectory.persistence` to about 1e-9, but each checkpoint is read once and not once per window.
+    Where a window is so short beside the whole path that its displacement cancels out of the Gram matrix (or
+    did not move at all), `Trajectory.persistence` itself is asked.
 
     Args:
         traj: the run.
@@ -66,10 +66,10 @@ def _from_gram(traj: Trajectory) -> Callable[[int, int], float]:
 def adam_persistence(window: int, beta1: float = 0.9) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
-    With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one
-    run correlate as beta1^|i-j|. Two sums of `window` successive updates then have
-    Var = sum_ij beta1^|i-j| and Cov = sum_ij beta1^(window+j-i), i, j = 1..window, and the cosine is Cov /
-    Var (our own derivation, docs/design.md; Adam's second moment is taken as constant over two windows).
+    With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one run
+    correlate as beta1^|i-j|. Two sums of `window` successive updates then have Var = sum_ij beta1^|i-j| and Cov =
+    sum_ij beta1^(window+j-i), i, j = 1..window, and the cosine is Cov / Var (our own derivation, docs/design.md,
+    persistence and its zero point; Adam's second moment is taken as constant over two windows).
 
     Args:
         window: optimizer steps in a window, >= 1.
@@ -92,8 +92,11 @@ def adam_persistence(window: int, beta1: float = 0.9) -> float:
 def excess(c: float, c0: float) -> float:
     """How far the measured persistence `c` lies above the zero point `c0`: (c - c0) / (1 - c0).
 
-    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, below -.3 the run
-    oscillates (docs/design.md, persistence and its zero point). `c0` < 1.
+    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, and below -.3 the run
+    oscillates (docs/design.md, persistence and its zero point).
+
+    Raises:
+        ValueError: `c0` is 1 or more.
     """
     if c0 >= 1.0:
         raise ValueError(f"excess needs c0 < 1, got {c0}")

@@ -1,5 +1,5 @@
-"""All three deltas of all checkpoints of each module at once: singular values and leading vectors, at
-reading speed.
+"""All three deltas of all checkpoints of each module at once: singular values and leading vectors,
+at reading speed.
 
 The r x r products of neighbouring checkpoints (B_s^T B_t, A_s A_t^T) are computed once per pair and shared
 by the global, local and target deltas; everything after that is q x q algebra, batched over checkpoints.
@@ -76,7 +76,7 @@ def map_modules(
 ) -> Iterator[tuple[str, T]]:
     """(module, work(module)) in the trajectory's order, on `workers` threads (all cores by default).
 
-    At most three results a thread are held at once, so memory does not grow with depth.
+    At most three results per thread are held at once, so memory does not grow with depth.
     """
     count = workers or len(os.sched_getaffinity(0))
     if count == 1:
@@ -204,8 +204,7 @@ class _Core(NamedTuple):
 
 
 def _leading(left: Tensor, right: Tensor) -> _Core:
-    """Singular values (P, q) of L R^T from the Grams of L and R, coefficients (P, q) of u1 in L and of v1 in
-    R.
+    """Singular values (P, q) of L R^T from the Grams of L and R, coefficients (P, q) of u1 in L and of v1 in R.
 
     With L^T L = C C^T the squares are the eigenvalues of K = C^T (R^T R) C; for K's eigenvector y, v is along
     R C y and u along L (R^T R) C y. The last result tells where that is exact enough.

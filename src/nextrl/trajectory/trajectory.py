@@ -1,8 +1,8 @@
 """A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
 
-Words (DESIGN.md section 1): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense is ever formed and
-a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the business of
-`checkpoints`.
+Words (docs/design.md, words and mathematics): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense
+is ever formed and a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the
+business of `checkpoints`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Trajectory:
         Args:
             path: directory of checkpoint-N folders with `model.safetensors` or shards.
             base: folder of the model that training started from.
-            rank: triples kept a matrix.
+            rank: triples kept per matrix.
             steps: only these checkpoints.
 
         Raises:
@@ -134,7 +134,7 @@ class Trajectory:
         """A trajectory of tensors in memory.
 
         Args:
-            steps: optimizer steps, one a checkpoint, ascending.
+            steps: optimizer steps, one per checkpoint, ascending.
             factors: for each step, module -> (A (r, n), B (m, r)).
             scaling: s, for all modules or each.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
@@ -169,8 +169,7 @@ class Trajectory:
 
     @property
     def spacing(self) -> int:
-        """The most common difference of successive steps (the smaller on a tie); the step itself if there is
-        one."""
+        """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
         steps = self.steps
         if len(steps) == 1:
             return max(steps[0], 1)
@@ -342,8 +341,7 @@ class Trajectory:
         if not self.starts_at_zero:
             init = self.adapter_config.get("init_lora_weights")
             raise InputError(
-                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and "
-                "W_0 is "
+                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
                 "unknown; save the initial adapter as checkpoint-0"
             )
 

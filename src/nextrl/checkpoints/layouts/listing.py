@@ -1,5 +1,4 @@
-"""List a run's folder safely: numbered entries in order of their step, dead links and link loops as
-problems."""
+"""List a run's folder safely: numbered entries in order of their step, dead links and link loops as problems."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ _grpo(
     mask_truncated_completions=True,
     steps_per_generation=2,
 )
-# The paper's clip (section 5.1 of its second version): a sequence's ratio is a geometric mean, hence so narrow.
+# The paper's clip (section 5.1 of its second version, second-hand): a sequence's ratio is a geometric mean, so the
+# clip is narrow.
 _grpo(
     "gspo",
     "2507.18071",

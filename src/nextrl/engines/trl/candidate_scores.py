@@ -13,12 +13,10 @@ from nextrl.engines.trl.likelihood import HeldOutLikelihood
 from nextrl.engines.trl.rollouts import Row, TrainerRollouts
 from nextrl.judge.controller import Diverge
 from nextrl.judge.guard import Answers, Guard, pooled
-from nextrl.judge.paired_search import Refused, Score
+from nextrl.judge.paired_search import SEED_STRIDE, Refused, Score
 
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
-
-_STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
 
 class CandidateScores:
@@ -47,7 +45,7 @@ class CandidateScores:
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
             rewards, answers = self._answer(
-                candidate(alpha) if alpha else end, end, rows(start, stop), seed + _STRIDE * start, alpha
+                candidate(alpha) if alpha else end, end, rows(start, stop), seed + SEED_STRIDE * start, alpha
             )
             own = seen.setdefault(alpha, {})
             own[start] = answers

@@ -43,14 +43,13 @@ from nextrl.engines.verl.scoring import Scorer, TransformersScorer
 from nextrl.engines.verl.state import Leg, State
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller, ControllerConfig, Decision, Window
+from nextrl.judge.paired_search import SEED_STRIDE
 from nextrl.tasks import base
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
-
-_STRIDE = 1_000_003  # apart enough that no two stretches of prompts, of any two windows, share their seed
 
 
 class VerlRun:
@@ -257,7 +256,7 @@ class VerlRun:
             return folder
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
-            return self._scorer.score(model, at(alpha), examples[start:stop], seed + _STRIDE * start)
+            return self._scorer.score(model, at(alpha), examples[start:stop], seed + SEED_STRIDE * start)
 
         rollouts = verl_process.read_rollouts(self._rollouts(state.leg), window.step - state.leg.begins)
 
