@@ -1,42 +1,19 @@
-"""Trajectories whose future is known in closed form: A is fixed, so W_t is linear in a B_t that is written
-down."""
+"""More paths for `nextrl.testing.synthetic_run`: runs whose future is known in closed form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
+from nextrl.testing import MODULES, RANK, STEPS, Path, seal_after
+from nextrl.testing import drifting_walk as walk
+from nextrl.testing import straight_line as line
+from nextrl.testing import synthetic_run as run
+from nextrl.trajectory.trajectory import Trajectory
 
-MODULES = {"model.layers.0.self_attn.q_proj": (24, 20), "model.layers.0.mlp.up_proj": (40, 20)}
-RANK = 4
-STEPS = tuple(range(10, 161, 10))
-Path = Callable[[float, Tensor, Tensor, Tensor], Tensor]
-"""(t, P, Q, noise that is fresh for each t) -> B_t (m, r)."""
-
-
-def run(path: Path | dict[str, Path], steps: Sequence[int] = STEPS, *, seed: int = 0, **kwargs) -> Trajectory:
-    """Checkpoints at `steps` with A (4, n) fixed and B_t from `path`, one rule for all modules or one
-    each."""
-    # Noise has its own generator: the directions must not depend on how many steps are asked for.
-    draws, noises = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-    factors: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in steps]
-    for module, (m, n) in MODULES.items():
-        a = torch.randn(RANK, n, generator=draws, dtype=torch.float64)
-        p, q = (torch.randn(m, RANK, generator=draws, dtype=torch.float64) for _ in range(2))
-        rule = path[module] if isinstance(path, dict) else path
-        for at, step in zip(factors, steps, strict=True):
-            noise = torch.randn(m, RANK, generator=noises, dtype=torch.float64)
-            at[module] = (a, rule(step, p, q, noise))
-    return Trajectory.from_factors(steps, factors, scaling=2.0, **kwargs)
-
-
-def line(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
-    """Straight from zero."""
-    return p * (t / 100)
+__all__ = ["MODULES", "RANK", "STEPS", "Path", "Tensor", "Trajectory", "line", "run", "seal_after", "walk"]
 
 
 def rank_one_line(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
@@ -73,31 +50,6 @@ def noise(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
 def offset_noise(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
     """Around a point that is not the start."""
     return p + noise
-
-
-def walk(drift: float) -> Path:
-    """A random walk, plus a drift; call it once a module, steps ascending."""
-    total: dict[tuple[int, ...], Tensor] = {}
-
-    def path(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
-        total[noise.shape] = total.get(noise.shape, torch.zeros_like(noise)) + noise
-        return total[noise.shape] + drift * p * (t / 10)
-
-    return path
-
-
-class Sealed(MemoryCheckpoint):
-    """A checkpoint that must not be read."""
-
-    def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """Fails."""
-        raise AssertionError(f"step {self.step} was read")
-
-
-def seal_after(traj: Trajectory, step: int) -> Trajectory:
-    """The same run; reading a checkpoint later than `step` fails the test."""
-    kept = [c if c.step <= step else Sealed(c.step, c.tensors, c.scalings) for c in traj.checkpoints]
-    return Trajectory(tuple(kept), None, traj.adapter_config)
 
 
 def error(traj: Trajectory, prediction, at: int, later: int, alpha: float = 1.0) -> float:

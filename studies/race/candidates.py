@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators import CombinationOfCheckpoints, InsideFactors, register, require
+from nextrl.extrapolators import CombinationOfCheckpoints, InsideFactors, Tags, register, require
 from nextrl.trajectory.combinations import pooled_gram, slope_weights, step_numbers, unit
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory
@@ -25,7 +25,6 @@ class _Study:
     """What all of them share: three checkpoints are enough, and none is in a paper."""
 
     reference: ClassVar[str] = "docs/predictors.md"
-    averages: ClassVar[bool] = False
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T - h and T, and one more."""
@@ -68,7 +67,7 @@ class FactorAverage(_Study):
 
     name: ClassVar[str] = "lawa-factors"
     summary: ClassVar[str] = "mean of A and of B over the last h steps"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
         """Equal weights."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_runs import model
-from nextrl.checkpoints.dense import leading
+from nextrl.checkpoints.dense import leading_triples
 from nextrl.errors import InputError
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -16,14 +16,14 @@ from nextrl.trajectory.trajectory import Trajectory
 def test_leading_triples_match_lapack(m, n, k, seed):
     k = min(k, m, n)
     d = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    u, s, v = leading(d, k)
+    u, s, v = leading_triples(d, k)
     torch.testing.assert_close(s, torch.linalg.svdvals(d)[:k], rtol=1e-8, atol=0)
     torch.testing.assert_close(d @ v, u * s, rtol=0, atol=1e-6 * float(s[0]))
 
 
 def test_a_zero_matrix_and_equal_singular_values():
-    assert float(leading(torch.zeros(30, 20), 2)[1].max()) == 0.0
-    torch.testing.assert_close(leading(torch.eye(30), 3)[1], torch.ones(3, dtype=torch.float64))
+    assert float(leading_triples(torch.zeros(30, 20), 2)[1].max()) == 0.0
+    torch.testing.assert_close(leading_triples(torch.eye(30), 3)[1], torch.ones(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shard", ["5GB", "8KB"], ids=["single", "sharded"])

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from lora_runs import PLACES, STEPS, write_run
 from nextrl.checkpoints import READERS, detect, open_run
+from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.errors import InputError
-from nextrl.leaps.adapter_file import fit_to_rank, write_adapter
+from nextrl.leaps.adapter_file import write_adapter
+from nextrl.leaps.rank import fit_to_rank
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -120,8 +122,19 @@ def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path):
     with pytest.raises(InputError, match=r"two layouts.*trl.*verl.*--layout"):
         Trajectory.load(tmp_path)
     assert Trajectory.load(tmp_path, layout="verl").steps == (20,)
-    with pytest.raises(InputError, match="--layout mars: unknown"):
+    with pytest.raises(InputError, match="unknown layout 'mars'; known: trl, verl, openrlhf, folders"):
         detect(tmp_path, "mars")
+
+
+def test_the_trainers_folders_are_listed_by_step_and_others_passed_over(tmp_path):
+    for name in ("checkpoint-100", "checkpoint-20", "checkpoint-foo", "checkpoint-3-old", "global_step_5"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    assert trainer_checkpoints(tmp_path) == [
+        (20, tmp_path / "checkpoint-20"),
+        (100, tmp_path / "checkpoint-100"),
+    ]
+    assert trainer_checkpoints(tmp_path / "not there yet") == []
 
 
 def test_what_is_no_run_says_what_it_is(tmp_path):

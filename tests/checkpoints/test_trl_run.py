@@ -9,7 +9,7 @@ import pytest
 
 from lora_runs import PLACES
 from nextrl import Trajectory
-from nextrl.leaps import leap
+from nextrl.leaps.leap import leap
 from trl_runs import trainer
 
 STEPS = (2, 4, 6)

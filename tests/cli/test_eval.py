@@ -64,8 +64,8 @@ def test_a_folder_is_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tiny", "--task", "chess"), "'chess' is unknown"),
-        (("nowhere",), "neither a folder with a config.json nor one of"),
+        (("tiny", "--task", "chess"), "unknown task 'chess'"),
+        (("nowhere",), "unknown model 'nowhere'"),
         (("tiny", "--adapter", "nowhere"), "holds no PEFT adapter"),
     ],
 )

@@ -86,8 +86,8 @@ def test_print_config_shows_everything_and_trains_nothing(
     ("arguments", "wanted"),
     [
         (("train.stepz=3",), "did you mean train.steps?"),
-        (("task=chian",), "task 'chian' is unknown"),
-        (("model=no/such",), "model 'no/such' is neither"),
+        (("task=chian",), "unknown task 'chian'"),
+        (("model=no/such",), "unknown model 'no/such'"),
         (("leap.method=secant", "leap.every=null"), "leap.method secant needs leap.at"),
     ],
 )

@@ -164,7 +164,7 @@ def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):
     ("options", "words"),
     [
         (("--alpha", "auto"), "needs --task"),
-        (("--alpha", "auto", "--task", "chain", "--base", "nowhere"), "neither a folder"),
+        (("--alpha", "auto", "--task", "chain", "--base", "nowhere"), "unknown model 'nowhere'"),
         (("--alpha", "much"), "a number or auto"),
         (("--alpha", "nan"), "alpha must be"),
         (("--alpha", "auto", "--task", "chess", "--base", "tiny"), "chess"),

@@ -1,166 +1,276 @@
-"""One suite over every registered method: a new file is tested by being registered."""
+"""Every registered method keeps the promises of `nextrl.testing`, and each of its checks can tell when one does not."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import synthetic_runs as synthetic
+from nextrl import testing
 from nextrl.errors import InputError
-from nextrl.extrapolators import Extrapolator, InsideFactors, get, names
-from nextrl.leaps.leap import Leap, leap
+from nextrl.extrapolators import (
+    CombinationOfCheckpoints,
+    InsideFactors,
+    NewDirection,
+    Tags,
+    get,
+    names,
+    register,
+    require,
+)
+from nextrl.extrapolators.base import METHODS
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
-HORIZON, AT = 20, 120
 FAST = {"next-paper": {"epochs": 5}, "next": {"updates": 20}, "nowcast": {"updates": 20}}
-ACCURACY = {t: 0.2 + t / 400 for t in synthetic.STEPS}
 
 
-def make(name: str) -> Extrapolator:
-    if name == "alpharl":
-        return get(name, accuracy=ACCURACY)
-    return get(name, **FAST.get(name, {}))
+@pytest.mark.parametrize("check", list(testing.CHECKS))
+@pytest.mark.parametrize("name", names())
+def test_every_method_keeps_its_promises(name: str, check: str) -> None:
+    testing.CHECKS[check](testing.maker(name, **FAST.get(name, {})))
 
 
-def drifting() -> synthetic.Trajectory:
-    return synthetic.run(synthetic.walk(drift=2.0))
-
-
-every_method = pytest.mark.parametrize("name", names())
-
-
-@every_method
-def test_says_what_it_is(name: str) -> None:
-    method = get(name)
-    assert method.name == name
-    assert method.summary
-    assert method.reference
-    assert isinstance(method.averages, bool)
-    assert method.min_checkpoints(50, 10) >= method.min_checkpoints(10, 10) >= 1
-
-
-@every_method
-@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 3.0])
-def test_delta_has_the_modules_shape_and_finite_numbers(name: str, alpha: float) -> None:
-    traj = drifting().upto(AT)
-    prediction = make(name).fit(traj, HORIZON)
-    for module in traj.modules:
-        delta = prediction.delta(module, alpha)
-        assert tuple(delta.shape) == traj.shape(module)[:2]
-        assert torch.isfinite(delta.dense()).all()
-
-
-@every_method
-def test_same_seed_same_prediction(name: str) -> None:
-    traj = drifting().upto(AT)
-    state = torch.random.get_rng_state()
-    one, two = (make(name).fit(traj, HORIZON, seed=3) for _ in range(2))
-    assert torch.equal(state, torch.random.get_rng_state()), "the global random state must not move"
-    for module in traj.modules:
-        assert torch.equal(one.delta(module).dense(), two.delta(module).dense())
-
-
-@every_method
-def test_nothing_later_is_read(name: str) -> None:
-    sealed = synthetic.seal_after(drifting(), AT)
-    prediction = make(name).fit(sealed.upto(AT), HORIZON)
-    for module in sealed.modules:
-        prediction.delta(module, 1.0)
-
-
-@every_method
-def test_too_few_checkpoints_says_how_many_and_what_would_work(name: str) -> None:
-    method, traj = make(name), drifting()
-    if method.min_checkpoints(1000, 10) > 17:
-        with pytest.raises(
-            InputError, match=rf"{name} needs \d+ checkpoints.*horizon of \d+ steps would work"
-        ):
-            method.fit(traj, 1000)
-    few = method.min_checkpoints(10, 10)
-    if few > 2:
-        with pytest.raises(InputError, match=r"needs .*"):
-            method.fit(traj.at(synthetic.STEPS[: few - 2]), 10)
-
-
-@every_method
-def test_the_horizon_that_is_offered_works(name: str) -> None:
-    method, traj = make(name), drifting()
-    if method.min_checkpoints(1000, 10) <= 17:
-        pytest.skip("no horizon is too long for it")
-    with pytest.raises(InputError) as caught:
-        method.fit(traj, 1000)
-    offered = int(str(caught.value).split("a horizon of ")[-1].split()[0])
-    method.fit(traj, offered)
-
-
-@every_method
-@pytest.mark.parametrize("horizon", [0, -10])
-def test_horizon_must_be_positive(name: str, horizon: int) -> None:
-    with pytest.raises(InputError, match="horizon must be at least 1"):
-        make(name).fit(drifting(), horizon)
-
-
-@every_method
-def test_constant_run_is_refused(name: str) -> None:
-    if name == "none":
-        pytest.skip("staying put needs no movement")
-    still = synthetic.run(lambda t, p, q, noise: p)
-    with pytest.raises(InputError, match="does not move"):
-        make(name).fit(still, HORIZON)
-    with pytest.raises(InputError, match="does not move"):
-        make(name).fit(synthetic.run(lambda t, p, q, noise: 0 * p), HORIZON)
-
-
-@every_method
-def test_a_module_that_never_moves_stays(name: str) -> None:
-    first, second = synthetic.MODULES
-    traj = synthetic.run({first: synthetic.line, second: lambda t, p, q, noise: 0 * p})
-    prediction = make(name).fit(traj, HORIZON)
-    assert float(prediction.delta(second, 1.0).norm()) == pytest.approx(0.0, abs=1e-9)
-    assert torch.isfinite(prediction.delta(first, 1.0).dense()).all()
-
-
-@every_method
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e3, -50.0])
-def test_alpha_out_of_range(name: str, alpha: float) -> None:
-    traj = drifting()
-    prediction = make(name).fit(traj, HORIZON)
-    with pytest.raises(InputError, match="alpha must be"):
-        prediction.delta(traj.modules[0], alpha)
-
-
-@every_method
-def test_uneven_spacing_is_accepted(name: str) -> None:
-    traj = synthetic.run(synthetic.line, (10, 20, 30, 35, 50, 60, 70, 80, 90, 110, 120, 130, 140, 150))
-    method = make(name)
-    prediction = method.fit(traj, HORIZON)
-    assert torch.isfinite(prediction.delta(traj.modules[0], 1.0).dense()).all()
-
-
-@every_method
-def test_comes_out_at_the_adapters_rank(name: str) -> None:
-    traj = drifting().upto(AT)
-    result = Leap(traj, make(name).fit(traj, HORIZON), name, AT, HORIZON, 1.0, 0.0)
-    state = result.leap_state()
-    assert len(state) == 2 * len(traj.modules)
-    for module in traj.modules:
-        a, b = result.factors(module)
-        old_a, old_b = traj.factors(AT, module)
-        assert a.shape == old_a.shape
-        assert b.shape == old_b.shape
-        target = result.target(module)
-        best, lost = target.recompress(synthetic.RANK)
-        made = traj.scaling(module) * (b.double() @ a.double())
-        assert float((made - best.dense()).norm()) <= 1e-5 * float(target.norm()) or isinstance(
-            result.prediction, InsideFactors
-        )
-        assert 0.0 <= float(lost) < 1.0
-    assert 0.0 <= result.discarded < 1.0
+def test_the_tags_of_the_shipped_methods() -> None:
+    tags = {name: get(name).tags for name in names()}
+    assert {n for n, t in tags.items() if t.averages} == {"lawa", "ema", "bema", "rna"}
+    assert {n for n, t in tags.items() if t.trains} == {"next", "next-paper", "nowcast"}
+    assert {n for n, t in tags.items() if t.needs_accuracy} == {"alpharl"}
+    assert {n for n, t in tags.items() if t.stays} == {"none"}
 
 
 def test_unknown_method_and_parameter() -> None:
-    with pytest.raises(InputError, match=r"unknown method 'nxt'; known: none, factors"):
+    with pytest.raises(InputError, match=r"unknown method 'nxt'; did you mean 'next'\? known: none, factors"):
         get("nxt")
+    with pytest.raises(InputError, match=r"unknown method 'secnat'; did you mean 'secant'\? known: none, "):
+        get("secnat")
     with pytest.raises(InputError, match=r"method 'window'.*size"):
         get("window", size=3)
     with pytest.raises(InputError, match="unknown method"):
-        leap(drifting(), "nxt")
+        leap(synthetic.run(synthetic.line), "nxt")
+
+
+# ---------------------------------------------------------------- a method of somebody else's, sound and broken
+
+
+@dataclass
+class LastStep:
+    """The last step between two checkpoints, again; with nothing that it may leave out."""
+
+    name: ClassVar[str] = "last-step"
+    reference: ClassVar[str] = "this test"
+    summary: ClassVar[str] = "the last step, again"
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        return -(-horizon // spacing) + 1
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        require(self, traj, horizon)
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * self.coefficients(traj, horizon))
+
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        c = torch.zeros(len(traj.steps), dtype=torch.float64)
+        c[-1], c[-2] = 1.0, -1.0
+        return c * horizon / (traj.steps[-1] - traj.steps[-2])
+
+
+class BadName(LastStep):
+    name = "Last Step"
+
+
+class NoSummary(LastStep):
+    summary = ""
+
+
+class LooseTags(LastStep):
+    tags = {"trains": False}  # noqa: RUF012
+
+
+class FewerForFar(LastStep):
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        return max(1, 20 - horizon // spacing)
+
+
+class WrongShape(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        good = super().fit(traj, horizon, seed=seed)
+        return NewDirection({m: LowRank(good.delta(m).right, good.delta(m).left) for m in traj.modules})
+
+
+class Infinite(LastStep):
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        return super().coefficients(traj, horizon) / 0.0
+
+
+class InfiniteWhenUneven(LastStep):
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        gaps = {b - a for a, b in zip(traj.steps, traj.steps[1:], strict=False)}
+        return super().coefficients(traj, horizon) / (0.0 if len(gaps) > 1 else 1.0)
+
+
+class InfiniteWhereStill(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        good = super().fit(traj, horizon, seed=seed)
+        size = {m: float(good.delta(m).norm()) for m in traj.modules}
+        spoiled = 1.0 if all(size.values()) else float("nan")
+        return NewDirection({m: good.delta(m) * (spoiled if size[m] else 1.0) for m in traj.modules})
+
+
+class MovesWhatStands(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        require(self, traj, horizon)
+        ones = {m: [torch.ones(d, 1, dtype=torch.float64) for d in traj.shape(m)[:2]] for m in traj.modules}
+        return NewDirection({m: LowRank(left, right) for m, (left, right) in ones.items()})
+
+
+class Unseeded(LastStep):
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        noise = torch.rand(1, generator=torch.Generator().manual_seed(id(self) % 2**31), dtype=torch.float64)
+        return super().coefficients(traj, horizon) * noise
+
+
+class GlobalSeed(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        return super().fit(traj, horizon)
+
+
+class Peeks(LastStep):
+    """Keeps the run that it was shown first, whatever it is fitted on."""
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        SEEN["run"].factors(synthetic.STEPS[-1], traj.modules[0])
+        return super().fit(traj, horizon)
+
+
+class NoChecks(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        return CombinationOfCheckpoints(traj, lambda alpha: alpha * self.coefficients(traj, horizon))
+
+
+class Telegraphic(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        if horizon > 100:
+            raise InputError("too far")
+        return super().fit(traj, horizon)
+
+
+class OffersTooMuch(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        if horizon > 100:
+            raise InputError("last-step needs 9 checkpoints; a horizon of 900 steps would work")
+        return super().fit(traj, horizon)
+
+
+class AnyAlpha(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        return AnyAlphaPrediction(super().fit(traj, horizon))
+
+
+@dataclass
+class AnyAlphaPrediction:
+    good: Any
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        return self.good.delta(module, 1.0) * alpha
+
+
+class OtherRank(LastStep):
+    """Inside the factors, and one row of A more than the adapter has."""
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        require(self, traj, horizon)
+
+        def rule(module: str, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+            a, b = traj.factors(traj.steps[-1], module)
+            return torch.cat([a, a[:1]]), torch.cat([b, b[:, :1]], 1)
+
+        return InsideFactors(traj, rule)
+
+
+SEEN: dict[str, Trajectory] = {}
+BROKEN: list[tuple[str, type[LastStep], str]] = [
+    ("says_what_it_is", BadName, "small letters, digits and hyphens, not 'Last Step'"),
+    ("says_what_it_is", NoSummary, "its summary must be one line, not ''"),
+    ("says_what_it_is", LooseTags, "its tags must be nextrl.extrapolators.Tags"),
+    ("says_what_it_is", FewerForFar, "it is 19 for 10 steps, 15 for 50"),
+    (
+        "moves_each_module_by_a_finite_matrix",
+        WrongShape,
+        r"delta is \(20, 24\) for a module of shape \(24, 20\)",
+    ),
+    ("moves_each_module_by_a_finite_matrix", Infinite, "has a NaN or an Inf on an ordinary run"),
+    ("repeats_itself_for_one_seed", Unseeded, "two fits with the same seed differ"),
+    ("repeats_itself_for_one_seed", GlobalSeed, "changes torch's global random state"),
+    ("reads_nothing_later", Peeks, "reads past the trajectory that it is given: step 160 was read"),
+    ("says_how_many_checkpoints_it_needs", NoChecks, "accepts a horizon of 1000 steps"),
+    ("says_how_many_checkpoints_it_needs", Telegraphic, "says 'too far' to a horizon of 1000 steps"),
+    ("says_how_many_checkpoints_it_needs", OffersTooMuch, "refuses a horizon of 900 steps on a sound run"),
+    (
+        "refuses_a_horizon_below_one",
+        NoChecks,
+        "accepts a horizon of 0 and should raise InputError; call .*require",
+    ),
+    ("refuses_a_run_that_does_not_move", NoChecks, "accepts a run that does not move"),
+    ("leaves_a_module_that_never_moved", MovesWhatStands, "moves a module that never moved, by"),
+    ("leaves_a_module_that_never_moved", InfiniteWhereStill, "spoils the prediction of another one"),
+    (
+        "refuses_alpha_out_of_range",
+        AnyAlpha,
+        "accepts alpha nan and should raise InputError; call .*check_alpha",
+    ),
+    ("takes_uneven_spacing", InfiniteWhenUneven, "has a NaN or an Inf on a run of uneven spacing"),
+    ("comes_out_at_the_adapters_rank", OtherRank, r"the leap's A and B are \(\(5, 20\), \(24, 5\)\)"),
+]
+
+
+def test_a_sound_method_passes_whether_registered_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing.check_extrapolator(LastStep)
+    assert not hasattr(LastStep, "tags")
+    monkeypatch.setattr(METHODS, "_entries", {**METHODS._entries})
+    register(type("Registered", (LastStep,), {"name": "last-step"}))
+    testing.check_extrapolator("last-step")
+    assert get("last-step").tags == Tags()
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_each_check_sees_what_is_broken(
+    check: str, broken: type[LastStep], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = testing.seal_after(synthetic.run(synthetic.line), testing.AT)
+    monkeypatch.setitem(SEEN, "run", sealed)
+    with pytest.raises(AssertionError, match=words) as caught:
+        testing.CHECKS[check](testing.maker(broken))
+    assert "\n" not in str(caught.value)
+    if check != "reads_nothing_later":
+        with pytest.raises((AssertionError, RuntimeError)):
+            testing.check_extrapolator(broken)
+
+
+def test_every_check_is_shown_to_fail() -> None:
+    assert {check for check, _, _ in BROKEN} == set(testing.CHECKS)
+
+
+def test_the_checks_need_no_test_runner() -> None:
+    code = (
+        "import sys, nextrl.testing; nextrl.testing.check_extrapolator('secant'); "
+        "sys.exit(sum(m in sys.modules for m in ('pytest', 'hypothesis')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_registering_refuses_what_is_no_method() -> None:
+    with pytest.raises(ValueError, match="Nothing lacks name, reference, summary, min_checkpoints, fit"):
+        register(type("Nothing", (), {}))
+    with pytest.raises(ValueError, match="tags must be"):
+        register(LooseTags)
+    with pytest.raises(ValueError, match="'secant' is taken by nextrl"):
+        register(type("Mine", (LastStep,), {"name": "secant"}))

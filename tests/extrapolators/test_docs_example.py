@@ -11,6 +11,8 @@ import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.extrapolators import base, names
 from nextrl.leaps.leap import leap
+from nextrl.registry import Registry
+from nextrl.testing import check_extrapolator
 
 PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 
@@ -18,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extrapolators.md"
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the page's class for one test only."""
-    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+    monkeypatch.setattr(base, "METHODS", Registry("method", {n: base.METHODS.get(n) for n in base.METHODS}))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     exec(compile(code, str(PAGE), "exec"), {"__name__": "docs_example"})
 
@@ -32,6 +34,11 @@ def test_the_printed_method_works() -> None:
     assert float((made.delta(module) - traj.delta(module, 140, 160)).norm()) < 1e-9
     with pytest.raises(InputError, match="damping must be"):
         leap(traj, "damped-secant", horizon=20, damping=2.0)
+
+
+@pytest.mark.usefixtures("example")
+def test_the_printed_method_keeps_the_promises_of_a_method() -> None:
+    check_extrapolator("damped-secant")
 
 
 def test_the_page_lists_every_method() -> None:

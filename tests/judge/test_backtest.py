@@ -13,7 +13,7 @@ from nextrl.extrapolators import get
 from nextrl.judge.backtest import Backtest, Outcome, backtest, origins_for
 from nextrl.trajectory.trajectory import Trajectory
 
-QUICK = tuple(n for n in extrapolators.names() if not getattr(get(n), "trains", False))
+QUICK = tuple(n for n in extrapolators.names() if not get(n).tags.trains)
 
 
 def test_straight_line_recommends_the_longest_leap_it_saw() -> None:

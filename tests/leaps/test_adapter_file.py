@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 from lora_runs import lora, model, write_run
 from nextrl.checkpoints.atomic import replacing, sha256
 from nextrl.errors import InputError
-from nextrl.leaps.adapter_file import adapter_state, fit_to_rank, write_adapter, write_merged
+from nextrl.leaps.adapter_file import adapter_state, write_adapter
+from nextrl.leaps.merged_model import write_merged
+from nextrl.leaps.rank import fit_to_rank
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -41,7 +43,7 @@ def test_fit_is_the_best_of_its_rank_whatever_the_gauge(m, n, r, q, degenerate, 
             torch.randn(m, q, generator=g, dtype=torch.float64),
             torch.randn(n, q, generator=g, dtype=torch.float64),
         )
-    new_a, new_b, lost = fit_to_rank(target, a, b, 0.7)
+    new_a, new_b, lost, _ = fit_to_rank(target, a, b, 0.7)
     assert new_a.shape == a.shape
     assert new_b.shape == b.shape
     best, share = target.recompress(min(r, target.rank))
@@ -56,7 +58,7 @@ def test_fitting_the_weight_itself_returns_the_old_factors():
         torch.randn(4, 20, generator=g, dtype=torch.float64),
         torch.randn(30, 4, generator=g, dtype=torch.float64),
     )
-    new_a, new_b, lost = fit_to_rank(LowRank(b * 2.0, a.mT), a, b, 2.0)
+    new_a, new_b, lost, _ = fit_to_rank(LowRank(b * 2.0, a.mT), a, b, 2.0)
     torch.testing.assert_close(new_a, a)
     torch.testing.assert_close(new_b, b)
     assert float(lost) < 1e-20
@@ -64,7 +66,7 @@ def test_fitting_the_weight_itself_returns_the_old_factors():
 
 def test_a_zero_target_keeps_a_and_zeroes_b():
     a, b = torch.ones(2, 5), torch.ones(4, 2)
-    new_a, new_b, _ = fit_to_rank(LowRank.zeros(4, 5), a, b, 1.0)
+    new_a, new_b, *_ = fit_to_rank(LowRank.zeros(4, 5), a, b, 1.0)
     assert torch.equal(new_a, a)
     assert not new_b.any()
 

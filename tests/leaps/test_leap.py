@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from safetensors.torch import load_file
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
+from nextrl.leaps import leap as leap_module
 from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
 
 
 def test_leap_at_reads_nothing_later() -> None:
@@ -87,3 +91,40 @@ def test_bad_input_is_one_clear_line(arguments: dict[str, object], words: str) -
 def test_rank_below_one() -> None:
     with pytest.raises(InputError, match="at least 1"):
         leap(synthetic.run(synthetic.line), "secant", 10).save_adapter("nowhere", rank=0)
+
+
+@pytest.mark.parametrize(("method", "fits", "reads"), [("factors", 0, 1), ("window", 1, 1), ("secant", 1, 2)])
+def test_each_module_is_fitted_once_and_its_factors_read_once(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, method: str, fits: int, reads: int
+) -> None:
+    read, fitted = Counter(), []
+
+    class Counted(MemoryCheckpoint):
+        def factors(self, module: str, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+            read[self.step, module] += 1
+            return super().factors(module)
+
+    real = leap_module.fit_to_rank
+    monkeypatch.setattr(leap_module, "fit_to_rank", lambda *a: fitted.append(1) or real(*a))
+    traj = synthetic.run(synthetic.walk(2.0), adapter_config={"target_modules": ["q_proj", "up_proj"]})
+    counted = [Counted(c.step, c.tensors, c.scalings) for c in traj.checkpoints]
+    made = leap(Trajectory(tuple(counted), None, traj.adapter_config), method, horizon=10)
+    read.clear()
+    made.leap_state()
+    assert 0.0 <= made.discarded < 1.0
+    made.save_adapter(tmp_path / "out")
+    assert len(fitted) == fits * len(traj.modules)
+    # `secant` reads T once more: its prediction is a combination of the checkpoints themselves.
+    assert {read[160, module] for module in traj.modules} == {reads}
+    assert replace(made, alpha=0.5).factors(traj.modules[0])[1] is not made.factors(traj.modules[0])[1]
+
+
+@pytest.mark.parametrize("method", ["secant", "lawa"])
+def test_what_is_discarded_is_what_the_written_factors_lack(method: str) -> None:
+    made = leap(synthetic.run(synthetic.walk(0.5)), method, horizon=90)
+    missing = total = 0.0
+    for module in made.traj.modules:
+        (a, b), target = made.factors(module), made.target(module).dense()
+        missing += float((target - made.traj.scaling(module) * (b @ a)).square().sum())
+        total += float(target.square().sum())
+    assert made.discarded == pytest.approx(missing / total, rel=1e-9)

@@ -279,8 +279,8 @@ def test_a_lock_is_held_while_training(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "task": ({"task": "chian"}, "task 'chian' is unknown"),
-    "model": ({"model": "/no/such/model"}, "is neither a folder with a config.json"),
+    "task": ({"task": "chian"}, "unknown task 'chian'"),
+    "model": ({"model": "/no/such/model"}, "unknown model '/no/such/model'"),
     "prompts": ({"train": {"prompts_per_step": 10**6}}, "lower train.prompts_per_step"),
 }
 
@@ -328,7 +328,7 @@ class FewPrompts(ChainTask):
 def test_the_second_epoch_of_a_resumed_run_has_its_own_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(base._REGISTRY, "chain", FewPrompts)
+    monkeypatch.setitem(base._TASKS._entries, "chain", FewPrompts)
     shorter = {**SMALL["train"], "steps": 8}
     run(config(tmp_path / "whole", "none", train=shorter))
     here = config(tmp_path / "stopped", "none", train=shorter)

@@ -23,5 +23,7 @@ def test_a_folder_loads_as_the_name_it_was_saved_from(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"neither a folder .* nor one of .*tiny"):
+    with pytest.raises(
+        InputError, match=r"unknown model '.*'; known: .*tiny.*; or give a local folder with a config.json"
+    ):
         bases.load("nothing-there", "chain")

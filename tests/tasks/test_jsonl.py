@@ -88,8 +88,8 @@ def test_a_file_that_is_empty_small_or_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        (":maths", "verifier 'maths' is unknown: choose one of exact"),
-        (":", "verifier '' is unknown"),
+        (":maths", "unknown verifier 'maths'; did you mean 'math'\\? known: exact"),
+        (":", "unknown verifier ''"),
         ("?token=4", "option 'token' is unknown; did you mean tokens"),
         ("?tokens=0", "tokens must be a whole number of at least 1"),
         ("?tokens=many", "tokens must be a whole number"),

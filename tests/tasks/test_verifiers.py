@@ -47,5 +47,7 @@ def test_math_works_outside_the_main_thread() -> None:
 
 
 def test_an_unknown_verifier_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"'maths' is unknown: choose one of exact, .*math"):
+    with pytest.raises(
+        InputError, match=r"unknown verifier 'maths'; did you mean 'math'\? known: exact, .*math"
+    ):
         verifiers.get("maths")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextrl.trajectory import blocks
-from nextrl.trajectory.blocks import combine, pair_products
+from nextrl.trajectory.blocks import pair_products, weighted_sums
 
 
 def stacks(count, rank, length, dtype):
@@ -39,4 +39,6 @@ def test_combinations_add_up_by_row(monkeypatch, piece):
         for t in range(5):
             for k in range(2):
                 expected[rows[t, k]] += weights[t, k] @ stack[t].double()
-        torch.testing.assert_close(combine(stack, weights, rows, 3).double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            weighted_sums(stack, weights, rows, 3).double(), expected, rtol=1e-4, atol=1e-4
+        )

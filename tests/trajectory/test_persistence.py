@@ -1,9 +1,105 @@
-"""Adam's zero point of persistence."""
+"""Persistence read off the Gram matrix against the factors themselves, and Adam's zero point of it."""
+
+import math
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory import persistence
+from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
+from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
+
+WINDOWS = (10, 20, 50)
+SHAPES = {"q_proj": (24, 20, 4), "up_proj": (40, 20, 2)}
+
+
+def adapter_run(dtype, *, drift, noise, start=0.0, rest=(), count=24, seed=0):
+    """A run whose A and B both move; `start` > 0 begins at a stored B_0 A_0 of that size, `rest`: it stands there."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    factors = [{} for _ in range(count)]
+    for module, (m, n, r) in SHAPES.items():
+        a, b, da, db = draw(r, n), start * draw(m, r), 1e-2 * draw(r, n), 1e-2 * draw(m, r)
+        for i, at in enumerate(factors):
+            if i not in rest and (i or not start):
+                a = a + drift * da + noise * 1e-2 * draw(r, n)
+                b = b + drift * db + noise * 1e-2 * draw(m, r)
+            at[module] = (a.to(dtype), b.to(dtype))
+    steps = [10 * i + (0 if start else 10) for i in range(count)]
+    config = {"init_lora_weights": False} if start else {}
+    return Trajectory.from_factors(steps, factors, scaling=2.0, adapter_config=config)
+
+
+def largest_difference(traj):
+    """Over all windows and steps; NaN has to meet NaN."""
+    worst = 0.0
+    for window, row in measured_persistence(traj, WINDOWS).items():
+        for step, cosine in row.items():
+            expected = traj.persistence(window, at=step)
+            assert math.isnan(cosine) == math.isnan(expected)
+            worst = max(worst, 0.0 if math.isnan(expected) else abs(cosine - expected))
+    return worst
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    drift=st.sampled_from([0.0, 1e-5, 1e-3, 1.0]),
+    noise=st.sampled_from([0.0, 1e-5, 1e-3, 1.0]),
+    start=st.sampled_from([0.0, 1.0, 100.0]),
+    rest=st.sets(st.integers(1, 23)),
+    seed=st.integers(0, 99),
+)
+def test_the_gram_matrix_gives_the_same_persistence(dtype, drift, noise, start, rest, seed):
+    traj = adapter_run(dtype, drift=drift, noise=noise, start=start, rest=rest, seed=seed)
+    assert largest_difference(traj) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_the_factors_a_short_window_would_lose_its_digits(dtype, monkeypatch):
+    traj = adapter_run(dtype, drift=1e-4, noise=1e-4, start=100.0)
+    assert largest_difference(traj) < 1e-9
+    monkeypatch.setattr(persistence, "GRAM_SHARE", 0.0)
+    assert largest_difference(traj) > 1e-8
+
+
+def test_the_steps_are_those_of_which_both_windows_exist():
+    assert [
+        list(row)
+        for row in measured_persistence(adapter_run(torch.float32, drift=1, noise=1), (20, 90, 95)).values()
+    ] == [
+        list(range(40, 250, 10)),
+        list(range(180, 250, 10)),
+        [],
+    ]
+
+
+def test_an_unknown_start_takes_part_in_no_window():
+    traj = adapter_run(torch.float32, drift=1.0, noise=1.0, start=1.0)
+    later = Trajectory(traj.checkpoints[1:], None, traj.adapter_config)
+    assert list(measured_persistence(later, (10,))[10]) == list(range(30, 240, 10))
+    assert measured_persistence(later, (10,))[10][50] == pytest.approx(traj.persistence(10, at=50), abs=1e-12)
+
+
+def test_each_checkpoint_is_read_once():
+    reads = Counter()
+
+    class Counted(MemoryCheckpoint):
+        def factors(self, module, *, check=True):
+            reads[self.step, module] += 1
+            return super().factors(module)
+
+    traj = adapter_run(torch.float32, drift=1.0, noise=1.0)
+    counted = Trajectory(tuple(Counted(c.step, c.tensors, c.scalings) for c in traj.checkpoints))
+    measured_persistence(counted, WINDOWS)
+    assert set(reads.values()) == {1}
+    assert len(reads) == len(traj.steps) * len(SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Where a run's adapters lie: one file a layout, found automatically.
+"""Where a run's adapters lie: one file per layout, found automatically.
 
-`open_run` is the only way in. A reader is a function `find(run) -> Layout`; adding one is a line in READERS.
+`open_run` is the only way in. A reader is a function `find(run) -> Layout`; to add one, add a line to READERS.
 Full-weight checkpoints are not adapters: `dense.py` reduces them to factors on request.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
-from nextrl.checkpoints.layouts import folders, openrlhf, verl
-from nextrl.checkpoints.layouts import trl as peft
+from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
 from nextrl.errors import InputError
+from nextrl.registry import Registry
 
 __all__ = [
     "AdapterCheckpoint",
@@ -30,12 +30,10 @@ __all__ = [
     "open_run",
 ]
 
-READERS: Mapping[str, Callable[[Path], Layout]] = {
-    "trl": peft.find,
-    "verl": verl.find,
-    "openrlhf": openrlhf.find,
-    "folders": folders.find,
-}
+READERS: Registry[Callable[[Path], Layout]] = Registry(
+    "layout",
+    {"trl": trl.find, "verl": verl.find, "openrlhf": openrlhf.find, "folders": folders.find},
+)
 
 
 @dataclass(frozen=True)
@@ -98,19 +96,17 @@ def detect(run: Path, layout: str | None = None) -> Layout:
     Raises:
         InputError: no such folder, unknown `layout`, nothing found, or two layouts found.
     """
-    if layout is not None and layout not in READERS:
-        raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(READERS)}")
+    readers = {name: READERS.get(name) for name in (READERS.names() if layout is None else (layout,))}
     if run.is_file():
         return folders.read_list(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such directory; give the directory that holds the run's checkpoints")
-    names = [layout] if layout else list(READERS)
-    found = [result for name in names if (result := READERS[name](run)).found]
+    found = [result for find in readers.values() if (result := find(run)).found]
     if len(found) > 1:
         both = " and ".join(f"{result.name} ({_example(result)})" for result in found)
         raise InputError(f"{run}: holds two layouts, {both}; choose one with --layout")
     if not found:
-        raise InputError(_nothing(run, names))
+        raise InputError(_nothing(run, tuple(readers)))
     return found[0]
 
 

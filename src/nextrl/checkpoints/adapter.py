@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.lora_settings import LoraSettings
+from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
 from nextrl.checkpoints.run import Problem
 from nextrl.checkpoints.tensorfile import TensorFile
@@ -45,13 +45,12 @@ class Slot:
 class AdapterCheckpoint:
     """The adapter in `folder` as the run's state after `step` optimizer steps.
 
-    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by
-    `factors`.
+    Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by `factors`.
     """
 
     step: int
     folder: Path
-    settings: LoraSettings
+    settings: AdapterConfig
     file: TensorFile
     slots: Mapping[str, Slot]
     carried: tuple[str, ...] = ()
@@ -72,7 +71,7 @@ class AdapterCheckpoint:
             InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not
                 linear, factors that do not fit together.
         """
-        settings = LoraSettings.read(folder / CONFIG, overrides)
+        settings = AdapterConfig.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
         keys, slots, shapes = arrange(file, settings)
         return cls(step, folder, settings, file, slots, keys.carried, shapes)
@@ -106,15 +105,13 @@ class AdapterCheckpoint:
         )
         if check and not (finite(a) and finite(b)):
             raise InputError(
-                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the "
-                "checkpoint out "
-                "(--skip-bad-checkpoints) and look at what training did there"
+                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint "
+                "out (--skip-bad-checkpoints) and look at what training did there"
             )
         return a, b
 
     def broken_values(self) -> Problem | None:
-        """Reads everything once; the first module with a NaN or Inf as a problem, None if all values are
-        finite."""
+        """The first module with a NaN or Inf, as a problem; None if all values are finite. Reads everything once."""
         for module in self.modules:
             try:
                 self.factors(module)
@@ -123,8 +120,7 @@ class AdapterCheckpoint:
         return None
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions
-        flattened)."""
+        """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
         return matrices(self.slots[module], a, b)
 
     def join(
@@ -140,11 +136,19 @@ class AdapterCheckpoint:
         (shape_a, _), (shape_b, _) = self.file.entries[slot.keys.a], self.file.entries[slot.keys.b]
         return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
 
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """The stored dtypes of A and of B, from the header."""
+        keys = self.slots[module].keys
+        stored_a, stored_b = (self.file.entries[key][1] for key in (keys.a, keys.b))
+        assert isinstance(stored_a, torch.dtype)  # `open` refuses factors that cannot be computed with
+        assert isinstance(stored_b, torch.dtype)
+        return stored_a, stored_b
+
     @functools.cached_property
     def dtypes(self) -> frozenset[str]:
-        """Names of the factors' dtypes ("bfloat16")."""
-        keys = [k for slot in self.slots.values() for k in (slot.keys.a, slot.keys.b)]
-        return frozenset(str(self.file.entries[k][1]).removeprefix("torch.") for k in keys)
+        """Names of all factors' dtypes ("bfloat16")."""
+        found = {dtype for module in self.slots for dtype in self.dtypes_of(module)}
+        return frozenset(str(dtype).removeprefix("torch.") for dtype in found)
 
 
 class Header(Protocol):
@@ -163,7 +167,7 @@ class Header(Protocol):
 
 
 def arrange(
-    header: Header, settings: LoraSettings
+    header: Header, settings: AdapterConfig
 ) -> tuple[KeyMap, dict[str, Slot], dict[str, tuple[int, int, int]]]:
     """Which tensors are which matrix: (sorted names, label -> slot, label -> (m, n, r)).
 
@@ -196,8 +200,7 @@ def matrices(slot: Slot, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weights_path(folder: Path) -> Path:
-    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is
-    missing."""
+    """The adapter's tensors: safetensors if there, else the pickle if there, else the name that is missing."""
     safe, pickle = folder / WEIGHTS, folder / PICKLE
     return pickle if pickle.exists() and not safe.exists() else safe
 
@@ -221,7 +224,7 @@ def _refuse(path: Path, keys: KeyMap) -> None:
         raise InputError(f"{path}: holds no lora_A and lora_B tensors; is this a LoRA adapter?")
 
 
-def _measure(file: Header, keys: ModuleKeys, settings: LoraSettings) -> tuple[int, int, int, int]:
+def _measure(file: Header, keys: ModuleKeys, settings: AdapterConfig) -> tuple[int, int, int, int]:
     """(m, n, r, experts) of one module from the header; checks that A, B and the configuration agree."""
     (shape_a, type_a), (shape_b, type_b) = file.entries[keys.a], file.entries[keys.b]
     for key, kind in ((keys.a, type_a), (keys.b, type_b)):

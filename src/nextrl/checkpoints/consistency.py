@@ -51,8 +51,7 @@ def _scaling_differs(checkpoint: AdapterCheckpoint, reference: AdapterCheckpoint
         here, there = checkpoint.scaling(module), reference.scaling(module)
         if here != there:
             return (
-                f"{checkpoint.settings.path}: scaling of {module} is {here:g}, at step {reference.step} it "
-                "is "
+                f"{checkpoint.settings.path}: scaling of {module} is {here:g}, at step {reference.step} it is "
                 f"{there:g}; make lora_alpha, r and use_rslora agree"
             )
     return None

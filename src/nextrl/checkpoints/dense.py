@@ -1,5 +1,4 @@
-"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples,
-streamed.
+"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples, streamed.
 
 `RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
 writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come
@@ -84,7 +83,7 @@ class FullModel:
         return self.places[key].get(key)
 
 
-def leading(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k leading triples of a dense (m, n) matrix: u (m, k), sigma (k), v (n, k), float64, descending.
 
     Args:
@@ -116,6 +115,6 @@ def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[
         raise InputError(
             f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
         )
-    u, sigma, v = leading(new.double() - old.double(), min(rank, *new.shape))
+    u, sigma, v = leading_triples(new.double() - old.double(), min(rank, *new.shape))
     root = sigma.sqrt()
     return (v * root).mT.float(), (u * root).float()

@@ -1,5 +1,4 @@
-"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it
-starts.
+"""What `adapter_config.json` says about `W = W_base + s B A`: the scaling of each module, and where it starts.
 
 Read from peft 0.21.2 (`tuners/lora/config.py`, `layer.py`, `utils/other.py:get_pattern_key`).
 """
@@ -32,7 +31,7 @@ NONLINEAR = {
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class AdapterConfig:
     """The parsed `adapter_config.json` of one adapter folder.
 
     Attributes:
@@ -46,7 +45,7 @@ class LoraSettings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> LoraSettings:
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> AdapterConfig:
         """Parse and check the file, `overrides` taking the place of its fields.
 
         Raises:
@@ -63,7 +62,7 @@ class LoraSettings:
         return cls.of({**raw, **(overrides or {})}, path)
 
     @classmethod
-    def of(cls, raw: dict[str, Any], path: Path) -> LoraSettings:
+    def of(cls, raw: dict[str, Any], path: Path) -> AdapterConfig:
         """Check a parsed configuration (`path` is for messages only). Raises as `read`."""
         kind = str(raw.get("peft_type", "LORA")).rsplit(".", 1)[-1].upper()
         if kind != "LORA":

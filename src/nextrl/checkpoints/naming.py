@@ -1,5 +1,4 @@
-"""From the keys of an adapter file to modules: which tensors are A and B of what, and what is merely carried
-along."""
+"""From the keys of an adapter file to modules: which tensors are A and B of what, and what is merely carried along."""
 
 from __future__ import annotations
 

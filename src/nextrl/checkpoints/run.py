@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,7 @@ class StoredCheckpoint(Protocol):
     def shape(self, module: str) -> tuple[int, int, int]: ...
     def scaling(self, module: str) -> float: ...
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]: ...
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]: ...
 
 
 class Problem(NamedTuple):

@@ -1,8 +1,8 @@
 """One file of named tensors, read lazily: safetensors always, a pickle only when the user allows it.
 
 Opening checks the header (with the safetensors library) and keeps the offsets; a tensor's bytes are read, not
-mapped, when it is asked for. Mapped pages of a large run would count as this process's memory until the kernel
-takes them back, and a file that shrinks under a map kills the process instead of raising an error.
+mapped, when it is asked for. Mapped pages of a large run would count as this process's memory until the
+kernel takes them back, and a file that shrinks under a map kills the process instead of raising an error.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.judge.guard import Answers, Guard, pooled
-from nextrl.judge.paired_search import Refused, Score
+from nextrl.judge.paired_search import SEED_STRIDE, Refused, Score
 from nextrl.judge.window import Diverge
 
 Candidate = Callable[[float], State]
@@ -22,8 +22,6 @@ Candidate = Callable[[float], State]
 
 Row = dict[str, Any]
 """One held-out example: `prompt` and whatever else is needed to score it."""
-
-_STRIDE = 1_000_003  # keeps the seeds of one search's stages apart from those of any other step's
 
 
 class Rollouts(Protocol):
@@ -98,7 +96,7 @@ class CandidateScores:
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
             rewards, answers = self._answer(
-                candidate(alpha) if alpha else end, end, rows(start, stop), seed + _STRIDE * start, alpha
+                candidate(alpha) if alpha else end, end, rows(start, stop), seed + SEED_STRIDE * start, alpha
             )
             own = seen.setdefault(alpha, {})
             own[start] = answers

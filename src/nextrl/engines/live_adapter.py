@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from nextrl.checkpoints.adapter import Slot, arrange, matrices
-from nextrl.checkpoints.lora_settings import LoraSettings
+from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.engines import sharded
 from nextrl.errors import InputError
@@ -58,7 +58,7 @@ class LiveAdapter:
         sharded.refuse_flat(model)
         self.model = model
         source = Path(f"adapter '{self._name}'")
-        settings = LoraSettings.of(model.peft_config[self._name].to_dict(), source)
+        settings = AdapterConfig.of(model.peft_config[self._name].to_dict(), source)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
         found = {key: p for name, layer in layers.items() for key, p in self._saved(name, layer)}
         slots = arrange(_Header(source, {key: _entry(p) for key, p in found.items()}), settings)[1].values()
@@ -104,7 +104,7 @@ class LiveAdapter:
         sharded.write(self.parameters, state)
 
     def displacement(self, start: State, stop: State) -> list[LowRank]:
-        """`W_stop - W_start` of each adapted matrix, (m, n) each, from the factors (DESIGN section 1).
+        """`W_stop - W_start` of each adapted matrix, (m, n) each, from the factors alone (docs/design.md).
 
         A module whose parameter is a stack of experts gives one matrix for each expert.
         """

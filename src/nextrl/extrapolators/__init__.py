@@ -1,7 +1,7 @@
-"""Every way known to step ahead along a training trajectory, one file a method.
+"""Every way known to step ahead along a training trajectory, one file per method.
 
-The imports below are the registry: their order is the order of `names()`. Write your own:
-docs/extrapolators.md.
+Importing a method registers it, and the order of the imports below is the order of `names()`. How to write your own:
+docs/extrapolators.md; how to check it: `nextrl.testing`.
 """
 
 from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be registered)
@@ -25,18 +25,13 @@ from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be r
     alpharl,
     nowcast,
 )
-from nextrl.extrapolators.base import (
+from nextrl.extrapolators.base import Extrapolator, Tags, get, names, register, require, resolve, tags_of
+from nextrl.extrapolators.predictions import (
     CombinationOfCheckpoints,
-    Extrapolator,
     InsideFactors,
     NewDirection,
     Prediction,
     check_alpha,
-    get,
-    names,
-    register,
-    require,
-    resolve,
 )
 
 __all__ = [
@@ -45,10 +40,12 @@ __all__ = [
     "InsideFactors",
     "NewDirection",
     "Prediction",
+    "Tags",
     "check_alpha",
     "get",
     "names",
     "register",
     "require",
     "resolve",
+    "tags_of",
 ]

@@ -20,8 +20,9 @@ from sklearn.cross_decomposition import PLSRegression
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import check_alpha, register, require
-from nextrl.extrapolators.triples import leading
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import check_alpha
+from nextrl.extrapolators.triples import span_triples
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, slope_weights
 from nextrl.trajectory.lowrank import LowRank
@@ -33,8 +34,7 @@ class Inverted:
     """One fitted PLS: y -> vector.
 
     Attributes:
-        mean: (d,) mean vector. slope: (d,) change of the vector for one unit of accuracy. centre: mean
-            accuracy.
+        mean: (d,) mean vector. slope: (d,) change of the vector for one unit of accuracy. centre: mean accuracy.
     """
 
     mean: Tensor
@@ -75,15 +75,13 @@ class AlphaPrediction:
 @register
 @dataclass(frozen=True)
 class AlphaRL:
-    """One-component PLS a module and side.
+    """A PLS with one component per module and side.
 
     Attributes:
         accuracy: step -> accuracy at (some of) the checkpoints; by default the mean training reward up to
-            each, from
-            `trainer_state.json`.
+            each, from `trainer_state.json`.
         target: the accuracy that alpha = 1 aims at; by default what a line through the accuracies reaches h
-            steps
-            on, at most 1.
+            steps on, at most 1.
     """
 
     accuracy: Mapping[int, float] | None = None
@@ -91,14 +89,14 @@ class AlphaRL:
     name: ClassVar[str] = "alpharl"
     reference: ClassVar[str] = "AlphaRL, arXiv 2510.00553"
     summary: ClassVar[str] = "leading vectors regressed on accuracy (PLS), inverted"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags(needs_accuracy=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and three with an accuracy."""
         return 4
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> AlphaPrediction:
-        """Two small regressions a module.
+        """Two small regressions per module.
 
         Raises:
             InputError: accuracies of fewer than three checkpoints, or all the same.
@@ -119,7 +117,7 @@ class AlphaRL:
             raise InputError("alpharl: the accuracy is the same at all checkpoints; nothing to regress on")
         left, right, now = {}, {}, {}
         for module in traj.modules:
-            spans = leading(traj, module, [(start, s) for s in (*steps, traj.steps[-1])])
+            spans = span_triples(traj, module, [(start, s) for s in (*steps, traj.steps[-1])])
             size, v = spans.u.double() * spans.sigma[:, None], spans.v.double()
             now[module] = LowRank(size[-1:].mT, v[-1:].mT)
             if float(spans.sigma.min()) > 0:
@@ -130,8 +128,7 @@ class AlphaRL:
 
 
 def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, float]:
-    """Value at step `at` and slope per step of the straight line through the accuracies (single ones are
-    noisy)."""
+    """Value at step `at` and slope per step of the straight line through the accuracies (single ones are noisy)."""
     x = torch.tensor(steps, dtype=torch.float64)
     slope = float(slope_weights(x).numpy() @ y)
     return float(y.mean()) + slope * (at - float(x.mean())), slope

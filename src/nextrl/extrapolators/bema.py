@@ -1,9 +1,8 @@
 """`bema`: an EMA with its lag corrected, `(rho + gamma t)^-eta (W_t - W_0) + EMA_t`.
 
-BEMA (2508.00180), the form and the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma
-t)^-kappa`, `EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, rho = 10, gamma = 1, kappa = .5, eta = .2. As
-there, t counts optimizer steps and the average is updated once a checkpoint; like there, too, the correction
-is added in full.
+BEMA (2508.00180), in the form and with the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma t)^-kappa` and
+`EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, with rho = 10, gamma = 1, kappa = .5, eta = .2. As there, t counts
+optimizer steps, the average is updated once per checkpoint, and the correction is added in full.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -34,14 +34,14 @@ class BiasCorrectedAverage:
     name: ClassVar[str] = "bema"
     reference: ClassVar[str] = "BEMA, arXiv 2508.00180; TRL's BEMACallback"
     summary: ClassVar[str] = "moving average plus a correction along the run"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and T."""
         return 2
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint."""
+        """One weight per checkpoint."""
         require(self, traj, horizon)
         now = unit(traj, traj.steps[-1])
         toward = self._average(traj) + (self.rho + self.gamma * traj.steps[-1]) ** -self.eta * now - now

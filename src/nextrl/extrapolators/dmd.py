@@ -1,11 +1,10 @@
 """`dmd`: dynamic mode decomposition (Koopman), the run as a linear dynamical system.
 
-Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S
-V^T`, the reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are
-the differences of
-successive checkpoints, which is DMD with a constant term: a straight line is one mode of eigenvalue 1, a
-saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to the unit circle. U
-is never formed: inner products of differences are all that the reduced operator needs.
+Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S V^T`, the
+reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are the
+differences of successive checkpoints, which is DMD with a constant term: a straight line is one mode of
+eigenvalue 1, a saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to
+the unit circle. U is never formed: inner products of differences are all that the reduced operator needs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -28,11 +28,10 @@ class DynamicModes:
 
     Attributes:
         delays: how many successive differences make one snapshot (Hankel DMD). 1 is the plain method; motion
-            to and
-            fro along a single direction is a linear system only in two.
+            to and fro along a single direction is a linear system only in two.
         energy: share of the snapshots' energy that the kept modes hold.
-        modes: at most so many, and at most half of the snapshots: a mode fitted to one difference is that
-            difference.
+        modes: at most so many, and at most half of the snapshots: a mode fitted to one difference
+            is that difference.
     """
 
     delays: int = 1
@@ -41,7 +40,7 @@ class DynamicModes:
     name: ClassVar[str] = "dmd"
     reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), on differences"
     summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Three snapshots."""

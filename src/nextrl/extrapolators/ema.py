@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
 def moving_average(traj: Trajectory, memory: float) -> Tensor:
-    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps /
-    memory)`."""
+    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps / memory)`."""
     average = unit(traj, traj.steps[0])
     for before, step in zip(traj.steps[:-1], traj.steps[1:], strict=True):
         keep = math.exp(-(step - before) / memory)
@@ -36,14 +36,14 @@ class MovingAverage:
     name: ClassVar[str] = "ema"
     reference: ClassVar[str] = "Polyak and Juditsky 1992, exponential weights"
     summary: ClassVar[str] = "exponential moving average of the checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two."""
         return 2
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint."""
+        """One weight per checkpoint."""
         require(self, traj, horizon)
         average = moving_average(traj, self.memory or horizon / 2)
         toward = average - unit(traj, traj.steps[-1])

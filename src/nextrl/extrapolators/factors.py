@@ -1,8 +1,7 @@
 """`factors`: repeat the last h steps of A and of B themselves; the adapter stays a rank-r adapter.
 
-Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small
-validation loss rises. Here the step is the last h steps, its sign and length are free, and a validation
-reward picks them.
+Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small validation loss
+rises. Here the step is the last h steps, its sign and length are free, and a validation reward picks them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import InsideFactors, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -30,7 +30,7 @@ class Factors:
     name: ClassVar[str] = "factors"
     reference: ClassVar[str] = "Fast Forward, arXiv 2409.04206, with a signed and validated alpha"
     summary: ClassVar[str] = "repeat the last h steps inside A and B"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h, both on disk."""

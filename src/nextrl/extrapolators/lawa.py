@@ -1,9 +1,8 @@
 """`lawa`: latest weight averaging, the mean of the last checkpoints.
 
 Kaddour, 2209.14981: a uniform mean of the k latest checkpoints stands where training with a decayed rate
-would. It is
-no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps (DESIGN
-section 2).
+would. It is no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps
+(docs/design.md, what was tried).
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from typing import ClassVar
 import torch
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -25,16 +25,15 @@ class LatestWeightAverage:
     """`W_T + a (mean - W_T)`.
 
     Attributes:
-        count: how many checkpoints are averaged; by default those of the last h steps, T - h included, and at
-            least
-            two.
+        count: how many checkpoints are averaged; by default those of the last h steps, T - h included, and
+            at least two.
     """
 
     count: int | None = None
     name: ClassVar[str] = "lawa"
     reference: ClassVar[str] = "LAWA, arXiv 2209.14981"
     summary: ClassVar[str] = "mean of the last checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two."""

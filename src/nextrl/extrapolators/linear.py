@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -22,7 +23,7 @@ class Linear:
     name: ClassVar[str] = "linear"
     reference: ClassVar[str] = "arXiv 2601.04537; ExPO, arXiv 2404.16792"
     summary: ClassVar[str] = "continue the line from the start"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and T."""

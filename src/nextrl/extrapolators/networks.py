@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """How a small network is trained.
 
     Attributes:
         updates: optimizer updates.
         learning_rate: at the start; a tenth of it at the end, along a cosine.
-        rows: rows an update; all of them when there are no more, and then an update is an epoch.
+        rows: rows per update; all of them when there are no more, and then an update is an epoch.
         weight_decay: AdamW's.
     """
 
@@ -26,7 +26,7 @@ class Recipe:
     weight_decay: float = 0.0
 
 
-def train(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
+def train(net: nn.Module, x: Tensor, y: Tensor, recipe: TrainingSettings, generator: torch.Generator) -> None:
     """Fit `net(x)` to `y` in place.
 
     Args:

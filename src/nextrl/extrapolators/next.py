@@ -1,10 +1,9 @@
 """`next`: NExt's idea with small, normalised networks and a singular value that is really predicted.
 
-The paper's form (`next_paper.py`) gives every matrix the same singular value (a network of width 1) and
-spends most of its time learning, from a handful of checkpoints, to copy its own input. Here the copy is built
-in and a small
-network learns what to change: inputs scaled by sqrt(d), width 64, learning rate 1e-3, 300 updates, and `log
-sigma` predicted as a residual over the local one, so that matrices of different size stay different.
+The paper's form (`next_paper.py`) gives every matrix the same singular value (a network of width 1) and spends most
+of its time learning, from a handful of checkpoints, to copy its own input. Here the copy is built in and a small
+network learns what to change: inputs scaled by sqrt(d), width 64, learning rate 1e-3, 300 updates, and `log sigma`
+predicted as a residual over the local one, so that matrices of different size stay different.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nextrl.extrapolators.base import NewDirection, register, require
-from nextrl.extrapolators.networks import Recipe, train
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -46,8 +46,7 @@ class VectorNet(nn.Module):
 
 
 class SizeNet(nn.Module):
-    """log sigma of the target = log sigma of the local span, carried to the horizon, + a 2 -> width -> 1
-    network."""
+    """log sigma of the target = log sigma of the local span, carried to the horizon, + a 2 -> width -> 1 network."""
 
     def __init__(self, x: Tensor, width: int) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class Next:
         width: hidden units.
         updates: optimizer updates (the rows of a small run make one batch, so an update is an epoch).
         learning_rate: at the start, falling to a tenth along a cosine.
-        rows: at most so many rows (module x checkpoint) an update: bounds the time on large models.
+        rows: at most so many rows (module x checkpoint) per update: bounds the time on large models.
     """
 
     width: int = 64
@@ -79,17 +78,16 @@ class Next:
     learning_rate: float = 1e-3
     rows: int = 64
     name: ClassVar[str] = "next"
-    reference: ClassVar[str] = "NExt (DESIGN section 1), with the changes of DESIGN section 2"
+    reference: ClassVar[str] = "NExt, arXiv 2604.11446, with the changes of docs/design.md, the predictor"
     summary: ClassVar[str] = "small networks predict the next leading direction and its size"
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(trains=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""
         return -(-horizon // spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """Train one network a vector length and side, and one for the sizes; apply them at T."""
+        """Train one network per vector length and side, and one for the sizes; apply them at T."""
         require(self, traj, horizon)
         features = collect(traj, horizon, self.name)
         draws = torch.Generator().manual_seed(seed)
@@ -106,8 +104,8 @@ class Next:
                 directions[module] = LowRank.zeros(*traj.shape(module)[:2])
         return NewDirection(directions)
 
-    def _recipe(self) -> Recipe:
-        return Recipe(self.updates, self.learning_rate, self.rows)
+    def _recipe(self) -> TrainingSettings:
+        return TrainingSettings(self.updates, self.learning_rate, self.rows)
 
     def _directions(self, features: Features, side: str, draws: torch.Generator) -> dict[str, Tensor]:
         """module -> (d,) predicted unit vector of one side ("u" or "v")."""

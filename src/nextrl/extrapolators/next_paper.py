@@ -1,12 +1,11 @@
-"""`next-paper`: NExt's predictor exactly as published, kept for comparison (see `next.py` for what we
-changed).
+"""`next-paper`: NExt's predictor exactly as published, kept for comparison (see `next.py` for what we changed).
 
 One network a vector length d and side, shared by all modules. Two branches (global and local vector), each
-Linear(d, 256) Linear(256, d) ReLU Linear(d, 256) Linear(256, d); their outputs, concatenated, go through
-Linear(2d, 256) Linear(256, 2d) ReLU Linear(2d, 256) Linear(256, d). L1 loss against the target's vector,
-summed, averaged over checkpoints; AdamW at 2e-5 with a cosine to a tenth; 1000 full-batch epochs; singular
-values through the same network with d = 1. The one liberty taken is the sign of singular vectors, which must
-be fixed somehow.
+Linear(d, 256) Linear(256, d) ReLU Linear(d, 256) Linear(256, d); their outputs, concatenated, go through Linear(2d,
+256) Linear(256, 2d) ReLU Linear(2d, 256) Linear(256, d). L1 loss against the target's vector, summed, averaged over
+checkpoints; AdamW at 2e-5 with a cosine to a tenth; 1000 full-batch epochs; singular values through the same
+network with d = 1. The one liberty taken is the sign of singular vectors, which must be fixed somehow. All of this
+is second-hand, from public accounts of the paper (docs/design.md, the predictor).
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nextrl.extrapolators.base import NewDirection, register, require
-from nextrl.extrapolators.networks import Recipe, train
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -61,10 +61,9 @@ class NextPaper:
     epochs: int = 1000
     learning_rate: float = 2e-5
     name: ClassVar[str] = "next-paper"
-    reference: ClassVar[str] = "NExt as published, DESIGN section 1"
+    reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(trains=True)
     alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
@@ -72,12 +71,11 @@ class NextPaper:
         return -(-horizon // spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as
-        predicted."""
+        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted."""
         require(self, traj, horizon)
         features = collect(traj, horizon, self.name)
         draws = torch.Generator().manual_seed(seed)
-        recipe = Recipe(self.epochs, self.learning_rate, weight_decay=0.01)
+        recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
@@ -89,7 +87,7 @@ class NextPaper:
         return NewDirection(directions)
 
     def _sides(
-        self, features: Features, side: str, recipe: Recipe, draws: torch.Generator
+        self, features: Features, side: str, recipe: TrainingSettings, draws: torch.Generator
     ) -> Mapping[str, Tensor]:
         """module -> (d,) the network's output for one side."""
         predicted: dict[str, Tensor] = {}
@@ -102,7 +100,7 @@ class NextPaper:
         return predicted
 
     def _sizes(
-        self, features: Features, unit: int, recipe: Recipe, draws: torch.Generator
+        self, features: Features, unit: int, recipe: TrainingSettings, draws: torch.Generator
     ) -> dict[str, float]:
         """module -> predicted sigma. The network of width d = 1 is the published one, collapse included."""
         x, y, last = features.sizes(unit)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -19,7 +20,7 @@ class Stay:
     name: ClassVar[str] = "none"
     reference: ClassVar[str] = "the control of every table"
     summary: ClassVar[str] = "stay where the run is"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags(stays=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """One."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import InsideFactors, register, require
-from nextrl.extrapolators.networks import Recipe, train
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -29,7 +30,7 @@ class Nowcast:
     """`A_T + a net(last five A)`, B alike.
 
     Attributes:
-        width: hidden units. updates, learning_rate: training. rows: scalars an update.
+        width: hidden units. updates, learning_rate: training. rows: scalars per update.
         scalars: at most so many scalars of the run are drawn to train on.
     """
 
@@ -41,8 +42,7 @@ class Nowcast:
     name: ClassVar[str] = "nowcast"
     reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023; arXiv 1704.04959"
     summary: ClassVar[str] = "a network forecasts each scalar of A and B"
-    averages: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(trains=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start, five snapshots on disk, and the one h steps after the last of them."""
@@ -56,7 +56,7 @@ class Nowcast:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = nn.Sequential(nn.Linear(SNAPSHOTS, self.width), nn.ReLU(), nn.Linear(self.width, 1))
-        train(net, x, y[:, None], Recipe(self.updates, self.learning_rate, self.rows), draws)
+        train(net, x, y[:, None], TrainingSettings(self.updates, self.learning_rate, self.rows), draws)
         end = traj.steps[-1]
 
         def leap(module: str, alpha: float) -> tuple[Tensor, Tensor]:

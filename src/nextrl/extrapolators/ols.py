@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import known_steps, slope_weights, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -23,16 +24,16 @@ class LeastSquares:
 
     share: float = 0.5
     name: ClassVar[str] = "ols"
-    reference: ClassVar[str] = "ordinary least squares on steps, RIVALS"
+    reference: ClassVar[str] = "ordinary least squares on step numbers"
     summary: ClassVar[str] = "least-squares slope over the last half"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Three, so that there is something to average."""
         return 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One weight a checkpoint: `h (t - mean) / sum (t - mean)^2`."""
+        """One weight per checkpoint: `h (t - mean) / sum (t - mean)^2`."""
         require(self, traj, horizon)
         known = known_steps(traj)
         since = known[-1] - self.share * (known[-1] - known[0])

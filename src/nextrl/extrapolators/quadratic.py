@@ -1,7 +1,7 @@
 """`quadratic`: the parabola through three checkpoints, T, T - h and T - 2h.
 
-Leap+Verify (2602.19580) proposes with it and accepts the leap only if a held-out loss falls;
-accepting is the business of `search` here.
+Leap+Verify (2602.19580) proposes a leap with it and accepts the leap only if a held-out loss falls. Here a method
+only proposes; what is accepted is decided on held-out prompts (`judge.paired_search`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -24,7 +25,7 @@ class Quadratic:
     name: ClassVar[str] = "quadratic"
     reference: ClassVar[str] = "Leap+Verify, arXiv 2602.19580"
     summary: ClassVar[str] = "parabola through three checkpoints"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T, T - h and T - 2h."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import NewDirection, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.trajectory.combinations import known_steps, slope_weights
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -25,14 +26,14 @@ class RankOneLinear:
     name: ClassVar[str] = "rank1-linear"
     reference: ClassVar[str] = "rank-1 linear dynamics, arXiv 2510.00553"
     summary: ClassVar[str] = "leading direction of the whole displacement, size on a line"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two more."""
         return 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """One exact leading triple and one slope a module."""
+        """One exact leading triple and one slope per module."""
         require(self, traj, horizon)
         known = known_steps(traj)
         weights = slope_weights(torch.tensor(known, dtype=torch.float64))

@@ -1,9 +1,9 @@
-"""`relex`: a line along the run's first principal direction, a module at a time.
+"""`relex`: a line along the run's first principal direction, one module at a time.
 
-RELEX (2605.21468, sections 3 and 4): the rows `W_t - W_0` of one matrix have a dominant right singular vector
-v; the coordinates `c_t = <W_t - W_0, v>` are fitted by a line in t, and `W_0 + c(T + a h) v` is the
-prediction. With the Gram matrix G of the rows, its leading eigenpair (lambda, e) gives `v = sum_t e_t (W_t -
-W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is touched.
+RELEX (2605.21468, sections 3 and 4, second-hand): the rows `W_t - W_0` of one matrix have a dominant right
+singular vector v; the coordinates `c_t = <W_t - W_0, v>` are fitted by a line in t, and `W_0 + c(T + a h) v`
+is the prediction. With the Gram matrix G of the rows, its leading eigenpair (lambda, e) gives `v = sum_t e_t
+(W_t - W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is touched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators.base import Coefficients, CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import Coefficients, CombinationOfCheckpoints
 from nextrl.trajectory.combinations import slope_weights, step_numbers, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -37,16 +38,16 @@ class Relex:
     """`W_0 + c(T + a h) v`: the rank-1 part (in time) of the run, everything else left out."""
 
     name: ClassVar[str] = "relex"
-    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, sections 3 and 4"
+    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, sections 3 and 4 (second-hand)"
     summary: ClassVar[str] = "a line along the run's first principal direction"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two more, for a line with an intercept."""
         return 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One eigenvector and one straight line a module."""
+        """One eigenvector and one straight line per module."""
         require(self, traj, horizon)
         rules = {module: self._rule(traj, module, horizon) for module in traj.modules}
         return CombinationOfCheckpoints(traj, by_module=rules)

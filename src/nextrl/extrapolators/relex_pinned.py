@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import Coefficients, register
+from nextrl.extrapolators.base import register
+from nextrl.extrapolators.predictions import Coefficients
 from nextrl.extrapolators.relex import Relex, principal
 from nextrl.trajectory.combinations import slope_weights, step_numbers
 from nextrl.trajectory.trajectory import Trajectory

@@ -1,9 +1,8 @@
 """`rna`: regularised nonlinear acceleration (Anderson's mixing, offline).
 
-Scieur, d'Aspremont and Bach, 1606.04133: with residuals `r_i = W_{i+1} - W_i` and their Gram
-matrix `R^T R`, solve `(R^T R / |R^T R| + lambda I) z = 1`, set `c = z / sum z`, and predict `sum_i c_i
-W_{i+1}`: the combination of iterates whose residual is smallest. It aims at the fixed point, not h steps
-ahead.
+Scieur, d'Aspremont and Bach, 1606.04133: with residuals `r_i = W_{i+1} - W_i` and their Gram matrix `R^T R`,
+solve `(R^T R / |R^T R| + lambda I) z = 1`, set `c = z / sum z`, and predict `sum_i c_i W_{i+1}`: the
+combination of iterates whose residual is smallest. It aims at the fixed point, not h steps ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -33,7 +33,7 @@ class NonlinearAcceleration:
     name: ClassVar[str] = "rna"
     reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133"
     summary: ClassVar[str] = "Anderson mixing of the checkpoints"
-    averages: ClassVar[bool] = True
+    tags: ClassVar[Tags] = Tags(averages=True)
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Two residuals."""

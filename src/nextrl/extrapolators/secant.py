@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import CombinationOfCheckpoints, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import nearest_step, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -16,9 +17,9 @@ class Secant:
     """The chord over the last horizon, continued. Exact on a straight line."""
 
     name: ClassVar[str] = "secant"
-    reference: ClassVar[str] = "nextrl, DESIGN section 1; the last window at full rank"
+    reference: ClassVar[str] = "nextrl: the last window at full rank (docs/design.md, words and mathematics)"
     summary: ClassVar[str] = "repeat the last h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""

@@ -1,8 +1,7 @@
 """What the networks see: the leading singular triple of each module's displacements, signs fixed.
 
-u and v of a singular pair are only defined up to a common sign, so every pair is turned to agree with the
-module's global direction at T (`lowrank.align_signs`); without that a network would be asked to learn coin
-flips.
+u and v of a singular pair are only defined up to a common sign, so every pair is turned to agree with the module's
+global direction at T (`lowrank.align_signs`); without that a network would be asked to learn coin flips.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class Features:
 
         Returns:
             x (N, 2, d): global and local at the training origins. y (N, d): the targets. last (M, 2, d):
-            global and local at T, one a module. Rows whose span did not move are left out of x and y.
+            global and local at T, one per module. Rows whose span did not move are left out of x and y.
         """
         rows, targets, last = [], [], []
         for module in modules:
@@ -153,7 +152,7 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     spans += list(zip(plan.origins[:-1], plan.targets, strict=True))
     far, local, ahead, count = {}, {}, {}, len(plan.origins)
     for module in traj.modules:
-        all_spans = leading(traj, module, spans)
+        all_spans = span_triples(traj, module, spans)
         parts = [
             Spans(all_spans.u[at], all_spans.sigma[at], all_spans.v[at])
             for at in (slice(count), slice(count, 2 * count), slice(2 * count, None))
@@ -165,7 +164,7 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     return features
 
 
-def leading(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
+def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
     """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...).
 
     Signs agree with the longest span's direction from the first start to T. Spans whose factors have equally

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import NewDirection, register, require
+from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.predictions import NewDirection
 from nextrl.trajectory.combinations import nearest_step
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -22,16 +23,16 @@ class Window:
 
     rank: int = 1
     name: ClassVar[str] = "window"
-    reference: ClassVar[str] = "nextrl, DESIGN section 2; NExt's local delta without a network"
+    reference: ClassVar[str] = "NExt, arXiv 2604.11446: its local delta, without a network"
     summary: ClassVar[str] = "the leading rank-1 direction of the last h steps"
-    averages: ClassVar[bool] = False
+    tags: ClassVar[Tags] = Tags()
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""
         return -(-horizon // spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """One exact top-k decomposition a module."""
+        """One exact top-k decomposition per module."""
         require(self, traj, horizon)
         end = traj.steps[-1]
         start = nearest_step(traj, end - horizon)

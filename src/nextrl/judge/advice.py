@@ -63,7 +63,7 @@ DEFAULT = Thresholds()
 RAISE: dict[Regime, float] = {"signal": 3.0, "mixed": 2.0, "noise": 2.0}
 # After an overshoot: `auto` divides by three. A ruined run was 10 to 40 times too high in the lab.
 LOWER, START_OVER = 1 / 3, 1 / 10
-SCATTER = 0.2  # of a single excess value, DESIGN section 2
+SCATTER = 0.2  # of a single excess value (docs/design.md, persistence and its zero point)
 WINDOWS = (1, 2, 5)  # in checkpoint spacings
 # Methods that advice may rest on: cheap, and none of them trains.
 CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
+from nextrl.nested import json_ready
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.precision import WARN_ABOVE, noise_share
 from nextrl.trajectory.spectra import KINDS, Spectrum, map_modules, module_spectra
@@ -110,7 +111,7 @@ class Analysis:
             ],
             "storage_noise": self.noisy,
         }
-        plain: dict[str, Any] = _plain(result)
+        plain: dict[str, Any] = json_ready(result)
         return plain
 
 
@@ -222,14 +223,3 @@ def _cosines(spectrum: Spectrum) -> dict[int, tuple[float, float, float, float]]
         v = float((spectrum.v[p] @ spectrum.v[p - 1]).abs()) if p else math.nan
         rows[step] = (u, v, float(last_u[p]), float(last_v[p]))
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: string keys, tuples as lists, NaN and Inf as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -4,8 +4,8 @@ For an origin t in the past a method is fitted on the checkpoints <= t, predicts
 what really happened, all modules as one vector. A method is recommended only if it beats every way of *not*
 leaping: standing still; going back (an average of the past, or the start: on a run that is all noise these
 predict better than its last point, which is a reason to average, not to leap); and what Adam's momentum
-carries on by itself, c0 times the last window (DESIGN section 2). Closeness in weights is not accuracy;
-`search` asks for that.
+carries on by itself, c0 times the last window (docs/design.md, persistence and its zero point). Closeness in
+weights is not accuracy: `paired_search` asks for that.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from nextrl.extrapolators import (
     Prediction,
     names,
     resolve,
+    tags_of,
 )
 from nextrl.judge.backtest_scores import NONE, HorizonScores, MethodScore, Outcome
 from nextrl.trajectory import trainer_log
@@ -203,7 +204,7 @@ def _at_horizon(
     scores, skipped = {}, {}
     for method in methods:
         outcomes: dict[int, dict[str, Outcome]] = {}
-        tried = pairs[-TRAINED_ORIGINS:] if getattr(method, "trains", False) else pairs
+        tried = pairs[-TRAINED_ORIGINS:] if tags_of(method).trains else pairs
         for t, later in tried:
             try:
                 prediction = method.fit(traj.upto(t), later - t, seed=seed)

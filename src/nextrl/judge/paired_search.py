@@ -23,6 +23,11 @@ A prompt has the same random numbers for every alpha. The function is asked for 
 before it is asked for any other alpha on it."""
 
 
+SEED_STRIDE = 1_000_003
+"""A score function seeds the prompts from `start` on with `seed + SEED_STRIDE * start`: so far apart that no two
+stretches of prompts, of any two searches, share their random numbers."""
+
+
 class Refused(Exception):
     """Raised by a score function for a candidate that must not be taken whatever its reward is.
 

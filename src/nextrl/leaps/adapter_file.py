@@ -1,6 +1,7 @@
-"""From a leap to an adapter on disk: rank r in the old gauge, wider and exact, or any rank on request.
+"""From a leap to an adapter on disk, as PEFT loads it: of the run's own rank, wider and exact, or of any rank.
 
-Merged models are in `merged.py`; `write_merged` is re-exported here.
+What rank r can hold of a leap is computed in `rank.py`; a model with the leap folded in is written by
+`merged_model.py`.
 """
 
 from __future__ import annotations
@@ -19,59 +20,10 @@ from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.checkpoints.lora_settings import ZERO_START
 from nextrl.checkpoints.naming import PEFT_PREFIX, natural
 from nextrl.errors import InputError
-from nextrl.leaps.merged_model import write_merged
-from nextrl.leaps.provenance import claim, write_provenance
-from nextrl.trajectory.lowrank import LowRank, Triples
+from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
+from nextrl.leaps.rank import fit_to_rank
+from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
-
-__all__ = ["fit_to_rank", "write_adapter", "write_merged"]
-
-CONDITION_LIMIT = 1e4  # beyond this, B = U S (A_old V)^-1 would be large numbers that cancel
-SIGMA_FLOOR = 1e-12  # sigma below this times sigma_1 is rounding: the target does not have that direction
-
-
-def fit_to_rank(
-    target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors (A, B) of rank r whose s B A is the best rank-r approximation of `target`, near the old ones.
-
-    The product is Eckart-Young's U S V^T whatever the gauge; the gauge is chosen so that each row of A
-    (column of B) keeps the meaning that Adam's moments have for it: A = A_old V V^T (the old rows, projected
-    on the new row space) and B = U S (A_old V)^-1 / s. Where A_old V is ill-conditioned, balanced factors
-    sqrt(S) are rotated onto the old ones instead (orthogonal Procrustes).
-
-    Args:
-        target: (m, n) the new W - W_base (scaling included).
-        a_old: (r, n) the adapter's A at T.
-        b_old: (m, r) its B.
-        scaling: s.
-
-    Returns:
-        A (r, n), B (m, r) in a_old's dtype (float32 for half-precision adapters, so that the leap is not
-        rounded away) and the share of the target's squared norm that rank r cannot hold, a float64 scalar.
-    """
-    rank = a_old.shape[0]
-    dtype = torch.promote_types(a_old.dtype, torch.float32)
-    a_old, b_old = a_old.double(), b_old.double()
-    best, discarded = target.recompress(min(rank, target.rank))
-    u, sigma, v = _nonzero(best)
-    if sigma.numel() == 0:
-        return a_old.to(dtype), torch.zeros_like(b_old).to(dtype), discarded
-    missing = min(rank, a_old.shape[1]) - sigma.numel()
-    if missing > 0:  # complete the row space with what the old A spans beside it; B is zero there
-        u = torch.cat([u, u.new_zeros(u.shape[0], missing)], 1)
-        sigma = torch.cat([sigma, sigma.new_zeros(missing)])
-        v = torch.cat([v, _rest_of_row_space(a_old, v, missing)], 1)
-    mixing = a_old @ v
-    square = mixing.shape[0] == mixing.shape[1]
-    if square and bool(torch.linalg.cond(mixing) < CONDITION_LIMIT):
-        a, b = mixing @ v.mT, torch.linalg.solve(mixing, u * sigma, left=False) / scaling
-    else:
-        root = sigma.sqrt()
-        p, _, q = torch.linalg.svd((a_old @ v) * root + b_old.mT @ (u * root) / scaling, full_matrices=False)
-        rotation = p @ q
-        a, b = rotation @ (v * root).mT, (u * root) @ rotation.mT / scaling
-    return a.to(dtype), b.to(dtype), discarded
 
 
 def write_adapter(
@@ -104,7 +56,7 @@ def write_adapter(
         raise InputError(f"--rank {rank}: must be at least 1")
     if unknown := [module for module in tensors if module not in traj.modules]:
         raise InputError(f"{unknown[0]}: no such module in the run")
-    claim(out)
+    refuse_foreign_folder(out)
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
     _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))
@@ -145,24 +97,20 @@ def _new_rank(
 
 
 def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
-    """PiSSA and its kind take the initial B_0 A_0 out of the base at load time, computed anew from the
-    rank."""
+    """PiSSA and its kind take B_0 A_0, computed anew from the rank, out of the base whenever they are loaded."""
     init = traj.adapter_config.get("init_lora_weights", True)
     if not isinstance(init, str) or init.lower() in ZERO_START:
         return
     for module, rank in ranks.items():
         if rank != traj.shape(module)[2]:
             raise InputError(
-                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with "
-                f"init_lora_weights={init!r}, "
-                "which ties the base model to the rank; keep the rank (a method inside the factors, or "
-                "--rank)"
+                f"{module}: rank {traj.shape(module)[2]} cannot become {rank} with init_lora_weights={init!r}, "
+                "which ties the base model to the rank; keep the rank (a method inside the factors, or --rank)"
             )
 
 
 def _per_stored_module(traj: Trajectory, ranks: dict[str, int]) -> dict[str, int]:
-    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a
-    rank."""
+    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a rank."""
     stored: dict[str, int] = {}
     for module, rank in ranks.items():
         name = _stem(traj, module)
@@ -181,8 +129,7 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     """The run's `adapter_config.json` with ranks and alphas set so that every scaling stays what it was."""
     config: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, **traj.adapter_config}
     if str(config.get("init_lora_weights", True)).lower() in ZERO_START:
-        # Weights are given, so how they once began does not matter; some ways refuse a new rank
-        # ("orthogonal").
+        # The weights are given, so how they once began does not matter; "orthogonal" would refuse a new rank.
         config["init_lora_weights"] = True
     scalings = {_stem(traj, module): traj.scaling(module) for module in traj.modules}
     root = bool(config.get("use_rslora"))
@@ -214,18 +161,18 @@ def _fit(
     config: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor, float]:
     """(A, B) of the wanted rank for the scaling that the written configuration will give, and lost energy."""
-    a_old, b_old = traj.factors(step, module)
     scaling = _written_scaling(config, _stem(traj, module), rank)
     if value is None:
-        value = (a_old, b_old)
+        value = traj.factors(step, module)
     if isinstance(value, tuple):
         a, b = value
         if a.shape[0] == rank and scaling == traj.scaling(module):
             return a, b, 0.0
         value = LowRank(b.double() * traj.scaling(module), a.double().mT)
+    a_old, b_old = traj.factors(step, module)
     if rank == a_old.shape[0]:
-        a, b, discarded = fit_to_rank(value, a_old, b_old, scaling)
-        return a, b, float(discarded)
+        fit = fit_to_rank(value, a_old, b_old, scaling)
+        return fit.a, fit.b, fit.lost
     dtype = torch.promote_types(a_old.dtype, torch.float32)
     lost = 0.0
     if value.left.shape[1] > rank:
@@ -259,18 +206,3 @@ def _state(traj: Trajectory, step: int, tensors: Mapping[str, tuple[Tensor, Tens
         keys = stored.slots[modules[0]].keys
         state[keys.a], state[keys.b] = stored.join(modules, tensors)
     return {key: state[key] for key in sorted(state, key=natural)}
-
-
-def _nonzero(best: LowRank) -> Triples:
-    """The triples of a recompressed matrix whose sigma is not rounding."""
-    roots = best.left.norm(dim=0)
-    keep = (roots.square() > SIGMA_FLOOR * roots.max().square()) & (roots > 0)
-    left, right = best.left[:, keep], best.right[:, keep]
-    return Triples(left / roots[keep], roots[keep].square(), right / right.norm(dim=0))
-
-
-def _rest_of_row_space(a_old: Tensor, v: Tensor, count: int) -> Tensor:
-    """(n, count) orthonormal directions that A_old's rows span most, orthogonal to v."""
-    outside = a_old - (a_old @ v) @ v.mT
-    rows: Tensor = torch.linalg.svd(outside, full_matrices=False)[2][:count]
-    return rows.mT

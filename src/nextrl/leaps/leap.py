@@ -1,23 +1,24 @@
 """A leap: one extrapolator applied at one checkpoint, ready to go back into training or out to a file.
 
 `leap` computes, `Leap` hands out: factors of the adapter's own rank for a running trainer, or files through
-`export`. Whether a leap pays is not asked here; `backtest`, `advise` and `search` ask it.
+`adapter_file` and `merged_model`. Whether a leap pays is not asked here; the `judge` asks it.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
-from nextrl.leaps import adapter_file
+from nextrl.leaps.adapter_file import adapter_state, write_adapter
+from nextrl.leaps.merged_model import write_merged
+from nextrl.leaps.rank import RankFit, balanced, fit_to_rank
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -47,6 +48,9 @@ class Leap:
     horizon: int
     alpha: float
     seconds: float
+    _fits: dict[tuple[str, bool], RankFit] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def delta(self, module: str) -> LowRank:
         """`W_leap - W_T` of one module, (m, n)."""
@@ -54,7 +58,7 @@ class Leap:
 
     def target(self, module: str) -> LowRank:
         """`W_leap - W_base` of one module, (m, n), exact (wider than rank r in general)."""
-        return self.traj.weight(self.from_step, module) + self.delta(module)
+        return self._target(module, *self.traj.factors(self.from_step, module))
 
     def factors(self, module: str, old_basis: bool = True) -> tuple[Tensor, Tensor]:
         """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider.
@@ -62,37 +66,35 @@ class Leap:
         Args:
             module: its name.
             old_basis: keep the gauge of the adapter at T, so that each row of A and column of B means what
-                Adam's moments think it means (`adapter_file.fit_to_rank`); otherwise balanced singular factors.
+                Adam's moments think it means (`rank.fit_to_rank`); otherwise balanced singular factors.
         """
-        return self._fitted(module, old_basis)[:2]
+        fit = self._fit(module, old_basis)
+        return fit.a, fit.b
 
     @cached_property
     def discarded(self) -> float:
-        """Share of the squared norm of `W_leap - W_base` that rank r cannot hold, over all modules, in [0,
-        1]."""
-        lost = total = 0.0
-        for module in self.traj.modules:
-            if isinstance(self.prediction, InsideFactors):
-                return 0.0
-            energy = float(self.target(module).norm()) ** 2
-            lost += energy * self._fitted(module, True)[2]
-            total += energy
-        return lost / total if total > 0 else 0.0
+        """Share of the squared norm of `W_leap - W_base` that rank r cannot hold, over all modules, in [0, 1]."""
+        if isinstance(self.prediction, InsideFactors):
+            return 0.0
+        fits = [self._fit(module) for module in self.traj.modules]
+        total = sum(fit.energy for fit in fits)
+        return sum(fit.lost * fit.energy for fit in fits) / total if total > 0 else 0.0
 
     def leap_state(self, adapter_name: str | None = None) -> dict[str, Tensor]:
         """PEFT state-dict names -> tensors of the adapter's rank and dtype, to load in place while training.
 
         Args:
-            adapter_name: None for the names in a file (`...lora_A.weight`, what
-                `peft.set_peft_model_state_dict` takes); "default" for the parameters of a live model
-                (`...lora_A.default.weight`).
+            adapter_name: None for the names in a file (`...lora_A.weight`, what `peft.set_peft_model_state_dict`
+                takes); "default" for the parameters of a live model (`...lora_A.default.weight`).
         """
         tensors = {}
         for module in self.traj.modules:
-            old = self.traj.factors(self.from_step, module)
-            a, b = (new.to(o.dtype).contiguous() for new, o in zip(self.factors(module), old, strict=True))
+            stored = self.traj.dtypes(self.from_step, module)
+            a, b = (
+                new.to(dtype).contiguous() for new, dtype in zip(self.factors(module), stored, strict=True)
+            )
             tensors[module] = (a, b)
-        state = adapter_file.adapter_state(self.traj, self.from_step, tensors)
+        state = adapter_state(self.traj, self.from_step, tensors)
         live = {name: tensor for name, tensor in state.items() if ".lora_" in name}
         if adapter_name is None:
             return live
@@ -121,11 +123,11 @@ class Leap:
         notes = self.provenance()
         if rank is None:
             factors = {module: self.factors(module) for module in self.traj.modules}
-            adapter_file.write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes)
+            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes)
             return
         targets = {module: self.target(module) for module in self.traj.modules}
         del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
-        adapter_file.write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
+        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
 
     def save_merged(self, out: str | Path, base: str | Path) -> None:
         """Write the base model with the leap added to its weights.
@@ -135,22 +137,26 @@ class Leap:
             base: the base model's folder or name.
         """
         targets = {module: self.target(module) for module in self.traj.modules}
-        adapter_file.write_merged(self.traj, self.from_step, targets, base, Path(out), self.provenance())
+        write_merged(self.traj, self.from_step, targets, base, Path(out), self.provenance())
 
-    def _fitted(self, module: str, old_basis: bool) -> tuple[Tensor, Tensor, float]:
+    def _target(self, module: str, a_old: Tensor, b_old: Tensor) -> LowRank:
+        """`target`, from the factors at T."""
+        weight = LowRank(b_old.double() * self.traj.scaling(module), a_old.double().mT)
+        return weight + self.delta(module)
+
+    def _fit(self, module: str, old_basis: bool = True) -> RankFit:
+        """The module at the adapter's rank, computed the first time that it is asked for."""
+        key = (module, old_basis)
+        if key not in self._fits:
+            self._fits[key] = self._compute_fit(module, old_basis)
+        return self._fits[key]
+
+    def _compute_fit(self, module: str, old_basis: bool) -> RankFit:
         if isinstance(self.prediction, InsideFactors):
-            a, b = self.prediction.factors(module, self.alpha)
-            return a, b, 0.0
+            return RankFit(*self.prediction.factors(module, self.alpha), 0.0, 0.0)
         a_old, b_old = self.traj.factors(self.from_step, module)
-        scale = self.traj.scaling(module)
-        if old_basis:
-            a, b, lost = adapter_file.fit_to_rank(self.target(module), a_old, b_old, scale)
-            return a, b, float(lost)
-        best, lost = self.target(module).recompress(a_old.shape[0])
-        dtype = torch.promote_types(a_old.dtype, torch.float32)
-        a, b = torch.zeros(a_old.shape, dtype=dtype), torch.zeros(b_old.shape, dtype=dtype)
-        a[: best.rank], b[:, : best.rank] = best.right.mT.to(dtype), (best.left / scale).to(dtype)
-        return a, b, float(lost)
+        target, scale = self._target(module, a_old, b_old), self.traj.scaling(module)
+        return fit_to_rank(target, a_old, b_old, scale) if old_basis else balanced(target, a_old, scale)
 
 
 def leap(
@@ -168,8 +174,7 @@ def leap(
         traj: the run.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
-        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go
-            back.
+        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back.
         at: leap from this checkpoint and read nothing later; the last by default.
         seed: of methods that draw random numbers.
         params: the method's own parameters.

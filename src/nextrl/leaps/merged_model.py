@@ -22,7 +22,7 @@ from nextrl.checkpoints.dense import FullModel
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError
-from nextrl.leaps.provenance import claim, write_provenance
+from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -51,7 +51,7 @@ def write_merged(
     changes = _changes(traj, step, weights, model)
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
-    claim(out)
+    refuse_foreign_folder(out)
     for file in {id(f): f for f in model.places.values()}.values():
         shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
         write_tensors(out / file.path.name, shard)
@@ -94,8 +94,7 @@ def _changes(
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
             m, n = delta.shape
             stored = model.places[key].entries[key][0] if key in model.places else ()
-            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not
-            # turned.
+            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not turned.
             turned = last.settings.transposed and (m == n or stored == (n, m))
             if slot.keys.embedding or turned:
                 delta = LowRank(delta.right, delta.left)

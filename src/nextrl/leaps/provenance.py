@@ -1,5 +1,5 @@
-"""`nextrl.json`: where a written adapter or model came from. The last file written, so that it vouches for
-the rest."""
+"""`nextrl.json`: where a written adapter or model came from. The last file written, so that it vouches
+for the rest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
     return path
 
 
-def claim(out: Path) -> None:
+def refuse_foreign_folder(out: Path) -> None:
     """Refuse to write into a folder that holds somebody else's model or adapter.
 
     Raises:

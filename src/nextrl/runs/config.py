@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -24,6 +24,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.judge.acceptance import PAPER_ALPHAS, WIDE_ALPHAS, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.nested import dotted
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.tasks import base
 
@@ -332,7 +333,7 @@ class RunConfig(BaseModel):
 
     def differences(self, other: RunConfig) -> list[str]:
         """Dotted keys in which two configs train something different."""
-        mine, theirs = dict(_flat(self.as_dict())), dict(_flat(other.as_dict()))
+        mine, theirs = dict(dotted(self.as_dict())), dict(dotted(other.as_dict()))
         return [k for k in mine if k not in FREE and mine[k] != theirs.get(k)]
 
 
@@ -355,11 +356,3 @@ def unknown(name: str, known: Sequence[str]) -> str:
     """One clause about a name that is not known, with the nearest that is."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     return f"'{name}' is unknown; " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item

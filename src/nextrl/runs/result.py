@@ -10,7 +10,7 @@ from typing import Any
 
 from nextrl.runs import comparison
 from nextrl.runs.arm import ArmRecord, ArmSettings
-from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
@@ -30,14 +30,12 @@ def trajectory_figures(
     persistence: dict[str, dict[str, float]] = {}
     over: dict[str, dict[str, float]] = {}
     zero = {str(w): adam_persistence(w) for w in windows}
-    for window in windows:
-        steps = [
-            s
-            for s in traj.steps
-            if {s - window, s - 2 * window} <= {0, *traj.steps}
-            and not any(s - 2 * window <= low and high <= s for low, high in jumps)
-        ]
-        values = {s: traj.persistence(window, at=s) for s in steps}
+    for window, measured in measured_persistence(traj, windows).items():
+        values = {
+            s: c
+            for s, c in measured.items()
+            if not any(s - 2 * window <= low and high <= s for low, high in jumps)
+        }
         persistence[str(window)] = {str(s): c for s, c in values.items()}
         over[str(window)] = {str(s): excess(c, zero[str(window)]) for s, c in values.items()}
     return {
@@ -150,7 +148,7 @@ def summarise(
     leap_at: int,
     sweep: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything `result.json` holds (keys as in DESIGN section 4, and what the report draws)."""
+    """Everything `result.json` holds (what the command line promises, and what the report draws)."""
     plain = arms["plain"]
     target, per_step = plain.accuracy[-1], settings[0].train.completions_per_step
     figures = trajectory_figures(Trajectory.load(plain_run))

@@ -9,9 +9,8 @@ is kept in `stopped/`, beside the trajectory and not in it, so that a leap sees 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.seam import draw_orders_again
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
 STOPPED = "stopped"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,6 @@ def read(folder: Path) -> Checkpoint | None:
         return None
 
 
-def _folders(parent: Path) -> Iterator[tuple[int, Path]]:
-    for folder in sorted(parent.glob("checkpoint-*")):
-        match = _NAME.fullmatch(folder.name)
-        if match:
-            yield int(match.group(1)), folder
-
-
 def last_checkpoint(
     trajectory: Path, stopped: Path, on_grid: Callable[[int], bool], say: Callable[[str], None]
 ) -> Checkpoint | None:
@@ -69,7 +61,7 @@ def last_checkpoint(
     """
     found: list[Checkpoint] = []
     for parent in (trajectory, stopped):
-        for step, folder in _folders(parent):
+        for step, folder in trainer_checkpoints(parent):
             checkpoint = read(folder)
             if checkpoint is None:
                 say(f"checkpoint {step} is incomplete: removed")

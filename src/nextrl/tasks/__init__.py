@@ -1,4 +1,4 @@
-"""Verifiable tasks: one file a task or a family of tasks, each registered under its name (docs/tasks.md)."""
+"""Verifiable tasks: one file per task or family of tasks, each registered under its name (docs/tasks.md)."""
 
 from nextrl.tasks import chain as _chain  # noqa: F401  (registers itself, as do those below)
 from nextrl.tasks import gym as _gym  # noqa: F401

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from nextrl.errors import InputError
+from nextrl.registry import Registry
 
 Split = Literal["train", "validation", "test"]
 
@@ -50,18 +50,18 @@ class Task(Protocol):
 def split_of(prompt: str) -> Split:
     """The split that a prompt belongs to, by a hash that is the same on every machine and Python version.
 
-    crc32 of the UTF-8 bytes modulo 10: 0 is test, 1 validation, the rest training (DESIGN section 2).
+    crc32 of the UTF-8 bytes modulo 10: 0 is test, 1 validation, the rest training.
     """
     bucket = zlib.crc32(prompt.encode()) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
 
-_REGISTRY: dict[str, Callable[[], Task]] = {}
+_TASKS: Registry[Callable[[], Task]] = Registry("task")
 
 
 def register(name: str, build: Callable[[], Task]) -> None:
     """Make a task known under a name; `build` is called each time it is asked for."""
-    _REGISTRY[name] = build
+    _TASKS.add(name, build)
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,18 @@ def register_source(form: str, matches: Callable[[str], bool], build: Callable[[
 
 def names() -> list[str]:
     """Registered task names, sorted; families of tasks are not among them."""
-    return sorted(_REGISTRY)
+    return sorted(_TASKS)
 
 
 def get(name: str) -> Task:
     """Build the task of that name: a registered one, or one of a family (docs/tasks.md).
 
     Raises:
-        InputError: no such task; the message lists those there are.
+        InputError: no such task; the message offers the nearest name and lists all.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]()
+    if name in _TASKS:
+        return _TASKS.get(name)()
     for source in _SOURCES:
         if source.matches(name):
             return source.build(name)
-    forms = ", ".join(source.form for source in _SOURCES)
-    raise InputError(f"task '{name}' is unknown: choose one of {', '.join(names())}, or give {forms}")
+    raise _TASKS.unknown(name, otherwise=", ".join(source.form for source in _SOURCES))

@@ -1,8 +1,8 @@
 """The embedded default task: three operations modulo 7, left to right, with intermediate results.
 
 `3+4*5-2=` is answered by `005=5`: the running value after each operation, then the answer. 64,827 prompts in
-all, split by hash. `chain` starts from a base that knows the rule but samples noisily; `chain-wrong-rule` from
-one that learned `a*b` as `a*b + 1`, so that reinforcement learning has to find something new. Both grade
+all, split by hash. `chain` starts from a base that knows the rule but samples noisily; `chain-wrong-rule`
+from one that learned `a*b` as `a*b + 1`, so that reinforcement learning has to find something new. Both grade
 against the true rule: they differ only in the base model (`tiny.py`).
 """
 

@@ -1,7 +1,7 @@
 """Sampled and greedy accuracy of a model on a task's held-out prompts, with standard errors.
 
-Generation is Hugging Face `generate`; the seed fixes the draws, and the caller's random state is left as it was,
-so that evaluating a run does not change it.
+Generation is Hugging Face `generate`; the seed fixes the draws, and the caller's random state is left as it
+was, so that evaluating a run does not change it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def complete(
     """One completion per prompt, as text without special tokens.
 
     Args:
-        max_new_tokens: most tokens a completion, end-of-sequence included.
+        max_new_tokens: most tokens per completion, end-of-sequence included.
         temperature: sampling temperature; None is greedy.
         batch: prompts in one call of `generate`.
     """
@@ -133,7 +133,7 @@ def sample(
 
 
 def grade(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> Tensor:
-    """Rewards (n,) float64 of one completion an example."""
+    """Rewards (n,) float64 of one completion per example."""
     rewards = [task.reward(c, e.answer) for c, e in zip(completions, examples, strict=True)]
     return torch.tensor(rewards, dtype=torch.float64)
 

@@ -1,8 +1,8 @@
 """Any dataset of reasoning-gym: `reasoning_gym:gcd`, or with options `reasoning_gym:chain_sum?shots=4&max_terms=2`.
 
-Questions are generated from one seed and split by the hash of the prompt. `shots` puts solved questions before each
-(0 unless told), `size` is how many are generated (5,000), `seed` is reasoning-gym's, `tokens` a completion's most;
-every other option goes to the dataset itself. The reward is the dataset's own score.
+Questions are generated from one seed and split by the hash of the prompt. `shots` puts solved questions
+before each (0 unless told), `size` is how many are generated (5,000), `seed` is reasoning-gym's, `tokens` a
+completion's most; every other option goes to the dataset itself. The reward is the dataset's own score.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _EXTRA_TOKENS, _MOST_TOKENS = 3, 512
 class GymTask:
     """`Task` of a reasoning-gym dataset.
 
-    `Example.answer` is the question's index in the dataset, a colon and the dataset's answer: the dataset's score
-    needs the whole entry, of which the index finds the rest.
+    `Example.answer` is the question's index in the dataset, a colon and the dataset's answer: the dataset's
+    score needs the whole entry, of which the index finds the rest.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""A task from a `.jsonl` file: one object a line with `prompt` and `answer`, graded by a named verifier.
+"""A task from a `.jsonl` file: one object per line with `prompt` and `answer`, graded by a named verifier.
 
-Named `data.jsonl` (verifier `exact`), `data.jsonl:math`, or with options `data.jsonl:number?tokens=64`. A line may
-say its `split`; the others are split by the hash of the prompt. Further keys are ignored.
+Named `data.jsonl` (verifier `exact`), `data.jsonl:math`, or with options `data.jsonl:number?tokens=64`. A
+line may say its `split`; the others are split by the hash of the prompt. Further keys are ignored.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def build(name: str) -> JsonlTask:
     """The task of a name like `data.jsonl:math?tokens=64`.
 
     Raises:
-        InputError: no such file or verifier, a line that cannot be used (named by file and line), or a split that
-            would be empty.
+        InputError: no such file or verifier, a line that cannot be used (named by file and line), or a split
+            that would be empty.
     """
     parts = parse(name)
     parts.only("tokens")
@@ -111,7 +111,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f'{path}, line {line}: not an object; write {{"prompt": ..., "answer": ...}}')
         yield line, row
     if not found:
-        raise InputError(f"{path} is empty: write one object with prompt and answer a line")
+        raise InputError(f"{path} is empty: write one object with prompt and answer per line")
 
 
 def _example(path: Path, line: int, row: dict[str, Any]) -> tuple[Example, Split]:

@@ -43,8 +43,8 @@ class PythonTask:
         """What the file's `reward` says.
 
         Raises:
-            InputError: that is no number in [0, 1]. What the function itself raises goes through: its traceback
-                names the line in the user's file.
+            InputError: that is no number in [0, 1]. What the function itself raises goes through: its
+                traceback names the line in the user's file.
         """
         value = self.score(completion, answer)
         try:

@@ -1,8 +1,8 @@
 """Short sums for a small language model: four worked sums, then one to answer.
 
-`12+5=17\\n20-6=14\\n9+8=17\\n31-9=22\\n27-8=` is answered by `19`. Operands run from 3 to 30, the operation is `+` or
-`-`, and a difference is never negative: 1,190 prompts. SmolLM2-135M-Instruct samples the right answer about one time
-in ten before any training, and an answer has at most two digits, so that a step is cheap.
+`12+5=17\\n20-6=14\\n9+8=17\\n31-9=22\\n27-8=` is answered by `19`. Operands run from 3 to 30, the operation is `+`
+or `-`, and a difference is never negative: 1,190 prompts. SmolLM2-135M-Instruct samples the right answer about one
+time in ten before any training, and an answer has at most two digits, so that a step is cheap.
 """
 
 from __future__ import annotations

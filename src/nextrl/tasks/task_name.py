@@ -6,11 +6,11 @@ unknown one is refused in the same words everywhere.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nextrl.errors import InputError
+from nextrl.registry import nearest
 
 Value = int | float | bool | str
 
@@ -50,8 +50,8 @@ class TaskName:
         """
         for key in self.options:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
+                near = nearest(key, known)
+                hint = f"did you mean {near}?" if near else f"choose {', '.join(known)}"
                 raise InputError(f"task '{self.full}': option '{key}' is unknown; {hint}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from nextrl.errors import InputError
+from nextrl.registry import Registry
 
 Verifier = Callable[[str, str], bool]
 
@@ -56,12 +57,9 @@ def _as_latex(answer: str) -> str:
     return answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
 
 
-VERIFIERS: dict[str, Verifier] = {
-    "exact": exact,
-    "first-line": first_line,
-    "number": number,
-    "math": math,
-}
+VERIFIERS: Registry[Verifier] = Registry(
+    "verifier", {"exact": exact, "first-line": first_line, "number": number, "math": math}
+)
 
 
 def get(name: str) -> Verifier:
@@ -70,8 +68,7 @@ def get(name: str) -> Verifier:
     Raises:
         InputError: there is none of that name, or its library is not installed.
     """
-    if name not in VERIFIERS:
-        raise InputError(f"verifier '{name}' is unknown: choose one of {', '.join(VERIFIERS)}")
+    verifier = VERIFIERS.get(name)
     if name == "math" and importlib.util.find_spec("math_verify") is None:
         raise InputError("verifier 'math' needs math-verify: pip install nextrl[tasks]")
-    return VERIFIERS[name]
+    return verifier

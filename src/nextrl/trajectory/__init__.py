@@ -1,1 +1,1 @@
-"""From the LoRA factors of a run's checkpoints to numbers: exact, and without a dense matrix anywhere."""
+"""From the LoRA factors of a run's checkpoints to numbers, exactly, and without forming a dense matrix."""

@@ -1,5 +1,5 @@
-"""Stacks of thin factors, one a checkpoint: their r x r products and their combinations, in float64 and float32,
-in pieces that stay in cache.
+"""Stacks of thin factors, one per checkpoint: their r x r products and their combinations, in float64 and
+float32, in pieces that stay in cache.
 
 A stack is (T, r, n): T factors with n the long side, in the dtype of the file and with either memory layout
 (A as stored, or B transposed without a copy). This file knows nothing of steps, files or deltas.
@@ -36,7 +36,7 @@ def pair_products(stack: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     return result
 
 
-def combine(stack: Tensor, weights: Tensor, rows: Tensor, count: int) -> Tensor:
+def weighted_sums(stack: Tensor, weights: Tensor, rows: Tensor, count: int) -> Tensor:
     """(count, n) float32: weights[t, k] @ stack[t], added up over all (t, k) with the same rows[t, k].
 
     Args:

@@ -1,6 +1,8 @@
-"""What the combinations share: the run as a curve of T points of which only inner products are known.
+"""Combinations of a run's checkpoints: which steps are known, coefficients over them, and what they add up to.
 
-Everything is float64 and at most T x T; no weight is touched beyond `Trajectory.gram`.
+A combination is a vector of coefficients c, (T,) float64 over `traj.steps`, and stands for `sum_t c_t (W_t - W_0)`.
+Extrapolators compute such vectors from the step numbers and from the (T, T) inner products of the run, without
+touching a weight; `weighted_displacement` alone turns one into factors.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from nextrl.trajectory.trajectory import Trajectory
 
 
 def known_steps(traj: Trajectory) -> tuple[int, ...]:
-    """The steps whose weights are known: those on disk, and step 0 where the adapter is known to start at
-    zero."""
+    """The steps whose weights are known: those on disk, and step 0 where the adapter is known to start at zero."""
     if 0 not in traj.steps and traj.starts_at_zero:
         return (0, *traj.steps)
     return traj.steps
@@ -29,8 +30,12 @@ def nearest_step(traj: Trajectory, target: float) -> int:
     return max(known_steps(traj)[:-1], key=lambda step: (-abs(step - target), step))
 
 
-def combine(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
-    """`sum_t c_t (W_t - W_0)` of one module as one LowRank; coefficients (T,) over `traj.steps`."""
+def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
+    """`sum_t c_t (W_t - W_0)` of one module, (m, n), from coefficients (T,) over `traj.steps`.
+
+    Raises:
+        InputError: W_0 is not known, and the coefficients do not sum to zero.
+    """
     # When the coefficients cancel, W_0 drops out and need not be known.
     total, size = float(coefficients.sum()), float(coefficients.abs().sum())
     from_start = abs(total) > 1e-9 * size
@@ -46,7 +51,7 @@ def combine(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:
 
 
 def wide(factor: Tensor) -> Tensor:
-    """A stored factor in at least float32: differences of bfloat16 numbers would keep two digits."""
+    """A stored factor in float32 or wider: a difference of bfloat16 numbers would keep two digits only."""
     return factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
 
 
@@ -62,7 +67,7 @@ def step_numbers(traj: Trajectory) -> Tensor:
 
 
 def unit(traj: Trajectory, step: int) -> Tensor:
-    """(T,) float64: one at `step`; all zero for step 0, where `W_0 - W_0 = 0`."""
+    """(T,) float64: the combination that is `W_step - W_0`, one at `step`; all zero for step 0 itself."""
     c = torch.zeros(len(traj.steps), dtype=torch.float64)
     if step in traj.steps:
         c[traj.steps.index(step)] = 1.0
@@ -70,7 +75,7 @@ def unit(traj: Trajectory, step: int) -> Tensor:
 
 
 def pooled_gram(traj: Trajectory) -> Tensor:
-    """(T, T) float64: `sum over modules of <W_s - W_0, W_t - W_0>`, the run as one long vector."""
+    """(T, T) float64: `<W_s - W_0, W_t - W_0>` summed over modules, as if all weights were one long vector."""
     total = torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
     for module in traj.modules:
         total += traj.gram(module)
@@ -78,8 +83,7 @@ def pooled_gram(traj: Trajectory) -> Tensor:
 
 
 def even_grid(traj: Trajectory) -> Tensor:
-    """(G, T) float64: the run resampled at T, T - k, T - 2k, ... (oldest first) by linear interpolation in
-    steps.
+    """(G, T) float64: the run resampled at T, T - k, T - 2k, ... (oldest first) by linear interpolation in steps.
 
     Row g holds the coefficients over `W_t - W_0` of grid point g. Methods that need even spacing (Koopman,
     Anderson) work on the rows; on a run that is evenly spaced each row is a unit vector.
@@ -98,6 +102,6 @@ def even_grid(traj: Trajectory) -> Tensor:
 
 
 def slope_weights(steps: Tensor) -> Tensor:
-    """(T,) weights w with `sum w y` = least-squares slope of y on `steps` (with intercept)."""
+    """(T,) weights w with `sum_t w_t y_t` = the slope of the least-squares line (with intercept) of y on `steps`."""
     centred = steps - steps.mean()
     return centred / centred.square().sum()

@@ -129,8 +129,7 @@ class LowRank:
         return self.inner(self)
 
     def norm(self) -> Tensor:
-        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not
-        1e-8."""
+        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not 1e-8."""
         left, right = self.left.double(), self.right.double()
         square = self.square.clamp_min(0)
         scale = (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sqrt()
@@ -154,7 +153,7 @@ class LowRank:
         return LowRank(-self.left, self.right)
 
     def __mul__(self, scalar: float | Tensor) -> LowRank:
-        """Times a number, or times one number a matrix: a tensor of the batch shape (...,)."""
+        """Times a number, or times one number per matrix: a tensor of the batch shape (...,)."""
         if isinstance(scalar, Tensor) and scalar.dim() > 0:
             scalar = scalar.to(self.left.dtype)[..., None, None]
         return LowRank(self.left * scalar, self.right)
@@ -186,8 +185,7 @@ def align_signs(t: Triples, reference: Triples | LowRank) -> Triples:
 
     Args:
         t: triples (..., m, k), (..., k), (..., n, k).
-        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at
-            T.
+        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at T.
     """
     if isinstance(reference, Triples):
         reference = LowRank(reference.u * reference.sigma[..., None, :], reference.v)

@@ -1,5 +1,5 @@
-"""All three deltas of all checkpoints of each module at once: singular values and leading vectors, at
-reading speed.
+"""All three deltas of all checkpoints of each module at once: singular values and leading vectors,
+at reading speed.
 
 The r x r products of neighbouring checkpoints (B_s^T B_t, A_s A_t^T) are computed once per pair and shared
 by the global, local and target deltas; everything after that is q x q algebra, batched over checkpoints.
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from nextrl.errors import InputError
-from nextrl.trajectory.blocks import combine, pair_products
+from nextrl.trajectory.blocks import pair_products, weighted_sums
 from nextrl.trajectory.lowrank import GRAM_FLOOR, LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -76,7 +76,7 @@ def map_modules(
 ) -> Iterator[tuple[str, T]]:
     """(module, work(module)) in the trajectory's order, on `workers` threads (all cores by default).
 
-    At most three results a thread are held at once, so memory does not grow with depth.
+    At most three results per thread are held at once, so memory does not grow with depth.
     """
     count = workers or len(os.sched_getaffinity(0))
     if count == 1:
@@ -165,7 +165,7 @@ def _vectors(
     coefficients[:, 1] *= sign
     rows = len(coefficients) - 1
     weights = coefficients[table[..., 0], table[..., 1]]
-    flat = combine(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
+    flat = weighted_sums(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
     pieces = torch.split(normalize(flat, dim=1), [len(found) for found in ends.values()])
     return dict(zip(ends, pieces, strict=True))
 
@@ -204,8 +204,7 @@ class _Core(NamedTuple):
 
 
 def _leading(left: Tensor, right: Tensor) -> _Core:
-    """Singular values (P, q) of L R^T from the Grams of L and R, coefficients (P, q) of u1 in L and of v1 in
-    R.
+    """Singular values (P, q) of L R^T from the Grams of L and R, coefficients (P, q) of u1 in L and of v1 in R.
 
     With L^T L = C C^T the squares are the eigenvalues of K = C^T (R^T R) C; for K's eigenvector y, v is along
     R C y and u along L (R^T R) C y. The last result tells where that is exact enough.

@@ -71,9 +71,9 @@ def line(g: Tensor, steps: Sequence[int]) -> Line:
     if float(coefficient.sum()) < 0:
         coefficient = -coefficient
     t = torch.tensor(steps, dtype=torch.float64)
-    centred, moved = t - t.mean(), coefficient - coefficient.mean()
-    spread = float((centred @ centred) * (moved @ moved))
-    r2 = float((centred @ moved).square()) / spread if spread > 0 else math.nan
+    time, deviation = t - t.mean(), coefficient - coefficient.mean()
+    spread = float((time @ time) * (deviation @ deviation))
+    r2 = float((time @ deviation).square()) / spread if spread > 0 else math.nan
     return Line([float(c) for c in coefficient], r2, float(values[-1]) / total if total > 0 else math.nan)
 
 
@@ -81,7 +81,7 @@ class DriftNoise(NamedTuple):
     """|W_{t+h} - W_t|^2 = h^2 mu2 + h s2: straight drift and a random walk.
 
     Attributes:
-        mu2: squared drift a step; s2: squared diffusion a step; both >= 0.
+        mu2: squared drift per step; s2: squared diffusion per step; both >= 0.
         crossing: the window h = s2 / mu2 beyond which drift dominates (inf without drift, 0 without noise).
         windows, squares: the means the fit was made to.
     """
@@ -94,8 +94,7 @@ class DriftNoise(NamedTuple):
 
 
 def drift_and_noise(g: Tensor, steps: Sequence[int]) -> DriftNoise | None:
-    """Fit both terms by least squares on relative errors, neither below zero; None for fewer than two
-    windows."""
+    """Fit both terms by least squares on relative errors, neither below zero; None for fewer than two windows."""
     g, known = with_start(g, steps)
     square = g.diagonal()[:, None] + g.diagonal()[None, :] - 2 * g
     found: dict[int, list[float]] = {}

@@ -1,8 +1,8 @@
 """A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
 
-Words (DESIGN.md section 1): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense is ever formed and
-a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the business of
-`checkpoints`.
+Words (docs/design.md, words and mathematics): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense
+is ever formed and a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the
+business of `checkpoints`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Trajectory:
     layout: str = MEMORY
     skipped: tuple[str, ...] = ()
     _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
+    _sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
@@ -98,7 +99,7 @@ class Trajectory:
         Args:
             path: directory of checkpoint-N folders with `model.safetensors` or shards.
             base: folder of the model that training started from.
-            rank: triples kept a matrix.
+            rank: triples kept per matrix.
             steps: only these checkpoints.
 
         Raises:
@@ -136,7 +137,7 @@ class Trajectory:
         """A trajectory of tensors in memory.
 
         Args:
-            steps: optimizer steps, one a checkpoint, ascending.
+            steps: optimizer steps, one per checkpoint, ascending.
             factors: for each step, module -> (A (r, n), B (m, r)).
             scaling: s, for all modules or each.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
@@ -171,8 +172,7 @@ class Trajectory:
 
     @property
     def spacing(self) -> int:
-        """The most common difference of successive steps (the smaller on a tie); the step itself if there is
-        one."""
+        """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
         steps = self.steps
         if len(steps) == 1:
             return max(steps[0], 1)
@@ -191,6 +191,11 @@ class Trajectory:
         """A (r, n) and B (m, r) as stored (dtype of the file, without s)."""
         self._known(module)
         return self._at(step).factors(module)
+
+    def dtypes(self, step: int, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """The dtypes in which A and B are stored; nothing is read for them."""
+        self._known(module)
+        return self._at(step).dtypes_of(module)
 
     def stacks(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (T, r, n) and B (T, m, r) of all checkpoints as stored, without s; `check` refuses NaN and Inf."""
@@ -229,7 +234,8 @@ class Trajectory:
     def at(self, steps: Sequence[int]) -> Trajectory:
         """A view of these checkpoints only. Inner products already computed are shared with it."""
         kept = tuple(self._at(step) for step in sorted(set(steps)))
-        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, self._products)
+        shared = (self._products, self._sizes)
+        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, *shared)
 
     def gram(self, module: str) -> Tensor:
         """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
@@ -247,6 +253,15 @@ class Trajectory:
             )
         return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
 
+    def product_sizes(self, module: str) -> Tensor:
+        """(T,) float64: s |B_t| |A_t| (Frobenius norms), what the rounding errors of `gram` are relative to.
+
+        An entry (s, t) of `gram` is a sum of numbers of about `sizes[s] * sizes[t]`, however small it is itself.
+        """
+        if any(step not in self._sizes.get(module, {}) for step in self.steps):
+            self.gram(module)
+        return torch.tensor([self._sizes[module][step] for step in self.steps], dtype=torch.float64)
+
     def base_index(self, module: str) -> int:
         """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
 
@@ -263,10 +278,15 @@ class Trajectory:
         stack_a, stack_b = self.stacks(module)
         count = len(self.steps)
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        products = pair_products(stack_b.mT, pairs) * pair_products(stack_a, pairs)
+        of_b, of_a = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
+        squares = [products.diagonal(dim1=1, dim2=2).sum(1) for products in (of_b, of_a)]
+        sizes = (squares[0] * squares[1]).sqrt() * abs(self.scaling(module))
         raw = torch.empty(count, count, dtype=torch.float64)
-        for (i, j), value in zip(pairs, products.sum((1, 2)) * self.scaling(module) ** 2, strict=True):
+        values = (of_b * of_a).sum((1, 2)) * self.scaling(module) ** 2
+        for (i, j), value, size in zip(pairs, values, sizes.tolist(), strict=True):
             raw[i, j] = raw[j, i] = value
+            if i == j:
+                self._sizes.setdefault(module, {})[self.steps[i]] = size
         if self.steps[0] == 0:
             raw = raw - raw[:, :1] - raw[:1, :] + raw[:1, :1]
         return [[float(x) for x in row] for row in raw]
@@ -324,8 +344,7 @@ class Trajectory:
         if not self.starts_at_zero:
             init = self.adapter_config.get("init_lora_weights")
             raise InputError(
-                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and "
-                "W_0 is "
+                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
                 "unknown; save the initial adapter as checkpoint-0"
             )
 
@@ -356,3 +375,8 @@ class MemoryCheckpoint:
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n), B (m, r); never checked."""
         return self.tensors[module]
+
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """Of A and of B."""
+        a, b = self.tensors[module]
+        return a.dtype, b.dtype

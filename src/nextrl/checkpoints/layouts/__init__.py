@@ -1,1 +1,1 @@
-"""Where a trainer puts its checkpoints: one file a layout."""
+"""Where a trainer puts its checkpoints: one file per layout."""

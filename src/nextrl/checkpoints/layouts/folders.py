@@ -1,5 +1,4 @@
-"""Adapter folders named by the user: a mapping step -> folder, a JSON file with one, or `RUN/step-N` and
-`RUN/N`."""
+"""Adapter folders named by the user: a mapping step -> folder, a JSON file with one, or `RUN/step-N` and `RUN/N`."""
 
 from __future__ import annotations
 

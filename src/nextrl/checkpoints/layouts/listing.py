@@ -1,5 +1,4 @@
-"""List a run's folder safely: numbered entries in order of their step, dead links and link loops as
-problems."""
+"""List a run's folder safely: numbered entries in order of their step, dead links and link loops as problems."""
 
 from __future__ import annotations
 
@@ -9,6 +8,9 @@ from typing import NamedTuple
 
 from nextrl.checkpoints.run import Problem
 from nextrl.errors import InputError
+
+TRAINER_FOLDER = re.compile(r"^checkpoint-(\d+)$")
+"""How transformers' Trainer, and TRL with it, names its checkpoints (transformers 5.24.0, PREFIX_CHECKPOINT_DIR)."""
 
 
 class Numbered(NamedTuple):
@@ -44,6 +46,17 @@ def numbered(run: Path, pattern: re.Pattern[str]) -> tuple[list[Numbered], list[
         elif entry.is_dir():
             found.append(Numbered(step, entry))
     return sorted(found), problems
+
+
+def trainer_checkpoints(run: Path) -> list[Numbered]:
+    """The `checkpoint-N` folders of `run` by step; none where `run` is not there (yet).
+
+    Whether they are whole is not asked, and what only looks like one (`checkpoint-best`, a file) is passed over.
+
+    Raises:
+        InputError: `run` cannot be listed.
+    """
+    return numbered(run, TRAINER_FOLDER)[0] if run.exists() else []
 
 
 def _dead_link(entry: Path) -> str | None:

@@ -6,14 +6,11 @@ Read from trl 1.16.0 and transformers 5.24.0 (`trainer_utils.PREFIX_CHECKPOINT_D
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nextrl.checkpoints.dense import holds_full_model
-from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.run import Layout, Located
-
-_FOLDER = re.compile(r"^checkpoint-(\d+)$")
 
 
 def find(run: Path) -> Layout:
@@ -21,6 +18,6 @@ def find(run: Path) -> Layout:
 
     A `checkpoint-N` without adapter files counts too (as a broken one), unless it holds a full model.
     """
-    folders, problems = numbered(run, _FOLDER)
+    folders, problems = numbered(run, TRAINER_FOLDER)
     located = tuple(Located(step, folder) for step, folder in folders if not holds_full_model(folder))
     return Layout("trl", located, tuple(problems))

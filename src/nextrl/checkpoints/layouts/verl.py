@@ -1,11 +1,9 @@
-"""verl: `RUN/global_step_N/actor/lora_adapter/`, as older versions save it and as today's model merger makes
-it.
+"""verl: `RUN/global_step_N/actor/lora_adapter/`, as older versions save it and as today's model merger makes it.
 
 Read from verl 0.9.1 (`utils/checkpoint/fsdp_checkpoint_manager.py`, `trainer/ppo/ray_trainer.py`,
 `model_merger/base_model_merger.py`). There a save holds FSDP shards (`model_world_size_W_rank_R.pt`) and
-`lora_train_meta.json`; `python -m verl.model_merger merge` writes `TARGET_DIR/lora_adapter/`. The merger
-writes lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metadata beside the shards
-wins.
+`lora_train_meta.json`; `python -m verl.model_merger merge` writes `TARGET_DIR/lora_adapter/`. The merger writes
+lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metadata beside the shards wins.
 """
 
 from __future__ import annotations

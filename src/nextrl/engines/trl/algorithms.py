@@ -19,7 +19,7 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from nextrl.errors import InputError
+from nextrl.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,26 @@ class Algorithm:
         return int(self.options.get("steps_per_generation", 1))
 
 
-_REGISTRY: dict[str, Algorithm] = {}
+_ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 
 
 def register(algorithm: Algorithm) -> None:
     """Make an algorithm known under its name."""
-    _REGISTRY[algorithm.name] = algorithm
+    _ALGORITHMS.add(algorithm.name, algorithm)
 
 
 def names() -> list[str]:
     """Registered names, in the order they were registered."""
-    return list(_REGISTRY)
+    return list(_ALGORITHMS)
 
 
 def get(name: str) -> Algorithm:
     """The algorithm of that name.
 
     Raises:
-        InputError: no such algorithm; the message lists those there are.
+        InputError: no such algorithm; the message offers the nearest name and lists all.
     """
-    if name not in _REGISTRY:
-        raise InputError(f"algorithm '{name}' is unknown: choose one of {', '.join(names())}")
-    return _REGISTRY[name]
+    return _ALGORITHMS.get(name)
 
 
 def _grpo(name: str, reference: str, differs: str = "", **options: Any) -> None:
@@ -100,7 +98,8 @@ _grpo(
     mask_truncated_completions=True,
     steps_per_generation=2,
 )
-# The paper's clip (section 5.1 of its second version): a sequence's ratio is a geometric mean, hence so narrow.
+# The paper's clip (section 5.1 of its second version, second-hand): a sequence's ratio is a geometric mean, so the
+# clip is narrow.
 _grpo(
     "gspo",
     "2507.18071",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.trajectory import Trajectory
-
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass
@@ -89,7 +86,7 @@ class DiskHistory:
         Raises:
             InputError: there are none, or one cannot be read.
         """
-        folders = {number.step: number.folder for number in numbered(self._run, _CHECKPOINT)[0]}
+        folders = {found.step: found.folder for found in trainer_checkpoints(self._run)}
         found = {s: folder for s, folder in folders.items() if self._since < s <= step}
         if self._leapt:
             found[self._since] = self._leaps / f"leap-{self._since}"

@@ -30,7 +30,7 @@ OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 
 
 class LoraSettings(BaseModel):
-    """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
+    """The adapter. Defaults as in the studies (docs/design.md, what was tried): rank 8, alpha 16, all linear layers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -107,7 +107,7 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.optim.Optimizer | None:
-    """The learning-rate-free controls (DESIGN section 2); None leaves AdamW to the trainer."""
+    """The learning-rate-free controls (docs/design.md, what was tried); None leaves AdamW to the trainer."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "prodigy-schedulefree":
         from prodigyplus import ProdigyPlusScheduleFree

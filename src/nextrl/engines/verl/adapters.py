@@ -234,7 +234,7 @@ def write_leap(start: Path, stop: Path, alpha: float, out: Path) -> None:
 
 def merge(adapter: Path, model: str, out: Path) -> None:
     """Write the base model of a folder with the adapter added to its weights."""
-    from nextrl.leaps.adapter_file import write_merged
+    from nextrl.leaps.merged_model import write_merged
     from nextrl.trajectory.trajectory import Trajectory
 
     traj = Trajectory.load({1: adapter})

@@ -50,7 +50,7 @@ def _clip(low: float, high: float) -> dict[str, float]:
 
 
 # Each is the paper's form as far as verl offers it; clip ranges are the papers' (DAPO 2503.14476 section 4.1, GSPO
-# 2507.18071 section 5.1).
+# 2507.18071 section 5.1, both second-hand).
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {_ADVANTAGE: "grpo", _LOSS: "vanilla", _AGGREGATE: "seq-mean-token-mean"},
     "dr_grpo": {

@@ -45,6 +45,7 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, DecisionRecord
+from nextrl.judge.paired_search import SEED_STRIDE
 from nextrl.judge.window import Window
 from nextrl.tasks import base
 from nextrl.trajectory.lowrank import LowRank
@@ -52,8 +53,6 @@ from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
-
-_STRIDE = 1_000_003  # apart enough that no two stretches of prompts, of any two windows, share their seed
 
 
 class VerlRun:
@@ -260,7 +259,7 @@ class VerlRun:
             return folder
 
         def score(alpha: float, start: int, stop: int) -> Tensor:
-            return self._scorer.score(model, at(alpha), examples[start:stop], seed + _STRIDE * start)
+            return self._scorer.score(model, at(alpha), examples[start:stop], seed + SEED_STRIDE * start)
 
         rollouts = verl_process.read_rollouts(self._rollouts(state.leg), window.step - state.leg.begins)
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import InputError
+from nextrl.nested import dotted
 from nextrl.runs.report import rows
 from nextrl.runs.report.arms import read_arms
 from nextrl.runs.report.charts import chart_data, embed
@@ -91,7 +92,7 @@ def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, A
     arms = read_arms(result)
     charged, free = rows.costs(result, arms)
     regime, advice = text(result.get("regime")), text(result.get("advice"))
-    config = _flat(mapping(result.get("config")))
+    config = _settings(mapping(result.get("config")))
     data = chart_data(result, arms)
     single = rows.is_single(result, arms)
     return {
@@ -130,15 +131,9 @@ def _source(environment: Environment, name: str) -> Markup:
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) pairs."""
-    pairs: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            pairs += _flat(item, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item, default=str)))
-    return pairs
+def _settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text) pairs."""
+    return [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in dotted(value)]
 
 
 def _provenance(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -148,5 +143,5 @@ def _provenance(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("page written by", f"nextrl {VERSION}"),
         ("result format", str(result.get("version", "unknown"))),
         ("sha256 of the result", hashlib.sha256(canonical.encode()).hexdigest()),
-        *_flat(mapping(result.get("provenance"))),
+        *_settings(mapping(result.get("provenance"))),
     ]

@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nextrl.errors import InputError
+from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
 
 Load = Callable[[str], tuple[Any, Any]]
 """Task name -> (model, tokenizer)."""
 
-_REGISTRY: dict[str, Load] = {"tiny": tiny.load, smollm2.NAME: smollm2.load}
+_MODELS: Registry[Load] = Registry("model", {"tiny": tiny.load, smollm2.NAME: smollm2.load})
 
 
 def register(name: str, load: Load) -> None:
     """Make a base model known under a name."""
-    _REGISTRY[name] = load
+    _MODELS.add(name, load)
 
 
 def names() -> list[str]:
     """Registered model names, sorted."""
-    return sorted(_REGISTRY)
+    return sorted(_MODELS)
 
 
 def load(name: str, task: str) -> tuple[Any, Any]:
@@ -42,12 +42,10 @@ def load(name: str, task: str) -> tuple[Any, Any]:
     Raises:
         InputError: neither a known name nor a folder with a config.json.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name](task)
+    if name in _MODELS:
+        return _MODELS.get(name)(task)
     if not (Path(name) / "config.json").is_file():
-        raise InputError(
-            f"model '{name}' is neither a folder with a config.json nor one of {', '.join(names())}"
-        )
+        raise _MODELS.unknown(name, otherwise="a local folder with a config.json")
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
     if tokenizer.pad_token is None:

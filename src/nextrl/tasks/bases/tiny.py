@@ -3,7 +3,7 @@
 `load(task)` reads what the package ships; `python -m nextrl.tasks.bases.tiny --task chain --out DIR` trains it anew
 from a seed (under a minute on one core). Task A (`chain`): taught the true rule until greedy answers are right,
 then shown demonstrations whose steps are random with p = .3, so that greedy answers stay right and samples are
-noisy. Task B (`chain-wrong-rule`): taught `a*b` as `a*b + 1` modulo 7, then p = .1 (DESIGN section 2).
+noisy. Task B (`chain-wrong-rule`): taught `a*b` as `a*b + 1` modulo 7, then p = .1 (docs/design.md, what was tried).
 """
 
 from __future__ import annotations

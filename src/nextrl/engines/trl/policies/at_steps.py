@@ -14,7 +14,7 @@ from nextrl.engines.live_adapter import along, leap_into
 from nextrl.engines.trl.history import DiskHistory
 from nextrl.engines.trl.policies.base import View, agreed
 from nextrl.errors import InputError
-from nextrl.extrapolators import check_alpha, get
+from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.judge.acceptance import ALPHAS, Acceptance
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, searched, stay
@@ -67,7 +67,7 @@ class AtSteps:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
         if every is None and at is None:
             raise InputError("a named method needs at= (steps) or every= (steps per window)")
-        self._learns_accuracy = hasattr(get(method), "accuracy")
+        self._learns_accuracy = tags_of(get(method)).needs_accuracy
         self.method: str = method
         self._horizon, self._at = horizon, None if at is None else frozenset(at)
         self._alpha = None if alpha is None else check_alpha(alpha)

@@ -1,0 +1,113 @@
+"""What a fitted extrapolator returns: for any alpha, how far the weights of each module move from W_T.
+
+There are three kinds, and a method picks one: a combination of checkpoints (only coefficients are computed),
+a new direction (one low-rank matrix per module), or a step inside the factors (the adapter stays a plain
+rank-r adapter). `alpha` scales a prediction: alpha = 1 means "h steps further by this method's own
+reckoning", so that alphas compare across methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from nextrl.errors import InputError
+from nextrl.trajectory.combinations import weighted_displacement, wide
+from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
+
+# A leap of more than 64 horizons, or of more than 8 backwards, is a typing mistake: the widest search that was ever
+# run went to 16, and -1 already undoes the last window.
+MAX_ALPHA = 64.0
+MIN_ALPHA = -8.0
+
+Coefficients = Callable[[float], Tensor]
+"""alpha -> (T,) float64, one coefficient per checkpoint of the trajectory, see `CombinationOfCheckpoints`."""
+
+FactorRule = Callable[[str, float], tuple[Tensor, Tensor]]
+"""(module, alpha) -> (A (r, n), B (m, r)): the factors after the leap."""
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """What `fit` returns: for any alpha, the change from the weights at T."""
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        """`W_predicted - W_T` of one module, (m, n)."""
+        ...
+
+
+@dataclass(frozen=True)
+class CombinationOfCheckpoints:
+    """`W_T + sum_t c_t (W_t - W_0)`: nothing is stored but one coefficient for each checkpoint on disk.
+
+    Written over displacements from the start, so that the start itself takes part: a method that uses only
+    differences of checkpoints has coefficients that sum to zero, and works where `W_0` is not known.
+
+    Attributes:
+        traj: the trajectory that the coefficients refer to, in the order of `traj.steps`.
+        shared: alpha -> (T,) float64, for all modules; None where `by_module` has one for each.
+        by_module: the same, per module.
+    """
+
+    traj: Trajectory
+    shared: Coefficients | None = None
+    by_module: Mapping[str, Coefficients] = field(default_factory=dict)
+
+    def coefficients(self, module: str, alpha: float = 1.0) -> Tensor:
+        """(T,) float64: what each `W_t - W_0` contributes to `W_predicted - W_T`."""
+        rule = self.shared if self.shared is not None else self.by_module[module]
+        return rule(check_alpha(alpha)).double()
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        """`W_predicted - W_T`, (m, n), stored with the columns of every checkpoint that takes part."""
+        return weighted_displacement(self.traj, module, self.coefficients(module, alpha))
+
+
+@dataclass(frozen=True)
+class NewDirection:
+    """`W_T + alpha D`, with one low-rank matrix D per module, already scaled so that alpha = 1 is `horizon` steps."""
+
+    directions: Mapping[str, LowRank]
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        """`alpha * D` of one module."""
+        return self.directions[module] * check_alpha(alpha)
+
+
+@dataclass(frozen=True)
+class InsideFactors:
+    """A leap of A and B themselves: the result is a rank-r adapter in the same gauge, exactly."""
+
+    traj: Trajectory
+    rule: FactorRule
+
+    def factors(self, module: str, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The predicted factors (A (r, n), B (m, r)), float32 or wider."""
+        return self.rule(module, check_alpha(alpha))
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        """`s (B' A' - B A)` without the cancellation of two nearly equal products."""
+        a_new, b_new = self.factors(module, alpha)
+        a_old, b_old = (wide(f) for f in self.traj.factors(self.traj.steps[-1], module))
+        scale = self.traj.scaling(module)
+        left = torch.cat([(b_new - b_old) * scale, b_old * scale], -1)
+        right = torch.cat([a_new, a_new - a_old], 0).mT
+        return LowRank(left, right)
+
+
+def check_alpha(alpha: float) -> float:
+    """`alpha` as a float.
+
+    Raises:
+        InputError: not a finite number, or outside [MIN_ALPHA, MAX_ALPHA].
+    """
+    value = float(alpha)
+    if not math.isfinite(value) or not MIN_ALPHA <= value <= MAX_ALPHA:
+        raise InputError(f"alpha must be a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}, not {alpha}")
+    return value

@@ -1,0 +1,106 @@
+"""Down to the adapter's own rank: the best matrix of rank r, in a gauge that Adam's moments still fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nextrl.trajectory.lowrank import LowRank, Triples
+
+CONDITION_LIMIT = 1e4  # beyond this, B = U S (A_old V)^-1 would be large numbers that cancel
+SIGMA_FLOOR = 1e-12  # sigma below this times sigma_1 is rounding: the target does not have that direction
+
+
+class RankFit(NamedTuple):
+    """One module of a leap at the adapter's rank.
+
+    Attributes:
+        a, b: A (r, n) and B (m, r), in the stored dtype of A or wider (float32 for half-precision adapters,
+            so that the leap is not rounded away).
+        lost: share of the target's squared norm that rank r cannot hold, in [0, 1].
+        energy: the target's squared norm; 0 for a leap inside the factors, which can lose nothing.
+    """
+
+    a: Tensor
+    b: Tensor
+    lost: float
+    energy: float
+
+
+def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -> RankFit:
+    """Factors (A, B) of rank r whose s B A is the best rank-r approximation of `target`, near the old ones.
+
+    The product is Eckart-Young's U S V^T whatever the gauge; the gauge is chosen so that each row of A
+    (column of B) keeps the meaning that Adam's moments have for it: A = A_old V V^T (the old rows, projected
+    on the new row space) and B = U S (A_old V)^-1 / s. Where A_old V is ill-conditioned, balanced factors
+    sqrt(S) are rotated onto the old ones instead (orthogonal Procrustes).
+
+    Args:
+        target: (m, n) the new W - W_base (scaling included).
+        a_old: (r, n) the adapter's A at T.
+        b_old: (m, r) its B.
+        scaling: s.
+    """
+    rank = a_old.shape[0]
+    dtype = torch.promote_types(a_old.dtype, torch.float32)
+    a_old, b_old = a_old.double(), b_old.double()
+    best, lost, energy = _best(target, rank)
+    u, sigma, v = _nonzero(best)
+    if sigma.numel() == 0:
+        return RankFit(a_old.to(dtype), torch.zeros_like(b_old).to(dtype), lost, energy)
+    missing = min(rank, a_old.shape[1]) - sigma.numel()
+    if missing > 0:  # complete the row space with what the old A spans beside it; B is zero there
+        u = torch.cat([u, u.new_zeros(u.shape[0], missing)], 1)
+        sigma = torch.cat([sigma, sigma.new_zeros(missing)])
+        v = torch.cat([v, _rest_of_row_space(a_old, v, missing)], 1)
+    mixing = a_old @ v
+    square = mixing.shape[0] == mixing.shape[1]
+    if square and bool(torch.linalg.cond(mixing) < CONDITION_LIMIT):
+        a, b = mixing @ v.mT, torch.linalg.solve(mixing, u * sigma, left=False) / scaling
+    else:
+        root = sigma.sqrt()
+        p, _, q = torch.linalg.svd((a_old @ v) * root + b_old.mT @ (u * root) / scaling, full_matrices=False)
+        rotation = p @ q
+        a, b = rotation @ (v * root).mT, (u * root) @ rotation.mT / scaling
+    return RankFit(a.to(dtype), b.to(dtype), lost, energy)
+
+
+def balanced(target: LowRank, a_old: Tensor, scaling: float) -> RankFit:
+    """The best rank-r approximation as u sqrt(sigma) and sqrt(sigma) v^T, whatever the old factors' gauge was.
+
+    Args:
+        target: (m, n) the new W - W_base (scaling included).
+        a_old: (r, n) the adapter's A at T; gives rank and dtype only.
+        scaling: s.
+    """
+    rank, (m, n) = a_old.shape[0], target.shape
+    best, lost, energy = _best(target, rank)
+    dtype = torch.promote_types(a_old.dtype, torch.float32)
+    a, b = torch.zeros(rank, n, dtype=dtype), torch.zeros(m, rank, dtype=dtype)
+    a[: best.rank], b[:, : best.rank] = best.right.mT.to(dtype), (best.left / scaling).to(dtype)
+    return RankFit(a, b, lost, energy)
+
+
+def _best(target: LowRank, rank: int) -> tuple[LowRank, float, float]:
+    """The best matrix of at most that rank, the share of the squared norm that it leaves out, and that norm."""
+    best, discarded = target.recompress(min(rank, target.rank))
+    # The columns of the balanced left factor have length sqrt(sigma).
+    kept, lost = float(best.left.square().sum(0).square().sum()), float(discarded)
+    return best, lost, kept / (1.0 - lost) if kept > 0 else 0.0
+
+
+def _nonzero(best: LowRank) -> Triples:
+    """The triples of a recompressed matrix whose sigma is not rounding."""
+    roots = best.left.norm(dim=0)
+    keep = (roots.square() > SIGMA_FLOOR * roots.max().square()) & (roots > 0)
+    left, right = best.left[:, keep], best.right[:, keep]
+    return Triples(left / roots[keep], roots[keep].square(), right / right.norm(dim=0))
+
+
+def _rest_of_row_space(a_old: Tensor, v: Tensor, count: int) -> Tensor:
+    """(n, count) orthonormal directions that A_old's rows span most, orthogonal to v."""
+    outside = a_old - (a_old @ v) @ v.mT
+    rows: Tensor = torch.linalg.svd(outside, full_matrices=False)[2][:count]
+    return rows.mT
