@@ -10,7 +10,8 @@ import torch
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.judge.advice import AdviceFeatures, Thresholds, Window, advise, decide, features
+from nextrl.judge.advice import AdviceFeatures, Thresholds, advise, decide, features
+from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.trajectory import Trajectory
@@ -19,7 +20,7 @@ from nextrl.trajectory.trajectory import Trajectory
 def measured(e: float, **changes: object) -> AdviceFeatures:
     plain = AdviceFeatures(
         step=200,
-        windows=tuple(Window(w, e, 0.0, e) for w in (10, 20, 50)),
+        windows=tuple(PersistenceWindow(w, e, 0.0, e) for w in (10, 20, 50)),
         beta1=0.9,
         beta1_known=True,
         drift_to_noise=1.0,
@@ -155,5 +156,5 @@ def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:
 
 
 def test_alpharl_without_accuracies_says_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"keep trainer_log.json beside them, or give accuracy"):
+    with pytest.raises(InputError, match=r"keep trainer_state.json beside them, or give accuracy"):
         leap(synthetic.run(synthetic.line), "alpharl", horizon=20)

@@ -14,7 +14,7 @@ from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.errors import InputError
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings
-from nextrl.runs.result import summarise
+from nextrl.runs.summary import summarise
 from nextrl.tasks.bases import tiny
 
 Usage = namedtuple("Usage", "total used free")
@@ -139,7 +139,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list
     out, seen = tmp_path_factory.mktemp("demo"), []
     what = small_plan()
     claim(out, what)
-    result = run(out, what, lambda name, step: seen.append((name, step)), workers=1)
+    result = run(out, what, lambda name, step: seen.append((name, step)), workers=1).as_dict()
     return out, result, seen
 
 
@@ -176,7 +176,7 @@ def test_finished_arms_are_not_run_again(finished: tuple) -> None:
     records = {p: p.stat().st_mtime_ns for p in out.glob("arms/*/record.json")}
     assert len(records) == 6
     seen: list[tuple[str, int]] = []
-    again = run(out, small_plan(), lambda name, step: seen.append((name, step)), workers=1)
+    again = run(out, small_plan(), lambda name, step: seen.append((name, step)), workers=1).as_dict()
     assert seen == []
     assert again == result
     assert {p: p.stat().st_mtime_ns for p in out.glob("arms/*/record.json")} == records
@@ -188,4 +188,5 @@ def test_the_result_is_a_function_of_the_records(finished: tuple) -> None:
     out, result, _ = finished
     what = small_plan()
     records = {arm.name: read_record(out / "arms" / arm.name) for arm in what.arms}
-    assert summarise(records, what.arms, out / "arms" / "plain", leap_at=4, sweep=what.sweep) == result
+    again = summarise(records, what.arms, out / "arms" / "plain", leap_at=4, sweep=what.sweep)
+    assert again.as_dict() == result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from typing import Any
 
@@ -23,7 +22,11 @@ err_console = Console(stderr=True)
 
 def emit_json(value: Any) -> None:
     """Write one JSON object to stdout and nothing else; numbers that JSON lacks become null."""
-    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
+    from nextrl.checkpoints.atomic import (
+        finite,  # in here: its package is heavy, and `--help` needs none of it
+    )
+
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
 
 
 def training_bar(visible: bool) -> Progress:
@@ -40,13 +43,3 @@ def training_bar(visible: bool) -> Progress:
         console=err_console,
         disable=not (visible and err_console.is_terminal),
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

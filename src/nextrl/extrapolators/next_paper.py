@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nextrl.extrapolators.alphas import PAPER_ALPHAS
 from nextrl.extrapolators.base import NewDirection, register, require
 from nextrl.extrapolators.networks import Recipe, train
 from nextrl.extrapolators.triples import Features, collect
@@ -65,7 +66,7 @@ class NextPaper:
     summary: ClassVar[str] = "NExt's networks as published"
     averages: ClassVar[bool] = False
     trains: ClassVar[bool] = True
-    alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+    alphas: ClassVar[tuple[float, ...]] = PAPER_ALPHAS
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""

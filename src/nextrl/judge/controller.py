@@ -25,7 +25,8 @@ from typing import Any
 
 from nextrl.errors import InputError
 from nextrl.judge.paired_search import Score, Scores, refine
-from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.judge.regime import DEFAULT_WINDOW
+from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence, excess
 
 Diverge = Callable[[float], float]
 """alpha -> divergence of the policy there from the current one, nats a token; NaN where it cannot be measured."""
@@ -62,8 +63,8 @@ class ControllerConfig:
         validate: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
     """
 
-    every: int = 10
-    beta1: float = 0.9
+    every: int = DEFAULT_WINDOW
+    beta1: float = DEFAULT_BETA1
     screen: float = 0.25
     oscillates: float = -0.4
     straight: float = 0.6

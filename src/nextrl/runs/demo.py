@@ -24,6 +24,8 @@ from transformers.utils.logging import disable_progress_bar
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.trainer import OptimizerName, TrainSettings
 from nextrl.errors import InputError
+from nextrl.extrapolators.alphas import candidate_alphas
+from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.runs.loop import (
     ArmRecord,
     ArmSettings,
@@ -33,8 +35,8 @@ from nextrl.runs.loop import (
     settings_hash,
     temperature_control,
 )
-from nextrl.runs.result import summarise
-from nextrl.runs.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
+from nextrl.runs.result import RESULT, Result, write_result
+from nextrl.runs.summary import summarise
 
 CAUTIOUS = 5e-5
 SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
@@ -64,9 +66,7 @@ def _evaluations(last: int, first: int = 0) -> tuple[int, ...]:
 
 
 def _leap_settings(method: str, horizon: int) -> LeapSettings:
-    """A rival's leap; NExt as published keeps the paper's own range of alpha."""
-    alphas = PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS
-    return LeapSettings(method=method, horizon=horizon, alphas=alphas)
+    return LeapSettings(method=method, horizon=horizon, alphas=candidate_alphas(method))
 
 
 def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) -> Plan:
@@ -109,7 +109,7 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
             train(end),
             start=leap_at,
             eval_at=tuple(sorted({leap_at + s for s in (20, 50, on) if s <= on})),
-            leap=_leap_settings(method, 20 if quick else 50),
+            leap=_leap_settings(method, 20 if quick else DEFAULT_HORIZON),
         )
         for method in methods
     ]
@@ -202,8 +202,8 @@ def _work(arm: ArmSettings, out: Path) -> ArmRecord:
 Watcher = Callable[[str, int], None]
 
 
-def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> dict[str, Any]:
-    """Train every arm and write `out/result.json`; returns what it holds.
+def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> Result:
+    """Train every arm, write `out/result.json`, and return what it holds.
 
     Args:
         watch: called with an arm's name and its latest step as training goes on.
@@ -224,7 +224,7 @@ def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> dict[str,
             raise
     ordered = {arm.name: records[arm.name] for arm in what.arms}
     result = summarise(ordered, what.arms, out / "arms" / "plain", leap_at=what.leap_at, sweep=what.sweep)
-    write_json(out / "result.json", result)
+    write_result(out / RESULT, result)
     return result
 
 

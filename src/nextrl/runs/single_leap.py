@@ -19,13 +19,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.rollouts import Row, TrainerRollouts
+from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.judge.paired_search import grid_search
 from nextrl.leaps.leap import Leap, leap
 from nextrl.trajectory.trajectory import Trajectory
-
-# The paper sweeps 0.5 ... 4; a run far below its tuned rate wants more (DESIGN section 2: up to 8), so rivals get 16.
-PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ Pure functions of numbers; `Trajectory.persistence` measures the cosine itself.
 
 from __future__ import annotations
 
+DEFAULT_BETA1 = 0.9
+"""Adam's first momentum coefficient where a run's own is not known: what PyTorch and transformers default to."""
 
-def adam_persistence(window: int, beta1: float = 0.9) -> float:
+
+def adam_persistence(window: int, beta1: float = DEFAULT_BETA1) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
     With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one
@@ -35,8 +38,8 @@ def adam_persistence(window: int, beta1: float = 0.9) -> float:
 def excess(c: float, c0: float) -> float:
     """How far the measured persistence `c` lies above the zero point `c0`: (c - c0) / (1 - c0).
 
-    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, below -.3 the run
-    oscillates (DESIGN.md section 2). `c0` < 1.
+    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, and far below 0 the run
+    oscillates; `nextrl.judge.regime` has the bounds. `c0` < 1.
     """
     if c0 >= 1.0:
         raise ValueError(f"excess needs c0 < 1, got {c0}")

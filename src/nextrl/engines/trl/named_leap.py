@@ -14,11 +14,12 @@ from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get
+from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.judge.controller import Decision
 from nextrl.judge.paired_search import Score, Scores, refine
 from nextrl.leaps.leap import leap
 
-ALPHAS = (-0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+ALPHAS = (-0.5, *WIDE_ALPHAS)
 PATIENCE = 8  # most windows without a search after searches in which staying put won
 
 
