@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
+from nextrl import extrapolators
 from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.errors import InputError
+from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings
 from nextrl.runs.summary import summarise
@@ -41,6 +43,12 @@ def test_a_plan_compares_what_the_issue_asks_for(quick: bool) -> None:
             assert arm.leap.horizon % plain.train.save_every == 0
             assert arm.leap.horizon * 2 <= what.leap_at
     assert what.leap_at % plain.train.save_every == 0
+
+
+def test_next_as_published_keeps_the_paper_s_alphas_and_its_rivals_get_the_wide_range() -> None:
+    tried = {arm.name: arm.leap.alphas for arm in plan(0, False).arms if arm.leap}
+    assert tried.pop("next-paper") == PAPER_ALPHAS == extrapolators.get("next-paper").alphas
+    assert set(tried.values()) == {WIDE_ALPHAS}
 
 
 def test_a_folder_is_claimed_once_and_taken_up_again(tmp_path: Path) -> None:

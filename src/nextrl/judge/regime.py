@@ -25,7 +25,11 @@ Regime = Literal["signal", "mixed", "noise"]
 
 SIGNAL = 0.75
 MIXED = 0.25
-"""A mean excess above `SIGNAL` is a signal, one above `MIXED` is mixed, anything lower is noise."""
+"""A mean excess above `SIGNAL` is a signal, one above `MIXED` is mixed, anything lower is noise.
+
+They belong to the rule of docs/advice.md, which was right in 93 % of 96 held-out cases. Its search moved the edges
+between faster, keep and slower only: these two choose between a leap and a higher rate, and the name.
+"""
 
 OSCILLATES = -0.35
 """Below this mean excess successive windows undo each other (calibrated in studies/advice, see docs/advice.md)."""
