@@ -9,9 +9,7 @@ picture is the result's own.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -20,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from nextrl.runs.report.arms import Arm, read_arms
-from nextrl.runs.report.reading import mapping, number
+from nextrl.runs.result import Result, Saved, read_result
 
 # The page's colours: told apart by colour-blind readers, and by dash and width without any colour.
 STYLE = {
@@ -32,12 +30,12 @@ STYLE = {
 INK, SOFT, GRID = "#1c2126", "#59626c", "#e6e8ea"
 
 
-def choose(result: dict[str, Any]) -> list[Arm]:
+def choose(result: Result) -> list[Arm]:
     """One arm a role, auto last so that it is drawn on top; of the learning-rate-free ones the first at the target."""
     arms = [arm for arm in read_arms(result) if arm.role in STYLE and arm.last() is not None]
 
     def merit(arm: Arm) -> tuple[float, float]:
-        saved = number(mapping(mapping(result.get("saved")).get(arm.name)).get("completions"))
+        saved = result.saved.get(arm.name, Saved()).completions
         return (-9.0 if saved is None else saved, arm.last() or 0.0)
 
     found = []
@@ -48,9 +46,10 @@ def choose(result: dict[str, Any]) -> list[Arm]:
     return found
 
 
-def label(arm: Arm, result: dict[str, Any]) -> str:
+def label(arm: Arm, result: Result) -> str:
     """The legend's line: the arm, and what it had spent when it reached the target."""
-    spent = number(mapping(mapping(result.get("reach")).get(arm.name)).get("completions"))
+    at = (result.reach or {}).get(arm.name)
+    spent = None if at is None else at.completions
     end = "target not reached" if spent is None else f"{spent:,.0f} to the target".replace(",", "\u202f")
     names = {
         "tuned": f"{arm.label.removeprefix('plain, ')}, tuned by a sweep",
@@ -59,10 +58,10 @@ def label(arm: Arm, result: dict[str, Any]) -> str:
     return f"{names.get(arm.role, arm.label)}: {end}"
 
 
-def draw(result: dict[str, Any], axes: Axes) -> None:
+def draw(result: Result, axes: Axes) -> None:
     """The curves, the target, and where each arm reached it."""
     arms = choose(result)
-    target = number(result.get("target"))
+    target = result.target
     lowest = []
     for arm in arms:
         colour, dash, width = STYLE[arm.role]
@@ -78,8 +77,8 @@ def draw(result: dict[str, Any], axes: Axes) -> None:
             x, y, yerr=e, color=colour, ls=dash, lw=width, elinewidth=1.1, label=label(arm, result), zorder=3
         )
         lowest += [value - error for value, error in zip(y, e, strict=True)]
-        reach = mapping(mapping(result.get("reach")).get(arm.name))
-        spent = number(reach.get("completions"))
+        at = (result.reach or {}).get(arm.name)
+        spent = None if at is None else at.completions
         if spent is not None and spent in x:
             there = y[x.index(spent)]
             axes.plot([spent, spent], [0, there], color=colour, lw=1.2, ls=(0, (1, 2)), zorder=2)
@@ -90,7 +89,7 @@ def draw(result: dict[str, Any], axes: Axes) -> None:
         axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
 
 
-def dress(axes: Axes, result: dict[str, Any]) -> None:
+def dress(axes: Axes, result: Result) -> None:
     """Axes that stay behind the data, and a legend below it, where it covers nothing."""
     axes.set_xlabel("completions generated, training and search together", color=SOFT)
     axes.set_ylabel("held-out accuracy, ± 1 standard error", color=SOFT)
@@ -102,7 +101,7 @@ def dress(axes: Axes, result: dict[str, Any]) -> None:
     axes.tick_params(colors=SOFT, length=0)
     axes.margins(x=0.015)
     axes.set_title(
-        f"task {result.get('task', '')}, seed {result.get('seed', '')}; dashed: the target, where the first run ends",
+        f"task {result.task}, seed {result.seed}; dashed: the target, where the first run ends",
         loc="left",
         color=SOFT,
         fontsize=10,
@@ -123,7 +122,7 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "demo.png")
     given = parser.parse_args()
-    result = json.loads(given.result.read_text(encoding="utf-8"))
+    result = read_result(given.result)
     plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
     figure, axes = plt.subplots(figsize=(9, 5.2), facecolor="white")
     draw(result, axes)

@@ -173,7 +173,12 @@ def whole_run(out: Path) -> dict[str, Any]:
                     shutil.rmtree(out / gone)
                 (out / "result.json").unlink()
             torch.distributed.barrier()
-    return {"ends": ends, "listed": listed, "result": outcome.result, "step": outcome.step}
+    return {
+        "ends": ends,
+        "listed": listed,
+        "result": outcome.result and outcome.result.as_dict(),
+        "step": outcome.step,
+    }
 
 
 def main() -> None:

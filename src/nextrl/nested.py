@@ -9,7 +9,7 @@ from typing import Any
 
 def json_ready(value: Any) -> Any:
     """The value in JSON's own types: string keys, tuples as lists, and null for the numbers that JSON lacks."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_ready(item) for item in value]

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nextrl.judge.advice import DEFAULT, AdviceFeatures, Thresholds, Window, decide
+from nextrl.judge.advice import DEFAULT, AdviceFeatures, Thresholds, decide
+from nextrl.judge.regime import PersistenceWindow
 from studies.folders import parser, published
 
 END, MARGIN = "150", 0.02
@@ -71,7 +72,7 @@ def what_paid(rate: float, ends: dict[float, float]) -> str:
 
 
 def _seen(stored: dict[str, Any]) -> AdviceFeatures:
-    windows = tuple(Window(**w) for w in stored["windows"])
+    windows = tuple(PersistenceWindow(**w) for w in stored["windows"])
     drift = math.inf if stored["drift_to_noise"] is None else stored["drift_to_noise"]
     return AdviceFeatures(**{**stored, "windows": windows, "drift_to_noise": drift})
 

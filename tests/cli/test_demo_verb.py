@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from nextrl.cli import demo
 from nextrl.errors import InputError
+from nextrl.runs.result import parse_result
 from synthetic_result import synthetic_result
 
 
@@ -26,7 +27,8 @@ def call(*arguments: str) -> Result:
 def canned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The job answers at once with a result made from curves; Ctrl-C's handler is put back afterwards."""
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(demo.job, "run", lambda out, what, watch: (watch("plain", 3), synthetic_result())[1])
+    result = parse_result(synthetic_result())
+    monkeypatch.setattr(demo.job, "run", lambda out, what, watch: (watch("plain", 3), result)[1])
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -44,7 +46,7 @@ def test_a_table_a_verdict_and_a_page(tmp_path: Path) -> None:
 
 def test_every_arm_is_a_row() -> None:
     result = synthetic_result()
-    view = demo.table(result)
+    view = demo.table(parse_result(result))
     assert view.row_count == len(result["arms"])
     assert view.columns[0].header == "arm"
     assert view.columns[-1].header == "saved"

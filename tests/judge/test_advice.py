@@ -10,7 +10,8 @@ import torch
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.judge.advice import AdviceFeatures, Thresholds, Window, advise, decide, features
+from nextrl.judge.advice import AdviceFeatures, Thresholds, advise, decide, features
+from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.trajectory import Trajectory
@@ -19,7 +20,7 @@ from nextrl.trajectory.trajectory import Trajectory
 def measured(e: float, **changes: object) -> AdviceFeatures:
     plain = AdviceFeatures(
         step=200,
-        windows=tuple(Window(w, e, 0.0, e) for w in (10, 20, 50)),
+        windows=tuple(PersistenceWindow(w, e, 0.0, e) for w in (10, 20, 50)),
         beta1=0.9,
         beta1_known=True,
         drift_to_noise=1.0,

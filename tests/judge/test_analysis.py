@@ -9,6 +9,7 @@ from lora_runs import lora, write_run
 from nextrl.errors import InputError
 from nextrl.judge.analysis import analyze
 from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -63,3 +64,16 @@ def test_bf16_runs_with_tiny_steps_are_warned_about():
 def test_one_checkpoint_is_no_trajectory():
     with pytest.raises(InputError, match="at least two"):
         analyze(Trajectory.from_factors([10], [{"w": (torch.ones(1, 2), torch.ones(3, 1))}]))
+
+
+def test_the_zero_point_follows_the_run_s_own_beta1(tmp_path):
+    write_run(tmp_path, steps=range(10, 60, 10))
+    assert analyze(Trajectory.load(tmp_path)).beta1 == 0.9
+    for folder in tmp_path.glob("checkpoint-*"):
+        torch.save({"param_groups": [{"betas": (0.5, 0.999)}]}, folder / "optimizer.pt")
+    found = analyze(Trajectory.load(tmp_path))
+    assert (found.beta1, found.zero[10]) == (0.5, pytest.approx(adam_persistence(10, 0.5)))
+    left = analysis_figures(found)["persistence"].axes[0]
+    dashed = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([adam_persistence(w, 0.5) for w in found.persistence])
+    assert analyze(Trajectory.load(tmp_path), beta1=0.8).zero[10] == adam_persistence(10, 0.8)

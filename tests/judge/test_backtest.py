@@ -10,7 +10,8 @@ import synthetic_runs as synthetic
 from nextrl import extrapolators
 from nextrl.errors import InputError
 from nextrl.extrapolators import get
-from nextrl.judge.backtest import Backtest, Outcome, backtest, origins_for
+from nextrl.judge.backtest import Backtest, backtest, origins_for
+from nextrl.judge.backtest_scores import ForecastScore
 from nextrl.trajectory.trajectory import Trajectory
 
 QUICK = tuple(n for n in extrapolators.names() if not get(n).tags.trains)
@@ -100,7 +101,7 @@ def test_uneven_spacing_pairs_by_steps() -> None:
 
 
 def test_outcome_figures() -> None:
-    outcome = Outcome(inner=3.0, predicted=4.0, actual=9.0)
+    outcome = ForecastScore(inner=3.0, predicted=4.0, actual=9.0)
     assert outcome.cosine == pytest.approx(0.5)
     assert outcome.norm_ratio == pytest.approx(2 / 3)
     assert outcome.skill == pytest.approx(2 / 9)

@@ -8,6 +8,7 @@ import pytest
 
 from nextrl.runs import comparison
 from nextrl.runs.loop import ArmRecord
+from nextrl.runs.result import Spent
 
 PER_STEP = 128
 
@@ -36,13 +37,13 @@ PLAIN = record("plain", [0.3, 0.5, 0.7], [0, 100, 200], kind="plain")
 def test_reach_is_the_first_evaluation_at_least_as_good() -> None:
     up_and_down = record("x", [0.3, 0.7, 0.6, 0.9], [0, 50, 100, 150])
     at = comparison.reach(up_and_down, 0.7)
-    assert at == comparison.Reach(50, 50 * PER_STEP, 25.0)
+    assert at == Spent(steps=50, completions=50 * PER_STEP, seconds=25.0)
     assert comparison.reach(up_and_down, 0.95) is None
 
 
 def test_saved_charges_the_search() -> None:
     fast = record("auto", [0.3, 0.7], [0, 50], extra=10 * PER_STEP, search_completions=10 * PER_STEP)
-    saved = comparison.saved(fast, PLAIN, 0.7, PER_STEP)
+    saved = comparison.saved(fast, PLAIN, 0.7, PER_STEP).as_dict()
     assert saved["completions"] == pytest.approx(1 - 60 / 200)
     assert saved["steps"] == pytest.approx(1 - 60 / 200)
     assert saved["seconds"] == pytest.approx(1 - 50 / 200)
@@ -50,22 +51,22 @@ def test_saved_charges_the_search() -> None:
 
 def test_what_never_reached_the_target_saved_nothing_that_can_be_named() -> None:
     slow = record("slow", [0.3, 0.4], [0, 200])
-    assert set(comparison.saved(slow, PLAIN, 0.7, PER_STEP).values()) == {None}
+    assert set(comparison.saved(slow, PLAIN, 0.7, PER_STEP).as_dict().values()) == {None}
 
 
 def test_a_slower_arm_saves_less_than_nothing() -> None:
-    assert comparison.saved(record("s", [0.3, 0.7], [0, 300]), PLAIN, 0.7, PER_STEP)["steps"] == -0.5
+    assert comparison.saved(record("s", [0.3, 0.7], [0, 300]), PLAIN, 0.7, PER_STEP).steps == -0.5
 
 
 def test_after_a_leap() -> None:
     arm = record("next", [0.5, 0.6, 0.7], [100, 150, 200])
-    assert comparison.after(arm, 100) == {"leap": 0.5, "plus50": 0.6, "plus100": 0.7}
-    assert comparison.after(arm, 150) == {"leap": 0.6, "plus50": 0.7, "plus100": None}
+    assert comparison.after(arm, 100).as_dict() == {"leap": 0.5, "plus50": 0.6, "plus100": 0.7}
+    assert comparison.after(arm, 150).as_dict() == {"leap": 0.6, "plus50": 0.7, "plus100": None}
 
 
 def test_costs_keep_fit_and_search_apart() -> None:
     arm = record("next", [0.5], [100], fit_seconds=3.0, search_completions=256, search_seconds=5.0)
-    assert comparison.costs(arm, PER_STEP) == {
+    assert comparison.costs(arm, PER_STEP).as_dict() == {
         "fit_seconds": 3.0,
         "search_completions": 256,
         "search_seconds": 2.0,
@@ -77,12 +78,12 @@ def test_leaps_say_which_were_accepted() -> None:
     asked = {"step": 100, "alpha": 0.0, "reason": "", "horizon": 50, "learning_rate": 1e-4}
     [single] = comparison.leaps(record("next", [0.5], [100], decisions=[asked]))
     wanted = {"alpha": 0.0, "step": 100, "learning_rate": 1e-4, "accepted": False}
-    assert {key: single[key] for key in wanted} == wanted
+    assert {key: getattr(single, key) for key in wanted} == wanted
     tried = [(8.0, {"0": 0.5}), (0.0, {"0": 0.5}), (0.0, {}), (-1.0, {"0": 0.1})]
     auto = record(
         "auto", [0.5], [0], decisions=[{"step": 10, "alpha": a, "reason": "", "scores": s} for a, s in tried]
     )
-    assert [entry["accepted"] for entry in comparison.leaps(auto)] == [True, False, True]
+    assert [entry.accepted for entry in comparison.leaps(auto)] == [True, False, True]
     assert comparison.leaps(PLAIN) == []
 
 
@@ -124,6 +125,6 @@ def test_a_sweep_is_charged_for_all_its_runs_up_to_the_winner() -> None:
         "lr-b": record("lr-b", [0.3, 0.4], [0, 50]),
     }
     charged = comparison.sweep_charged(arms, ["lr-a", "lr-b"], 0.7, PER_STEP)
-    assert charged == {"steps": 0.5, "completions": 0.5, "seconds": 0.5}
+    assert charged.as_dict() == {"steps": 0.5, "completions": 0.5, "seconds": 0.5}
     missed = comparison.sweep_charged(arms, ["lr-b"], 0.7, PER_STEP)
-    assert set(missed.values()) == {None}
+    assert set(missed.as_dict().values()) == {None}

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
+from nextrl import extrapolators
 from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.errors import InputError
+from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings
-from nextrl.runs.result import summarise
+from nextrl.runs.summary import summarise
 from nextrl.tasks.bases import tiny
 
 Usage = namedtuple("Usage", "total used free")
@@ -41,6 +43,12 @@ def test_a_plan_compares_what_the_issue_asks_for(quick: bool) -> None:
             assert arm.leap.horizon % plain.train.save_every == 0
             assert arm.leap.horizon * 2 <= what.leap_at
     assert what.leap_at % plain.train.save_every == 0
+
+
+def test_next_as_published_keeps_the_paper_s_alphas_and_its_rivals_get_the_wide_range() -> None:
+    tried = {arm.name: arm.leap.alphas for arm in plan(0, False).arms if arm.leap}
+    assert tried.pop("next-paper") == PAPER_ALPHAS == extrapolators.get("next-paper").alphas
+    assert set(tried.values()) == {WIDE_ALPHAS}
 
 
 def test_a_folder_is_claimed_once_and_taken_up_again(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list
     out, seen = tmp_path_factory.mktemp("demo"), []
     what = small_plan()
     claim(out, what)
-    result = run(out, what, lambda name, step: seen.append((name, step)), workers=1)
+    result = run(out, what, lambda name, step: seen.append((name, step)), workers=1).as_dict()
     return out, result, seen
 
 
@@ -176,7 +184,7 @@ def test_finished_arms_are_not_run_again(finished: tuple) -> None:
     records = {p: p.stat().st_mtime_ns for p in out.glob("arms/*/record.json")}
     assert len(records) == 6
     seen: list[tuple[str, int]] = []
-    again = run(out, small_plan(), lambda name, step: seen.append((name, step)), workers=1)
+    again = run(out, small_plan(), lambda name, step: seen.append((name, step)), workers=1).as_dict()
     assert seen == []
     assert again == result
     assert {p: p.stat().st_mtime_ns for p in out.glob("arms/*/record.json")} == records
@@ -188,4 +196,5 @@ def test_the_result_is_a_function_of_the_records(finished: tuple) -> None:
     out, result, _ = finished
     what = small_plan()
     records = {arm.name: read_record(out / "arms" / arm.name) for arm in what.arms}
-    assert summarise(records, what.arms, out / "arms" / "plain", leap_at=4, sweep=what.sweep) == result
+    again = summarise(records, what.arms, out / "arms" / "plain", leap_at=4, sweep=what.sweep)
+    assert again.as_dict() == result

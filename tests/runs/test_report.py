@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -14,11 +15,24 @@ from typing import Any
 import pytest
 
 from nextrl.errors import InputError
-from nextrl.runs.report import render, write_report
+from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.regime import MEANING, OSCILLATES
+from nextrl.runs import report
 from nextrl.runs.report.arms import read_arms, tuned_arm
 from nextrl.runs.report.charts import chart_data, embed
 from nextrl.runs.report.rows import comparison, count, fixed, percent, tiles
+from nextrl.runs.result import parse_result
 from synthetic_result import synthetic_result
+
+
+def render(value: dict[str, Any]) -> str:
+    """The page of what a file holds."""
+    return report.render(parse_result(value))
+
+
+def write_report(value: dict[str, Any], folder: Path) -> Path:
+    """The page of what a file holds, written."""
+    return report.write_report(parse_result(value), folder)
 
 
 class Page(HTMLParser):
@@ -127,7 +141,7 @@ def test_nulls_and_ragged_lists_inside_an_arm() -> None:
         "se": None,
         "greedy": [True],
     }
-    (read,) = read_arms({"arms": {"odd": arm}})
+    (read,) = read_arms(parse_result({"arms": {"odd": arm}}))
     assert (read.steps, read.accuracy, read.se, read.greedy) == (
         [0, 20],
         [0.1, None],
@@ -152,7 +166,7 @@ def test_a_folder_that_cannot_be_written(result: dict[str, Any], tmp_path: Path)
 
 
 def test_key_arms_are_the_ones_that_answer_the_question(result: dict[str, Any]) -> None:
-    arms = read_arms(result)
+    arms = read_arms(parse_result(result))
     assert {a.name for a in arms if a.key} == {
         "plain",
         "auto",
@@ -165,26 +179,22 @@ def test_key_arms_are_the_ones_that_answer_the_question(result: dict[str, Any]) 
         (a.group for a in arms), key=["plain", "auto", "control", "leap"].index
     )
     assert len({(a.role, a.dash) for a in arms if a.role == "leap"}) == 7
-    assert (
-        tuned_arm(
-            {"arms": {"lr-1": {"accuracy": [0.5]}, "lr-2": {"accuracy": [0.7, None]}, "x": {"accuracy": [1]}}}
-        )
-        == "lr-2"
-    )
+    ends = {"lr-1": {"accuracy": [0.5]}, "lr-2": {"accuracy": [0.7, None]}, "x": {"accuracy": [1]}}
+    assert tuned_arm(parse_result({"arms": ends})) == "lr-2"
 
 
 def test_greedy_error_is_binomial_in_the_prompts_the_config_names(result: dict[str, Any]) -> None:
-    auto = next(a for a in read_arms(result) if a.name == "auto")
+    auto = next(a for a in read_arms(parse_result(result)) if a.name == "auto")
     g = auto.greedy[0]
     assert g is not None
     assert auto.greedy_se[0] == pytest.approx(math.sqrt(g * (1 - g) / 1024))
-    bare = read_arms({"arms": {"auto": {"kind": "auto", "steps": [0], "greedy": [0.5]}}})
+    bare = read_arms(parse_result({"arms": {"auto": {"kind": "auto", "steps": [0], "greedy": [0.5]}}}))
     assert bare[0].greedy_se == [None]
 
 
 def test_the_table_and_the_tiles_say_what_the_result_says(result: dict[str, Any]) -> None:
-    arms = read_arms(result)
-    rows = {row.label: row for _, group in comparison(result, arms) for row in group}
+    arms = read_arms(parse_result(result))
+    rows = {row.label: row for _, group in comparison(parse_result(result), arms) for row in group}
     auto = rows["auto, from lr 5e-5"]
     assert auto.cells[5] == count(result["reach"]["auto"]["steps"])
     assert auto.cells[9] == percent(result["saved"]["auto"]["completions"])
@@ -192,11 +202,11 @@ def test_the_table_and_the_tiles_say_what_the_result_says(result: dict[str, Any]
     assert rows["plain, lr 1e-3"].tag == "tuned"
     assert rows["tuned rate, whole sweep charged"].cells[-2] == "59 %"
     assert {len(row.cells) for row in rows.values()} == {11}
-    shown = tiles(result, arms)
+    shown = tiles(parse_result(result), arms)
     assert [tile.role for tile in shown] == ["auto", "tuned", "free"]
     assert shown[0].figure == f"{percent(result['saved']['auto']['completions'])} saved"
     lost = {**result, "saved": {"auto": {"completions": -0.25}}}
-    assert tiles(lost, arms)[0].figure == "25 % more"
+    assert tiles(parse_result(lost), arms)[0].figure == "25 % more"
 
 
 def test_numbers_as_shown() -> None:
@@ -210,7 +220,7 @@ def test_numbers_as_shown() -> None:
 
 
 def test_chart_data_carries_candidates_and_windows(result: dict[str, Any]) -> None:
-    data = chart_data(result, read_arms(result))
+    data = chart_data(parse_result(result), read_arms(parse_result(result)))
     assert data["leaps"]["auto"][0]["scores"] == [["0", 0.36], ["8", 0.48], ["32", 0.64], ["128", 0.02]]
     assert [s["window"] for s in data["persistence"]] == ["10", "20", "50"]
     assert data["persistence"][0]["zero"] == pytest.approx(0.5247)
@@ -303,6 +313,15 @@ def test_a_single_run_has_its_evaluations_and_no_empty_comparison() -> None:
     arm = one_run()["arms"]["run"]
     assert page.count('<tr><th scope="row">') >= len(arm["steps"])
     assert f"{arm['accuracy'][-1]:.3f}" in words
+
+
+def test_the_page_quotes_regime_and_auto_instead_of_numbers_of_its_own(result: dict[str, Any]) -> None:
+    page = render(result)
+    assert f"({MEANING['signal']})" in html.unescape(page)
+    dials = ControllerConfig()
+    for number in (OSCILLATES, dials.oscillates, dials.screen):
+        assert f"{number:g}".replace("-", "−") in page
+    assert json.loads(Page(page).data)["guides"] == [dials.screen, dials.oscillates]
 
 
 def test_an_arm_with_a_lost_target_still_compares(result: dict[str, Any]) -> None:

@@ -1,16 +1,28 @@
-"""`result.json` from records: keys, regimes, and a verdict that says no where the answer is no."""
+"""`result.json`: its keys and verdict from records, one regime for a run, and what reading an old file leaves out."""
 
 from __future__ import annotations
 
+import html
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 import lora_runs
+import synthetic_runs as synthetic
 from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.errors import InputError
+from nextrl.judge.advice import advise
+from nextrl.judge.regime import MEANING, regime_of
+from nextrl.leaps.leap import leap
 from nextrl.runs.loop import ArmRecord, ArmSettings
-from nextrl.runs.result import regime, summarise, trajectory_figures
+from nextrl.runs.report import render
+from nextrl.runs.result import FORMAT, RESULT, Result, parse_result, read_result, write_result
+from nextrl.runs.summary import summarise, summarise_run, trajectory_figures
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -53,7 +65,7 @@ def summary(plain_run: Path, **options: Any) -> dict[str, Any]:
         ArmSettings(name=n, kind=a.kind, label=n, train=TrainSettings(), eval_at=(40,))
         for n, a in arms(**options).items()
     ]
-    return summarise(arms(**options), settings, plain_run, leap_at=20, sweep=["lr-0.001"])
+    return summarise(arms(**options), settings, plain_run, leap_at=20, sweep=["lr-0.001"]).as_dict()
 
 
 def test_the_contract_s_keys_are_all_there(plain_run: Path) -> None:
@@ -90,7 +102,7 @@ def test_the_verdict_says_so_where_nothing_was_gained(plain_run: Path) -> None:
 
 def test_figures_are_the_trajectory_s_own(plain_run: Path) -> None:
     traj = Trajectory.load(plain_run)
-    figures = trajectory_figures(traj, windows=(10, 20))
+    figures = trajectory_figures(traj, windows=(10, 20)).as_dict()
     # The run has steps 10 ... 40 and begins at zero, which counts as a checkpoint.
     assert list(figures["persistence"]["10"]) == ["20", "30", "40"]
     assert list(figures["persistence"]["20"]) == ["40"]
@@ -102,9 +114,123 @@ def test_figures_are_the_trajectory_s_own(plain_run: Path) -> None:
         assert sigma[-1] == pytest.approx(float(traj.delta(module, 0, 40).singular_values()[0]), rel=1e-4)
 
 
+def measured_by_advise(traj: Trajectory) -> tuple[str, float]:
+    advice = advise(traj)
+    return advice.regime, advice.features.excess
+
+
+def straight(folder: Path, share: float) -> Path:
+    """A run whose steps hold so much of one direction, the rest noise."""
+    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
+    traj = synthetic.run(synthetic.walk(share), range(10, 161, 10), adapter_config=config)
+    for step in traj.steps:
+        leap(traj, "none", at=step).save_adapter(folder / f"checkpoint-{step}")
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.2, 5.0])
+def test_demo_run_report_and_advise_call_a_run_by_one_regime(tmp_path: Path, share: float) -> None:
+    folder = straight(tmp_path, share)
+    wanted, excess_there = measured_by_advise(Trajectory.load(folder))
+    settings = [
+        ArmSettings(name=n, kind=a.kind, label=n, train=TrainSettings(), eval_at=(40,))
+        for n, a in arms().items()
+    ]
+    compared = summarise(arms(), settings, folder, leap_at=20, sweep=["lr-0.001"])
+    plain = ArmSettings(name="run", kind="plain", label="run", train=TrainSettings(), eval_at=(40,))
+    alone = summarise_run(record("run", "plain", [0, 20], [0.3, 0.4]), plain, {}, Trajectory.load(folder))
+    assert compared.regime == alone.regime == wanted
+    for result in (compared, alone):
+        assert f"excess persistence is {excess_there:.2f} at its end: {MEANING[wanted]}" in str(
+            result.verdict
+        )
+        page = html.unescape(render(result))
+        assert f"Regime: <b>{wanted}</b> ({MEANING[wanted]})" in page
+
+
+def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
+    seen = {
+        measured_by_advise(Trajectory.load(straight(tmp_path / str(s), s)))[0] for s in (0.0, 0.6, 1.2, 5.0)
+    }
+    assert seen == {"noise", "mixed", "signal"}
+
+
+def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> None:
+    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    decided = [
+        {"step": s, "alpha": a, "excess": e, "scores": {}, "reason": "r", "learning_rate": 1e-4}
+        for s, a, e in ((10, 8.0, None), (20, 0.0, 0.9), (30, 0.0, 0.8))
+    ]
+    leapt = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
+    result = summarise_run(leapt, arm, {}, Trajectory.load(plain_run))
+    assert result.regime == regime_of(0.85) == "signal"
+    # The leap at step 10 lies between step 0 and 10: no window may span it.
+    assert list(result.trajectory.persistence["10"]) == ["30", "40"]
+
+
+def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:
+    lora_runs.write_run(tmp_path)
+    for step in lora_runs.STEPS:
+        state = {"param_groups": [{"betas": (0.5, 0.999)}]}
+        torch.save(state, tmp_path / f"checkpoint-{step}" / "optimizer.pt")
+    figures = trajectory_figures(Trajectory.load(tmp_path), windows=(10,))
+    assert figures.zero["10"] == pytest.approx(adam_persistence(10, 0.5))
+
+
+def test_what_is_written_is_read_back(plain_run: Path, tmp_path: Path) -> None:
+    result = parse_result(summary(plain_run))
+    write_result(tmp_path / RESULT, result)
+    read = read_result(tmp_path / RESULT)
+    assert read.as_dict() == summary(plain_run)
+    assert read.version == FORMAT
+    assert read.digest == Result.model_validate(summary(plain_run)).digest
+    assert render(read) == render(Result.model_validate(summary(plain_run)))
+
+
+def test_whole_numbers_and_unknown_keys_stay_as_they_are() -> None:
+    value = {
+        "arms": {"a": {"steps": [0, 10], "accuracy": [0.5, 1], "new": [1]}},
+        "seed": 3,
+        "later": {"x": 1},
+    }
+    assert json.dumps(parse_result(value).as_dict(), sort_keys=True) == json.dumps(value, sort_keys=True)
+
+
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [([0.9, 0.7], "signal"), ([0.3], "mixed"), ([0.1, -0.4], "noise"), ([], "noise"), ([0.5], "mixed")],
+    "wrong",
+    [
+        {"target": math.nan},
+        {"target": "text"},
+        {"arms": {"a": {"accuracy": [True]}}},
+        {"arms": None},
+        {"seed": [1]},
+        {"saved": {"a": {"steps": math.inf}}},
+    ],
 )
-def test_regimes(values: list[float], expected: str) -> None:
-    assert regime({"excess": {"10": dict(enumerate(values))}}) == expected
+def test_nothing_odd_is_written_though_it_is_left_out_on_reading(wrong: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {"arms": {"a": {"accuracy": [0.5]}}}
+    with pytest.raises(ValidationError):
+        Result.model_validate({**whole, **wrong})
+    if wrong.get("arms", True) is not None:
+        read = parse_result({**whole, **wrong})
+        assert "NaN" not in json.dumps(read.as_dict())
+        assert (read.target, read.seed) == (None, None)
+
+
+def test_a_file_without_a_version_is_read() -> None:
+    old = {"arms": {"plain": {"kind": "plain", "steps": [0, 10], "accuracy": [0.1, 0.2]}}, "regime": "signal"}
+    read = parse_result(old)
+    assert (read.version, read.regime, read.reach) == (None, "signal", None)
+    assert read.leaps == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "holds no result.json"), ("{", "is not JSON"), ("[]", "not an object"), ("{}", "no arms")],
+)
+def test_files_that_hold_no_result(tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / RESULT).write_text(content)
+    with pytest.raises(InputError, match=says) as error:
+        read_result(tmp_path / RESULT)
+    assert str(tmp_path) in str(error.value)

@@ -79,7 +79,7 @@ def stop(settings: RunConfig, step: int) -> Outcome:
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     """(kind of leap, folder, result) of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return request.param, out, run(config(out, request.param)).result
+    return request.param, out, run(config(out, request.param)).result.as_dict()
 
 
 def test_a_run_writes_what_it_says(whole: tuple[str, Path, Any]) -> None:
@@ -150,8 +150,8 @@ def test_a_stopped_run_goes_on_to_the_bit(whole: tuple[str, Path, Any], tmp_path
     second = run(here, say=lines.append)
     assert lines == [f"going on from step {step} of 6"]
     assert second.result is not None
-    assert figures(second.result) == figures(result)
-    assert second.result["resumed"] == [step]
+    assert figures(second.result.as_dict()) == figures(result)
+    assert second.result.resumed == [step]
     assert adapter(tmp_path / "out") == adapter(out)
     # Nothing is left of the checkpoint between two saves, and the trajectory is the unbroken run's.
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in out.iterdir()}
@@ -170,7 +170,7 @@ def test_the_clock_goes_on_too(tmp_path: Path) -> None:
     (tmp_path / "trajectory" / "checkpoint-3" / MARKER).write_text(json.dumps(marker))
     result = run(here).result
     assert result is not None
-    assert 3600 < result["arms"]["run"]["seconds"][-1] < 3600 + 100
+    assert 3600 < result.arms["run"].seconds[-1] < 3600 + 100
 
 
 BREAK: dict[str, Callable[[Path], None]] = {
@@ -225,7 +225,7 @@ def test_killed_after_its_last_checkpoint_it_only_writes_the_rest(
     again = run(here, progress=lambda name, step: steps.append(step))
     assert steps == []
     assert again.result is not None
-    assert again.result["arms"] == result["arms"]
+    assert again.result.as_dict()["arms"] == result["arms"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in out.iterdir()}
 
 
@@ -234,7 +234,7 @@ def test_a_finished_run_is_not_touched(whole: tuple[str, Path, Any]) -> None:
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != LOCK}
     again = run(config(out, kind))
     assert not again.trained
-    assert again.result == json.loads(json.dumps(result))
+    assert again.result.as_dict() == json.loads(json.dumps(result))
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != LOCK} == before
 
 

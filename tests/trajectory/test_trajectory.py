@@ -86,6 +86,12 @@ def test_step_zero_on_disk_is_used_and_unknown_starts_are_refused():
         late.delta("a", 0, 20)
 
 
+@pytest.mark.parametrize("init", ["Gaussian", "mica", "true", True])
+def test_a_start_at_zero_is_known_in_memory_as_it_is_on_disk(init):
+    late, factors = memory((10, 20), adapter_config={"init_lora_weights": init})
+    torch.testing.assert_close(late.delta("a", 0, 20).dense(), dense(factors, "a", 2.0)[1])
+
+
 def test_from_factors_checks_steps_and_load_checks_presence(tmp_path):
     with pytest.raises(InputError, match="ascending"):
         Trajectory.from_factors([20, 10], [{}, {}])

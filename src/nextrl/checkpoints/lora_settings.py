@@ -17,7 +17,13 @@ from nextrl.errors import InputError
 
 # Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa",
 # "olora", "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
-ZERO_START = {"gaussian", "eva", "orthogonal", "mica"}
+_ZERO_START = {"gaussian", "eva", "orthogonal", "mica"}
+
+
+def starts_at_zero(init: object) -> bool:
+    """Whether B A is zero at the start under this value of `init_lora_weights`, in any spelling that PEFT takes."""
+    return init is True or (isinstance(init, str) and init.lower() in _ZERO_START | {"true"})
+
 
 # Options under which the weight is no longer W_base + s B A with the stored B and A.
 NONLINEAR = {
@@ -98,8 +104,7 @@ class AdapterConfig:
     @property
     def starts_at_zero(self) -> bool:
         """True where B_0 A_0 = 0 by construction, so that W_0 is known without a checkpoint of it."""
-        init = self.raw.get("init_lora_weights", True)
-        return init is True or (isinstance(init, str) and init.lower() in ZERO_START | {"true"})
+        return starts_at_zero(self.raw.get("init_lora_weights", True))
 
     @property
     def transposed(self) -> bool:

@@ -24,7 +24,9 @@ def analyze(
     out: Annotated[Path | None, typer.Option(help="Folder for analysis.json and the plots.")] = None,
     horizon: Annotated[int | None, typer.Option(help="h of the target deltas, in steps.")] = None,
     windows: Annotated[str | None, typer.Option(help="Window lengths in steps, comma-separated.")] = None,
-    beta1: Annotated[float, typer.Option(help="Adam's beta1, for the zero point of persistence.")] = 0.9,
+    beta1: Annotated[
+        float | None, typer.Option(help="Adam's beta1, for persistence; the run's own by default, else .9.")
+    ] = None,
     plots: Annotated[str, typer.Option(help="png, svg or png,svg.")] = "png",
     layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
     base: Annotated[

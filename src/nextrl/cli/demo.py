@@ -12,6 +12,7 @@ from rich.table import Table
 from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.runs import demo as job
 from nextrl.runs.report import write_report
+from nextrl.runs.result import AccuracyAfter, Result, Saved
 
 
 def demo(
@@ -43,15 +44,15 @@ def demo(
         raise typer.Exit(130) from None
     page = write_report(result, out)
     if json_output:
-        emit_json(result)
+        emit_json(result.as_dict())
         return
     console.print(table(result))
     console.print()
-    console.print(result["verdict"], highlight=False)
+    console.print(result.verdict, highlight=False)
     console.print(f"\nThe page: {page}")
 
 
-def _watched(out: Path, what: job.Plan, *, visible: bool) -> dict[str, Any]:
+def _watched(out: Path, what: job.Plan, *, visible: bool) -> Result:
     total = sum(_steps(arm) for arm in what.arms)
     started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
     at = dict(started)
@@ -79,28 +80,23 @@ def _share(value: float | None) -> str:
     return _number(value, ".3f").removeprefix("0")
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Result) -> Table:
     """The demo's table, one row an arm; it fits a terminal of 80 columns."""
-    title = f"Target: the plain run's final accuracy, {result['target']:.3f} (seed {result['seed']})"
+    title = f"Target: the plain run's final accuracy, {result.target:.3f} (seed {result.seed})"
     view = Table(title=title, box=None, padding=(0, 0, 0, 1), pad_edge=False)
     view.add_column("arm", no_wrap=True)
     for name in ("leap", "+50", "+100", "final", "greedy", "steps", "compl.", "s", "saved"):
         view.add_column(name, justify="right", no_wrap=True)
-    for name, arm in result["arms"].items():
-        after, reach = result["after"][name], result["reach"][name]
-        saved = result["saved"].get(name, {}).get("completions")
+    for name, arm in result.arms.items():
+        after, reach = result.after.get(name, AccuracyAfter()), (result.reach or {}).get(name)
         view.add_row(
             name,
-            *(_share(after[key]) for key in ("leap", "plus50", "plus100")),
-            f"{_share(arm['accuracy'][-1])}±{_share(arm['se'][-1])}",
-            _share(arm["greedy"][-1]),
-            *(
-                (str(reach["steps"]), str(reach["completions"]), f"{reach['seconds']:.0f}")
-                if reach
-                else ("-",) * 3
-            ),
-            _number(saved, ".0%"),
-            style="bold" if arm["kind"] == "auto" else None,
+            *(_share(accuracy) for accuracy in (after.leap, after.plus50, after.plus100)),
+            f"{_share(arm.accuracy[-1])}±{_share(arm.se[-1])}",
+            _share(arm.greedy[-1]),
+            *((str(reach.steps), str(reach.completions), f"{reach.seconds:.0f}") if reach else ("-",) * 3),
+            _number(result.saved.get(name, Saved()).completions, ".0%"),
+            style="bold" if arm.kind == "auto" else None,
         )
     view.caption = (
         "leap, +50, +100: accuracy at the single leaps' step and after; steps, compl., s: spent to reach the target, "

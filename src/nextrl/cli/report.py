@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nextrl.cli.console import console, emit_json
 from nextrl.errors import InputError
 from nextrl.runs.report import write_report
+from nextrl.runs.result import RESULT, read_result
 
 
 def report(
@@ -23,34 +23,10 @@ def report(
 
     Example: nextrl report demo-out
     """
-    page = write_report(read_result(folder), folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the one that `nextrl demo` or `nextrl run` wrote")
+    page = write_report(read_result(folder / RESULT), folder)
     if as_json:
         emit_json({"report": str(page), "bytes": page.stat().st_size})
         return
     console.print(f"The page: {page}", markup=False, highlight=False, soft_wrap=True)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """What `folder/result.json` holds.
-
-    Raises:
-        InputError: the folder or the file is not there, cannot be read, or is not a JSON object.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the one that `nextrl demo` or `nextrl run` wrote")
-    path = folder / "result.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} holds no result.json: its run has not finished; run the same command again"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not JSON ({error}): rebuild it with the command that made {folder}"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not an object: it is no result of nextrl")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,11 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from nextrl.cli.console import console, emit_json, err_console, training_bar
 from nextrl.engines.ranks import launched
+from nextrl.engines.verl.config import DEFAULT_WINDOW
 from nextrl.engines.verl.segments import VerlRun
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs import config_file
 from nextrl.runs import run as job
 from nextrl.runs.config import RunConfig
+from nextrl.runs.result import Result
 from nextrl.runs.stop import StopSignal
 
 
@@ -55,7 +57,7 @@ def run(
     if outcome.result is None:
         _stopped(settings, outcome, stop, json_output)
     elif json_output:
-        emit_json(outcome.result)
+        emit_json(outcome.result.as_dict())
     else:
         _show(settings, outcome)
 
@@ -79,8 +81,8 @@ def _print(settings: RunConfig, json_output: bool) -> None:
 
 
 def _verl(settings: RunConfig) -> VerlRun:
-    """Windows are `leap.every` steps (20 by default: each pays for a start of verl)."""
-    dials = {"every": 20, **settings.leap.dials()}
+    """The run through verl, in windows of `leap.every` steps; by default long ones, each paying for a start of verl."""
+    dials = {"every": DEFAULT_WINDOW, **settings.leap.dials()}
     controller = ControllerConfig(**dials)
     return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
 
@@ -151,7 +153,7 @@ def _show(settings: RunConfig, outcome: job.Outcome) -> None:
         )
     console.print(table(outcome.result))
     console.print()
-    console.print(outcome.result["verdict"], highlight=False, markup=False)
+    console.print(outcome.result.verdict, highlight=False, markup=False)
     console.print(
         f"\nThe adapter: {out / 'final'}\nThe page: {out / 'report.html'}",
         markup=False,
@@ -160,22 +162,20 @@ def _show(settings: RunConfig, outcome: job.Outcome) -> None:
     )
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Result) -> Table:
     """Some evaluations of the run: the first, the last and up to eight between."""
-    arm = result["arms"]["run"]
-    view = Table(
-        title=f"{arm['label']} on {result['task']} (seed {result['seed']})", box=None, pad_edge=False
-    )
+    arm = result.arms["run"]
+    view = Table(title=f"{arm.label} on {result.task} (seed {result.seed})", box=None, pad_edge=False)
     for name in ("step", "accuracy", "greedy", "completions", "seconds", "learning rate"):
         view.add_column(name, justify="right")
-    count = len(arm["steps"])
+    count = len(arm.steps)
     for i in sorted({round(j * (count - 1) / 9) for j in range(10)}):
         view.add_row(
-            str(arm["steps"][i]),
-            f"{arm['accuracy'][i]:.3f} ± {arm['se'][i]:.3f}",
-            f"{arm['greedy'][i]:.3f}",
-            str(arm["completions"][i]),
-            f"{arm['seconds'][i]:.0f}",
-            f"{arm['learning_rate'][i]:.2g}",
+            str(arm.steps[i]),
+            f"{arm.accuracy[i]:.3f} ± {arm.se[i]:.3f}",
+            f"{arm.greedy[i]:.3f}",
+            str(arm.completions[i]),
+            f"{arm.seconds[i]:.0f}",
+            f"{arm.learning_rate[i]:.2g}",
         )
     return view

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nextrl.extrapolators.alphas import PAPER_ALPHAS
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.networks import TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
@@ -64,7 +65,7 @@ class NextPaper:
     reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
     tags: ClassVar[Tags] = Tags(trains=True)
-    alphas: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+    alphas: ClassVar[tuple[float, ...]] = PAPER_ALPHAS
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""

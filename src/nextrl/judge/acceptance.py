@@ -14,15 +14,6 @@ from dataclasses import dataclass, replace
 from nextrl.errors import InputError
 from nextrl.judge.paired_search import Score, Scores, grid_search, refine
 
-PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-"""The sweep of NExt's sensitivity study (arXiv 2604.11446; second-hand)."""
-
-WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Candidates for other methods: a run far below its tuned rate wants more than the paper's (docs/predictors.md)."""
-
-ALPHAS = (-0.5, *WIDE_ALPHAS)
-"""Candidates where a step back is looked at, too."""
-
 
 @dataclass(frozen=True)
 class Acceptance:

@@ -1,9 +1,9 @@
-"""What to do with a run now, from its checkpoints alone: leap, raise the rate, go on, average, or lower the
-rate.
+"""What to do with a run now, from its checkpoints alone: leap, raise its learning rate, go on, average, or lower it.
 
-`features` measures, `decide` rules on the measurements only, so that the rule can be recalibrated from a
-table of features without touching a checkpoint. The thresholds come from tiny runs (docs/advice.md: 430k
-parameters, two tasks, LoRA with Adam at a constant rate); nothing larger has been tried.
+`features` measures, `decide` rules on the measurements only, so that the rule can be recalibrated from a table of
+features without touching a checkpoint. The thresholds come from tiny runs (docs/advice.md: 430k parameters, two
+tasks, LoRA with Adam at a constant rate); nothing larger has been tried. What the excess persistence is called is
+not this module's business: `regime` says that for everybody.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ from typing import Any, Literal
 import torch
 
 from nextrl.errors import InputError
-from nextrl.judge.backtest import DEFAULT_BETA1, backtest
+from nextrl.judge.backtest import backtest
 from nextrl.judge.backtest_scores import NONE
+from nextrl.judge.regime import (
+    OSCILLATES,
+    SCATTER,
+    SIGNAL,
+    PersistenceWindow,
+    Regime,
+    displacement,
+    even_gram,
+    mean_excess,
+    recent_windows,
+    regime_of,
+)
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import even_grid, known_steps, pooled_gram
-from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
-Regime = Literal["signal", "mixed", "noise"]
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 
 
@@ -32,7 +43,6 @@ class Thresholds:
     """Where the rule turns; found on two tiny tasks at eight rates with three seeds (docs/advice.md).
 
     Attributes:
-        signal, mixed: excess persistence, mean over windows, from which the regime is called so.
         faster: excess above which a rate is too low ...
         closing: ... plus this times the share of the room left that the reward closed in its last three windows: a
             run that closes most of the room is straight because it learns, not because it is slow.
@@ -45,11 +55,9 @@ class Thresholds:
         flat: a rise of the reward, over three windows, that is no rise (the SE of a window of 10 x 128 is .014).
     """
 
-    signal: float = 0.75
-    mixed: float = 0.25
     faster: float = 0.2
     closing: float = 1.2
-    oscillates: float = -0.35
+    oscillates: float = OSCILLATES
     closing_back: float = 0.4
     learned: float = 0.1
     fall: float = 0.08
@@ -63,25 +71,8 @@ DEFAULT = Thresholds()
 RAISE: dict[Regime, float] = {"signal": 3.0, "mixed": 2.0, "noise": 2.0}
 # After an overshoot: `auto` divides by three. A ruined run was 10 to 40 times too high in the lab.
 LOWER, START_OVER = 1 / 3, 1 / 10
-SCATTER = 0.2  # of a single excess value (docs/design.md, persistence and its zero point)
-WINDOWS = (1, 2, 5)  # in checkpoint spacings
 # Methods that advice may rest on: cheap, and none of them trains.
 CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
-
-
-@dataclass(frozen=True)
-class Window:
-    """Persistence over one window length at the end of the run.
-
-    Attributes:
-        steps: window length. c: cosine of the last two windows. c0: what Adam's momentum alone gives.
-        e: the excess (c - c0) / (1 - c0).
-    """
-
-    steps: int
-    c: float
-    c0: float
-    e: float
 
 
 @dataclass(frozen=True)
@@ -89,17 +80,22 @@ class AdviceFeatures:
     """Everything that `decide` looks at; plain numbers, so a table of them can be stored.
 
     Attributes:
-        step: T. windows: persistence by window length. beta1: Adam's. beta1_known: read from optimizer.pt.
-        drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, may be
-            negative.
+        step: the run's last step T.
+        windows: persistence at the end of the run, by window length.
+        beta1: Adam's first momentum coefficient.
+        beta1_known: whether it was read from the run's optimizer.pt.
+        drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
         recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
-        backtested: whether there was a backtest. control: what "not leaping" was best there.
-        reward: mean of the last window, best: of the best window, rise: over the last three windows, first: of
-            the first window; None if no rewards were logged.
+        backtested: whether there was a backtest.
+        control: the way of not leaping that did best there.
+        reward: mean reward of the last window, None (like the next three) if no rewards were logged.
+        best: mean reward of the best window.
+        rise: rise of the reward over the last three windows.
+        first: mean reward of the first window.
     """
 
     step: int
-    windows: tuple[Window, ...]
+    windows: tuple[PersistenceWindow, ...]
     beta1: float
     beta1_known: bool
     drift_to_noise: float
@@ -139,7 +135,7 @@ class AdviceFeatures:
     @property
     def excess(self) -> float:
         """Mean excess over the windows."""
-        return sum(w.e for w in self.windows) / len(self.windows)
+        return mean_excess(self.windows)
 
 
 @dataclass(frozen=True)
@@ -147,10 +143,13 @@ class Advice:
     """What to do.
 
     Attributes:
-        regime: "signal" (the path keeps its direction), "mixed", "noise" (no more than Adam's memory).
-        advice: the action. confidence: "low", "medium" or "high".
-        method, horizon: of the leap advised, None otherwise. factor: to multiply the learning rate by, None
-            where it should stay. reasons: sentences with figures. features: the measurements.
+        regime: "signal", "mixed" or "noise", as `regime.MEANING` explains them.
+        advice: the action.
+        confidence: "low", "medium" or "high".
+        reasons: sentences with figures.
+        features: the measurements.
+        method, horizon: of the leap advised, None where none is.
+        factor: what to multiply the learning rate by, None where it should stay.
     """
 
     regime: Regime
@@ -203,7 +202,12 @@ def features(traj: Trajectory) -> AdviceFeatures:
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    windows, drift = _geometry(traj, used)
+    gram = even_gram(traj)
+    windows = recent_windows(gram, traj.spacing, used)
+    if not windows:
+        raise InputError(
+            f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
+        )
     tested = _backtest(traj)
     reward, best, rise, first = _rewards(traj)
     return AdviceFeatures(
@@ -211,7 +215,7 @@ def features(traj: Trajectory) -> AdviceFeatures:
         windows,
         used,
         beta1 is not None,
-        drift,
+        _drift_to_noise(gram),
         *tested,
         reward=reward,
         best=best,
@@ -220,38 +224,15 @@ def features(traj: Trajectory) -> AdviceFeatures:
     )
 
 
-def _geometry(traj: Trajectory, beta1: float) -> tuple[tuple[Window, ...], float]:
-    """Persistence by window and drift against noise, from the Gram matrix of the run on an even grid."""
-    grid, k = even_grid(traj), traj.spacing
-    gram = grid @ pooled_gram(traj) @ grid.mT
-    windows = []
-    for count in WINDOWS:
-        if 2 * count >= len(grid):
-            continue
-        late = _difference(len(grid), -1 - count, -1)
-        early = _difference(len(grid), -1 - 2 * count, -1 - count)
-        size = math.sqrt(max(0.0, float(late @ gram @ late) * float(early @ gram @ early)))
-        if size > 0:
-            c, c0 = float(late @ gram @ early) / size, adam_persistence(count * k, beta1)
-            windows.append(Window(count * k, c, c0, excess(c, c0)))
-    if not windows:
-        raise InputError(
-            f"the adapter does not move in the last {2 * k} steps: there is nothing to advise on"
-        )
-    half = list(range(len(grid) // 2, len(grid)))
-    moves = torch.stack([_difference(len(grid), i - 1, i) for i in half])
+def _drift_to_noise(gram: torch.Tensor) -> float:
+    """|mean window|^2 over the windows' scatter, over the last half of an even grid's (G, G) inner products."""
+    size = len(gram)
+    moves = torch.stack([displacement(size, i - 1, i) for i in range(size // 2, size)])
     inner = moves @ gram @ moves.mT
-    n, mean_square = len(half), float(inner.mean())
+    n, mean_square = len(moves), float(inner.mean())
     noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
     drift = (mean_square - noise / n) / noise if noise > 0 else math.inf
-    return tuple(windows), min(drift, 1e6)
-
-
-def _difference(size: int, start: int, stop: int) -> torch.Tensor:
-    c = torch.zeros(size, dtype=torch.float64)
-    c[stop] += 1.0
-    c[start] -= 1.0
-    return c
+    return min(drift, 1e6)
 
 
 def _backtest(traj: Trajectory) -> tuple[str, int, float, float, bool, str]:
@@ -290,7 +271,7 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
         thresholds: where it turns.
     """
     t = thresholds
-    regime: Regime = "signal" if f.excess > t.signal else "mixed" if f.excess > t.mixed else "noise"
+    regime = regime_of(f.excess)
     reasons = [_persistence_sentence(f)]
     danger = _too_high(f, t)
     if danger:
@@ -312,7 +293,7 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
             f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}. "
             f"Validate the step length (0, 2, 8); if it holds, multiply the rate by about {factor:g}."
         )
-        sure = "high" if f.excess > t.signal + SCATTER / 2 and f.skill > 0.5 else "medium"
+        sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
         return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor)
     reasons.append(f"A rate about {factor:g} times higher would use that direction.")
     if f.backtested and f.recommended == NONE:
@@ -373,7 +354,7 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
         reasons.append(
             f"The reward is flat ({f.rise:+.2f} over the last windows): average the last checkpoints."
         )
-    return Advice("noise", "average", _sure(f, t), tuple(reasons), f, method="lawa")
+    return Advice(regime, "average", _sure(f, t), tuple(reasons), f, method="lawa")
 
 
 def _sure(f: AdviceFeatures, t: Thresholds) -> str:

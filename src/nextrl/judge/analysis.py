@@ -1,5 +1,4 @@
-"""What a run's path looks like: dominance, directions, linearity, persistence, drift and noise, by module
-too.
+"""What a run's path looks like, as a whole and by module: dominance, directions, linearity, persistence, noise.
 
 `analyze` computes an `Analysis` from a trajectory; `analysis_figures` draws it (also for the report page).
 """
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from nextrl.errors import InputError
 from nextrl.nested import json_ready
+from nextrl.trajectory import trainer_log
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.precision import WARN_ABOVE, noise_share
 from nextrl.trajectory.spectra import KINDS, Spectrum, map_modules, module_spectra
@@ -60,22 +60,32 @@ class ModuleAnalysis:
 
 @dataclass
 class Analysis:
-    """All of a run; dictionaries over steps hold only the steps where the number is defined."""
+    """All of a run; dictionaries over steps hold only the steps where the number is defined.
+
+    Attributes:
+        energy_share: kind of delta -> k -> step -> share of the squared norm in the first k directions, all modules.
+        persistence: window -> step -> cosine of the two windows that end there.
+        excess: the same, as the excess over `zero`.
+        noisy: module -> storage noise over the top singular value of its last local delta, where that is too much.
+        beta1: Adam's first momentum coefficient, behind `zero`.
+        zero: window -> the cosine that Adam's momentum alone gives.
+    """
 
     steps: tuple[int, ...]
     horizon: int
     modules: list[ModuleAnalysis]
-    energy_share: dict[str, dict[int, dict[int, float]]]  # kind -> k -> step -> share over all modules
+    energy_share: dict[str, dict[int, dict[int, float]]]
     line: Line
-    persistence: dict[int, dict[int, float]]  # window -> step -> cosine
+    persistence: dict[int, dict[int, float]]
     excess: dict[int, dict[int, float]]
     predictability: dict[int, float]
     drift: DriftNoise | None
-    noisy: dict[str, float]  # module -> storage noise / sigma_1 of the last local delta
+    noisy: dict[str, float]
+    beta1: float
+    zero: dict[int, float]
 
     def mean_cosine(self, kind: str, which: int) -> dict[int, float]:
-        """step -> mean over modules of one of the four cosines (0, 1: u, v with previous; 2, 3: with
-        last)."""
+        """step -> mean over modules of one of four cosines: of u, v with the previous (0, 1), with the last (2, 3)."""
         found: dict[int, list[float]] = {}
         for module in self.modules:
             for step, values in module.cosines[kind].items():
@@ -120,7 +130,7 @@ def analyze(
     *,
     horizon: int | None = None,
     windows: Sequence[int] | None = None,
-    beta1: float = 0.9,
+    beta1: float | None = None,
     workers: int | None = None,
 ) -> Analysis:
     """Everything of `Analysis` from the checkpoints of a run.
@@ -129,7 +139,8 @@ def analyze(
         traj: at least two checkpoints; W_0 known.
         horizon: h of the target deltas, in steps; five spacings by default.
         windows: window lengths for persistence, in steps; 1, 2, 5, 10 spacings by default.
-        beta1: Adam's, for the zero point of persistence.
+        beta1: Adam's first momentum coefficient, for the zero point of persistence; None: the run's own where its
+            trainer left it, else `DEFAULT_BETA1`.
         workers: threads.
 
     Raises:
@@ -155,7 +166,8 @@ def analyze(
         for kind, spectrum in spectra.items():
             energy[kind].add(spectrum)
     table = {w: row for w, row in persistence_table(total, traj.steps, lengths).items() if row}
-    zero = {w: adam_persistence(w, beta1) for w in table}
+    used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
+    zero = {w: adam_persistence(w, used) for w in table}
     return Analysis(
         traj.steps,
         h,
@@ -167,6 +179,8 @@ def analyze(
         predictability(total, traj.steps),
         drift_and_noise(total, traj.steps),
         noisy,
+        used,
+        zero,
     )
 
 

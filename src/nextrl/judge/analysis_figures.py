@@ -1,5 +1,4 @@
-"""The figures of an analysis. Takes an `Analysis`, returns matplotlib figures; writes nothing, needs no
-display."""
+"""The figures of an analysis: takes an `Analysis`, returns matplotlib figures. Writes nothing, needs no display."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nextrl.judge.analysis import Analysis, analyze
-from nextrl.trajectory.persistence import adam_persistence
+from nextrl.judge.regime import MIXED, OSCILLATES
 from nextrl.trajectory.trajectory import Trajectory
 
 COLOURS = {"global": "#1f5fa8", "local": "#c8553d", "target": "#3a7d44"}
@@ -55,8 +54,7 @@ def dominance(a: Analysis) -> Figure:
 
 
 def directions(a: Analysis) -> Figure:
-    """Do the first left and right vectors turn? Mean |cosine| with the previous and with the last
-    checkpoint."""
+    """Whether the first left and right vectors turn: mean |cosine| with the previous and with the last checkpoint."""
     figure, axes = _axes(2)
     titles = ("with the previous checkpoint's", "with the last one's")
     for axis, first, title in zip(axes, (0, 2), titles, strict=True):
@@ -75,13 +73,18 @@ def persistence(a: Analysis) -> Figure:
     figure, (left, right) = _axes(2)
     for (window, row), colour in zip(a.persistence.items(), WINDOW_COLOURS, strict=False):
         _plot(left, row, color=colour, label=f"{window} steps")
-        left.axhline(adam_persistence(window), color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
+        left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
         _plot(right, a.excess[window], color=colour, label=f"{window} steps")
-    left.set(title="Persistence (dashed: Adam's memory alone, $\\beta_1=.9$)", xlabel="step", ylabel="cosine")
+    left.set(
+        title=f"Persistence (dashed: Adam's memory alone, $\\beta_1={a.beta1:g}$)",
+        xlabel="step",
+        ylabel="cosine",
+    )
     left.title.set_fontsize(10)
     left.set_ylim(-1.02, 1.02)
     right.set(title="Excess over Adam's memory", xlabel="step", ylabel="excess")
-    right.axhspan(-0.25, 0.25, color="#999999", alpha=0.15, linewidth=0)
+    # The band of the regime "noise", down to where the run oscillates.
+    right.axhspan(OSCILLATES, MIXED, color="#999999", alpha=0.15, linewidth=0)
     right.axhline(0, color="#555555", linewidth=0.8)
     right.set_ylim(top=1.02)
     if a.persistence:

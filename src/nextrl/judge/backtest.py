@@ -29,7 +29,7 @@ from nextrl.extrapolators import (
     resolve,
     tags_of,
 )
-from nextrl.judge.backtest_scores import NONE, HorizonScores, MethodScore, Outcome
+from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
@@ -40,7 +40,6 @@ from nextrl.trajectory.trajectory import Trajectory
 NOT_BY_DEFAULT = ("next-paper",)
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
-DEFAULT_BETA1 = 0.9
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,13 @@ def backtest(
 
     Args:
         traj: the run.
-        horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long
-            enough.
-        methods: names, a comma-separated string, or methods; all but `next-paper` by default. `none` is
-            always in.
+        horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
+        methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
         max_origins: the latest so many origins are used: what held early in a run need not hold now.
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never
-            moves.
+        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never moves.
     """
     chosen = _methods(methods)
     horizons = _horizons(traj, horizon)
@@ -144,8 +140,7 @@ def backtest(
 
 
 def origins_for(traj: Trajectory, horizon: int) -> list[tuple[int, int]]:
-    """(t, t') for each origin with a checkpoint t' within half a spacing of t + horizon, and one to look back
-    on."""
+    """(t, t') for each origin t that has as long a past: t' is a checkpoint within half a spacing of t + horizon."""
     slack, known = traj.spacing / 2, known_steps(traj)
     pairs = []
     for t in traj.steps:
@@ -196,14 +191,13 @@ def _at_horizon(
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
         raise InputError(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
-    beta1 = trainer_log.adam_beta1(traj)
-    c0 = adam_persistence(horizon, DEFAULT_BETA1 if beta1 is None else beta1)
+    c0 = adam_persistence(horizon, trainer_log.beta1_or_default(traj))
     pooled = torch.stack(list(grams.values())).sum(0)
     skills = {t: _not_leaping(traj, pooled, t, later, c0) for t, later in pairs}
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
     scores, skipped = {}, {}
     for method in methods:
-        outcomes: dict[int, dict[str, Outcome]] = {}
+        outcomes: dict[int, dict[str, ForecastScore]] = {}
         tried = pairs[-TRAINED_ORIGINS:] if tags_of(method).trains else pairs
         for t, later in tried:
             try:
@@ -219,11 +213,11 @@ def _at_horizon(
 
 
 def _score(
-    outcomes: Mapping[int, Mapping[str, Outcome]], control: Mapping[int, float], horizon: int
+    outcomes: Mapping[int, Mapping[str, ForecastScore]], control: Mapping[int, float], horizon: int
 ) -> MethodScore:
-    zero = Outcome(0.0, 0.0, 0.0)
+    zero = ForecastScore(0.0, 0.0, 0.0)
     whole = {t: sum(by_module.values(), zero) for t, by_module in outcomes.items()}
-    by_type: dict[str, Outcome] = {}
+    by_type: dict[str, ForecastScore] = {}
     for by_module in outcomes.values():
         for module, outcome in by_module.items():
             kind = module.rsplit(".", 1)[-1]
@@ -237,17 +231,17 @@ def _score(
 
 def _compare(
     traj: Trajectory, gram: Tensor, module: str, prediction: Prediction, t: int, later: int
-) -> Outcome:
+) -> ForecastScore:
     """Prediction against fact for one module; combinations never leave the Gram matrix."""
     actual = _actual(traj, gram, t, later)
     if isinstance(prediction, CombinationOfCheckpoints):
         c = torch.zeros(len(traj.steps), dtype=torch.float64)
         own = prediction.coefficients(module)
         c[: len(own)] = own
-        return Outcome(float(c @ gram @ _move(traj, t, later)), float(c @ gram @ c), actual)
+        return ForecastScore(float(c @ gram @ _move(traj, t, later)), float(c @ gram @ c), actual)
     predicted: LowRank = prediction.delta(module)
     inner = float(predicted.inner(traj.delta(module, t, later)))
-    return Outcome(inner, float(predicted.norm()) ** 2, actual)
+    return ForecastScore(inner, float(predicted.norm()) ** 2, actual)
 
 
 def _move(traj: Trajectory, t: int, later: int) -> Tensor:

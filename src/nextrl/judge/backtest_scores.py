@@ -14,27 +14,31 @@ from typing import Any
 NONE = "none"
 # A gain in skill below this is not worth the price of a leap (a search costs a few steps' completions).
 LEAST_GAIN = 0.05
-# How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one
-# method; # going back is beaten by the best of several controls, which makes the test stricter than that.
+# How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one method. The
+# gain is taken over the best of several controls, which makes the test stricter than that.
 STANDARD_ERRORS = 2.0
 # With fewer than two independent origins no spread can be measured; then this much skill is asked for.
 UNSEEN_SPREAD = 0.25
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ForecastScore:
     """One method at one origin, in Frobenius inner products over modules (float).
 
     Attributes:
-        inner: <predicted, actual>. predicted: |predicted|^2. actual: |actual|^2.
+        inner: <predicted, actual>.
+        predicted: |predicted|^2.
+        actual: |actual|^2.
     """
 
     inner: float
     predicted: float
     actual: float
 
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(self.inner + other.inner, self.predicted + other.predicted, self.actual + other.actual)
+    def __add__(self, other: ForecastScore) -> ForecastScore:
+        return ForecastScore(
+            self.inner + other.inner, self.predicted + other.predicted, self.actual + other.actual
+        )
 
     @property
     def cosine(self) -> float:
@@ -63,15 +67,14 @@ class MethodScore:
     """One method over all origins where it could be fitted.
 
     Attributes:
-        outcomes: origin -> outcome over all modules.
+        outcomes: origin -> how the forecast did over all modules.
         by_type: layer type ("q_proj") -> the outcomes of all origins, summed.
-        gain: mean advantage in skill over the best way of not leaping, and its standard error (nan: too few
-            independent origins).
-        error: that standard error.
+        gain: mean advantage in skill over the best way of not leaping.
+        error: standard error of the gain; NaN with too few independent origins.
     """
 
-    outcomes: Mapping[int, Outcome]
-    by_type: Mapping[str, Outcome]
+    outcomes: Mapping[int, ForecastScore]
+    by_type: Mapping[str, ForecastScore]
     gain: float
     error: float
 
@@ -112,10 +115,12 @@ class HorizonScores:
     """All methods at one horizon.
 
     Attributes:
-        horizon: h in steps. origins: the t that were tried. methods: name -> scores.
+        horizon: h in steps.
+        origins: the steps t that were tried.
+        methods: name -> scores.
         skipped: name -> why a method could not be fitted at any origin.
-        going_back: the best control of "stay", "average" (the last h steps), "mean" (all of the past) and
-            "start".
+        control: the way of not leaping that did best: "stay", "average" (the last h steps), "mean" (all of the
+            past), "start", or "momentum" (what Adam's momentum carries on by itself).
     """
 
     horizon: int

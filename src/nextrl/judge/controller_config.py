@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance
+from nextrl.judge.regime import DEFAULT_WINDOW
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ControllerConfig:
         search: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
     """
 
-    every: int = 10
+    every: int = DEFAULT_WINDOW
     beta1: float | None = None
     screen: float = 0.25
     oscillates: float = -0.4

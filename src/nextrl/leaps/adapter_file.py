@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.lora_settings import ZERO_START
+from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.checkpoints.naming import PEFT_PREFIX, natural
 from nextrl.errors import InputError
 from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
@@ -99,7 +99,7 @@ def _new_rank(
 def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
     """PiSSA and its kind take B_0 A_0, computed anew from the rank, out of the base whenever they are loaded."""
     init = traj.adapter_config.get("init_lora_weights", True)
-    if not isinstance(init, str) or init.lower() in ZERO_START:
+    if not isinstance(init, str) or starts_at_zero(init):
         return
     for module, rank in ranks.items():
         if rank != traj.shape(module)[2]:
@@ -128,7 +128,8 @@ def _stem(traj: Trajectory, module: str) -> str:
 def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     """The run's `adapter_config.json` with ranks and alphas set so that every scaling stays what it was."""
     config: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, **traj.adapter_config}
-    if str(config.get("init_lora_weights", True)).lower() in ZERO_START:
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and starts_at_zero(init):
         # The weights are given, so how they once began does not matter; "orthogonal" would refuse a new rank.
         config["init_lora_weights"] = True
     scalings = {_stem(traj, module): traj.scaling(module) for module in traj.modules}

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
 from nextrl.judge.decision import DecisionRecord
+from nextrl.judge.regime import DEFAULT_WINDOW
+from nextrl.leaps.leap import DEFAULT_HORIZON
 
 Kind = Literal["plain", "control", "leap", "auto"]
 Progress = Callable[[str, int], None]
@@ -36,7 +38,7 @@ class LeapSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: str
-    horizon: int = Field(50, ge=1)
+    horizon: int = Field(DEFAULT_HORIZON, ge=1)
     alphas: tuple[float, ...]
     prompts: int = Field(128, ge=2)
     at: tuple[int, ...] = ()
@@ -73,7 +75,7 @@ class ArmSettings(BaseModel):
     merge: bool = False
     leap: LeapSettings | None = None
     auto: bool = False
-    window: int = Field(10, ge=1)
+    window: int = Field(DEFAULT_WINDOW, ge=1)
     prompts: int = Field(64, ge=2)
     dials: dict[str, Any] = {}
     save: bool = False

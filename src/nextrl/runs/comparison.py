@@ -1,74 +1,61 @@
 """What a set of arms says: who reached the target at what cost, net of everything the leaps took.
 
-Pure arithmetic on `ArmRecord`s. The target is the plain run's accuracy at its end; an arm reaches it at its first
-evaluation that is at least as good. Costs are completions (training and search) and seconds (fit and search
-included, evaluation not); steps charge a search at its completions over those of a step.
+Pure arithmetic on `ArmRecord`s, into the parts of a `Result`. The target is the plain run's accuracy at its end; an
+arm reaches it at its first evaluation that is at least as good. Costs are completions (training and search) and seconds
+(fit and search included, evaluation not); steps charge a search at its completions over those of a training step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from nextrl.runs.arm import ArmRecord
+from nextrl.runs.result import AccuracyAfter, LeapEntry, Saved, SearchCosts, Spent
+
+NOTHING_SAVED = Saved(steps=None, completions=None, seconds=None)
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What an arm had spent when it reached the target: optimizer steps, completions, seconds."""
-
-    steps: int
-    completions: int
-    seconds: float
-
-
-def reach(record: ArmRecord, target: float) -> Reach | None:
+def reach(record: ArmRecord, target: float) -> Spent | None:
     """Costs at the first evaluation with accuracy >= target, or None."""
-    for i, accuracy in enumerate(record.accuracy):
-        if accuracy >= target:
-            return Reach(record.steps[i], record.completions[i], record.seconds[i])
-    return None
+    index = _first_at(record, target)
+    if index is None:
+        return None
+    return Spent(
+        steps=record.steps[index], completions=record.completions[index], seconds=record.seconds[index]
+    )
 
 
-def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int) -> dict[str, float | None]:
+def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int) -> Saved:
     """Fractions saved against the plain run's whole cost; None each where the target was not reached.
 
-    `steps` charges the search: completions spent on it, over `per_step` completions a step.
+    `steps` charges the search: completions spent on it, over `per_step` completions per step.
     """
-    at = reach(record, target)
-    if at is None:
-        return {"steps": None, "completions": None, "seconds": None}
-    charged = at.completions / per_step
-    return {
-        "steps": 1 - charged / plain.steps[-1],
-        "completions": 1 - at.completions / plain.completions[-1],
-        "seconds": 1 - at.seconds / plain.seconds[-1],
-    }
+    return _saved(record, plain, target, per_step, times=1)
 
 
-def after(record: ArmRecord, start: int) -> dict[str, float | None]:
+def after(record: ArmRecord, start: int) -> AccuracyAfter:
     """Accuracy right after the leap at `start`, 50 and 100 steps on."""
 
     def at(step: int) -> float | None:
         return record.accuracy[record.steps.index(step)] if step in record.steps else None
 
-    return {"leap": at(start), "plus50": at(start + 50), "plus100": at(start + 100)}
+    return AccuracyAfter(leap=at(start), plus50=at(start + 50), plus100=at(start + 100))
 
 
-def costs(record: ArmRecord, per_step: int) -> dict[str, float]:
-    """What fit and search took: seconds, completions, equivalents of training steps (completions over a step's)."""
-    return {
-        "fit_seconds": round(record.fit_seconds, 3),
-        "search_completions": record.search_completions,
-        "search_seconds": round(record.search_seconds - record.fit_seconds, 3),
-        "step_equivalents": round(record.search_completions / per_step, 2),
-    }
+def costs(record: ArmRecord, per_step: int) -> SearchCosts:
+    """What fits and searches took, in seconds, completions, and the training steps that these would have paid for."""
+    return SearchCosts(
+        fit_seconds=round(record.fit_seconds, 3),
+        search_completions=record.search_completions,
+        search_seconds=round(record.search_seconds - record.fit_seconds, 3),
+        step_equivalents=round(record.search_completions / per_step, 2),
+    )
 
 
-def leaps(record: ArmRecord) -> list[dict[str, Any]]:
-    """Every decision of an arm that cost something or moved something."""
-    return [{**d.model_dump(mode="json"), "accepted": d.accepted} for d in record.decisions if d.asked]
+def leaps(record: ArmRecord) -> list[LeapEntry]:
+    """The decisions of an arm that cost something or moved something, and those that a named method was asked for."""
+    asked = [decision for decision in record.decisions if decision.asked]
+    return [LeapEntry(**decision.model_dump(mode="json"), accepted=decision.accepted) for decision in asked]
 
 
 def best_rate(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float) -> str | None:
@@ -76,25 +63,38 @@ def best_rate(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float
     runs = [name for name in sweep if name in arms]
     if not runs:
         return None
-    reached = {name: at.completions for name in runs if (at := reach(arms[name], target)) is not None}
+    reached = {
+        name: arms[name].completions[index]
+        for name in runs
+        if (index := _first_at(arms[name], target)) is not None
+    }
     if reached:
         return min(reached, key=lambda name: reached[name])
     return max(runs, key=lambda name: arms[name].accuracy[-1])
 
 
-def sweep_charged(
-    arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float, per_step: int
-) -> dict[str, float | None]:
+def sweep_charged(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float, per_step: int) -> Saved:
     """Saved by tuning the rate when the sweep is paid for: all its runs in lockstep until the best is there."""
     best = best_rate(arms, sweep, target)
-    plain = arms["plain"]
-    at = reach(arms[best], target) if best else None
-    if at is None:
-        return {"steps": None, "completions": None, "seconds": None}
+    if best is None:
+        return NOTHING_SAVED
     runs = sum(name in arms for name in sweep)
-    completions = at.completions * runs
-    return {
-        "steps": 1 - completions / per_step / plain.steps[-1],
-        "completions": 1 - completions / plain.completions[-1],
-        "seconds": 1 - at.seconds * runs / plain.seconds[-1],
-    }
+    return _saved(arms[best], arms["plain"], target, per_step, times=runs)
+
+
+def _first_at(record: ArmRecord, target: float) -> int | None:
+    """Index of the first evaluation with accuracy >= target, or None."""
+    return next((i for i, accuracy in enumerate(record.accuracy) if accuracy >= target), None)
+
+
+def _saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int, *, times: int) -> Saved:
+    """What is left of the plain run's cost when `times` runs like this one were paid for up to the target."""
+    index = _first_at(record, target)
+    if index is None:
+        return NOTHING_SAVED
+    completions, seconds = record.completions[index] * times, record.seconds[index] * times
+    return Saved(
+        steps=1 - completions / per_step / plain.steps[-1],
+        completions=1 - completions / plain.completions[-1],
+        seconds=1 - seconds / plain.seconds[-1],
+    )

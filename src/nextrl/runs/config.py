@@ -22,8 +22,11 @@ from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
-from nextrl.judge.acceptance import PAPER_ALPHAS, WIDE_ALPHAS, stages_up_to
+from nextrl.extrapolators.alphas import candidate_alphas
+from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.regime import DEFAULT_WINDOW
+from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.nested import dotted
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.tasks import base
@@ -68,10 +71,14 @@ class LeapSection(BaseModel):
         None, description="a named method's steps, multiples of train.save_every"
     )
     every: int | None = Field(
-        None, ge=1, description="the same as a period; for `auto` the length of its windows (10)"
+        None,
+        ge=1,
+        description=f"the same as a period; for `auto` the length of its windows ({DEFAULT_WINDOW})",
     )
     horizon: int | None = Field(
-        None, ge=1, description="steps ahead; null: half the way between two leaps, 50 at most"
+        None,
+        ge=1,
+        description=f"steps ahead; null: half the way between two leaps, {DEFAULT_HORIZON} at most",
     )
     alpha: float | Literal["auto"] = Field(
         "auto", description="`auto`: searched on validation prompts; a number: taken without asking"
@@ -241,7 +248,7 @@ class RunConfig(BaseModel):
         if self.leap.horizon is not None:
             return self.leap.horizon
         k = self.train.save_every
-        return max(k, min(50, self._shortest_gap() // 2) // k * k)
+        return max(k, min(DEFAULT_HORIZON, self._shortest_gap() // 2) // k * k)
 
     def evaluations(self) -> tuple[int, ...]:
         """Steps at which accuracy is measured, the start apart."""
@@ -258,16 +265,15 @@ class RunConfig(BaseModel):
         if kind == "auto":
             more = {
                 "auto": True,
-                "window": leap.every or 10,
+                "window": leap.every or DEFAULT_WINDOW,
                 "prompts": leap.prompts or 64,
                 "dials": leap.dials(),
             }
         elif kind == "leap":
-            wide = PAPER_ALPHAS if leap.method == "next-paper" else WIDE_ALPHAS
             more["leap"] = LeapSettings(
                 method=leap.method,
                 horizon=self.horizon(),
-                alphas=wide if leap.alpha == "auto" else (leap.alpha,),
+                alphas=candidate_alphas(leap.method) if leap.alpha == "auto" else (leap.alpha,),
                 prompts=leap.prompts or 128,
                 at=self.leap_steps(),
                 search=leap.alpha == "auto",

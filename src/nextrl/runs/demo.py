@@ -1,6 +1,6 @@
 """The main job on the embedded default: a cautious run, its leaps, its controls, and an honest verdict.
 
-`arms` says what is compared, `run` trains the arms in two processes side by side and returns the result. An arm
+`demo_plan` says what is compared; `run` trains the arms in two processes side by side and returns the result. An arm
 that is finished on disk is not run again, so a stopped demo goes on where it was.
 """
 
@@ -15,121 +15,22 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.trainer import OptimizerName, TrainSettings
 from nextrl.errors import InputError
-from nextrl.judge.acceptance import PAPER_ALPHAS, WIDE_ALPHAS
-from nextrl.runs.loop import (
-    ArmRecord,
-    ArmSettings,
-    LeapSettings,
-    one_thread,
-    run_arm,
-    settings_hash,
-    temperature_control,
-)
-from nextrl.runs.result import summarise
+from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
+from nextrl.runs.demo_plan import Plan, plan
+from nextrl.runs.loop import one_thread, run_arm, temperature_control
+from nextrl.runs.result import RESULT, Result, write_result
+from nextrl.runs.summary import summarise
 
-CAUTIOUS = 5e-5
-SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-LEAP_METHODS = ("linear", "secant", "window", "factors", "lawa", "next-paper", "next")
+__all__ = ["Plan", "Watcher", "claim", "plan", "run"]
+
 _NEEDED_BYTES = 300 * 1024**2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the demo runs.
-
-    Attributes:
-        arms: in the order in which they start; "plain" first.
-        leap_at: the plain run's step that single leaps start from.
-        sweep: names of the learning-rate controls.
-    """
-
-    arms: tuple[ArmSettings, ...]
-    leap_at: int
-    sweep: tuple[str, ...]
-
-
-def _evaluations(last: int, first: int = 0) -> tuple[int, ...]:
-    """Every 10 steps up to 100 and every 20 after, from `first` to `last`."""
-    steps = [s for s in range(first, last + 1) if s > first and s % (10 if s <= 100 else 20) == 0]
-    return tuple(sorted({*steps, last}))
-
-
-def _leap_settings(method: str, horizon: int) -> LeapSettings:
-    """A leap by the papers' rule (the best mean); NExt as published keeps the paper's own range of alpha."""
-    alphas = PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS
-    return LeapSettings(method=method, horizon=horizon, alphas=alphas, accept="argmax")
-
-
-def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) -> Plan:
-    """The arms of the demo; `quick` has fewer and shorter ones."""
-    total, control_steps, leap_at, on = (160, 80, 80, 40) if quick else (400, 200, 200, 100)
-    rates = (5e-4, 1e-3) if quick else SWEEP
-    methods = ("secant", "next") if quick else LEAP_METHODS
-
-    def train(steps: int, learning_rate: float = rate, optimizer: OptimizerName = "adamw") -> TrainSettings:
-        return TrainSettings(steps=steps, learning_rate=learning_rate, seed=seed, optimizer=optimizer)
-
-    def arm(name: str, kind: Any, label: str, settings: TrainSettings, **more: Any) -> ArmSettings:
-        evaluations = more.pop("eval_at", _evaluations(settings.steps, more.get("start", 0)))
-        return ArmSettings(
-            name=name, kind=kind, label=label, task=task, train=settings, eval_at=evaluations, **more
-        )
-
-    wanted = [
-        arm("plain", "plain", f"plain, lr {rate:g} (as configured)", train(total), save=True),
-        arm("auto", "auto", f"auto, from lr {rate:g}", train(control_steps), auto=True),
-    ]
-    sweep = {
-        f"lr-{r:g}": arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", train(control_steps, r), save=True)
-        for r in rates
-    }
-    wanted += sweep.values()
-    free: tuple[tuple[OptimizerName, str], ...] = (
-        ("prodigy-schedulefree", "Prodigy + schedule-free"),
-        ("mechanic", "Mechanic around AdamW"),
-    )
-    wanted += [
-        arm(n, "control", label, train(control_steps, rate, n)) for n, label in free[: 1 if quick else 2]
-    ]
-    end = leap_at + on
-    wanted += [
-        arm(
-            method,
-            "leap",
-            f"{method}, one leap at {leap_at}",
-            train(end),
-            start=leap_at,
-            eval_at=tuple(sorted({leap_at + s for s in (20, 50, on) if s <= on})),
-            leap=_leap_settings(method, 20 if quick else 50),
-        )
-        for method in methods
-    ]
-    if not quick:
-        restart = train(end)
-        wanted.append(
-            arm(
-                "restart",
-                "control",
-                f"restart at {leap_at}",
-                restart,
-                start=leap_at,
-                merge=True,
-                eval_at=(20, 50, on),
-            )
-        )
-    wanted.append(
-        arm("temperature", "control", "plain at lower temperature", train(end), start=leap_at, eval_at=())
-    )
-    return Plan(tuple(wanted), leap_at, tuple(sweep))
 
 
 def claim(out: Path, what: Plan) -> None:
@@ -202,8 +103,8 @@ def _work(arm: ArmSettings, out: Path) -> ArmRecord:
 Watcher = Callable[[str, int], None]
 
 
-def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> dict[str, Any]:
-    """Train every arm and write `out/result.json`; returns what it holds.
+def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> Result:
+    """Train every arm, write `out/result.json`, and return what it holds.
 
     Args:
         watch: called with an arm's name and its latest step as training goes on.
@@ -224,7 +125,7 @@ def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> dict[str,
             raise
     ordered = {arm.name: records[arm.name] for arm in what.arms}
     result = summarise(ordered, what.arms, out / "arms" / "plain", leap_at=what.leap_at, sweep=what.sweep)
-    write_json(out / "result.json", result)
+    write_result(out / RESULT, result)
     return result
 
 

@@ -1,185 +1,311 @@
-"""Arms -> `result.json`: the figures, the trajectory's own evidence, and the verdict in plain sentences."""
+"""`result.json` as one model: what `nextrl demo` and `nextrl run` write, and what the report page is made from.
+
+A result that is written is checked strictly. A file that is read may come from a stopped run, an older version or
+another hand: what does not fit is left out there, in `parse_result` and nowhere else, and only a file without arms is
+refused. Keys that this version does not know are kept.
+"""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from nextrl.runs import comparison
-from nextrl.runs.arm import ArmRecord, ArmSettings
-from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
-from nextrl.trajectory.trajectory import Trajectory
-from nextrl.version import VERSION
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
-_SERIES = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
+from nextrl.checkpoints.atomic import write_json
+from nextrl.errors import InputError
+
+RESULT = "result.json"
+FORMAT = 2
+"""Version of the files written now.
+
+1: the first; a file without a version is one of these. 2: `regime` follows the bounds and the measure of
+`nextrl.judge.regime`, which `nextrl advise` uses too; version 1 called a run "signal" above .5 and "noise" below .15.
+The keys are the same, so both are read alike, and a page repeats what its file says.
+"""
+
+_FORGIVING = "what does not fit is left out"
+T = TypeVar("T")
 
 
-def trajectory_figures(
-    traj: Trajectory, windows: Sequence[int] = (10, 20, 50), jumps: Sequence[tuple[int, int]] = ()
-) -> dict[str, Any]:
-    """What the checkpoints alone show: top singular value of each global delta, persistence, excess, zero point.
+def _forgiving(info: ValidationInfo) -> bool:
+    return info.context == _FORGIVING
 
-    Args:
-        windows: lengths in steps.
-        jumps: pairs of steps between which the run leapt; a persistence that would span one is left out.
+
+def _or_none(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """One entry of a list or a mapping: None in place of what does not fit."""
+    try:
+        return handler(value)
+    except ValidationError:
+        if _forgiving(info):
+            return None
+        raise
+
+
+def _objects(value: Any, info: ValidationInfo) -> Any:
+    """name -> object, an empty object in place of what is none."""
+    if not _forgiving(info) or not isinstance(value, Mapping):
+        return value
+    return {str(name): item if isinstance(item, Mapping) else {} for name, item in value.items()}
+
+
+def _object_list(value: Any, info: ValidationInfo) -> Any:
+    """A list without the entries that are no objects."""
+    if not _forgiving(info):
+        return value
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+
+
+_Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Figure = Annotated[StrictInt | _Finite | None, WrapValidator(_or_none)]
+"""A finite number, or None where there is none; whole numbers stay whole."""
+
+Named = Annotated[dict[str, T], BeforeValidator(_objects)]
+Listed = Annotated[list[T], BeforeValidator(_object_list)]
+
+
+class _Part(BaseModel):
+    """A part of a result: every field may be missing, and a file's other keys are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _default_where_it_does_not_fit(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if not _forgiving(info) or info.field_name is None:
+                raise
+            return cls.model_fields[info.field_name].get_default(call_default_factory=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object as `result.json` holds it: what was set, and a file's other keys."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class ArmSeries(_Part):
+    """One arm, every list with one entry per evaluation; costs are the arm's so far.
+
+    Attributes:
+        kind: "plain", "control", "leap" or "auto".
+        label: how a reader is told of it.
+        steps: optimizer steps.
+        accuracy, se: sampled accuracy on the test prompts and its standard error.
+        greedy, greedy_se: the same of greedy answers.
+        completions: generated so far, for training and for searches.
+        seconds: of training, fits and searches so far.
+        learning_rate: as it was set at that step.
     """
-    sigma = {m: [float(traj.delta(m, 0, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules}
-    persistence: dict[str, dict[str, float]] = {}
-    over: dict[str, dict[str, float]] = {}
-    zero = {str(w): adam_persistence(w) for w in windows}
-    for window, measured in measured_persistence(traj, windows).items():
-        values = {
-            s: c
-            for s, c in measured.items()
-            if not any(s - 2 * window <= low and high <= s for low, high in jumps)
-        }
-        persistence[str(window)] = {str(s): c for s, c in values.items()}
-        over[str(window)] = {str(s): excess(c, zero[str(window)]) for s, c in values.items()}
-    return {
-        "steps": list(traj.steps),
-        "sigma": sigma,
-        "persistence": persistence,
-        "excess": over,
-        "zero": zero,
-    }
+
+    kind: StrictStr | None = None
+    label: StrictStr | None = None
+    steps: list[Figure] = []
+    accuracy: list[Figure] = []
+    se: list[Figure] = []
+    greedy: list[Figure] = []
+    greedy_se: list[Figure] = []
+    completions: list[Figure] = []
+    seconds: list[Figure] = []
+    learning_rate: list[Figure] = []
 
 
-def _mean_excess(figures: Mapping[str, Any]) -> float:
-    values = list(figures["excess"]["10"].values())
-    return sum(values) / len(values) if values else 0.0
+class Spent(_Part):
+    """What an arm had spent when it reached the target."""
+
+    steps: Figure = None
+    completions: Figure = None
+    seconds: Figure = None
 
 
-def regime(figures: Mapping[str, Any]) -> str:
-    """ "signal" where the mean excess over windows of 10 steps is above .5, "noise" below .15, else "mixed"."""
-    return regime_of(_mean_excess(figures))
+class Saved(_Part):
+    """Fractions of the plain run's cost that an arm saved on its way to the target; None where it never got there."""
+
+    steps: Figure = None
+    completions: Figure = None
+    seconds: Figure = None
 
 
-def regime_of(mean: float) -> str:
-    """The regime that a mean excess speaks for."""
-    return "signal" if mean > 0.5 else "noise" if mean < 0.15 else "mixed"
+class AccuracyAfter(_Part):
+    """Accuracy at the step of the single leaps, and 50 and 100 steps on."""
+
+    leap: Figure = None
+    plus50: Figure = None
+    plus100: Figure = None
 
 
-def _percent(fraction: float | None) -> str:
-    return "never" if fraction is None else f"{100 * fraction:.0f} %"
+class SearchCosts(_Part):
+    """What fits and searches took; `step_equivalents` are the search's completions over those of a training step."""
+
+    fit_seconds: Figure = None
+    search_completions: Figure = None
+    search_seconds: Figure = None
+    step_equivalents: Figure = None
 
 
-def _best_leap(arms: Mapping[str, ArmRecord]) -> ArmRecord | None:
-    singles = [a for a in arms.values() if a.kind == "leap"]
-    return max(singles, key=lambda a: a.accuracy[-1]) if singles else None
+class LeapEntry(_Part):
+    """A decision on a leap that cost something or moved something.
+
+    Attributes:
+        step: where it was taken.
+        alpha: how far the adapter moved; 0 stayed put.
+        horizon: steps that alpha = 1 stands for, of a named method.
+        learning_rate: after it.
+        excess: excess persistence that it rested on.
+        reason: one clause.
+        scores: candidate -> mean reward or accuracy on validation prompts.
+        accepted: whether the adapter moved.
+    """
+
+    step: Figure = None
+    alpha: Figure = None
+    horizon: Figure = None
+    learning_rate: Figure = None
+    excess: Figure = None
+    reason: StrictStr | None = None
+    scores: dict[str, Figure] = {}
+    accepted: bool | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether the adapter moved; an older file says so by its alpha alone."""
+        return bool(self.alpha) if self.accepted is None else self.accepted
 
 
-def verdict(arms: Mapping[str, ArmRecord], figures: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """A few sentences: what was saved, how it stands against tuned rates, whether a single leap paid, what to do."""
-    sentences = [_against_plain(arms, result)]
-    if result["tuned"]:
-        sentences.append(_against_tuned(arms, result))
-    single = _best_leap(arms)
-    if single is not None:
-        sentences.append(_about_leap(arms["plain"], single))
-    mean = _mean_excess(figures)
-    sentences.append(f"The plain run's excess persistence averages {mean:.2f}: {MEANING[result['regime']]}")
-    return " ".join(sentences)
+class TrajectoryFigures(_Part):
+    """What the checkpoints alone show.
+
+    Attributes:
+        steps: of the checkpoints.
+        sigma: module -> top singular value of its global delta, one entry per checkpoint.
+        persistence: window length -> step -> cosine of the two windows that end there.
+        excess: the same, as the excess over `zero`.
+        zero: window length -> cosine that Adam's momentum alone gives.
+    """
+
+    steps: list[Figure] = []
+    sigma: dict[str, list[Figure]] = {}
+    persistence: dict[str, dict[str, Figure]] = {}
+    excess: dict[str, dict[str, Figure]] = {}
+    zero: dict[str, Figure] = {}
 
 
-def _against_plain(arms: Mapping[str, ArmRecord], result: Mapping[str, Any]) -> str:
-    plain, auto, target = arms["plain"], arms["auto"], result["target"]
-    at = comparison.reach(auto, target)
-    if at is None:
-        return f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
-    return (
-        f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
-        f"learning rate, is there at step {at.steps}: {_percent(result['saved']['auto']['completions'])} of the "
-        "completions saved, its search charged."
-    )
+class Result(_Part):
+    """What a comparison of arms found, or what one run did ("run" is its only arm then).
+
+    Attributes:
+        version: of the format, see `FORMAT`.
+        seed, task, config, provenance: what was run, and by what.
+        target: the plain arm's accuracy at its end; None of a single run, which has nothing to be compared with.
+        arms: name -> curves.
+        saved: name -> what it saved; "tuned" and "tuned-with-sweep" stand for the best rate of the sweep.
+        tuned: name of the arm that stands for the tuned learning rate.
+        after, costs, leaps: by arm.
+        reach: arm -> what it had spent at the target, None where it never got there; None for a single run.
+        trajectory: of the plain arm, or of the run.
+        resumed: steps from which a stopped run went on.
+        regime: "signal", "mixed" or "noise", see `nextrl.judge.regime`; None where nothing could be measured.
+        advice: what `nextrl advise` says of the plain arm.
+        verdict: plain sentences.
+    """
+
+    version: Figure = None
+    seed: Figure = None
+    task: StrictStr | None = None
+    config: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    target: Figure = None
+    arms: Named[ArmSeries]
+    saved: Named[Saved] = {}
+    tuned: StrictStr | None = None
+    after: Named[AccuracyAfter] = {}
+    costs: Named[SearchCosts] = {}
+    leaps: dict[str, Listed[LeapEntry]] = {}
+    reach: dict[str, Annotated[Spent | None, WrapValidator(_or_none)]] | None = None
+    trajectory: TrajectoryFigures = TrajectoryFigures()
+    resumed: list[Figure] = []
+    regime: StrictStr | None = None
+    advice: StrictStr | None = None
+    verdict: StrictStr | None = None
+
+    _read_digest: str | None = PrivateAttr(None)
+
+    @property
+    def single(self) -> bool:
+        """Whether this is one run with nothing beside it: it was given no target, so nothing can have been saved."""
+        return len(self.arms) == 1 and self.target is None and "target" in self.model_fields_set
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the result's canonical JSON: it names the result, however its file is laid out."""
+        return self._read_digest or _digest(self.as_dict())
 
 
-def _against_tuned(arms: Mapping[str, ArmRecord], result: Mapping[str, Any]) -> str:
-    tuned, saved = result["tuned"], result["saved"]
-    gap = arms["auto"].accuracy[-1] - arms[tuned].accuracy[-1]
-    return (
-        f"Against the tuned rate ({tuned.removeprefix('lr-')}, found by a sweep), which saves "
-        f"{_percent(saved['tuned']['completions'])} before the sweep is paid for and "
-        f"{_percent(saved['tuned-with-sweep']['completions'])} after, auto ends {abs(gap):.3f} "
-        f"{'ahead' if gap >= 0 else 'behind'}, with no sweep."
-    )
+def parse_result(value: object) -> Result:
+    """A result from the object in a file, whatever version or run left it.
 
-
-def _about_leap(plain: ArmRecord, leap: ArmRecord) -> str:
-    start = plain.steps.index(leap.steps[0])
-    gain = leap.accuracy[0] - plain.accuracy[start]
-    noise = 2 * (leap.se[0] ** 2 + plain.se[start] ** 2) ** 0.5
-    outcome = "past the noise" if gain > noise else "within the noise: it did not pay"
-    return (
-        f"Of the single leaps at step {leap.steps[0]}, {leap.name} ends best ({leap.accuracy[-1]:.3f}); right after "
-        f"it the accuracy changed by {gain:+.3f}, {outcome}."
-    )
-
-
-MEANING = {
-    "signal": "its path is far straighter than Adam's memory explains, so the learning rate is too low: "
-    "raise it, or run auto.",
-    "mixed": "part of its direction lasts, so a test of a leap is worth its price, a blind leap is not.",
-    "noise": "its path keeps no more direction than Adam's own memory, so go on, and do not leap.",
-}
-
-
-def provenance() -> dict[str, str]:
-    """What made a result."""
-    return {
-        "nextrl": VERSION,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def series(arm: ArmRecord) -> dict[str, Any]:
-    """An arm as `result.json` lists it: one entry an evaluation."""
-    return {"kind": arm.kind, "label": arm.label, **{key: getattr(arm, key) for key in _SERIES}}
-
-
-def summarise(
-    arms: Mapping[str, ArmRecord],
-    settings: Sequence[ArmSettings],
-    plain_run: Path,
-    *,
-    leap_at: int,
-    sweep: Sequence[str],
-) -> dict[str, Any]:
-    """Everything `result.json` holds (what the command line promises, and what the report draws)."""
-    plain = arms["plain"]
-    target, per_step = plain.accuracy[-1], settings[0].train.completions_per_step
-    figures = trajectory_figures(Trajectory.load(plain_run))
-    others = {name: arm for name, arm in arms.items() if name != "plain"}
-    saved = {name: comparison.saved(arm, plain, target, per_step) for name, arm in others.items()}
-    tuned = comparison.best_rate(arms, sweep, target)
-    if tuned:
-        saved["tuned"] = saved[tuned]
-        saved["tuned-with-sweep"] = comparison.sweep_charged(arms, sweep, target, per_step)
-    reached = {name: comparison.reach(arm, target) for name, arm in arms.items()}
-    result: dict[str, Any] = {
-        "version": 1,
-        "seed": settings[0].train.seed,
-        "task": settings[0].task,
-        "config": {
-            "plain": settings[0].train.model_dump(),
-            "lora": settings[0].lora.model_dump(),
-            "leap_at": leap_at,
-            "test_prompts": settings[0].eval_prompts,
-        },
-        "provenance": provenance(),
-        "target": target,
-        "arms": {name: series(a) for name, a in arms.items()},
-        "saved": saved,
-        "tuned": tuned,
-        "after": {name: comparison.after(a, leap_at) for name, a in arms.items()},
-        "costs": {name: comparison.costs(a, per_step) for name, a in arms.items()},
-        "leaps": {name: listed for name, a in arms.items() if (listed := comparison.leaps(a))},
-        "reach": {name: asdict(at) if at else None for name, at in reached.items()},
-        "trajectory": figures,
-        "regime": regime(figures),
-    }
-    result["verdict"] = verdict(arms, figures, result)
+    Raises:
+        InputError: it is no object, or has no arms.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("arms"), Mapping) or not value["arms"]:
+        raise InputError(
+            "the result holds no arms: is this the result.json of `nextrl demo` or `nextrl run`?"
+        )
+    result = Result.model_validate(dict(value), context=_FORGIVING)
+    result._read_digest = _digest(value)
     return result
+
+
+def read_result(path: Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        InputError: the file is not there, cannot be read, is not JSON, or holds no result.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent} holds no {path.name}: its run has not finished; run the same command again"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not JSON ({error}): remove it and rebuild it with the command that made {path.parent}"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object: it is no result of nextrl")
+    try:
+        return parse_result(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result, whole or not at all."""
+    write_json(path, result.as_dict())
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nextrl.checkpoints.atomic import write_bytes, write_json
+from nextrl.checkpoints.atomic import write_bytes
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.decision_log import DECISIONS
 from nextrl.errors import InputError
@@ -34,12 +33,13 @@ from nextrl.runs.config_file import load
 from nextrl.runs.loop import Run, train
 from nextrl.runs.report import NAME as REPORT
 from nextrl.runs.report import write_report
+from nextrl.runs.result import RESULT, Result, read_result, write_result
 from nextrl.runs.resume import STOPPED, Checkpoint, last_checkpoint
-from nextrl.runs.run_result import summarise_run
+from nextrl.runs.summary import summarise_run
 from nextrl.tasks import base, bases
 from nextrl.trajectory.trajectory import Trajectory
 
-CONFIG, RESULT, LOCK = "config.yaml", "result.json", ".nextrl.lock"
+CONFIG, LOCK = "config.yaml", ".nextrl.lock"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Outcome:
     """
 
     step: int
-    result: dict[str, Any] | None
+    result: Result | None
     trained: bool = True
 
 
@@ -142,14 +142,11 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
     return True
 
 
-def _finished(out: Path) -> dict[str, Any] | None:
+def _finished(out: Path) -> Result | None:
     """The result of a finished run; its page is written anew where only that is missing."""
-    try:
-        result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (out / RESULT).is_file():
         return None
-    except ValueError as error:
-        raise InputError(f"{out / RESULT} is not JSON ({error}): remove it and run again") from error
+    result = read_result(out / RESULT)
     if not (out / REPORT).is_file():
         write_report(result, out)
     return result
@@ -234,10 +231,10 @@ def _train(
     return train(config.arm(), Run(out, found, stop_asked, config.report_to), loaded, progress)
 
 
-def _finish(config: RunConfig, record: ArmRecord) -> dict[str, Any]:
+def _finish(config: RunConfig, record: ArmRecord) -> Result:
     out = config.output_dir
     traj = Trajectory.load(out / "trajectory")
     result = summarise_run(record, config.arm(), config.as_dict(), traj)
-    write_json(out / RESULT, result)
+    write_result(out / RESULT, result)
     write_report(result, out)
     return result

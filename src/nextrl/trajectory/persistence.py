@@ -15,7 +15,7 @@ from nextrl.trajectory.statistics import with_start
 from nextrl.trajectory.trajectory import Trajectory
 
 DEFAULT_BETA1 = 0.9
-"""Adam's first momentum coefficient where a run does not say its own."""
+"""Adam's first momentum coefficient where a run's own is not known: what PyTorch and transformers default to."""
 
 # A squared displacement read off the Gram matrix is a difference of far larger numbers. Above this share of them it
 # has lost at most seven of float64's sixteen digits, and below it the factors are read again.
@@ -95,8 +95,8 @@ def adam_persistence(window: int, beta1: float = DEFAULT_BETA1) -> float:
 def excess(c: float, c0: float) -> float:
     """How far the measured persistence `c` lies above the zero point `c0`: (c - c0) / (1 - c0).
 
-    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, and below -.3 the run
-    oscillates (docs/design.md, persistence and its zero point).
+    Near 1 the learning rate is far too low or a leap is due, 0 is what a tuned rate shows, and far below 0 the run
+    oscillates; `nextrl.judge.regime` has the bounds.
 
     Raises:
         ValueError: `c0` is 1 or more.

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from nextrl.checkpoints import AdapterCheckpoint
+from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 REWARD_KEYS = ("reward", "rewards/mean", "eval_reward")
@@ -74,3 +75,9 @@ def adam_beta1(traj: Trajectory) -> float | None:
         return None
     beta1 = float(betas[0])
     return beta1 if 0.0 <= beta1 < 1.0 else None
+
+
+def beta1_or_default(traj: Trajectory) -> float:
+    """The run's own beta1 where its trainer left it, else `DEFAULT_BETA1`."""
+    own = adam_beta1(traj)
+    return DEFAULT_BETA1 if own is None else own

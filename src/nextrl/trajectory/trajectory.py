@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
+from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.errors import InputError
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.lowrank import LowRank
@@ -148,8 +149,7 @@ class Trajectory:
                 f"from_factors needs ascending steps, one for each checkpoint, got {list(steps)}"
             )
         config = dict(adapter_config or {})
-        init = config.get("init_lora_weights", True)
-        zero = init is True or (isinstance(init, str) and init in ("gaussian", "eva", "orthogonal"))
+        zero = starts_at_zero(config.get("init_lora_weights", True))
         stored = tuple(
             MemoryCheckpoint(step, dict(f), scaling, zero) for step, f in zip(steps, factors, strict=True)
         )

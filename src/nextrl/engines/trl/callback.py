@@ -30,10 +30,11 @@ from nextrl.engines.trl.rollouts import Row, set_rate_factor
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
-from nextrl.judge.acceptance import ALPHAS
+from nextrl.extrapolators.alphas import ALPHAS
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.guard import Guard
+from nextrl.leaps.leap import DEFAULT_HORIZON
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class LeapCallback(TrainerCallback):
         method: str = "auto",
         *,
         at: Sequence[int] | None = None,
-        horizon: int = 50,
+        horizon: int = DEFAULT_HORIZON,
         alpha: float | None = None,
         alphas: Sequence[float] = ALPHAS,
         validation: Sequence[Row] | Any = None,

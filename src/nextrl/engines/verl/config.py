@@ -23,6 +23,9 @@ from nextrl.errors import InputError
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
 
+DEFAULT_WINDOW = 20
+"""Steps per window of `auto`, twice what it takes inside TRL: every window pays for a start of verl."""
+
 Algorithm = Literal[
     "grpo",
     "dr_grpo",

@@ -7,7 +7,6 @@ the width of a phone, or change with the dark mode. Every figure is also in a ta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,11 +18,12 @@ from markupsafe import Markup
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import InputError
+from nextrl.judge.regime import MEANING, OSCILLATES
 from nextrl.nested import dotted
 from nextrl.runs.report import rows
-from nextrl.runs.report.arms import read_arms
-from nextrl.runs.report.charts import chart_data, embed
-from nextrl.runs.report.reading import mapping, number, text
+from nextrl.runs.report.arms import read_arms, written
+from nextrl.runs.report.charts import auto_acts, chart_data, embed
+from nextrl.runs.result import Result
 from nextrl.version import VERSION
 
 __all__ = ["render", "write_report"]
@@ -37,27 +37,22 @@ _ADVICE = {
     "continue": "go on as it is",
 }
 _NO_VERDICT = "This result carries no verdict; the figures below are all it says."
-_REGIME = {
-    "signal": "the path keeps its direction",
-    "mixed": "part of the direction lasts",
-    "noise": "no more direction than Adam's own memory",
-}
 
 
-def write_report(result: Mapping[str, Any], out_dir: Path) -> Path:
-    """Write `out_dir/report.html` from a result (the keys of `result.json`); missing keys and nulls are left out.
+def write_report(result: Result, out_dir: Path) -> Path:
+    """Write `out_dir/report.html` from a result; what the result does not hold is left out.
 
     The page depends on the result alone: the same result gives the same bytes.
 
     Args:
-        result: what `result.json` holds.
+        result: made by `demo` or `run`, or read by `nextrl.runs.result.read_result`.
         out_dir: folder, made if it is not there.
 
     Returns:
         The page's path.
 
     Raises:
-        InputError: `result` holds no arms, or the page cannot be written.
+        InputError: the page cannot be written.
     """
     page = render(result)
     target = Path(out_dir) / NAME
@@ -68,16 +63,8 @@ def write_report(result: Mapping[str, Any], out_dir: Path) -> Path:
     return target
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """The page as a string.
-
-    Raises:
-        InputError: `result` is not a mapping with a mapping of arms.
-    """
-    if not isinstance(result, Mapping) or not mapping(result.get("arms")):
-        raise InputError(
-            "the result holds no arms: is this the result.json of `nextrl demo` or `nextrl run`?"
-        )
+def render(result: Result) -> str:
+    """The page as a string."""
     environment = Environment(
         loader=PackageLoader("nextrl.runs.report", "templates"),
         autoescape=True,
@@ -88,31 +75,33 @@ def render(result: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(_context(result, environment))
 
 
-def _context(result: Mapping[str, Any], environment: Environment) -> dict[str, Any]:
+def _context(result: Result, environment: Environment) -> dict[str, Any]:
     arms = read_arms(result)
     charged, free = rows.costs(result, arms)
-    regime, advice = text(result.get("regime")), text(result.get("advice"))
-    config = _settings(mapping(result.get("config")))
+    regime, advice = written(result.regime), written(result.advice)
     data = chart_data(result, arms)
-    single = rows.is_single(result, arms)
+    leaps_above, back_below = auto_acts()
     return {
-        "single": rows.evaluations(arms[0]) if single else None,
-        "task": text(result.get("task")) or "run",
-        "seed": "unknown" if number(result.get("seed")) is None else str(result["seed"]),
-        "verdict": _lead(text(result.get("verdict")) or _NO_VERDICT),
+        "single": rows.evaluations(arms[0]) if result.single else None,
+        "task": written(result.task) or "run",
+        "seed": "unknown" if result.seed is None else str(result.seed),
+        "verdict": _lead(written(result.verdict) or _NO_VERDICT),
         "regime": regime,
-        "regime_meaning": _REGIME.get(regime or "", ""),
+        "regime_meaning": next((clause for name, clause in MEANING.items() if name == regime), ""),
         "advice": _ADVICE.get(advice or "", advice),
-        "target": rows.fixed(result.get("target")),
-        "tiles": rows.single_tiles(result, arms[0]) if single else rows.tiles(result, arms),
+        "target": rows.fixed(result.target),
+        "tiles": rows.single_tiles(result, arms[0]) if result.single else rows.tiles(result, arms),
         "comparison": rows.comparison(result, arms),
         "costs": charged,
         "free": free,
         "decisions": rows.decisions(result, arms),
-        "config": config,
+        "config": _settings(result.config),
         "provenance": _provenance(result),
         "has": {key: bool(data[key]) for key in ("leaps", "persistence", "excess")}
         | {"sigma": bool(data["sigma"]["modules"]), "rate": any(a.last("learning_rate") for a in arms)},
+        "oscillates": rows.fixed(OSCILLATES, 2),
+        "leaps_above": rows.fixed(leaps_above, 2),
+        "back_below": rows.fixed(back_below, 1),
         "data": Markup(embed(data)),
         "style": _source(environment, "report.css"),
         "script": _source(environment, "chart.js") + _source(environment, "report.js"),
@@ -136,12 +125,11 @@ def _settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in dotted(value)]
 
 
-def _provenance(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where the page came from; the hash is over the result's canonical JSON, so it names the result, not a file."""
-    canonical = json.dumps(result, sort_keys=True, separators=(",", ":"), default=str)
+def _provenance(result: Result) -> list[tuple[str, str]]:
+    """Where the page came from."""
     return [
         ("page written by", f"nextrl {VERSION}"),
-        ("result format", str(result.get("version", "unknown"))),
-        ("sha256 of the result", hashlib.sha256(canonical.encode()).hexdigest()),
-        *_settings(mapping(result.get("provenance"))),
+        ("result format", "unknown" if result.version is None else str(result.version)),
+        ("sha256 of the result", result.digest),
+        *_settings(result.provenance),
     ]

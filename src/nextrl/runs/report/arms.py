@@ -6,11 +6,10 @@ optimizers, the best single leap, auto) are drawn in full from the start; the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from nextrl.runs.report.reading import mapping, number, numbers, text
+from nextrl.runs.result import ArmSeries, Result
 
 GROUPS = {
     "plain": "Run as configured",
@@ -59,14 +58,13 @@ class Arm:
         return values[-1] if values else None
 
 
-def read_arms(result: Mapping[str, Any]) -> list[Arm]:
+def read_arms(result: Result) -> list[Arm]:
     """Every arm of a result, ordered by group (as `GROUPS`), within a group as the result lists them."""
-    raw = {name: mapping(arm) for name, arm in mapping(result.get("arms")).items()}
-    tuned, leap = tuned_arm(result), _best_leap(result, raw)
+    tuned, leap = tuned_arm(result), _best_leap(result)
     counts: dict[str, int] = {}
     arms = []
-    for name, arm in raw.items():
-        group = _group(arm)
+    for name, curves in result.arms.items():
+        group = _group(curves)
         role = "tuned" if name == tuned else "free" if group == "control" and is_free(name) else group
         index = counts.get(role, 0)
         # The best leap is drawn solid; the first dash is kept for it.
@@ -74,20 +72,23 @@ def read_arms(result: Mapping[str, Any]) -> list[Arm]:
             index = 0 if name == leap else counts.get(role, 0) + 1
         counts[role] = counts.get(role, 0) + (name != leap)
         key = role in ("plain", "auto", "tuned", "free") or name == leap
-        arms.append(_arm(name, arm, result, group=group, role=role, key=key, index=index))
+        prompts = result.config.get("test_prompts")
+        arms.append(_arm(name, curves, prompts, group=group, role=role, key=key, index=index))
     order = list(GROUPS)
     return sorted(arms, key=lambda arm: order.index(arm.group))
 
 
-def tuned_arm(result: Mapping[str, Any]) -> str | None:
+def tuned_arm(result: Result) -> str | None:
     """The control that stands for the tuned rate: as the result says, else the lr-… arm that ends best."""
-    arms = mapping(result.get("arms"))
-    named = text(result.get("tuned"))
-    if named in arms:
-        return named
-    sweep = {name: _end(arm) for name, arm in arms.items() if name.startswith("lr-")}
-    ended = {name: value for name, value in sweep.items() if value is not None}
-    return max(ended, key=lambda name: ended[name]) if ended else None
+    if result.tuned in result.arms:
+        return result.tuned
+    sweep = {name: _end(curves) for name, curves in result.arms.items() if name.startswith("lr-")}
+    return _highest(sweep)
+
+
+def written(text: str | None) -> str | None:
+    """A text that says something, else None."""
+    return text if text and text.strip() else None
 
 
 def is_free(name: str) -> bool:
@@ -95,64 +96,56 @@ def is_free(name: str) -> bool:
     return any(word in name.lower() for word in _FREE)
 
 
-def _end(arm: Any) -> float | None:
-    values = [number(value) for value in mapping(arm).get("accuracy") or []]
-    known = [value for value in values if value is not None]
-    return known[-1] if known else None
+def _best_leap(result: Result) -> str | None:
+    return _highest({name: _end(curves) for name, curves in result.arms.items() if _group(curves) == "leap"})
 
 
-def _best_leap(result: Mapping[str, Any], raw: Mapping[str, Mapping[str, Any]]) -> str | None:
-    ends = {name: _end(arm) for name, arm in raw.items() if _group(arm) == "leap"}
+def _highest(ends: Mapping[str, float | None]) -> str | None:
     known = {name: value for name, value in ends.items() if value is not None}
     return max(known, key=lambda name: known[name]) if known else None
 
 
-def _group(arm: Mapping[str, Any]) -> str:
-    kind = text(arm.get("kind")) or "other"
+def _end(curves: ArmSeries) -> float | None:
+    known = [value for value in curves.accuracy if value is not None]
+    return known[-1] if known else None
+
+
+def _group(curves: ArmSeries) -> str:
+    kind = curves.kind or "other"
     return "control" if kind == "temperature" else kind if kind in GROUPS else "other"
 
 
 def _arm(
-    name: str,
-    arm: Mapping[str, Any],
-    result: Mapping[str, Any],
-    *,
-    group: str,
-    role: str,
-    key: bool,
-    index: int,
+    name: str, curves: ArmSeries, prompts: object, *, group: str, role: str, key: bool, index: int
 ) -> Arm:
-    raw_steps = arm.get("steps") if isinstance(arm.get("steps"), list | tuple) else []
-    keep = [i for i, step in enumerate(raw_steps or []) if number(step) is not None]
-    length = len(raw_steps or [])
+    keep = [i for i, step in enumerate(curves.steps) if step is not None]
 
-    def series(key_: str) -> list[float | None]:
-        values = numbers(arm.get(key_), length)
-        return [values[i] for i in keep]
+    def series(values: Sequence[float | None]) -> list[float | None]:
+        found = [values[i] if i < len(values) else None for i in keep]
+        return [None if value is None else float(value) for value in found]
 
-    greedy = series("greedy")
-    prompts = number(mapping(result.get("config")).get("test_prompts"))
-    given = series("greedy_se")
+    greedy, given = series(curves.greedy), series(curves.greedy_se)
     return Arm(
         name=name,
-        label=text(arm.get("label")) or name,
+        label=written(curves.label) or name,
         group=group,
         role=role,
         key=key,
         dash=_DASHES[index % len(_DASHES)],
         marker=_MARKERS[index % len(_MARKERS)],
-        steps=[s for s in numbers(raw_steps, length) if s is not None],
-        accuracy=series("accuracy"),
-        se=series("se"),
+        steps=[float(step) for step in curves.steps if step is not None],
+        accuracy=series(curves.accuracy),
+        se=series(curves.se),
         greedy=greedy,
         greedy_se=[s if s is not None else _binomial(g, prompts) for s, g in zip(given, greedy, strict=True)],
-        completions=series("completions"),
-        seconds=series("seconds"),
-        learning_rate=series("learning_rate"),
+        completions=series(curves.completions),
+        seconds=series(curves.seconds),
+        learning_rate=series(curves.learning_rate),
     )
 
 
-def _binomial(share: float | None, prompts: float | None) -> float | None:
-    if share is None or prompts is None or prompts < 1 or not 0 <= share <= 1:
+def _binomial(share: float | None, prompts: object) -> float | None:
+    """Standard error of a share of so many prompts, None where either is not known."""
+    if share is None or not isinstance(prompts, int | float) or prompts < 1 or not 0 <= share <= 1:
         return None
     return float((share * (1 - share) / prompts) ** 0.5)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nextrl.runs.report.arms import GROUPS, Arm
-from nextrl.runs.report.reading import mapping, number, numbers, points, records, text
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.runs.report.arms import GROUPS, Arm, written
+from nextrl.runs.result import LeapEntry, Result, TrajectoryFigures
 
 _PALETTE = 7
 
 
-def chart_data(result: Mapping[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:
-    """Arms, target, leaps, sigma, persistence and excess, ready for `report.js`."""
-    trajectory = mapping(result.get("trajectory"))
+def chart_data(result: Result, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Arms, target, leaps, sigma, persistence, excess and where auto acts on it, ready for `report.js`."""
+    figures = result.trajectory
     return {
-        "target": number(result.get("target")),
+        "target": _float(result.target),
         "groups": {key: title for key, title in GROUPS.items() if any(arm.group == key for arm in arms)},
         "arms": [asdict(arm) for arm in arms],
         "reach": _reach(result, arms),
         "leaps": _leaps(result, arms),
-        "sigma": _sigma(trajectory),
-        "persistence": _windows(trajectory, "persistence"),
-        "excess": _windows(trajectory, "excess"),
+        "sigma": _sigma(figures),
+        "persistence": _windows(figures.persistence, {w: figures.zero.get(w) for w in figures.persistence}),
+        # The zero point of an excess is 0 by definition.
+        "excess": _windows(figures.excess, dict.fromkeys(figures.excess, 0.0)),
+        "guides": list(auto_acts()),
     }
+
+
+def auto_acts() -> tuple[float, float]:
+    """Excess above which `auto` looks for a leap, and below which it looks for a step back."""
+    dials = ControllerConfig()
+    return dials.screen, dials.oscillates
 
 
 def embed(value: Any) -> str:
@@ -34,65 +44,85 @@ def embed(value: Any) -> str:
     return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _reach(result: Mapping[str, Any], arms: Sequence[Arm]) -> dict[str, dict[str, float | None]]:
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _reach(result: Result, arms: Sequence[Arm]) -> dict[str, dict[str, float | None]]:
     found = {}
     for arm in arms:
-        entry = mapping(mapping(result.get("reach")).get(arm.name))
-        if entry:
-            found[arm.name] = {key: number(entry.get(key)) for key in ("steps", "completions", "seconds")}
+        at = (result.reach or {}).get(arm.name)
+        if at is not None:
+            found[arm.name] = {
+                "steps": _float(at.steps),
+                "completions": _float(at.completions),
+                "seconds": _float(at.seconds),
+            }
     return found
 
 
-def _leaps(result: Mapping[str, Any], arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
+def _leaps(result: Result, arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for arm in arms:
-        entries = []
-        for leap in records(mapping(result.get("leaps")).get(arm.name)):
-            alpha = number(leap.get("alpha"))
-            if number(leap.get("step")) is None:
-                continue
-            entries.append(
-                {
-                    "step": number(leap.get("step")),
-                    "alpha": alpha,
-                    "horizon": number(leap.get("horizon")),
-                    "learning_rate": number(leap.get("learning_rate")),
-                    "excess": number(leap.get("excess")),
-                    "reason": text(leap.get("reason")),
-                    "scores": [[str(a), number(s)] for a, s in mapping(leap.get("scores")).items()],
-                    "accepted": bool(leap.get("accepted", alpha)),
-                }
-            )
+        entries = [_leap(leap) for leap in result.leaps.get(arm.name, []) if leap.step is not None]
         if entries:
             found[arm.name] = entries
     return found
 
 
-def _sigma(trajectory: Mapping[str, Any]) -> dict[str, Any]:
+def _leap(leap: LeapEntry) -> dict[str, Any]:
+    return {
+        "step": _float(leap.step),
+        "alpha": _float(leap.alpha),
+        "horizon": _float(leap.horizon),
+        "learning_rate": _float(leap.learning_rate),
+        "excess": _float(leap.excess),
+        "reason": written(leap.reason),
+        "scores": [[alpha, _float(score)] for alpha, score in leap.scores.items()],
+        "accepted": leap.taken,
+    }
+
+
+def _sigma(figures: TrajectoryFigures) -> dict[str, Any]:
     """Modules coloured by the kind of their projection (the last part of the name), up to a palette's worth."""
-    raw = trajectory.get("steps")
-    steps = numbers(raw, len(raw)) if isinstance(raw, list | tuple) else []
-    values = {name: numbers(v, len(steps)) for name, v in mapping(trajectory.get("sigma")).items()}
-    kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in values))
+    kinds = list(dict.fromkeys(_kind(name) for name in figures.sigma))
     colour = {kind: f"m{i}" if i < _PALETTE else "other" for i, kind in enumerate(kinds)}
     modules = []
-    for name, series in values.items():
-        kind = name.rsplit(".", 1)[-1]
-        pairs = [(s, v) for s, v in zip(steps, series, strict=True) if s is not None and v is not None]
-        if pairs:
-            modules.append({"name": name, "kind": kind, "role": colour[kind], "points": pairs})
+    for name, series in figures.sigma.items():
+        # A stopped run's lists may be ragged: what has no step, or no value, is not drawn.
+        known = zip(figures.steps, series, strict=False)
+        points = [(float(s), float(v)) for s, v in known if s is not None and v is not None]
+        if points:
+            modules.append({"name": name, "kind": _kind(name), "role": colour[_kind(name)], "points": points})
     kept = {module["kind"] for module in modules}
     return {"kinds": [[kind, colour[kind]] for kind in kinds if kind in kept], "modules": modules}
 
 
-def _windows(trajectory: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """One entry a window length, shortest first; the zero point of an excess is 0 by definition."""
-    zero = mapping(trajectory.get("zero"))
-    found = []
-    for name, series in mapping(trajectory.get(key)).items():
-        pairs = points(series)
-        if pairs:
-            floor = 0.0 if key == "excess" else number(zero.get(name))
-            found.append({"window": str(name), "zero": floor, "points": pairs})
+def _kind(module: str) -> str:
+    return module.rsplit(".", 1)[-1]
+
+
+def _windows(
+    by_window: Mapping[str, Mapping[str, float | None]], zero: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """One entry per window length, the shortest first: its zero point and its points in the order of steps."""
+    found = [
+        {"window": window, "zero": _float(zero[window]), "points": points}
+        for window, row in by_window.items()
+        if (points := _points(row))
+    ]
     found.sort(key=lambda entry: (len(str(entry["window"])), str(entry["window"])))
     return found
+
+
+def _points(row: Mapping[str, float | None]) -> list[tuple[float, float]]:
+    """{"10": .9, "20": .95} as sorted pairs; entries whose step is no number, or that hold none, are left out."""
+    pairs = []
+    for step, value in row.items():
+        try:
+            x = float(step)
+        except ValueError:
+            continue
+        if value is not None and math.isfinite(x):
+            pairs.append((x, float(value)))
+    return sorted(pairs)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from nextrl.runs.report.arms import GROUPS, Arm, is_free, tuned_arm
-from nextrl.runs.report.reading import mapping, number, records, text
+from nextrl.runs.report.arms import GROUPS, Arm, is_free, tuned_arm, written
+from nextrl.runs.result import LeapEntry, Result, Saved, Spent
 
 NONE = "–"
 _EXTRA = {
@@ -17,8 +16,8 @@ _EXTRA = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the comparison: `cells` as shown, in the order of the template's header."""
+class TableRow:
+    """A row of one of the page's tables: `cells` as shown, in the order of the template's header."""
 
     label: str
     tag: str
@@ -36,183 +35,192 @@ class Tile:
     role: str
 
 
-def fixed(value: Any, digits: int = 3, sign: bool = False) -> str:
+def _shown(value: float | None, form: str) -> str:
+    """A number in a format, with a true minus, or a dash where there is none."""
+    return NONE if value is None or isinstance(value, bool) else format(value, form).replace("-", "−")
+
+
+def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """A number with so many digits, or a dash."""
-    x = number(value)
-    return NONE if x is None else f"{x:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return _shown(value, f"{'+' if sign else ''}.{digits}f")
 
 
-def count(value: Any) -> str:
+def count(value: float | None) -> str:
     """A whole number with thousands separated by thin spaces, or a dash."""
-    x = number(value)
-    return NONE if x is None else f"{x:,.0f}".replace(",", "\u202f")
+    return _shown(value, ",.0f").replace(",", "\u202f")
 
 
-def percent(value: Any) -> str:
+def percent(value: float | None) -> str:
     """A fraction in per cent, or a dash; a true minus where it is a loss."""
-    x = number(value)
-    return NONE if x is None else f"{100 * x:.0f} %".replace("-", "−")
+    return NONE if value is None else _shown(100 * value, ".0f") + " %"
 
 
-def seconds(value: Any) -> str:
+def seconds(value: float | None) -> str:
     """Seconds to one digit below a minute, whole above, or a dash."""
-    x = number(value)
-    return NONE if x is None else f"{x:.1f}" if abs(x) < 60 else count(x)
+    return _shown(value, ".1f") if value is not None and abs(value) < 60 else count(value)
 
 
-def comparison(result: Mapping[str, Any], arms: Sequence[Arm]) -> list[tuple[str, list[Row]]]:
+def rate(value: float | None) -> str:
+    """A learning rate to two digits, or a dash."""
+    return NONE if value is None else f"{value:.2g}"
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """A number and its standard error, where both are known."""
+    return fixed(value) if error is None else f"{fixed(value)} ± {fixed(error)}"
+
+
+def comparison(result: Result, arms: Sequence[Arm]) -> list[tuple[str, list[TableRow]]]:
     """(group's title, its rows) of the comparison table; entries of `saved` that are no arm become controls."""
-    tuned = tuned_arm(result)
-    grouped: dict[str, list[Row]] = {}
+    tuned, names = tuned_arm(result), {arm.name for arm in arms}
+    grouped: dict[str, list[TableRow]] = {}
     for arm in arms:
-        grouped.setdefault(arm.group, []).append(_row(result, arm, tuned))
-    names = {arm.name for arm in arms}
-    for name in [*mapping(result.get("saved"))]:
+        grouped.setdefault(arm.group, []).append(_compared(result, arm, tuned))
+    for name, saved in result.saved.items():
         if name in names or (name == "tuned" and tuned in names):
             continue
-        blank = (NONE,) * 8
-        row = Row(_EXTRA.get(name, name), "", "control", blank + _saved(result, name))
-        grouped.setdefault("control", []).append(row)
+        cells = (NONE,) * 8 + _saved(saved)
+        grouped.setdefault("control", []).append(TableRow(_EXTRA.get(name, name), "", "control", cells))
     return [(title, grouped[group]) for group, title in GROUPS.items() if group in grouped]
 
 
-def _row(result: Mapping[str, Any], arm: Arm, tuned: str | None) -> Row:
-    after = mapping(mapping(result.get("after")).get(arm.name))
-    final, error = arm.last(), arm.last("se")
-    end = fixed(final) if error is None else f"{fixed(final)} ± {fixed(error)}"
-    cells = [fixed(after.get(key)) for key in ("leap", "plus50", "plus100")]
-    cells += [end, fixed(arm.last("greedy"))]
-    reach = mapping(mapping(result.get("reach")).get(arm.name))
-    if not reach and arm.accuracy and number(result.get("target")) is not None and "reach" in result:
-        cells += ["not reached", NONE, NONE]
-    else:
-        cells += [count(reach.get("steps")), count(reach.get("completions")), seconds(reach.get("seconds"))]
-    return Row(
-        arm.label, "tuned" if arm.name == tuned else "", arm.role, tuple(cells) + _saved(result, arm.name)
+def _compared(result: Result, arm: Arm, tuned: str | None) -> TableRow:
+    after = result.after.get(arm.name)
+    cells = (
+        *((NONE,) * 3 if after is None else map(fixed, (after.leap, after.plus50, after.plus100))),
+        with_error(arm.last(), arm.last("se")),
+        fixed(arm.last("greedy")),
+        *_reached(result, arm),
+        *_saved(result.saved.get(arm.name)),
     )
+    return TableRow(arm.label, "tuned" if arm.name == tuned else "", arm.role, cells)
 
 
-def _saved(result: Mapping[str, Any], name: str) -> tuple[str, str, str]:
-    saved = mapping(mapping(result.get("saved")).get(name))
-    return percent(saved.get("steps")), percent(saved.get("completions")), percent(saved.get("seconds"))
+def _reach(result: Result, arm: Arm) -> Spent | None:
+    return (result.reach or {}).get(arm.name)
 
 
-def costs(result: Mapping[str, Any], arms: Sequence[Arm]) -> tuple[list[Row], list[str]]:
+def _reached(result: Result, arm: Arm) -> tuple[str, str, str]:
+    at = _reach(result, arm)
+    if at is not None:
+        return count(at.steps), count(at.completions), seconds(at.seconds)
+    missed = arm.accuracy and result.target is not None and result.reach is not None
+    return "not reached" if missed else NONE, NONE, NONE
+
+
+def _saved(saved: Saved | None) -> tuple[str, str, str]:
+    saved = saved or Saved()
+    return percent(saved.steps), percent(saved.completions), percent(saved.seconds)
+
+
+def costs(result: Result, arms: Sequence[Arm]) -> tuple[list[TableRow], list[str]]:
     """Rows of the arms that cost something beyond training, and the labels of those that did not."""
-    keys = ("fit_seconds", "search_completions", "search_seconds", "step_equivalents")
     rows, free = [], []
     for arm in arms:
-        entry = mapping(mapping(result.get("costs")).get(arm.name))
-        if not entry:
+        entry = result.costs.get(arm.name)
+        if entry is None or not entry.model_fields_set:
             continue
-        if not any(number(entry.get(key)) for key in keys):
+        if not any(
+            (entry.fit_seconds, entry.search_completions, entry.search_seconds, entry.step_equivalents)
+        ):
             free.append(arm.label)
             continue
-        fit, completions, search, steps = (entry.get(key) for key in keys)
-        cells = (seconds(fit), count(completions), seconds(search), fixed(steps, 1))
-        rows.append(Row(arm.label, "", arm.role, cells))
+        cells = (
+            seconds(entry.fit_seconds),
+            count(entry.search_completions),
+            seconds(entry.search_seconds),
+            fixed(entry.step_equivalents, 1),
+        )
+        rows.append(TableRow(arm.label, "", arm.role, cells))
     return rows, free
 
 
-def decisions(result: Mapping[str, Any], arms: Sequence[Arm]) -> list[Row]:
+def decisions(result: Result, arms: Sequence[Arm]) -> list[TableRow]:
     """Every decision on a leap: step, alpha, whether taken, learning rate after it, excess, scores, reason."""
-    rows = []
-    for arm in arms:
-        for leap in records(mapping(result.get("leaps")).get(arm.name)):
-            scores = "  ".join(f"{a}: {fixed(s)}" for a, s in mapping(leap.get("scores")).items()) or NONE
-            alpha, rate = number(leap.get("alpha")), number(leap.get("learning_rate"))
-            cells = (
-                count(leap.get("step")),
-                NONE if alpha is None else f"{alpha:g}".replace("-", "−"),
-                "yes" if leap.get("accepted", bool(alpha)) else "no",
-                NONE if rate is None else f"{rate:.2g}",
-                fixed(leap.get("excess"), 2),
-                scores,
-                text(leap.get("reason")) or NONE,
-            )
-            rows.append(Row(arm.label, "", arm.role, cells))
-    return rows
+    return [
+        TableRow(arm.label, "", arm.role, _decided(leap))
+        for arm in arms
+        for leap in result.leaps.get(arm.name, [])
+    ]
 
 
-def tiles(result: Mapping[str, Any], arms: Sequence[Arm]) -> list[Tile]:
+def _decided(leap: LeapEntry) -> tuple[str, ...]:
+    return (
+        count(leap.step),
+        _shown(leap.alpha, "g"),
+        "yes" if leap.taken else "no",
+        rate(leap.learning_rate),
+        fixed(leap.excess, 2),
+        "  ".join(f"{alpha}: {fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
+        written(leap.reason) or NONE,
+    )
+
+
+def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
     """Three headline figures: auto, the tuned rate with and without its sweep, the best learning-rate-free arm."""
-    saved = mapping(result.get("saved"))
     found = []
     autos = [arm for arm in arms if arm.role == "auto"]
     if autos:
         found.append(_tile(result, autos[0], "auto, in one run", "its search charged"))
     tuned = next((arm for arm in arms if arm.role == "tuned"), None)
     if tuned:
-        sweep = mapping(saved.get("tuned-with-sweep")).get("completions")
+        sweep = result.saved.get("tuned-with-sweep", Saved()).completions
         tail = (
-            f"{percent(sweep)} once the sweep that found it is charged"
-            if number(sweep) is not None
-            else "sweep not charged"
+            "sweep not charged"
+            if sweep is None
+            else f"{percent(sweep)} once the sweep that found it is charged"
         )
         found.append(_tile(result, tuned, "Tuned rate", tail))
     free = [arm for arm in arms if is_free(arm.name) and arm.role == "free"]
     if free:
         # The first to reach the target; with none there, the best at the end.
-        best = max(free, key=lambda arm: (_completions(saved, arm) or -9.0, arm.last() or 0.0))
+        best = max(free, key=lambda arm: (_completions_saved(result, arm) or -9.0, arm.last() or 0.0))
         found.append(_tile(result, best, "Best learning-rate-free optimizer", best.label))
     return found
 
 
-def is_single(result: Mapping[str, Any], arms: Sequence[Arm]) -> bool:
-    """Whether this is one run with nothing beside it: then there is no target, and nothing can have been saved."""
-    return len(arms) == 1 and number(result.get("target")) is None and "target" in result
-
-
 def evaluations(arm: Arm) -> list[tuple[str, ...]]:
     """Every evaluation of an arm: step, sampled, greedy, completions, seconds, learning rate."""
-    rows: list[tuple[str, ...]] = []
-    for i, step in enumerate(arm.steps):
-        value, error, rate = arm.accuracy[i], arm.se[i], arm.learning_rate[i]
-        sampled = fixed(value) if error is None else f"{fixed(value)} ± {fixed(error)}"
-        rows.append(
-            (
-                count(step),
-                sampled,
-                fixed(arm.greedy[i]),
-                count(arm.completions[i]),
-                seconds(arm.seconds[i]),
-                NONE if rate is None else f"{rate:.2g}",
-            )
+    return [
+        (
+            count(step),
+            with_error(arm.accuracy[i], arm.se[i]),
+            fixed(arm.greedy[i]),
+            count(arm.completions[i]),
+            seconds(arm.seconds[i]),
+            rate(arm.learning_rate[i]),
         )
-    return rows
+        for i, step in enumerate(arm.steps)
+    ]
 
 
-def single_tiles(result: Mapping[str, Any], arm: Arm) -> list[Tile]:
+def single_tiles(result: Result, arm: Arm) -> list[Tile]:
     """Headline figures of one run: where it ended, its leaps, what they cost."""
     first = next((a for a in arm.accuracy if a is not None), None)
+    leaps = result.leaps.get(arm.name, [])
+    taken = sum(leap.taken for leap in leaps)
     found = [
-        Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role)
+        Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role),
+        Tile("Leaps taken", str(taken), f"of {len(leaps)} times that candidates were tried", arm.role),
     ]
-    leaps = records(mapping(result.get("leaps")).get(arm.name))
-    taken = sum(bool(leap.get("accepted", leap.get("alpha"))) for leap in leaps)
-    found.append(
-        Tile("Leaps taken", str(taken), f"of {len(leaps)} times that candidates were tried", arm.role)
-    )
-    spent = number(mapping(mapping(result.get("costs")).get(arm.name)).get("search_completions")) or 0.0
+    costs = result.costs.get(arm.name)
+    spent = (costs.search_completions if costs else None) or 0.0
     whole = arm.last("completions")
     if whole:
-        found.append(
-            Tile("Search", percent(spent / whole), f"{count(spent)} of {count(whole)} completions", arm.role)
-        )
+        note = f"{count(spent)} of {count(whole)} completions"
+        found.append(Tile("Search", percent(spent / whole), note, arm.role))
     return found
 
 
-def _completions(saved: Mapping[str, Any], arm: Arm) -> float | None:
-    return number(mapping(saved.get(arm.name)).get("completions"))
+def _completions_saved(result: Result, arm: Arm) -> float | None:
+    return result.saved.get(arm.name, Saved()).completions
 
 
-def _tile(result: Mapping[str, Any], arm: Arm, title: str, tail: str) -> Tile:
-    share = _completions(mapping(result.get("saved")), arm)
-    reach = mapping(mapping(result.get("reach")).get(arm.name))
+def _tile(result: Result, arm: Arm, title: str, tail: str) -> Tile:
+    share, at = _completions_saved(result, arm), _reach(result, arm)
     if share is None:
         return Tile(title, "not reached", f"ended at {fixed(arm.last())}; {tail}", arm.role)
-    at = f"target at step {count(reach.get('steps'))}; " if number(reach.get("steps")) is not None else ""
+    step = f"target at step {count(at.steps)}; " if at is not None and at.steps is not None else ""
     figure = f"{percent(share)} saved" if share >= 0 else f"{percent(-share)} more"
-    return Tile(
-        title, figure, f"completions to the target, against the run as configured; {at}{tail}", arm.role
-    )
+    note = f"completions to the target, against the run as configured; {step}{tail}"
+    return Tile(title, figure, note, arm.role)

@@ -15,11 +15,12 @@ from nextrl.engines.trl.history import DiskHistory
 from nextrl.engines.trl.policies.base import View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
-from nextrl.judge.acceptance import ALPHAS, Acceptance
+from nextrl.extrapolators.alphas import ALPHAS
+from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
-from nextrl.leaps.leap import Leap, leap
+from nextrl.leaps.leap import DEFAULT_HORIZON, Leap, leap
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class AtSteps:
     def __init__(
         self,
         method: str,
-        horizon: int = 50,
+        horizon: int = DEFAULT_HORIZON,
         *,
         alpha: float | None = None,
         alphas: Sequence[float] = ALPHAS,

@@ -198,7 +198,7 @@ charts.push(
   new Chart("leaps", leapsChart),
 );
 new Chart("persistence", windowsChart(data.persistence, "Persistence", [1], []));
-new Chart("excess", windowsChart(data.excess, "Excess", [1], [{ y: 0, width: 1.6 }, { y: 0.25, width: 0.8, dash: "2 3" }, { y: -0.4, width: 0.8, dash: "2 3" }]));
+new Chart("excess", windowsChart(data.excess, "Excess", [1], [{ y: 0, width: 1.6 }].concat(data.guides.map((y) => ({ y, width: 0.8, dash: "2 3" })))));
 new Chart("sigma", sigmaChart);
 key("persistence-key", data.persistence.map((s, i) => [`window ${s.window}`, `m${i % 7}`]).concat([["zero point", null, true]]));
 key("excess-key", data.excess.map((s, i) => [`window ${s.window}`, `m${i % 7}`]));

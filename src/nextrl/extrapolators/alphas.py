@@ -1,0 +1,18 @@
+"""Step lengths that a search tries for a method of the registry; alpha = 1 is the method's own horizon."""
+
+from __future__ import annotations
+
+PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""What the paper behind `next-paper` sweeps on validation accuracy."""
+
+WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""For every other method: a run far below its tuned learning rate wants up to 8, so the range goes beyond that."""
+
+
+ALPHAS = (-0.5, *WIDE_ALPHAS)
+"""What `LeapCallback` tries, where a step back is looked at, too."""
+
+
+def candidate_alphas(method: str) -> tuple[float, ...]:
+    """What a search tries for a method of this name: NExt as published keeps the paper's own range."""
+    return PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS

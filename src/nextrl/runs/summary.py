@@ -1,0 +1,188 @@
+"""Records of arms and the checkpoints they left -> a `Result`: of a comparison, or of a single run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nextrl.judge.regime import DEFAULT_WINDOW, even_gram, mean_excess, recent_windows, regime_of
+from nextrl.runs import comparison, verdict
+from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.runs.result import FORMAT, ArmSeries, Result, TrajectoryFigures
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
+from nextrl.trajectory.trajectory import Trajectory
+from nextrl.version import VERSION
+
+WINDOWS = (DEFAULT_WINDOW, 20, 50)
+"""Lengths in steps of the windows whose persistence a page draws."""
+
+# Leaps, and a rate that follows them, change a run as it goes: only its last windows speak about where it stands.
+_LAST_WINDOWS = 5
+_SERIES = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
+
+
+def summarise(
+    arms: Mapping[str, ArmRecord],
+    settings: Sequence[ArmSettings],
+    plain_run: Path,
+    *,
+    leap_at: int,
+    sweep: Sequence[str],
+) -> Result:
+    """The result of a comparison.
+
+    Args:
+        arms: records by name, "plain" and "auto" among them.
+        settings: of the arms, the plain one first.
+        plain_run: folder with the plain arm's checkpoints.
+        leap_at: step of the single leaps.
+        sweep: names of the arms that tune the learning rate.
+    """
+    first, plain = settings[0], arms["plain"]
+    target, per_step = plain.accuracy[-1], first.train.completions_per_step
+    traj = Trajectory.load(plain_run)
+    recent = mean_excess(recent_windows(even_gram(traj), traj.spacing, trainer_log.beta1_or_default(traj)))
+    saved = {
+        name: comparison.saved(arm, plain, target, per_step) for name, arm in arms.items() if name != "plain"
+    }
+    tuned = comparison.best_rate(arms, sweep, target)
+    if tuned:
+        saved["tuned"] = saved[tuned]
+        saved["tuned-with-sweep"] = comparison.sweep_charged(arms, sweep, target, per_step)
+    result = Result(
+        version=FORMAT,
+        seed=first.train.seed,
+        task=first.task,
+        config={
+            "plain": first.train.model_dump(),
+            "lora": first.lora.model_dump(),
+            "leap_at": leap_at,
+            "test_prompts": first.eval_prompts,
+        },
+        provenance=provenance(),
+        target=target,
+        arms={name: series(arm) for name, arm in arms.items()},
+        saved=saved,
+        tuned=tuned,
+        after={name: comparison.after(arm, leap_at) for name, arm in arms.items()},
+        costs={name: comparison.costs(arm, per_step) for name, arm in arms.items()},
+        leaps={name: listed for name, arm in arms.items() if (listed := comparison.leaps(arm))},
+        reach={name: comparison.reach(arm, target) for name, arm in arms.items()},
+        trajectory=trajectory_figures(traj),
+        regime=regime_of(recent),
+    )
+    result.verdict = verdict.of_comparison(arms, result, recent)
+    return result
+
+
+def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any], traj: Trajectory) -> Result:
+    """The result of one run: the keys of a comparison with one arm, "run".
+
+    What it saved can only be said beside the same run without leaps, so there is no target and no saving here, and
+    the verdict says so.
+
+    Args:
+        record: what the run did.
+        arm: what it was told.
+        config: the whole config, kept in the result.
+        traj: its checkpoints.
+    """
+    k = arm.train.save_every
+    jumps = _jumps(record, traj.steps)
+    figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
+    taken, recent = comparison.leaps(record), _recent_excess(record, figures, traj, bool(jumps))
+    return Result(
+        version=FORMAT,
+        seed=arm.train.seed,
+        task=arm.task,
+        config={**config, "test_prompts": arm.eval_prompts},
+        provenance=provenance(),
+        target=None,
+        arms={"run": series(record)},
+        saved={"run": comparison.NOTHING_SAVED},
+        tuned=None,
+        costs={"run": comparison.costs(record, arm.train.completions_per_step)},
+        leaps={"run": taken} if taken else {},
+        trajectory=figures,
+        resumed=record.resumed,
+        regime=None if recent is None else regime_of(recent),
+        verdict=verdict.of_run(record, arm, taken, recent),
+    )
+
+
+def trajectory_figures(
+    traj: Trajectory, windows: Sequence[int] = WINDOWS, jumps: Sequence[tuple[int, int]] = ()
+) -> TrajectoryFigures:
+    """What the checkpoints alone show: top singular values, persistence, its zero point and the excess over it.
+
+    Args:
+        traj: the checkpoints.
+        windows: lengths in steps.
+        jumps: pairs of steps between which the run leapt; a persistence that would span one is left out.
+    """
+    beta1 = trainer_log.beta1_or_default(traj)
+    zero = {w: adam_persistence(w, beta1) for w in windows}
+    table = measured_persistence(traj, windows)
+    kept = {
+        w: {
+            s: c for s, c in row.items() if c == c and not _spans(s - 2 * w, s, jumps)
+        }  # c == c: NaN is left out
+        for w, row in table.items()
+    }
+    return TrajectoryFigures(
+        steps=list(traj.steps),
+        sigma={m: [float(traj.delta(m, 0, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules},
+        persistence={str(w): {str(s): c for s, c in row.items()} for w, row in kept.items()},
+        excess={str(w): {str(s): excess(c, zero[w]) for s, c in row.items()} for w, row in kept.items()},
+        zero={str(w): c for w, c in zero.items()},
+    )
+
+
+def _spans(start: int, end: int, jumps: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= low and high <= end for low, high in jumps)
+
+
+def provenance() -> dict[str, str]:
+    """What made a result."""
+    return {
+        "nextrl": VERSION,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def series(arm: ArmRecord) -> ArmSeries:
+    """An arm as a result lists it: one entry per evaluation."""
+    return ArmSeries(kind=arm.kind, label=arm.label, **{key: getattr(arm, key) for key in _SERIES})
+
+
+def _jumps(record: ArmRecord, steps: Sequence[int]) -> list[tuple[int, int]]:
+    """Checkpoints between which the adapter was moved: a named method leaps after its step was saved, `auto` before."""
+    jumps = []
+    for decision in record.decisions:
+        if decision.accepted or decision.rolled_back is not None:
+            step, after_save = decision.step, decision.horizon is not None
+            before = max((t for t in steps if t < step or (after_save and t == step)), default=0)
+            jumps.append((before, min((t for t in steps if t > before), default=step)))
+    return jumps
+
+
+def _recent_excess(
+    record: ArmRecord, figures: TrajectoryFigures, traj: Trajectory, leapt: bool
+) -> float | None:
+    """Mean excess persistence where the run stands, None where it was too short to show any.
+
+    A run that did not leap is measured as `nextrl advise` does. After a leap the last windows may span it: then the
+    run's own windows speak, which a leap never lies in.
+    """
+    if not leapt:
+        windows = recent_windows(even_gram(traj), traj.spacing, trainer_log.beta1_or_default(traj))
+        return mean_excess(windows) if windows else None
+    seen: Sequence[float | None] = [decision.excess for decision in record.decisions]
+    if all(value is None for value in seen):
+        seen = next((list(row.values()) for row in figures.excess.values() if row), [])
+    known = [value for value in seen if value is not None][-_LAST_WINDOWS:]
+    return sum(known) / len(known) if known else None

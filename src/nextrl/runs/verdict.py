@@ -1,0 +1,133 @@
+"""The verdict of a comparison or of one run, in plain sentences. What a regime means is quoted from `judge.regime`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nextrl.judge.regime import MEANING, Regime, regime_of
+from nextrl.runs import comparison
+from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.runs.result import LeapEntry, Result
+
+# What follows for a run that was trained at one learning rate throughout.
+_ADVICE: Mapping[Regime, str] = {
+    "signal": "so the learning rate is too low: raise it, or run auto",
+    "mixed": "so a test of a leap is worth its price, a blind leap is not",
+    "noise": "so go on, and do not leap",
+}
+# Where it leaves a run whose leaps and learning rate were decided on the way.
+_STANDING: Mapping[Regime, str] = {
+    "signal": "; the learning rate is still low",
+    "mixed": "",
+    "noise": ", which is what a rate that is high enough shows",
+}
+
+
+def of_comparison(arms: Mapping[str, ArmRecord], result: Result, excess: float) -> str:
+    """What was saved, how it stands against tuned rates, whether a single leap paid, and what to do.
+
+    Args:
+        arms: records by name, "plain" and "auto" among them.
+        result: its target, savings and tuned rate.
+        excess: mean excess persistence of the plain arm at its end.
+    """
+    sentences = [_against_plain(arms, result)]
+    if result.tuned:
+        sentences.append(_against_tuned(arms, result, result.tuned))
+    single = _best_leap(arms)
+    if single is not None:
+        sentences.append(_about_leap(arms["plain"], single))
+    regime = regime_of(excess)
+    sentences.append(
+        f"The plain run's excess persistence is {excess:.2f} at its end: {MEANING[regime]}, {_ADVICE[regime]}."
+    )
+    return " ".join(sentences)
+
+
+def of_run(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry], excess: float | None) -> str:
+    """Where one run went, its leaps and their price, and where it stands.
+
+    Args:
+        record: what the run did.
+        arm: what it was told.
+        taken: its decisions that cost or moved something.
+        excess: mean excess persistence where the run stands, None where it was too short to show any.
+    """
+    sentences = [
+        f"The run went from {record.accuracy[0]:.3f} to {record.accuracy[-1]:.3f} ± {record.se[-1]:.3f} sampled "
+        f"accuracy in {record.steps[-1]} steps ({record.completions[-1]} completions)."
+    ]
+    if arm.kind == "plain":
+        sentences.append("No leap was asked for.")
+    else:
+        sentences.append(_about_leaps(record, arm, taken))
+        if record.learning_rate[-1] != record.learning_rate[0]:
+            sentences.append(
+                f"Its learning rate went from {record.learning_rate[0]:.2g} to {record.learning_rate[-1]:.2g}."
+            )
+        sentences.append(
+            "Whether that saved anything, only the same run with leap.method=none can say: there is no plain arm here."
+        )
+    if excess is not None:
+        regime = regime_of(excess)
+        sentences.append(
+            f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{_STANDING[regime]}."
+        )
+    return " ".join(sentences)
+
+
+def _percent(fraction: float | None) -> str:
+    return "never" if fraction is None else f"{100 * fraction:.0f} %"
+
+
+def _best_leap(arms: Mapping[str, ArmRecord]) -> ArmRecord | None:
+    singles = [a for a in arms.values() if a.kind == "leap"]
+    return max(singles, key=lambda a: a.accuracy[-1]) if singles else None
+
+
+def _against_plain(arms: Mapping[str, ArmRecord], result: Result) -> str:
+    plain, auto = arms["plain"], arms["auto"]
+    target = plain.accuracy[-1]
+    at = comparison.reach(auto, target)
+    if at is None:
+        return f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
+    return (
+        f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
+        f"learning rate, is there at step {at.steps}: {_percent(result.saved['auto'].completions)} of the "
+        "completions saved, its search charged."
+    )
+
+
+def _against_tuned(arms: Mapping[str, ArmRecord], result: Result, tuned: str) -> str:
+    saved = result.saved
+    gap = arms["auto"].accuracy[-1] - arms[tuned].accuracy[-1]
+    return (
+        f"Against the tuned rate ({tuned.removeprefix('lr-')}, found by a sweep), which saves "
+        f"{_percent(saved['tuned'].completions)} before the sweep is paid for and "
+        f"{_percent(saved['tuned-with-sweep'].completions)} after, auto ends {abs(gap):.3f} "
+        f"{'ahead' if gap >= 0 else 'behind'}, with no sweep."
+    )
+
+
+def _about_leap(plain: ArmRecord, leap: ArmRecord) -> str:
+    start = plain.steps.index(leap.steps[0])
+    gain = leap.accuracy[0] - plain.accuracy[start]
+    noise = 2 * (leap.se[0] ** 2 + plain.se[start] ** 2) ** 0.5
+    outcome = "past the noise" if gain > noise else "within the noise: it did not pay"
+    return (
+        f"Of the single leaps at step {leap.steps[0]}, {leap.name} ends best ({leap.accuracy[-1]:.3f}); right after "
+        f"it the accuracy changed by {gain:+.3f}, {outcome}."
+    )
+
+
+def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]) -> str:
+    name = "auto" if arm.auto else arm.leap.method if arm.leap else "it"
+    if not taken:
+        return f"{name} saw no reason to try a leap."
+    accepted = [leap.step for leap in taken if leap.taken]
+    steps = ", ".join(str(step) for step in accepted)
+    share = record.search_completions / max(1, record.completions[-1])
+    looked = f"{len(taken)} time{'' if len(taken) == 1 else 's'}"
+    cost = f"{share:.1%} of all completions" if record.search_completions else "no completions"
+    outcome = f"took {len(accepted)} of them (at step {steps})" if accepted else "took none"
+    return f"{name} tried candidates for a leap {looked} and {outcome}; the search took {cost}."
