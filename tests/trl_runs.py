@@ -10,7 +10,8 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
-from nextrl.engines.trl.trainer import LoraSettings, as_dataset, reward_function, with_adapter
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter
 from nextrl.judge.controller import Decision
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny

@@ -15,10 +15,10 @@ import os
 import shutil
 from pathlib import Path
 
+from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl import algorithms
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.runs.arm import WIDE_ALPHAS
 from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
-from nextrl.runs.single_leap import WIDE_ALPHAS
 
 CAUTIOUS, TUNED = 5e-5, 1e-3
 ARMS = ("plain", "tuned", "next", "auto")

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 
 STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 2e-2)

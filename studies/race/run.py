@@ -14,7 +14,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 
 TASKS = ("chain", "chain-wrong-rule")

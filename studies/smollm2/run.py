@@ -19,9 +19,9 @@ from pathlib import Path
 
 from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
+from nextrl.runs.arm import WIDE_ALPHAS
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
-from nextrl.runs.single_leap import WIDE_ALPHAS
 from nextrl.trajectory.persistence import adam_persistence, excess
 
 RAW = Path(__file__).parent / "raw"

@@ -90,11 +90,11 @@ def test_leap_leaves_broken_checkpoints_out_only_when_told(run_dir: Path, tmp_pa
     shutil.copytree(run_dir, copy)
     broken = copy / "checkpoint-50" / "adapter_model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-10])
-    refused = call(leap, str(copy), "--out", str(out), "--json")
+    refused = call(leap_verb, str(copy), "--out", str(out), "--json")
     assert isinstance(refused.exception, InputError)
     assert "checkpoint-50" in str(refused.exception)
     assert not out.exists()
-    result = call(leap, str(copy), "--skip-bad-checkpoints", "--out", str(out), "--json")
+    result = call(leap_verb, str(copy), "--skip-bad-checkpoints", "--out", str(out), "--json")
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["skipped"]) == 1
     options = (str(copy), "--horizon", "20", "--methods", "secant", "--json")
@@ -108,7 +108,7 @@ def test_leap_says_that_full_weights_are_no_adapters(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoint-10"
     folder.mkdir(parents=True)
     save_file({"a.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
-    result = call(leap, str(tmp_path / "run"), "--base", "tiny", "--out", str(tmp_path / "out"))
+    result = call(leap_verb, str(tmp_path / "run"), "--base", "tiny", "--out", str(tmp_path / "out"))
     assert "holds full-weight checkpoints; leap writes LoRA adapters" in str(result.exception)
 
 
@@ -118,10 +118,10 @@ def test_leap_reads_a_pickle_only_when_told(run_dir: Path, tmp_path: Path) -> No
     stored = copy / "checkpoint-50" / "adapter_model.safetensors"
     torch.save(load_file(stored), stored.with_name("adapter_model.bin"))
     stored.unlink()
-    refused = call(leap, str(copy), "--out", str(out))
+    refused = call(leap_verb, str(copy), "--out", str(out))
     assert "--allow-pickle" in str(refused.exception)
     assert not out.exists()
-    result = call(leap, str(copy), "--allow-pickle", "--out", str(out))
+    result = call(leap_verb, str(copy), "--allow-pickle", "--out", str(out))
     assert result.exit_code == 0, result.output
 
 
@@ -140,7 +140,7 @@ def test_bad_input_writes_nothing(
     run_dir: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     out = tmp_path / "leapt"
-    result = call(leap, str(run_dir), "--out", str(out), *arguments)
+    result = call(leap_verb, str(run_dir), "--out", str(out), *arguments)
     assert isinstance(result.exception, InputError)
     assert words in str(result.exception)
     assert not out.exists()
@@ -176,7 +176,7 @@ def still(folder: Path, moving: bool) -> Path:
 @pytest.mark.parametrize("method", ["factors", "secant", "linear", "relex", "dmd", "lawa", "window"])
 def test_a_run_that_never_moves_is_refused(tmp_path: Path, method: str) -> None:
     options = ("--method", method, "--horizon", "20", "--out", str(tmp_path / "out"))
-    result = call(leap, str(still(tmp_path / "run", moving=False)), *options)
+    result = call(leap_verb, str(still(tmp_path / "run", moving=False)), *options)
     assert isinstance(result.exception, InputError), result.output
     assert not (tmp_path / "out").exists()
 
@@ -184,7 +184,7 @@ def test_a_run_that_never_moves_is_refused(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("method", ["factors", "secant", "linear", "ols", "relex-pinned", "lawa"])
 def test_a_module_that_never_moves_stays_and_uneven_steps_are_taken(tmp_path: Path, method: str) -> None:
     run, out = still(tmp_path / "run", moving=True), tmp_path / "out"
-    result = call(leap, str(run), "--method", method, "--horizon", "15", "--out", str(out))
+    result = call(leap_verb, str(run), "--method", method, "--horizon", "15", "--out", str(out))
     assert result.exit_code == 0, result.exception
     state = load_file(out / "adapter_model.safetensors")
     assert not state["base_model.model.layers.0.up_proj.lora_B.weight"].any()

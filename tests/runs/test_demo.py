@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import lora_runs
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmRecord, ArmSettings
 from nextrl.runs.result import regime, summarise, trajectory_figures
 from nextrl.trajectory.persistence import adam_persistence, excess

@@ -13,7 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
+
+# The paper sweeps 0.5 ... 4; a run far below its tuned rate wants more (DESIGN section 2: up to 8), so rivals get 16.
+PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 Kind = Literal["plain", "control", "leap", "auto"]
 Progress = Callable[[str, int], None]

@@ -22,8 +22,9 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.trainer import OptimizerName, TrainSettings
+from nextrl.engines.settings import OptimizerName, TrainSettings
 from nextrl.errors import InputError
+from nextrl.runs.arm import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.loop import (
     ArmRecord,
     ArmSettings,
@@ -34,7 +35,6 @@ from nextrl.runs.loop import (
     temperature_control,
 )
 from nextrl.runs.result import summarise
-from nextrl.runs.single_leap import PAPER_ALPHAS, WIDE_ALPHAS
 
 CAUTIOUS = 5e-5
 SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)

@@ -160,6 +160,7 @@ def train(
         run.out / "trajectory",
         callbacks=[callback for callback in order if callback is not None],
         report_to=run.report_to,
+        log_dir=run.out / "logs",
     )
     if isinstance(leaper, cycles.Cycles):
         leaper.trainer = trainer

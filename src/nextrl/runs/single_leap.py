@@ -21,11 +21,8 @@ from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.rollouts import Row, TrainerRollouts
 from nextrl.judge.paired_search import grid_search
 from nextrl.leaps.leap import Leap, leap
+from nextrl.runs.arm import WIDE_ALPHAS
 from nextrl.trajectory.trajectory import Trajectory
-
-# The paper sweeps 0.5 ... 4; a run far below its tuned rate wants more (DESIGN section 2: up to 8), so rivals get 16.
-PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def complete(
         temperature: sampling temperature; None is greedy.
         batch: prompts in one call of `generate`.
     """
+    with needs("trl", "generating with a model"):
+        from transformers import GenerationConfig
     texts: list[str] = []
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,

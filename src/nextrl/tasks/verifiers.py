@@ -5,13 +5,12 @@ Each takes (completion, answer) as text and says right or wrong; `VERIFIERS` nam
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import threading
 from collections.abc import Callable
 from fractions import Fraction
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, require
 
 Verifier = Callable[[str, str], bool]
 
@@ -72,6 +71,6 @@ def get(name: str) -> Verifier:
     """
     if name not in VERIFIERS:
         raise InputError(f"verifier '{name}' is unknown: choose one of {', '.join(VERIFIERS)}")
-    if name == "math" and importlib.util.find_spec("math_verify") is None:
-        raise InputError("verifier 'math' needs math-verify: pip install nextrl[tasks]")
+    if name == "math":
+        require("math_verify", "tasks", "verifier 'math'")
     return VERIFIERS[name]

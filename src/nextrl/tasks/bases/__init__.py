@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.bases import smollm2, tiny
 
 Load = Callable[[str], tuple[Any, Any]]
@@ -48,6 +47,8 @@ def load(name: str, task: str) -> tuple[Any, Any]:
         raise InputError(
             f"model '{name}' is neither a folder with a config.json nor one of {', '.join(names())}"
         )
+    with needs("trl", f"model '{name}'"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
     if tokenizer.pad_token is None:
