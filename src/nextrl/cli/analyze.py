@@ -44,7 +44,7 @@ def analyze(
     """
     lengths, formats = _lengths(windows), _formats(plots)
     if out is not None and formats:
-        require("matplotlib", "plots", "a plot (--plots none writes analysis.json alone)")
+        require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
     traj = (
         Trajectory.from_full_weights(run, base, rank=rank)
         if base is not None

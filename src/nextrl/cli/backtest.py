@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
-from nextrl.errors import InputError
+from nextrl.errors import InputError, require
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
 
@@ -40,6 +40,8 @@ def backtest(
         raise InputError(f"--origins must be at least 1, not {origins}")
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
+    if plot is not None:
+        require("matplotlib", "plots", "--plot")
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
     if plot is not None:

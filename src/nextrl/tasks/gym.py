@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from nextrl.errors import InputError, require
+from nextrl.errors import InputError, needs, require
 from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.jsonl import checked
 from nextrl.tasks.task_name import TaskName, parse
@@ -88,8 +88,9 @@ def _build(name: str) -> GymTask:
 
 
 def _dataset(parts: TaskName, size: int, seed: int) -> Any:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with needs("tasks", f"task '{parts.full}'"):
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     wanted = parts.source.removeprefix(PREFIX)
     if wanted not in DATASETS:

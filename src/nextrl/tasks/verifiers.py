@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 
-from nextrl.errors import InputError, require
+from nextrl.errors import InputError, needs, require
 
 Verifier = Callable[[str, str], bool]
 
@@ -41,7 +41,8 @@ def number(completion: str, answer: str) -> bool:
 
 def math(completion: str, answer: str) -> bool:
     """The completion's final expression is mathematically equal to the answer, by math-verify."""
-    from math_verify import parse, verify
+    with needs("tasks", "verifier 'math'"):
+        from math_verify import parse, verify
 
     # Its time limits, which a completion like 9^9^9^9 needs, are made with SIGALRM: a main thread's alone.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
