@@ -77,6 +77,11 @@ FEATURES = {
     "plot": ("plots", "backtest {run} --methods secant --horizon 20 --plot {out}.png"),
     "alpharl in a backtest": ("rivals", "backtest {run} --methods alpharl --horizon 20"),
     "alpharl in a leap": ("rivals", "leap {run} --method alpharl --horizon 20 --out {out}"),
+    "the demo's controls": ("rivals", "demo --out {out} --quick"),
+    "a rate-free optimizer": (
+        "rivals",
+        "run {root}/examples/tiny.yaml output_dir={out} train.optimizer=mechanic",
+    ),
     "reasoning-gym": ("tasks", "eval tiny --task reasoning_gym:gcd"),
     "math-verify": ("tasks", "eval tiny --task {file}:math"),
     "smollm": ("smollm", "eval smollm2-135m"),

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.engines.settings import require_optimizer
 from nextrl.errors import needs
 from nextrl.runs.report import write_report
 
@@ -33,6 +34,8 @@ def demo(
     with needs("trl", "nextrl demo"):
         from nextrl.runs import demo as job
     what = job.plan(seed, quick)
+    for arm in what.arms:
+        require_optimizer(arm.train.optimizer)
     job.claim(out, what)
     # A job started in the background inherits an ignored SIGINT; Ctrl-C must stop this one all the same.
     # SIGTERM stops it the same way, or its workers would outlive it.

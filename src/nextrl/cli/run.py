@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.engines.settings import require_optimizer
 from nextrl.engines.verl.segments import VerlRun
 from nextrl.errors import needs
 from nextrl.judge.controller import ControllerConfig
@@ -52,6 +53,7 @@ def run(
 
         from nextrl.engines.ranks import launched
         from nextrl.runs import run as job
+    require_optimizer(settings.train.optimizer)
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader

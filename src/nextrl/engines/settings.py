@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines.trl import algorithms
+from nextrl.errors import require
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
+_PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
 
 
 class LoraSettings(BaseModel):
@@ -58,3 +60,13 @@ class TrainSettings(BaseModel):
     def completions_per_step(self) -> int:
         """Completions sampled in one step."""
         return self.prompts_per_step * self.completions_per_prompt
+
+
+def require_optimizer(name: OptimizerName) -> None:
+    """Refuse before anything is written or trained.
+
+    Raises:
+        MissingExtra: the optimizer's package is not installed.
+    """
+    if name in _PACKAGES:
+        require(_PACKAGES[name], "rivals", f"optimizer '{name}'")
