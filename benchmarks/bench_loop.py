@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl import memory
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, as_dataset, build_trainer, with_adapter
+from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.runs.arm import ArmRecord

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, build_trainer, with_adapter
+from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.engines.trl.trainer import build_trainer, with_adapter
 from nextrl.tasks import bases, get
 
 

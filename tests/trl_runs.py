@@ -10,8 +10,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
+from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.policies import Auto
-from nextrl.engines.trl.trainer import LoraSettings, as_dataset, reward_function, with_adapter
+from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter
 from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision

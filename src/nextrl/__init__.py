@@ -1,26 +1,49 @@
-"""nextrl: leap ahead along an RLVR run's LoRA trajectory where it pays, and say so where it does not."""
+"""nextrl: leap ahead along an RLVR run's LoRA trajectory where it pays, and say so where it does not.
+
+What is public is listed here and imported when it is first asked for (PEP 562): `import nextrl` loads neither torch nor
+a trainer. Nothing inside `nextrl` imports a name from this module.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nextrl.errors import InputError
-from nextrl.judge.advice import advise
-from nextrl.judge.backtest import backtest
-from nextrl.leaps.leap import Leap, leap
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.errors import needs
 from nextrl.version import VERSION as __version__
 
-if TYPE_CHECKING:
-    from nextrl.engines.trl.callback import LeapCallback
+if TYPE_CHECKING:  # for mypy and editors; a test holds these lines against the table
+    from nextrl.engines.trl.callback import LeapCallback as LeapCallback
+    from nextrl.engines.trl.callback import attach as attach
+    from nextrl.errors import InputError as InputError
+    from nextrl.judge.advice import advise as advise
+    from nextrl.judge.backtest import backtest as backtest
+    from nextrl.leaps.leap import Leap as Leap
+    from nextrl.leaps.leap import leap as leap
+    from nextrl.trajectory.trajectory import Trajectory as Trajectory
 
-__all__ = ["InputError", "Leap", "LeapCallback", "Trajectory", "__version__", "advise", "backtest", "leap"]
+_HOMES = {
+    "InputError": "nextrl.errors",
+    "Leap": "nextrl.leaps.leap",
+    "LeapCallback": "nextrl.engines.trl.callback",
+    "Trajectory": "nextrl.trajectory.trajectory",
+    "advise": "nextrl.judge.advice",
+    "attach": "nextrl.engines.trl.callback",
+    "backtest": "nextrl.judge.backtest",
+    "leap": "nextrl.leaps.leap",
+}
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    # The callback needs transformers, which takes seconds to import and which reading a trajectory does not need.
-    if name == "LeapCallback":
-        from nextrl.engines.trl.callback import LeapCallback
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nextrl' has no attribute '{name}'")
+    with needs("trl", f"nextrl.{name}"):
+        value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that the next time Python finds it without asking here
+    return value
 
-        return LeapCallback
-    raise AttributeError(f"module 'nextrl' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,8 @@ import torch
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, State, along
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings, build_trainer, with_adapter
+from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.engines.trl.trainer import build_trainer, with_adapter
 from nextrl.runs.loop import one_thread
 from nextrl.tasks import get
 from nextrl.tasks.bases import tiny

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 from studies.folders import default_out, parser
 

@@ -21,7 +21,8 @@ from trl import SFTConfig, SFTTrainer
 
 from nextrl import LeapCallback
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.tasks import chain, get
 from nextrl.tasks.bases import tiny
 from studies.folders import default_out, parser, published

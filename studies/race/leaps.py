@@ -20,7 +20,8 @@ import torch
 
 from nextrl import Trajectory
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap, leap
 from nextrl.runs.loop import one_thread

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 from studies.folders import default_out, parser
 

@@ -14,8 +14,9 @@ import torch
 
 from nextrl import Trajectory
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.shared_prefix import share_prefixes
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.leaps.leap import leap
 from nextrl.runs.loop import one_thread
 from nextrl.tasks import bases, get

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.tasks import bases
 from studies.folders import parser
 

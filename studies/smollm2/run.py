@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
 from nextrl.trajectory.persistence import adam_persistence, excess

@@ -29,6 +29,12 @@ def test_json_is_one_object_and_files_are_written(run, tmp_path):
     assert {"dominance.png", "modules.svg", "persistence.png", "path.png", "directions.svg"} <= names
 
 
+def test_without_plots_the_numbers_are_written_alone(run, tmp_path):
+    result = CliRunner().invoke(APP, [str(run), "--json", "--out", str(tmp_path / "a"), "--plots", "none"])
+    assert result.exit_code == 0
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["analysis.json"]
+
+
 def test_table(run):
     result = CliRunner().invoke(APP, [str(run), "--windows", "10,20"])
     assert result.exit_code == 0

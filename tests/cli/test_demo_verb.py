@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from nextrl.cli import demo
 from nextrl.errors import InputError
+from nextrl.runs import demo as job
 from nextrl.runs.result import parse_result
 from synthetic_result import synthetic_result
 
@@ -28,7 +29,7 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The job answers at once with a result made from curves; Ctrl-C's handler is put back afterwards."""
     before = signal.getsignal(signal.SIGINT)
     result = parse_result(synthetic_result())
-    monkeypatch.setattr(demo.job, "run", lambda out, what, watch: (watch("plain", 3), result)[1])
+    monkeypatch.setattr(job, "run", lambda out, what, watch: (watch("plain", 3), result)[1])
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -64,7 +65,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (out / "arms" / "plain" / "record.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo.job, "run", interrupted)
+    monkeypatch.setattr(job, "run", interrupted)
     result = call("--out", str(tmp_path / "out"), "--quick")
     assert result.exit_code == 130
     assert "1 of 8 arms done; the same command goes on from there" in " ".join(result.output.split())

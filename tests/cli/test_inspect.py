@@ -150,6 +150,30 @@ def test_each_problem_is_listed_with_its_file_refused_by_load_and_can_be_skipped
     assert any(message in line for line in kept.skipped)
 
 
+def test_skipping_shows_the_run_as_the_other_verbs_would_read_it(tmp_path):
+    write_run(tmp_path)
+    edit_tensors(tmp_path, poison)
+    weights(tmp_path, 30).unlink()
+    result = CliRunner().invoke(APP, [str(tmp_path), "--json", "--skip-bad-checkpoints"])
+    found = json.loads(result.stdout)
+    kept = Trajectory.load(tmp_path, skip_bad_checkpoints=True)
+    assert found["steps"] == found["usable_steps"] == list(kept.steps) == [10, 40]
+    assert sorted(found["skipped"]) == sorted(kept.skipped)
+    assert found["bytes"] == sum(weights(tmp_path, s).stat().st_size for s in (10, 40))
+    assert result.stderr.count("left out: ") == 2
+    assert all("follows step" in problem for problem in found["problems"])
+    shown = facts(tmp_path)  # without it, both are problems and what can be opened is listed
+    assert (shown["steps"], shown["skipped"], len(shown["problems"])) == ([10, 20, 40], [], 3)
+
+
+def test_a_run_of_which_nothing_is_left_is_an_error(tmp_path):
+    write_run(tmp_path, steps=(20,))
+    edit_tensors(tmp_path, poison)
+    result = CliRunner().invoke(APP, [str(tmp_path), "--skip-bad-checkpoints"])
+    assert isinstance(result.exception, InputError)
+    assert "no checkpoint can be used" in str(result.exception)
+
+
 def test_gaps_and_mixed_dtypes_are_named_but_not_fatal(tmp_path):
     write_run(tmp_path, steps=(10, 20, 30, 60))
     edit_tensors(tmp_path, lambda s: {k: t.bfloat16() for k, t in s.items()}, step=30)

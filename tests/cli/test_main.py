@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,38 @@ def test_the_overview_s_line_is_the_verb_s_own(verb: str) -> None:
     module = importlib.import_module(f"nextrl.cli.{verb}")
     function = getattr(module, "evaluate_command" if verb == "eval" else verb)
     assert (function.__doc__ or "").splitlines()[0] == cli.VERBS[verb]
+
+
+def test_python_m_nextrl_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nextrl", "fly"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_one_name_in_code_for_one_option(verb: str) -> None:
+    module = importlib.import_module(f"nextrl.cli.{verb}")
+    function = getattr(module, "evaluate_command" if verb == "eval" else verb)
+    named = {name: kind for name, kind in function.__annotations__.items() if "json" in name}
+    assert named == {"as_json": "AsJson"}
+
+
+@pytest.mark.parametrize("verb", ["inspect", "analyze", "backtest", "advise", "leap"])
+def test_every_verb_that_reads_a_run_reads_it_by_the_same_options(verb: str) -> None:
+    given = getattr(importlib.import_module(f"nextrl.cli.{verb}"), verb).__annotations__
+    wanted = {"run": "RunFolder", "layout": "Layout", "allow_pickle": "AllowPickle"}
+    wanted["skip_bad_checkpoints"] = "SkipBadCheckpoints"
+    assert {name: given[name] for name in wanted} == wanted
+
+
+def test_nothing_is_fetched_unless_the_user_says_so(nextrl_call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    nextrl_call("--version")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    nextrl_call("--version")
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 def test_version(nextrl_call) -> None:

@@ -16,7 +16,7 @@ import yaml
 from peft import PeftModel
 
 from nextrl import cli
-from nextrl.cli import run
+from nextrl.runs import run as job
 from nextrl.runs.run import CONFIG, Outcome
 from nextrl.tasks.bases import tiny
 
@@ -109,7 +109,7 @@ def test_a_stop_says_how_to_go_on(
         assert stop_asked()
         return Outcome(3, None)
 
-    monkeypatch.setattr(run.job, "run", stopped)
+    monkeypatch.setattr(job, "run", stopped)
     assert nextrl_run(str(config))[0] == code
     assert "stopped at step 3 of 4; the same command goes on" in nextrl_run(str(config))[2]
     ended, out, _ = nextrl_run(str(config), "--json")

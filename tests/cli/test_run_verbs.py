@@ -104,6 +104,24 @@ def test_leap_leaves_broken_checkpoints_out_only_when_told(run_dir: Path, tmp_pa
     assert (out / "adapter_model.safetensors").exists()
 
 
+def test_advise_leaves_broken_checkpoints_out_and_reads_pickles_only_when_told(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    broken = copy / "checkpoint-50" / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    assert "checkpoint-50" in str(call(advise, str(copy)).exception)
+    result = call(advise, str(copy), "--skip-bad-checkpoints", "--json")
+    assert result.exit_code == 0, result.output
+    assert "left out" in result.stderr
+    assert len(json.loads(result.stdout)["skipped"]) == 1
+    broken.unlink()
+    torch.save(load_file(copy / "checkpoint-40" / broken.name), broken.with_name("adapter_model.bin"))
+    assert "--allow-pickle" in str(call(advise, str(copy)).exception)
+    assert call(advise, str(copy), "--allow-pickle").exit_code == 0
+
+
 def test_leap_says_that_full_weights_are_no_adapters(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoint-10"
     folder.mkdir(parents=True)

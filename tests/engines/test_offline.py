@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from nextrl.cli.leap import leap as leap_verb
 from nextrl.engines.offline import ModelRollouts, choose_alpha
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
 from nextrl.judge.guard import Guard
 from nextrl.leaps.leap import leap

@@ -17,8 +17,8 @@ import two_processes
 from nextrl.engines import ranks as module
 from nextrl.engines.live_adapter import State
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl import trainer
-from nextrl.engines.trl.trainer import TrainSettings
 from nextrl.errors import InputError
 from nextrl.judge.paired_search import Refused
 

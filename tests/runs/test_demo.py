@@ -11,7 +11,7 @@ import pytest
 from peft import PeftModel
 
 from nextrl import extrapolators
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.demo import Plan, claim, plan, run

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 import lora_runs
 import synthetic_runs as synthetic
-from nextrl.engines.trl.trainer import TrainSettings
+from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.judge.advice import advise
 from nextrl.judge.regime import MEANING, regime_of

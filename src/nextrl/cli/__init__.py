@@ -74,6 +74,8 @@ def _placeholder() -> None:
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2; other exceptions keep their traceback."""
+    # Read once, when the libraries are imported: nothing has imported them yet. Nothing is ever fetched.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] or ["--help"]

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from nextrl.cli.console import console, emit_json
+from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
+from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError
 from nextrl.judge.advice import advise as ask
 from nextrl.leaps.leap import leap
-from nextrl.trajectory.trajectory import Trajectory
 
 WORDS = {
     "leap": "Leap",
@@ -23,19 +23,21 @@ WORDS = {
 
 
 def advise(
-    run: Annotated[Path, typer.Argument(help="Directory of checkpoints.")],
+    run: RunFolder,
     at: Annotated[int | None, typer.Option(help="As if the run had ended at this checkpoint.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the advice is to average: write that adapter here.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    skip_bad_checkpoints: SkipBadCheckpoints = False,
+    allow_pickle: AllowPickle = False,
+    layout: Layout = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what to do with a run now: leap, raise or lower the learning rate, average, or go on.
 
     Example: nextrl advise runs/grpo
     """
-    traj = Trajectory.load(run, layout=layout)
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"--at {at}: no such checkpoint; there are {', '.join(map(str, traj.steps))}")
@@ -45,8 +47,8 @@ def advise(
     if out is not None and advice.advice == "average":
         leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out)
         written = str(out)
-    if json:
-        emit_json(advice.as_dict() | {"out": written})
+    if as_json:
+        emit_json(advice.as_dict() | {"out": written, "skipped": list(traj.skipped)})
         return
     factor = "" if advice.factor is None else f" (learning rate x {advice.factor:.2g})"
     how = "" if advice.advice != "leap" else f" with {advice.method}, {advice.horizon} steps"

@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 
 from nextrl.checkpoints.atomic import replacing, write_json
-from nextrl.cli.console import console, emit_json, err_console
-from nextrl.errors import InputError
+from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
+from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
@@ -20,37 +21,37 @@ from nextrl.trajectory.trajectory import Trajectory
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Directory with the run's checkpoints.")],
+    run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Folder for analysis.json and the plots.")] = None,
     horizon: Annotated[int | None, typer.Option(help="h of the target deltas, in steps.")] = None,
     windows: Annotated[str | None, typer.Option(help="Window lengths in steps, comma-separated.")] = None,
     beta1: Annotated[
         float | None, typer.Option(help="Adam's beta1, for persistence; the run's own by default, else .9.")
     ] = None,
-    plots: Annotated[str, typer.Option(help="png, svg or png,svg.")] = "png",
-    layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
+    plots: Annotated[
+        str, typer.Option(help="png, svg, pdf or png,svg; none for analysis.json alone.")
+    ] = "png",
+    layout: Layout = None,
     base: Annotated[
         Path | None, typer.Option(help="Base model's folder, for full-weight checkpoints.")
     ] = None,
     rank: Annotated[int, typer.Option(help="Rank kept of full-weight deltas.")] = 16,
-    skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
-    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    skip_bad_checkpoints: SkipBadCheckpoints = False,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank-1 and rank-k dominance, turning of directions, straightness, persistence, drift against noise.
 
     Example: nextrl analyze runs/grpo --out runs/grpo/analysis
     """
     lengths, formats = _lengths(windows), _formats(plots)
+    if out is not None and formats:
+        require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
     traj = (
         Trajectory.from_full_weights(run, base, rank=rank)
         if base is not None
-        else Trajectory.load(
-            run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
-        )
+        else load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     )
-    for line in traj.skipped:
-        err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1)
     if out is not None:
         save(result, out, formats)
@@ -68,6 +69,8 @@ def analyze(
 def save(result: Analysis, out: Path, formats: list[str]) -> None:
     """Write `analysis.json` and one file a figure and format into `out`, each atomically."""
     write_json(out / "analysis.json", result.to_json())
+    if not formats:
+        return
     for name, figure in analysis_figures(result).items():
         for kind in formats:
             with replacing(out / f"{name}.{kind}") as temporary:
@@ -140,7 +143,9 @@ def _lengths(text: str | None) -> list[int] | None:
 
 
 def _formats(text: str) -> list[str]:
+    if text.strip() == "none":
+        return []
     kinds = [part.strip() for part in text.split(",")]
     if not set(kinds) <= {"png", "svg", "pdf"}:
-        raise InputError(f"--plots {text}: choose from png, svg, pdf")
+        raise InputError(f"--plots {text}: choose from png, svg, pdf, or none")
     return kinds

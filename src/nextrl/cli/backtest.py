@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from nextrl.cli.console import console, emit_json, err_console
-from nextrl.errors import InputError
+from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
+from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.errors import InputError, require
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
-from nextrl.trajectory.trajectory import Trajectory
 
 FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
 
 
 def backtest(
-    run: Annotated[Path, typer.Argument(help="Directory of checkpoints.")],
+    run: RunFolder,
     horizon: Annotated[
         list[int] | None, typer.Option(help="Steps ahead; repeat for several. Default: 1, 2 and 5 spacings.")
     ] = None,
@@ -26,11 +26,11 @@ def backtest(
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (png, svg or pdf).")] = None,
-    skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
-    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
-    layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    skip_bad_checkpoints: SkipBadCheckpoints = False,
+    allow_pickle: AllowPickle = False,
+    layout: Layout = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Score every extrapolator on the run's own later checkpoints and recommend one, or none.
 
@@ -40,15 +40,13 @@ def backtest(
         raise InputError(f"--origins must be at least 1, not {origins}")
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
-    traj = Trajectory.load(
-        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
-    )
-    for line in traj.skipped:
-        err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    if plot is not None:
+        require("matplotlib", "plots", "--plot")
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)
-    if json:
+    if as_json:
         emit_json(result.as_dict() | ({"by_type": _by_type(result)} if by_type else {}))
         return
     console.print(_table(result))

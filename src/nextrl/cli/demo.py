@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from nextrl.cli.console import console, emit_json, err_console, training_bar
-from nextrl.runs import demo as job
+from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.engines.settings import require_optimizer
+from nextrl.errors import needs
 from nextrl.runs.report import write_report
 from nextrl.runs.result import AccuracyAfter, Result, Saved
+
+if TYPE_CHECKING:
+    from nextrl.runs.demo import Plan
 
 
 def demo(
@@ -21,20 +26,24 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.
 
     Example: nextrl demo --out demo-out --seed 0
     """
+    with needs("trl", "nextrl demo"):
+        from nextrl.runs import demo as job
     what = job.plan(seed, quick)
+    for arm in what.arms:
+        require_optimizer(arm.train.optimizer)
     job.claim(out, what)
     # A job started in the background inherits an ignored SIGINT; Ctrl-C must stop this one all the same.
     # SIGTERM stops it the same way, or its workers would outlive it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = _watched(out, what, visible=not json_output)
+        result = _watched(out, what, job.run, visible=not as_json)
     except KeyboardInterrupt:
         done = len(list(out.glob("arms/*/record.json")))
         err_console.print(
@@ -43,7 +52,7 @@ def demo(
         )
         raise typer.Exit(130) from None
     page = write_report(result, out)
-    if json_output:
+    if as_json:
         emit_json(result.as_dict())
         return
     console.print(table(result))
@@ -52,7 +61,7 @@ def demo(
     console.print(f"\nThe page: {page}")
 
 
-def _watched(out: Path, what: job.Plan, *, visible: bool) -> Result:
+def _watched(out: Path, what: Plan, train: Callable[..., Result], *, visible: bool) -> Result:
     total = sum(_steps(arm) for arm in what.arms)
     started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
     at = dict(started)
@@ -64,7 +73,7 @@ def _watched(out: Path, what: job.Plan, *, visible: bool) -> Result:
             current = sum(at[n] - started[n] for n in at)
             bar.update(task, completed=current, description=f"{name:<20}")
 
-        return job.run(out, what, watch)
+        return train(out, what, watch)
 
 
 def _steps(arm: Any) -> int:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from peft import PeftModel
 
-from nextrl.cli.console import console, emit_json
-from nextrl.errors import InputError
+from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.errors import InputError, needs
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
 
@@ -21,7 +20,7 @@ def evaluate_command(
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 1000,
     temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    json_output: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sampled and greedy accuracy with its standard error.
 
@@ -34,9 +33,11 @@ def evaluate_command(
         )
     loaded, tokenizer = bases.load(model, task)
     if adapter is not None:
+        with needs("trl", "--adapter"):
+            from peft import PeftModel
         loaded = PeftModel.from_pretrained(loaded, str(adapter))
     result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)
-    if json_output:
+    if as_json:
         emit_json({"accuracy": result.accuracy, "se": result.se, "greedy": result.greedy, "n": result.n})
         return
     console.print(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,64 +11,71 @@ from rich.table import Table
 
 from nextrl.checkpoints import AdapterCheckpoint, Run, open_run
 from nextrl.checkpoints.adapter import weights_path
-from nextrl.cli.console import console, emit_json, err_console
+from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
+from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.errors import InputError
 
 
 def inspect(
-    run: Annotated[Path, typer.Argument(help="The run's directory, or a JSON list of folders.")],
-    layout: Annotated[str | None, typer.Option(help="trl, verl, openrlhf or folders.")] = None,
-    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
+    run: RunFolder,
+    layout: Layout = None,
+    skip_bad_checkpoints: SkipBadCheckpoints = False,
+    allow_pickle: AllowPickle = False,
     values: Annotated[bool, typer.Option(help="Read all values to find NaN and Inf.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the layout, steps, modules, ranks, dtype and size of a run, and each problem with what to do.
 
     Example: nextrl inspect runs/grpo
     """
     found = open_run(run, layout=layout, allow_pickle=allow_pickle)
-    facts = describe(found, values=values)
+    facts = describe(found, values=values, skip_bad_checkpoints=skip_bad_checkpoints)
+    for line in facts["skipped"]:
+        say_left_out(line)
     if as_json:
         emit_json(facts)
     else:
-        _show(found, facts)
-    if not found.checkpoints:
-        raise InputError(
-            f"{run}: no checkpoint can be used ({len(facts['problems'])} problems, listed above)"
-        )
+        _show(facts)
+    if not facts["steps"]:
+        count = len(facts["problems"]) + len(facts["skipped"])
+        raise InputError(f"{run}: no checkpoint can be used ({count} problems, listed above)")
 
 
-def describe(found: Run, *, values: bool = True) -> dict[str, Any]:
+def describe(found: Run, *, values: bool = True, skip_bad_checkpoints: bool = False) -> dict[str, Any]:
     """The JSON object of `inspect`: keys `layout, steps, modules, rank, dtype, bytes, problems`, and more.
 
     Args:
         found: an opened run.
         values: read everything once, to find NaN and Inf.
+        skip_bad_checkpoints: describe the run without them; why each is left out is in `skipped`, not in `problems`.
     """
-    problems = [str(problem) for problem in found.problems]
-    bad = {problem.step for problem in found.problems if problem.fatal}
+    known = list(found.problems)
     if values:
-        broken = [problem for c in found.checkpoints if (problem := c.broken_values()) is not None]
-        problems += [str(problem) for problem in broken]
-        bad |= {problem.step for problem in broken}
-    last = found.checkpoints[-1] if found.checkpoints else None
-    if last is not None and not last.starts_at_zero and found.checkpoints[0].step != 0:
+        known += [problem for c in found.checkpoints if (problem := c.broken_values()) is not None]
+    bad = {problem.step for problem in known if problem.fatal}
+    dropped = bad if skip_bad_checkpoints else set()
+    checkpoints = [c for c in found.checkpoints if c.step not in dropped]
+    skipped = [str(problem) for problem in known if skip_bad_checkpoints and problem.fatal]
+    problems = [str(problem) for problem in known if not (skip_bad_checkpoints and problem.fatal)]
+    last = checkpoints[-1] if checkpoints else None
+    if last is not None and not last.starts_at_zero and checkpoints[0].step != 0:
         init = last.settings.raw.get("init_lora_weights")
         problems.append(
             f"{last.settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
             "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
         )
-    ranks = sorted({r for c in found.checkpoints for _, _, r in c.shapes.values()})
-    dtypes = sorted({name for c in found.checkpoints for name in c.dtypes})
+    ranks = sorted({r for c in checkpoints for _, _, r in c.shapes.values()})
+    dtypes = sorted({name for c in checkpoints for name in c.dtypes})
     return {
         "layout": found.layout,
-        "steps": [c.step for c in found.checkpoints],
+        "steps": [c.step for c in checkpoints],
         "modules": list(last.modules) if last else [],
         "rank": ranks[0] if len(ranks) == 1 else (ranks or None),
         "dtype": "/".join(dtypes) or None,
-        "bytes": sum(weights_path(c.folder).stat().st_size for c in found.checkpoints),
+        "bytes": sum(weights_path(c.folder).stat().st_size for c in checkpoints),
         "problems": problems,
-        "usable_steps": [c.step for c in found.checkpoints if c.step not in bad],
+        "skipped": skipped,
+        "usable_steps": [c.step for c in checkpoints if c.step not in bad],
         "scaling": sorted({last.scaling(m) for m in last.modules}) if last else [],
         "shapes": _shapes(last),
         "carried": list(last.carried) if last else [],
@@ -81,13 +87,13 @@ def _shapes(last: AdapterCheckpoint | None) -> list[dict[str, Any]]:
     return [{"m": m, "n": n, "rank": r, "modules": count} for (m, n, r), count in counts.items()]
 
 
-def _show(found: Run, facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("layout", facts["layout"])
     table.add_row("steps", _steps(facts["steps"]))
-    if found.checkpoints:
+    if facts["steps"]:
         table.add_row(
             "modules", f"{len(facts['modules'])} ({facts['modules'][0]} ... {facts['modules'][-1]})"
         )

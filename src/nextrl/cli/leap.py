@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextrl.checkpoints import dense
-from nextrl.cli.console import console, emit_json, err_console
-from nextrl.errors import InputError
+from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
+from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.errors import InputError, needs
 from nextrl.extrapolators import check_alpha
 from nextrl.leaps.leap import Leap
 from nextrl.leaps.leap import leap as make_leap
-from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
@@ -29,7 +29,7 @@ class As(str, Enum):
 
 
 def leap(
-    run: Annotated[Path, typer.Argument(help="Directory of checkpoints.")],
+    run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     method: Annotated[str, typer.Option(help="Extrapolator; `nextrl backtest` compares them.")] = "factors",
     horizon: Annotated[int | None, typer.Option(help="Steps ahead; 50 or what the run has.")] = None,
@@ -43,11 +43,11 @@ def leap(
     task: Annotated[str | None, typer.Option(help="Task that --alpha auto scores candidates on.")] = None,
     prompts: Annotated[int, typer.Option(help="Most of them that --alpha auto scores a candidate on.")] = 64,
     level: Annotated[float, typer.Option(help="Standard errors that auto's gain must exceed.")] = 2.0,
-    skip_bad_checkpoints: Annotated[bool, typer.Option(help="Leave broken checkpoints out.")] = False,
-    allow_pickle: Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")] = False,
-    layout: Annotated[str | None, typer.Option(help="Reader, where the automatic choice is wrong.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    skip_bad_checkpoints: SkipBadCheckpoints = False,
+    allow_pickle: AllowPickle = False,
+    layout: Layout = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.
 
@@ -60,9 +60,7 @@ def leap(
     if fixed is None and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
     try:
-        traj = Trajectory.load(
-            run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
-        )
+        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     except InputError as error:
         if not dense.find(run):
             raise
@@ -70,8 +68,6 @@ def leap(
             f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
             "(analyze --base MODEL reads full weights)"
         ) from error
-    for line in traj.skipped:
-        err_console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     base = base or traj.adapter_config.get("base_model_name_or_path")
     if kind is As.merged and not base:
         raise InputError("--as merged needs --base: the adapter does not name its base model")
@@ -88,7 +84,7 @@ def leap(
         result.save_merged(out, base)
     elif not staying:
         result.save_adapter(out, rank)
-    if json:
+    if as_json:
         facts = {"method": result.method, "from_step": result.from_step, "horizon": result.horizon}
         facts |= {"alpha": result.alpha, "out": None if staying else str(out), "modules": list(traj.modules)}
         facts |= {"seconds": result.seconds, "discarded": result.discarded, "skipped": list(traj.skipped)}
@@ -113,13 +109,14 @@ def _search(
     result: Leap, base: str | None, task: str | None, prompts: int, level: float, seed: int
 ) -> AlphaChoice:
     """Load what `--alpha auto` needs, only when it is asked for: transformers takes seconds to import."""
-    from nextrl import tasks
-    from nextrl.engines.offline import choose_alpha
+    with needs("trl", "--alpha auto"):
+        from nextrl.engines.offline import choose_alpha
+    from nextrl.tasks import base as tasks
     from nextrl.tasks import bases
 
     if not base:
         raise InputError("--alpha auto needs --base: the adapter does not name its base model")
-    chosen = tasks.base.get(str(task))
+    chosen = tasks.get(str(task))
     model, tokenizer = bases.load(base, chosen.name)
     return choose_alpha(result, model, tokenizer, chosen, prompts=prompts, level=level, seed=seed)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nextrl.cli.console import console, emit_json
+from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError
 from nextrl.runs.report import write_report
 from nextrl.runs.result import RESULT, read_result
@@ -17,7 +17,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder with a result.json, as demo and run write it.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write DIR/report.html anew from DIR/result.json; nothing is trained and nothing is fetched.
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
-from nextrl.cli.console import console, emit_json, err_console, training_bar
-from nextrl.engines.ranks import launched
+from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.engines.settings import require_optimizer
 from nextrl.engines.verl.config import DEFAULT_WINDOW
 from nextrl.engines.verl.segments import VerlRun
+from nextrl.errors import needs
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs import config_file
-from nextrl.runs import run as job
 from nextrl.runs.config import RunConfig
 from nextrl.runs.result import Result
 from nextrl.runs.stop import StopSignal
+
+if TYPE_CHECKING:
+    from nextrl.runs.run import Outcome
 
 
 def run(
@@ -34,7 +37,7 @@ def run(
         bool,
         typer.Option("--print-config", help="Print every key and what follows from them; train nothing."),
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train, leap and train on as CONFIG.yaml says; the same command goes on where a run was stopped.
 
@@ -42,36 +45,42 @@ def run(
     """
     settings = config_file.load(config, overrides or ())
     if print_config:
-        _print(settings, json_output)
+        _print(settings, as_json)
         return
     if settings.engine == "verl":
-        _run_verl(settings, json_output)
+        _run_verl(settings, as_json)
         return
+    with needs("trl", "nextrl run"):
+        from transformers.utils.logging import disable_progress_bar
+
+        from nextrl.engines.ranks import launched
+        from nextrl.runs import run as job
+    require_optimizer(settings.train.optimizer)
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader
     with StopSignal() as stop:
-        outcome = _watched(settings, stop, visible=leader and not json_output)
+        outcome = _watched(settings, stop, job.run, visible=leader and not as_json)
     if not leader:
         return
     if outcome.result is None:
-        _stopped(settings, outcome, stop, json_output)
-    elif json_output:
+        _stopped(settings, outcome, stop, as_json)
+    elif as_json:
         emit_json(outcome.result.as_dict())
     else:
         _show(settings, outcome)
 
 
-def _print(settings: RunConfig, json_output: bool) -> None:
+def _print(settings: RunConfig, as_json: bool) -> None:
     if settings.engine == "verl":
         # The command is checked against verl's own config tree; nothing is started.
         command = _verl(settings).plan()
-        if json_output:
+        if as_json:
             emit_json({"config": settings.as_dict(), "derived": {"command": command}})
             return
         console.print(f"{settings.as_yaml()}# {command}", markup=False, highlight=False, soft_wrap=True)
         return
-    if json_output:
+    if as_json:
         emit_json({"config": settings.as_dict(), "derived": settings.derived()})
         return
     console.print(settings.as_yaml(), markup=False, highlight=False, soft_wrap=True, end="")
@@ -87,7 +96,7 @@ def _verl(settings: RunConfig) -> VerlRun:
     return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
 
 
-def _run_verl(settings: RunConfig, json_output: bool) -> None:
+def _run_verl(settings: RunConfig, as_json: bool) -> None:
     """Train through verl; the accuracy over steps is verl's own logs' business, so there is no result page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that verl is stopped with us
     try:
@@ -96,7 +105,7 @@ def _run_verl(settings: RunConfig, json_output: bool) -> None:
         err_console.print("stopped; the same command goes on from the last window", style="yellow")
         raise typer.Exit(130) from None
     adapter = settings.output_dir / str(state.final)
-    if json_output:
+    if as_json:
         decisions = [decision.model_dump(mode="json") for decision in state.decisions]
         facts = {"engine": "verl", "step": state.step, "adapter": str(adapter), "decisions": decisions}
         facts |= {
@@ -116,7 +125,9 @@ def _run_verl(settings: RunConfig, json_output: bool) -> None:
     )
 
 
-def _watched(settings: RunConfig, stop: StopSignal, *, visible: bool) -> job.Outcome:
+def _watched(
+    settings: RunConfig, stop: StopSignal, train: Callable[..., Outcome], *, visible: bool
+) -> Outcome:
     with training_bar(visible) as bar:
         task = bar.add_task("training", total=settings.train.steps)
 
@@ -127,12 +138,12 @@ def _watched(settings: RunConfig, stop: StopSignal, *, visible: bool) -> job.Out
         def say(line: str) -> None:
             err_console.print(line, style="yellow", highlight=False, markup=False)
 
-        return job.run(settings, stop_asked=stop.asked, say=say, progress=watch)
+        return train(settings, stop_asked=stop.asked, say=say, progress=watch)
 
 
-def _stopped(settings: RunConfig, outcome: job.Outcome, stop: StopSignal, json_output: bool) -> None:
+def _stopped(settings: RunConfig, outcome: Outcome, stop: StopSignal, as_json: bool) -> None:
     """Told to stop: by SIGTERM that is what was wanted (0), by Ctrl-C the shell is to know (130)."""
-    if json_output:
+    if as_json:
         emit_json({"stopped_at": outcome.step, "output_dir": str(settings.output_dir)})
     else:
         err_console.print(
@@ -144,7 +155,7 @@ def _stopped(settings: RunConfig, outcome: job.Outcome, stop: StopSignal, json_o
         raise typer.Exit(130)
 
 
-def _show(settings: RunConfig, outcome: job.Outcome) -> None:
+def _show(settings: RunConfig, outcome: Outcome) -> None:
     assert outcome.result is not None
     out = settings.output_dir
     if not outcome.trained:

@@ -15,12 +15,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import CandidateScores, Row
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.decision import searched
 from nextrl.judge.guard import Guard
@@ -152,6 +151,8 @@ class ModelRollouts:
 
 def _with_adapter(leap: Leap, model: Any) -> Any:
     """The model with the adapter of the checkpoint that is leapt from, whatever layout it lies in."""
+    with needs("trl", "searching alpha"):
+        from peft import PeftModel
     with tempfile.TemporaryDirectory() as folder:
         dataclasses.replace(leap, alpha=0.0).save_adapter(folder)
         try:

@@ -16,10 +16,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cross_decomposition import PLSRegression
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import check_alpha
 from nextrl.extrapolators.triples import span_triples
@@ -136,6 +135,8 @@ def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, flo
 
 def _invert(x: Tensor, y: NDArray[np.float64]) -> Inverted:
     """PLS of x (P, d) against y (P,), as the line through x that accuracy parametrises."""
+    with needs("rivals", "method 'alpharl'"):
+        from sklearn.cross_decomposition import PLSRegression
     mean, centre = x.mean(0), float(y.mean())
     if float((x - mean).abs().max()) <= 1e-12 * float(x.abs().max()):
         return Inverted(mean, torch.zeros_like(mean), centre)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nextrl.errors import needs
 from nextrl.judge.analysis import Analysis, analyze
 from nextrl.judge.regime import MIXED, OSCILLATES
 from nextrl.trajectory.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {"global": "#1f5fa8", "local": "#c8553d", "target": "#3a7d44"}
 WINDOW_COLOURS = ("#c8553d", "#d99a2b", "#3a7d44", "#1f5fa8", "#6a4c93")
@@ -19,6 +22,8 @@ SINGULAR_COLOURS = ("#08306b", "#2171b5", "#4f9bd0", "#85b9dc", "#a9a9a9", "#bdb
 
 
 def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    with needs("plots", "a figure"):
+        from matplotlib.figure import Figure
     figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, n + 1) for n in range(columns)]
     for axis in axes:

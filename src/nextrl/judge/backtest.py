@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, MissingExtra, needs
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -85,7 +85,8 @@ class Backtest:
 
     def plot(self, path: str | Path) -> None:
         """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""
-        from matplotlib.figure import Figure
+        with needs("plots", "a plot of a backtest"):
+            from matplotlib.figure import Figure
 
         order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
         figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")
@@ -117,11 +118,13 @@ def backtest(
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never moves.
+        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never moves, a
+            method asked for by name whose package is not installed.
     """
     chosen = _methods(methods)
     horizons = _horizons(traj, horizon)
-    scores = {h: _at_horizon(traj, h, chosen, max_origins, seed) for h in horizons}
+    named = methods is not None
+    scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
     best = max(
         ((h, s.convincing[0]) for h, s in scores.items() if s.convincing),
         key=lambda pair: scores[pair[0]].expected_steps(pair[1]),
@@ -183,7 +186,12 @@ def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int
 
 
 def _at_horizon(
-    traj: Trajectory, horizon: int, methods: Sequence[Extrapolator], max_origins: int, seed: int
+    traj: Trajectory,
+    horizon: int,
+    methods: Sequence[Extrapolator],
+    max_origins: int,
+    seed: int,
+    named: bool,
 ) -> HorizonScores:
     pairs = origins_for(traj, horizon)[-max_origins:]
     grams = {module: traj.gram(module) for module in traj.modules}
@@ -203,6 +211,8 @@ def _at_horizon(
             try:
                 prediction = method.fit(traj.upto(t), later - t, seed=seed)
             except InputError as error:
+                if named and isinstance(error, MissingExtra):  # asked for by name: no result without it
+                    raise
                 skipped[method.name] = str(error)
                 continue
             outcomes[t] = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
@@ -21,7 +19,7 @@ from nextrl.checkpoints.atomic import write_bytes, write_tensors
 from nextrl.checkpoints.dense import FullModel
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -72,6 +70,9 @@ def find_base(base: str | Path) -> Path:
     """
     if Path(base).is_dir():
         return Path(base)
+    with needs("trl", f"a base model by its name ({base}), not its folder,"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
         return Path(snapshot_download(str(base), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:

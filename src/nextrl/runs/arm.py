@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON

@@ -16,12 +16,13 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
-from nextrl import extrapolators
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl import algorithms
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
+from nextrl.extrapolators import get as method_of
+from nextrl.extrapolators import names as method_names
 from nextrl.extrapolators.alphas import candidate_alphas
 from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
@@ -184,7 +185,7 @@ class RunConfig(BaseModel):
             )
         if self.engine == "verl" and self.leap.method != "auto":
             raise ValueError("leap.method: engine verl leaps by auto only (docs/verl.md)")
-        methods = ("auto", "none", *(n for n in extrapolators.names() if n != "none"))
+        methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
         if self.leap.method == "auto":
@@ -224,7 +225,7 @@ class RunConfig(BaseModel):
         if self.leap.alpha != "auto":
             check_alpha(self.leap.alpha)
         have = self._shortest_gap() // save_every + 1
-        need = extrapolators.get(method).min_checkpoints(self.horizon(), save_every)
+        need = method_of(method).min_checkpoints(self.horizon(), save_every)
         if need > have:
             raise ValueError(
                 f"leap.method {method} needs {need} checkpoints for a horizon of {self.horizon()} steps and has {have} "

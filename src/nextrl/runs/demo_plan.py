@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nextrl.engines.trl.trainer import OptimizerName, TrainSettings
+from nextrl.engines.settings import OptimizerName, TrainSettings
 from nextrl.extrapolators.alphas import candidate_alphas
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.runs.arm import ArmSettings, Kind, LeapSettings

@@ -160,6 +160,7 @@ def train(
         run.out / "trajectory",
         callbacks=[*([leaper] if leaper else []), meter, resumable],
         report_to=run.report_to,
+        log_dir=run.out / "logs",
     )
     trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     update(trainer.state)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +226,6 @@ def _train(
     if found and found.step == config.train.steps:
         # Killed between its last checkpoint, before which final/ was written, and its result.
         return found.record, found.step
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "logs")
     return train(config.arm(), Run(out, found, stop_asked, config.report_to), loaded, progress)
 
 

@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def sample(
     temperature: float | None = 1.0,
 ) -> Completions:
     """`complete` for one batch, with its tokens; draws from torch's present random state."""
+    with needs("trl", "generating with a model"):
+        from transformers import GenerationConfig
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature is not None,

@@ -8,12 +8,11 @@ completion's most; every other option goes to the dataset itself. The reward is 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs, require
 from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.jsonl import checked
 from nextrl.tasks.task_name import TaskName, parse
@@ -63,8 +62,7 @@ def build(name: str) -> GymTask:
     Raises:
         InputError: reasoning-gym is not installed, or it has no such dataset, or refuses an option.
     """
-    if importlib.util.find_spec("reasoning_gym") is None:
-        raise InputError(f"task '{name}' needs reasoning-gym: pip install nextrl[tasks]")
+    require("reasoning_gym", "tasks", f"task '{name}'")
     return _build(name)
 
 
@@ -90,8 +88,9 @@ def _build(name: str) -> GymTask:
 
 
 def _dataset(parts: TaskName, size: int, seed: int) -> Any:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with needs("tasks", f"task '{parts.full}'"):
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     wanted = parts.source.removeprefix(PREFIX)
     if wanted not in DATASETS:

@@ -5,13 +5,12 @@ Each takes (completion, answer) as text and says right or wrong; `VERIFIERS` nam
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import threading
 from collections.abc import Callable
 from fractions import Fraction
 
-from nextrl.errors import InputError
+from nextrl.errors import needs, require
 from nextrl.registry import Registry
 
 Verifier = Callable[[str, str], bool]
@@ -43,7 +42,8 @@ def number(completion: str, answer: str) -> bool:
 
 def math(completion: str, answer: str) -> bool:
     """The completion's final expression is mathematically equal to the answer, by math-verify."""
-    from math_verify import parse, verify
+    with needs("tasks", "verifier 'math'"):
+        from math_verify import parse, verify
 
     # Its time limits, which a completion like 9^9^9^9 needs, are made with SIGALRM: a main thread's alone.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
@@ -69,6 +69,6 @@ def get(name: str) -> Verifier:
         InputError: there is none of that name, or its library is not installed.
     """
     verifier = VERIFIERS.get(name)
-    if name == "math" and importlib.util.find_spec("math_verify") is None:
-        raise InputError("verifier 'math' needs math-verify: pip install nextrl[tasks]")
+    if name == "math":
+        require("math_verify", "tasks", "verifier 'math'")
     return verifier

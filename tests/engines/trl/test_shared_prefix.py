@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.shared_prefix import share_prefixes
-from nextrl.engines.trl.trainer import LoraSettings, with_adapter
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
 from prefix_batches import PAD, SHOTS, batch, llama
 

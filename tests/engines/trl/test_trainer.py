@@ -9,14 +9,8 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 
-from nextrl.engines.trl.trainer import (
-    LoraSettings,
-    TrainSettings,
-    as_dataset,
-    build_trainer,
-    reward_function,
-    with_adapter,
-)
+from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.engines.trl.trainer import as_dataset, build_trainer, reward_function, with_adapter
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
 

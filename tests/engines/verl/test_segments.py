@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.scoring import TransformersScorer

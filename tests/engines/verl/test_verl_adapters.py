@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from nextrl.engines.trl.trainer import LoraSettings
+from nextrl.engines.settings import LoraSettings
 from nextrl.engines.verl.adapters import collect, fresh_adapter, read_shards
 from nextrl.errors import InputError
 from nextrl.tasks.bases import tiny

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import config
 from nextrl.engines.verl.config import ALGORITHMS, Segment, VerlSettings, arguments, check, compose
 from nextrl.errors import InputError

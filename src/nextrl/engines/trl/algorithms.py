@@ -1,7 +1,8 @@
 """RLVR algorithms by name, each through TRL's own trainer: what is set, where it comes from, what the paper has more.
 
 An algorithm is a trainer class, its config class and the few options that make it that algorithm; everything else
-(batch, rate, LoRA, seed) is `TrainSettings`. Two kinds:
+(batch, rate, LoRA, seed) is `TrainSettings`. TRL is imported when a class is asked for: names and options are known
+without it. Two kinds:
 
 - on-policy (one optimizer step a rollout batch): every importance ratio is 1 and no clip ever acts, so what differs
   is how advantages and lengths are normalised: grpo, dr_grpo, rloo, reinforce_plus_plus;
@@ -17,8 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-
+from nextrl.errors import needs
 from nextrl.registry import Registry
 
 
@@ -28,24 +28,52 @@ class Algorithm:
 
     Attributes:
         name: as written in `TrainSettings.algorithm`.
-        trainer: TRL's trainer class.
-        config: that trainer's config class.
+        trainer_class: the trainer, by its name in TRL or as a class.
+        config_class: that trainer's config, likewise.
         options: keyword arguments of `config` that make it this algorithm.
         reference: the paper.
         differs: what the paper has and this does not; empty where nothing is known to be missing.
     """
 
     name: str
-    trainer: type[Any]
-    config: type[Any]
+    trainer_class: str | type[Any]
+    config_class: str | type[Any]
     reference: str
     options: Mapping[str, Any] = field(default_factory=dict)
     differs: str = ""
 
     @property
+    def trainer(self) -> type[Any]:
+        """The trainer's class.
+
+        Raises:
+            MissingExtra: TRL is not installed.
+        """
+        return _resolved(self.trainer_class)
+
+    @property
+    def config(self) -> type[Any]:
+        """The class of the trainer's config.
+
+        Raises:
+            MissingExtra: TRL is not installed.
+        """
+        return _resolved(self.config_class)
+
+    @property
     def steps_per_generation(self) -> int:
         """Optimizer steps that one rollout batch serves."""
         return int(self.options.get("steps_per_generation", 1))
+
+
+def _resolved(named: str | type[Any]) -> type[Any]:
+    if isinstance(named, type):
+        return named
+    with needs("trl", "training through TRL"):
+        import trl
+
+        found: type[Any] = getattr(trl, named)  # TRL loads it only now
+    return found
 
 
 _ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
@@ -71,19 +99,13 @@ def get(name: str) -> Algorithm:
 
 
 def _grpo(name: str, reference: str, differs: str = "", **options: Any) -> None:
-    register(
-        Algorithm(
-            name, GRPOTrainer, GRPOConfig, reference, MappingProxyType({"beta": 0.0, **options}), differs
-        )
-    )
+    settings = MappingProxyType({"beta": 0.0, **options})
+    register(Algorithm(name, "GRPOTrainer", "GRPOConfig", reference, settings, differs))
 
 
 def _rloo(name: str, reference: str, differs: str = "", **options: Any) -> None:
-    register(
-        Algorithm(
-            name, RLOOTrainer, RLOOConfig, reference, MappingProxyType({"beta": 0.0, **options}), differs
-        )
-    )
+    settings = MappingProxyType({"beta": 0.0, **options})
+    register(Algorithm(name, "RLOOTrainer", "RLOOConfig", reference, settings, differs))
 
 
 _grpo("grpo", "2402.03300", "no KL term (beta 0)", loss_type="grpo")

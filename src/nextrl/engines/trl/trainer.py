@@ -9,73 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import huggingface_hub.constants
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from nextrl.engines.ranks import launched
+from nextrl.engines.settings import LoraSettings, OptimizerName, TrainSettings
 from nextrl.engines.trl import algorithms
 from nextrl.engines.trl.fused_head import score_labelled_columns
 from nextrl.engines.trl.shared_prefix import share_prefixes
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.base import Example, Task
-
-OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
-
-
-class LoraSettings(BaseModel):
-    """The adapter. Defaults as in the studies (docs/design.md, what was tried): rank 8, alpha 16, all linear layers."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    r: int = Field(8, ge=1, description="rank of the adapter")
-    alpha: int = Field(16, ge=1, description="scaling numerator: a module's delta is alpha / r times B A")
-    target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
-    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
-
-
-class TrainSettings(BaseModel):
-    """One RLVR run. `learning_rate` is constant; a step is one optimizer step on rollouts that no other step uses.
-
-    Attributes:
-        algorithm: a name of `algorithms.names()`.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    algorithm: str = "grpo"
-    steps: int = Field(400, ge=1, description="optimizer steps in all")
-    save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
-    learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
-    prompts_per_step: int = Field(16, ge=1, description="prompts a step")
-    completions_per_prompt: int = Field(
-        8, ge=2, description="completions sampled for each prompt (the group)"
-    )
-    max_completion_length: int | None = Field(
-        None, ge=1, description="most tokens a completion; null: the task's own"
-    )
-    temperature: float = Field(1.0, gt=0, description="of the rollouts")
-    share_prefixes: bool = Field(
-        False, description="compute prompts that completions share once; for long prompts without vLLM"
-    )
-    optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
-    seed: int = 0
-
-    @field_validator("algorithm")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return algorithms.get(name).name
-
-    @property
-    def completions_per_step(self) -> int:
-        """Completions sampled in one step."""
-        return self.prompts_per_step * self.completions_per_prompt
 
 
 def with_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
@@ -110,13 +61,13 @@ def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.o
     """The learning-rate-free controls (docs/design.md, what was tried); None leaves AdamW to the trainer."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "prodigy-schedulefree":
-        from prodigyplus import ProdigyPlusScheduleFree
-
+        with needs("rivals", f"optimizer '{name}'"):
+            from prodigyplus import ProdigyPlusScheduleFree
         free: torch.optim.Optimizer = ProdigyPlusScheduleFree(parameters)
         return free
     if name == "mechanic":
-        from mechanic_pytorch import mechanize
-
+        with needs("rivals", f"optimizer '{name}'"):
+            from mechanic_pytorch import mechanize
         tuned: torch.optim.Optimizer = mechanize(torch.optim.AdamW)(parameters, lr=1.0, weight_decay=0.0)
         return tuned
     return None
@@ -147,6 +98,7 @@ def build_trainer(
     save: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     report_to: Sequence[str] = (),
+    log_dir: Path | None = None,
 ) -> Any:
     """The algorithm's TRL trainer (GRPOTrainer or RLOOTrainer) on the task's training prompts, ready for `train()`.
 
@@ -155,8 +107,10 @@ def build_trainer(
         output_dir: where `checkpoint-N` folders go (TRL's own layout, optimizer state included).
         save: keep a checkpoint every `settings.save_every` steps.
         report_to: loggers by the trainer's names ("tensorboard", "wandb", "trackio"); none by default.
+        log_dir: where TensorBoard's files go; below `output_dir` by default.
     """
-    # The hub is never asked for anything: a model card or a version check would be a network call in a loop.
+    # At every save PEFT asks the hub for a config.json of a model that lies in no local folder. It takes no argument
+    # that forbids this and reads nothing but this variable, at that moment.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     on_cpu = not torch.cuda.is_available()
     algorithm = algorithms.get(settings.algorithm)
@@ -184,24 +138,46 @@ def build_trainer(
         dataloader_pin_memory=not on_cpu,
     )
     optimizer = _optimizer(settings.optimizer, model, settings.learning_rate)
-    trainer = algorithm.trainer(
-        model=model,
-        reward_funcs=reward_function(task),
-        args=config,
-        train_dataset=as_dataset(task.examples("train")),
-        processing_class=tokenizer,
-        optimizers=(optimizer, None),
-        callbacks=list(callbacks),
-    )
+    with _offline():
+        trainer = algorithm.trainer(
+            model=model,
+            reward_funcs=reward_function(task),
+            args=config,
+            train_dataset=as_dataset(task.examples("train")),
+            processing_class=tokenizer,
+            optimizers=(optimizer, None),
+            callbacks=list(callbacks),
+        )
     if settings.share_prefixes:
         share_prefixes(trainer.model)
         score_labelled_columns(trainer.model)
-    with contextlib.suppress(ValueError):
-        from transformers import PrinterCallback
-
-        trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
     _without_cards(trainer)
+    if log_dir is not None:
+        _log_to(trainer, log_dir)
     return trainer
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's client offline inside, as it was outside.
+
+    TRL reports each new trainer (the class, the model's architecture, the GPU) to huggingface.co. The client reads
+    HF_HUB_OFFLINE once, when it is imported, which in a user's program was long ago: hence its own constant.
+    """
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def _log_to(trainer: Any, folder: Path) -> None:
+    """Where TensorBoard writes: its callback takes that from the environment, or from this attribute."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(folder)
 
 
 def _without_cards(trainer: Any) -> None:

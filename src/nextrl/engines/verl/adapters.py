@@ -25,8 +25,8 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.engines.trl.trainer import LoraSettings
-from nextrl.errors import InputError
+from nextrl.engines.settings import LoraSettings
+from nextrl.errors import InputError, needs
 
 MERGER = (sys.executable, "-m", "verl.model_merger")
 _SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
@@ -38,8 +38,9 @@ def fresh_adapter(model: str, lora: LoraSettings, seed: int, out: Path) -> None:
     verl could make its own, but then nobody would know A at step 0, and a leap inside the factors needs the window's
     start. The model is built without weights, so a 70B takes no more memory than its adapter.
     """
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with needs("verl", "engine verl"):
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     if lora.use_rslora:
         raise InputError("engine verl: use_rslora is not carried through verl's checkpoints; leave it out")

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nextrl.engines.trl.trainer import LoraSettings, TrainSettings
-from nextrl.errors import InputError
+from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.errors import InputError, needs
 
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
@@ -324,9 +324,10 @@ def check(overrides: Sequence[str]) -> Any:
     tree = config_tree()
     if tree is None or not tree.is_dir():
         raise InputError(f"engine verl: verl is not installed here; pip install 'verl[vllm]=={VERSION}'")
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
+    with needs("verl", "engine verl"):
+        from hydra import compose as hydra_compose
+        from hydra import initialize_config_dir
+        from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(version_base=None, config_dir=str(tree)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_bytes
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.base import Split, Task
 
 VALIDATION_ROWS = 256  # verl wants a validation file; nextrl never has it validated
@@ -78,7 +78,8 @@ def tokenizer(model: str) -> Any:
     Raises:
         InputError: no such folder, or no tokenizer in it.
     """
-    from transformers import AutoTokenizer
+    with needs("verl", "engine verl"):
+        from transformers import AutoTokenizer
 
     if not (Path(model) / "config.json").is_file():
         raise InputError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.adapter import WEIGHTS
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks import bases
 from nextrl.tasks.base import Example, Task
 from nextrl.tasks.evaluate import complete, grade, inference
@@ -120,7 +120,8 @@ class TransformersScorer:
 
     def _policy(self, model: str, adapter: Path) -> tuple[Any, Any]:
         """The base with this adapter's weights, and its tokenizer; the base is loaded once a search."""
-        from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+        with needs("verl", "engine verl"):
+            from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
         if self._loaded is None or self._loaded[0] != model:
             base, tokenizer = bases.load(model, self._task.name)

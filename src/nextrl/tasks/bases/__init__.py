@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nextrl.errors import needs
 from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
 
@@ -46,6 +46,8 @@ def load(name: str, task: str) -> tuple[Any, Any]:
         return _MODELS.get(name)(task)
     if not (Path(name) / "config.json").is_file():
         raise _MODELS.unknown(name, otherwise="a local folder with a config.json")
+    with needs("trl", f"model '{name}'"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
     if tokenizer.pad_token is None:

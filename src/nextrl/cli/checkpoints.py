@@ -1,0 +1,38 @@
+"""How a verb is told which checkpoints to read, and reads them: the options once, the loading once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextrl.cli.console import err_console
+from nextrl.trajectory.trajectory import Trajectory
+
+RunFolder = Annotated[Path, typer.Argument(help="The run's directory, or a JSON list of folders.")]
+Layout = Annotated[
+    str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
+]
+SkipBadCheckpoints = Annotated[bool, typer.Option(help="Leave broken checkpoints out.")]
+AllowPickle = Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")]
+Seed = Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")]
+
+
+def load_run(run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool) -> Trajectory:
+    """The run's trajectory; what was left out is said on stderr, a line each.
+
+    Raises:
+        InputError: as `Trajectory.load`.
+    """
+    traj = Trajectory.load(
+        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+    )
+    for line in traj.skipped:
+        say_left_out(line)
+    return traj
+
+
+def say_left_out(reason: str) -> None:
+    """One line on stderr, whole on any terminal."""
+    err_console.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,72 @@
+"""What a training run is told: the adapter, the batch, the rate. Plain data that no trainer is needed to read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nextrl.engines.trl import algorithms
+from nextrl.errors import require
+
+OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
+_PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
+
+
+class LoraSettings(BaseModel):
+    """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    r: int = Field(8, ge=1, description="rank of the adapter")
+    alpha: int = Field(16, ge=1, description="scaling numerator: a module's delta is alpha / r times B A")
+    target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
+
+
+class TrainSettings(BaseModel):
+    """One RLVR run. `learning_rate` is constant; a step is one optimizer step on rollouts that no other step uses.
+
+    Attributes:
+        algorithm: a name of `algorithms.names()`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    algorithm: str = "grpo"
+    steps: int = Field(400, ge=1, description="optimizer steps in all")
+    save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
+    learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
+    prompts_per_step: int = Field(16, ge=1, description="prompts a step")
+    completions_per_prompt: int = Field(
+        8, ge=2, description="completions sampled for each prompt (the group)"
+    )
+    max_completion_length: int | None = Field(
+        None, ge=1, description="most tokens a completion; null: the task's own"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    share_prefixes: bool = Field(
+        False, description="compute prompts that completions share once; for long prompts without vLLM"
+    )
+    optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
+    seed: int = 0
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return algorithms.get(name).name
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions sampled in one step."""
+        return self.prompts_per_step * self.completions_per_prompt
+
+
+def require_optimizer(name: OptimizerName) -> None:
+    """Refuse before anything is written or trained.
+
+    Raises:
+        MissingExtra: the optimizer's package is not installed.
+    """
+    if name in _PACKAGES:
+        require(_PACKAGES[name], "rivals", f"optimizer '{name}'")
