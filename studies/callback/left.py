@@ -2,7 +2,7 @@
 
     python -m studies.callback.left
 
-KL(candidate || current) in nats a token, on the candidate's own completions, as the search measured it.
+KL(candidate || current) in nats per token, on the candidate's own completions, as the search measured it.
 """
 
 from __future__ import annotations

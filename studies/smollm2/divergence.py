@@ -1,4 +1,4 @@
-"""How far do windows of plain SmolLM2 runs move the policy? Nats a token, from the checkpoints of run.py.
+"""How far do windows of plain SmolLM2 runs move the policy? Nats per token, from the checkpoints of run.py.
 
     python -m studies.smollm2.divergence
 

@@ -147,7 +147,7 @@ def test_a_step_s_completions_are_shared_out_or_refused(
     settings = TrainSettings(prompts_per_step=4, completions_per_prompt=4)
     monkeypatch.setattr(trainer, "launched", lambda: pretend(0, processes))
     if processes == 3:
-        with pytest.raises(InputError, match="16 completions a step cannot be shared by 3 processes"):
+        with pytest.raises(InputError, match="16 completions per step cannot be shared by 3 processes"):
             trainer._share(settings)
     else:
         assert trainer._share(settings) == 16 // processes

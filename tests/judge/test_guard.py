@@ -19,7 +19,7 @@ USUAL = Answers(length=10.0, truncated=0.05)
         (Answers(19.0, 0.1, 0.9), None),
         (Answers(21.0, 0.0, 0.0), "completions grow from 10 to 21 tokens"),
         (Answers(10.0, 0.3, 0.0), "30% of the completions do not end, 5% without it"),
-        (Answers(10.0, 0.0, 4.0), "leaves the current policy by 4 nats a token"),
+        (Answers(10.0, 0.0, 4.0), "leaves the current policy by 4 nats per token"),
         (Answers(10.0, 0.0, math.inf), "by inf nats"),
         (Answers(math.nan, math.nan, math.nan), None),
     ],

@@ -78,7 +78,7 @@ def save(result: Analysis, out: Path, formats: list[str]) -> None:
 
 
 def tables(result: Analysis) -> list[Table]:
-    """One row a checkpoint: energy shares, then directions; two, so that each fits 80 columns."""
+    """One row per checkpoint: energy shares, then directions; two, so that each fits 80 columns."""
     shares: dict[str, Mapping[int, float]] = {
         f"{kind}\nrank {k}": result.energy_share[kind][k]
         for kind in ("global", "local", "target")

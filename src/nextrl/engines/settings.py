@@ -37,12 +37,12 @@ class TrainSettings(BaseModel):
     steps: int = Field(400, ge=1, description="optimizer steps in all")
     save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
     learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
-    prompts_per_step: int = Field(16, ge=1, description="prompts a step")
+    prompts_per_step: int = Field(16, ge=1, description="prompts per step")
     completions_per_prompt: int = Field(
         8, ge=2, description="completions sampled for each prompt (the group)"
     )
     max_completion_length: int | None = Field(
-        None, ge=1, description="most tokens a completion; null: the task's own"
+        None, ge=1, description="most tokens per completion; null: the task's own"
     )
     temperature: float = Field(1.0, gt=0, description="of the rollouts")
     share_prefixes: bool = Field(

@@ -14,7 +14,7 @@ class ControllerConfig:
     """The dials of `auto`, each with the default that held on both lab tasks (docs/auto.md has the trials).
 
     Attributes:
-        every: optimizer steps a window.
+        every: optimizer steps per window.
         beta1: Adam's first-moment decay, which sets the zero point of persistence; None takes the optimizer's own where
             a trainer is there to ask, and `persistence.DEFAULT_BETA1` elsewhere.
         screen: a search forward needs an excess above this.

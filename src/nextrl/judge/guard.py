@@ -20,7 +20,7 @@ class Answers:
     Attributes:
         length: mean length in tokens; NaN where unknown.
         truncated: share that did not end by themselves (no end-of-sequence token), in [0, 1]; NaN where unknown.
-        divergence: nats a token by which the candidate has left the current policy, KL(candidate || current) on the
+        divergence: nats per token by which the candidate has left the current policy, KL(candidate || current) on the
             candidate's own completions; 0 for staying put, NaN where it was not measured.
         count: completions looked at; 0 where that is not known, and shares count as exact.
     """
@@ -49,7 +49,7 @@ class Guard:
         longest: completions may be on average this many times as long as without the leap.
         truncated: the share of completions that do not end may grow by this much, and by two standard errors more (a
             sign of a broken format).
-        divergence: nats a token by which a leap may leave the current policy.
+        divergence: nats per token by which a leap may leave the current policy.
     """
 
     longest: float = 2.0
@@ -64,7 +64,7 @@ class Guard:
         if not 0.0 <= self.truncated <= 1.0:
             raise InputError(f"truncated must be a share of completions, 0 to 1, not {self.truncated:g}")
         if self.divergence <= 0.0:
-            raise InputError(f"divergence must be above 0 nats a token, not {self.divergence:g}")
+            raise InputError(f"divergence must be above 0 nats per token, not {self.divergence:g}")
 
     def objection(self, usual: Answers, candidate: Answers) -> str | None:
         """Why a candidate must not be taken, as one clause; None where it may. What is NaN objects to nothing."""
@@ -75,7 +75,7 @@ class Guard:
                 f"{candidate.truncated:.0%} of the completions do not end, {usual.truncated:.0%} without it"
             )
         if candidate.divergence > self.divergence:
-            return f"it leaves the current policy by {candidate.divergence:.2g} nats a token"
+            return f"it leaves the current policy by {candidate.divergence:.2g} nats per token"
         return None
 
 

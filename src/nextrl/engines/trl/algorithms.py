@@ -7,7 +7,7 @@ without it. Two kinds:
 - on-policy (one optimizer step a rollout batch): every importance ratio is 1 and no clip ever acts, so what differs
   is how advantages and lengths are normalised: grpo, dr_grpo, rloo, reinforce_plus_plus;
 - those whose point is the ratio or its clip (dapo, gspo, cispo): two optimizer steps a rollout batch, which is then
-  twice as large (`steps_per_generation=2`), so that completions a step stay the same and every second step is
+  twice as large (`steps_per_generation=2`), so that completions per step stay the same and every second step is
   off-policy. The papers take 4 to 16 steps; with 2, a leap at an even step never throws rollouts away.
 """
 

@@ -82,7 +82,7 @@ def _share(settings: TrainSettings) -> int:
     world = launched().world
     if settings.completions_per_step % world:
         raise InputError(
-            f"{settings.completions_per_step} completions a step cannot be shared by {world} processes: change "
+            f"{settings.completions_per_step} completions per step cannot be shared by {world} processes: change "
             "prompts_per_step or completions_per_prompt"
         )
     return settings.completions_per_step // world

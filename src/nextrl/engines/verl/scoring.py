@@ -71,7 +71,7 @@ class TransformersScorer:
         self._current: tuple[tuple[Path, tuple[tuple[str, str], ...]], Tensor] | None = None
 
     def score(self, model: str, adapter: Path, examples: Sequence[Example], seed: int) -> Tensor:
-        """As in `Scorer`; the base model is loaded once a search."""
+        """As in `Scorer`; the base model is loaded once per search."""
         policy, tokenizer = self._policy(model, adapter)
         texts = complete(
             policy,
@@ -119,7 +119,7 @@ class TransformersScorer:
         return torch.cat(found)
 
     def _policy(self, model: str, adapter: Path) -> tuple[Any, Any]:
-        """The base with this adapter's weights, and its tokenizer; the base is loaded once a search."""
+        """The base with this adapter's weights, and its tokenizer; the base is loaded once per search."""
         with needs("verl", "engine verl"):
             from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 

@@ -7,7 +7,7 @@ OUT/leg-000/global_step_N/           verl's checkpoints; a leg is what happens b
 OUT/leg-000/adapters/checkpoint-S/   the adapters, S in steps of the whole run: a run that nextrl can read
 OUT/leg-000/metrics-S-A.jsonl        what verl logged from step S on, attempt A
 OUT/leg-000/verl.log                 what it printed
-OUT/decisions.jsonl                  one line a window
+OUT/decisions.jsonl                  one line per window
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class State(BaseModel):
         rows: how far into the held-out prompts searches have come.
         spent: completions that searches took.
         seconds: wall seconds of training and of searching.
-        decisions: one a window.
+        decisions: one per window.
         final: the adapter that the run stands at, relative to OUT.
     """
 
