@@ -119,20 +119,22 @@ def test_bad_input_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_over_several_lines_becomes_one(nextrl_call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_over_several_lines_becomes_one(
+    nextrl_call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(folder: object) -> None:
         raise InputError("first\n  second")
 
     monkeypatch.setattr("nextrl.cli.report.read_result", broken)
-    assert nextrl_call("report", "x")[2] == "nextrl: first second\n"
+    assert nextrl_call("report", str(tmp_path))[2] == "nextrl: first second\n"
 
 
-def test_a_bug_keeps_its_traceback(nextrl_call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(nextrl_call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("nextrl.cli.report.read_result", broken)
-    monkeypatch.setattr(sys, "argv", ["nextrl", "report", "x"])
+    monkeypatch.setattr(sys, "argv", ["nextrl", "report", str(tmp_path)])
     with pytest.raises(ZeroDivisionError):
         cli.main()
 

@@ -10,8 +10,9 @@ from peft import get_peft_model
 from torch import Tensor
 
 import lora_runs
-from nextrl.engines.live_adapter import LiveAdapter, along, cosine
+from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.errors import InputError
+from nextrl.trajectory.lowrank import cosine
 
 
 def peft_model(**options: Any) -> Any:

@@ -7,8 +7,10 @@ import torch
 
 import synthetic_runs as synthetic
 from nextrl.judge.advice import Thresholds, features
-from nextrl.judge.controller import ControllerConfig
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (
+    DEFAULT_WINDOW,
     MEANING,
     MIXED,
     OSCILLATES,
@@ -19,6 +21,7 @@ from nextrl.judge.regime import (
     recent_windows,
     regime_of,
 )
+from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -62,5 +65,8 @@ def test_a_run_that_does_not_move_has_no_windows() -> None:
 
 
 def test_auto_s_dials_are_its_own_but_its_window_and_beta1_are_the_defaults() -> None:
-    assert ControllerConfig().every == 10
-    assert ControllerConfig().beta1 == 0.9
+    assert ControllerConfig().every == DEFAULT_WINDOW == 10
+    assert ControllerConfig().beta1 is None  # a trainer's own, or the default
+    assert DEFAULT_BETA1 == 0.9
+    like = Controller(ControllerConfig(beta1=DEFAULT_BETA1))
+    assert Controller()._zero == like._zero != Controller(ControllerConfig(beta1=0.5))._zero

@@ -128,7 +128,7 @@ def small_plan() -> Plan:
         steps=6, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-4
     )
     shared = {"train": train, "eval_prompts": 20}
-    leap = LeapSettings(method="secant", horizon=2, alphas=(0.5, 1.0), prompts=8)
+    leap = LeapSettings(method="secant", horizon=2, alphas=(0.5, 1.0), prompts=8, accept="argmax")
     arms = (
         ArmSettings(name="plain", kind="plain", label="plain", save=True, eval_at=(2, 4, 6), **shared),
         ArmSettings(name="auto", kind="auto", label="auto", auto=True, eval_at=(2, 4, 6), **shared),
@@ -173,7 +173,7 @@ def test_what_it_wrote_loads_in_peft(finished: tuple) -> None:
     out, result, _ = finished
     folders = [out / "arms" / "plain" / f"checkpoint-{s}" for s in (2, 4, 6)]
     if result["leaps"]["secant"][0]["accepted"]:
-        folders.append(out / "arms" / "secant" / "leap")
+        folders.append(out / "arms" / "secant" / "leaps" / "leap-4")
     for folder in folders:
         model = PeftModel.from_pretrained(tiny.load("chain")[0], str(folder))
         assert any(float(p.abs().max()) > 0 for n, p in model.named_parameters() if "lora_B" in n)

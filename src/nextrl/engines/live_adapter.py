@@ -6,20 +6,19 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from nextrl.checkpoints.adapter import Slot, arrange, matrices
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.engines import sharded
-from nextrl.errors import InputError
+from nextrl.errors import InputError, needs
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import MEMORY
@@ -57,6 +56,8 @@ class LiveAdapter:
         self._name = _active_adapter(model)
         sharded.refuse_flat(model)
         self.model = model
+        with needs("trl", "a live adapter"):
+            from peft.tuners.lora import LoraLayer
         source = Path(f"adapter '{self._name}'")
         settings = AdapterConfig.of(model.peft_config[self._name].to_dict(), source)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
@@ -156,14 +157,3 @@ def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
         a, b = chosen.factors(module)
         state[key_a], state[key_b] = a.to(adapter.parameters[key_a]), b.to(adapter.parameters[key_b])
     return state
-
-
-def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:
-    """Cosine between two displacements over all modules together; 0.0 where either did not move."""
-    inner = early = late = 0.0
-    for before, after in zip(first, second, strict=True):
-        inner += float(before.inner(after))
-        early += float(before.square)
-        late += float(after.square)
-    product = early * late
-    return inner / product**0.5 if product > 0.0 else 0.0

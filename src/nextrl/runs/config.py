@@ -85,7 +85,9 @@ class LeapSection(BaseModel):
         "auto", description="`auto`: searched on validation prompts; a number: taken without asking"
     )
     prompts: int | None = Field(
-        None, ge=2, description="most validation prompts per candidate; null: 64 for `auto`, 128 for a named method"
+        None,
+        ge=2,
+        description="most validation prompts per candidate; null: 64 for `auto`, 128 for a named method",
     )
 
     controller: ControllerSection = ControllerSection()  # type: ignore[valid-type]  # made from the dataclass

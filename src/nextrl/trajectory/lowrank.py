@@ -17,6 +17,7 @@ at all and u and v are returned as zero vectors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -240,3 +241,14 @@ def _largest_entry_positive(t: Triples) -> Triples:
     place = t.u.abs().argmax(-2, keepdim=True)
     sign = torch.where(t.u.gather(-2, place) < 0, -1.0, 1.0).to(t.u.dtype)
     return Triples(t.u * sign, t.sigma, t.v * sign)
+
+
+def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:
+    """Cosine between two displacements over all modules together; 0.0 where either did not move."""
+    inner = early = late = 0.0
+    for before, after in zip(first, second, strict=True):
+        inner += float(before.inner(after))
+        early += float(before.square)
+        late += float(after.square)
+    product = early * late
+    return inner / product**0.5 if product > 0.0 else 0.0

@@ -256,7 +256,7 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
         (lambda f: (f / TENSORS).unlink(), "is damaged"),
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
-            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 3', '"version": 9')),
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 4', '"version": 9')),
             "is of version 9, not 4",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate, CandidateScores
-from nextrl.engines.live_adapter import State, cosine
+from nextrl.engines.live_adapter import State
 from nextrl.engines.trl import apply_leap, decision_log
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
@@ -27,6 +27,7 @@ from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
+from nextrl.trajectory.lowrank import cosine
 
 
 class Session:

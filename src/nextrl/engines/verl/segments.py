@@ -24,7 +24,6 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_bytes
-from nextrl.engines.live_adapter import cosine
 from nextrl.engines.verl import (
     adapters as verl_adapters,
 )
@@ -48,7 +47,7 @@ from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.paired_search import SEED_STRIDE
 from nextrl.judge.window import Window
 from nextrl.tasks import base
-from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.lowrank import LowRank, cosine
 from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 

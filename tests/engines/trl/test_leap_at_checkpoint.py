@@ -1,19 +1,23 @@
-"""One leap inside a trainer: fitted on the past only, chosen on validation prompts, written, moments kept."""
+"""One leap that waits for its checkpoint: fitted on the past, chosen on validation prompts, written, moments kept."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nextrl.runs.single_leap import SingleLeap
 from peft import PeftModel
 from transformers import TrainerCallback
 
 import trl_runs
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.history import DiskHistory
+from nextrl.engines.trl.policies import AtSteps
 from nextrl.engines.trl.rollouts import TrainerRollouts
+from nextrl.judge.acceptance import Acceptance
 from nextrl.leaps.leap import leap
 from nextrl.tasks.bases import tiny
 from nextrl.trajectory.trajectory import Trajectory
@@ -49,12 +53,26 @@ class Moments(TrainerCallback):
         self.moments = [s["exp_avg"].clone() for s in kwargs["optimizer"].state.values()]
 
 
-def run_from(
-    plain: Path, out: Path, method: str = "secant", **options: Any
-) -> tuple[Any, SingleLeap, Moments]:
-    single, moments = SingleLeap(plain, 4, method, ROWS, out / "leap", horizon=2, **options), Moments()
+def leaper(
+    run: Path, out: Path, at: int, horizon: int = 2, method: str = "secant", **options: Any
+) -> LeapCallback:
+    """As the papers do: the best mean on all rows at once, no bounds, nothing taken back."""
+    policy = AtSteps(
+        method,
+        horizon,
+        at=(at,),
+        every=None,
+        acceptance=Acceptance((len(ROWS),), argmax=True),
+        disk=DiskHistory(run, out / "leaps"),
+        **options,
+    )
+    bounds = {"longest": math.inf, "truncated": 1.0, "divergence": math.inf}
+    return LeapCallback(policy=policy, validation=ROWS, rollback=False, **bounds)
+
+
+def run_from(plain: Path, out: Path, **options: Any) -> tuple[Any, LeapCallback, Moments]:
+    single, moments = leaper(plain, out, 4, **options), Moments()
     built = trainer(out, [single, moments], **SAVED)
-    single.trainer = built
     built.train(resume_from_checkpoint=str(plain / "checkpoint-4"))
     return built, single, moments
 
@@ -68,15 +86,15 @@ def test_the_alpha_that_wins_on_validation_is_taken_and_written(
     assert {n.removesuffix(".weight") for n in wanted} == set(live)
     prefer(monkeypatch, wanted)
     _, single, moments = run_from(plain, tmp_path, alphas=(1.0, 2.0, 4.0))
-    assert single.record is not None
-    assert (single.record.step, single.record.alpha, single.record.horizon) == (4, 2.0, 2)
-    assert single.record.scores == {"0": 0.0, "1": 0.0, "2": 1.0, "4": 0.0}
-    assert single.record.search_completions == 4 * len(ROWS)
+    [decision] = single.decisions
+    assert (decision.step, decision.alpha, decision.horizon) == (4, 2.0, 2)
+    assert decision.scores == {"0": 0.0, "1": 0.0, "2": 1.0, "4": 0.0}
+    assert decision.completions == 4 * len(ROWS)
     after = LiveAdapter(trl_runs.fresh_model()).parameters
     assert all(
         torch.equal(moments.weights[n.replace(".weight", ".default.weight")], wanted[n]) for n in after
     )
-    loaded = PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / "leap"))
+    loaded = PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / "leaps" / "leap-4"))
     for name, value in LiveAdapter(loaded).read().items():
         torch.testing.assert_close(value, wanted[name])
 
@@ -86,17 +104,17 @@ def test_without_a_winner_the_run_goes_on_as_if_nothing_had_been_tried(
 ) -> None:
     prefer(monkeypatch, None)
     built, single, _ = run_from(plain, tmp_path)
-    assert single.record is not None
-    assert single.record.alpha == 0.0
-    assert not (tmp_path / "leap").exists()
+    [decision] = single.decisions
+    assert decision.alpha == 0.0
+    assert not (tmp_path / "leaps" / "leap-4").exists()
     unbroken = PeftModel.from_pretrained(tiny.load("chain")[0], str(plain / "checkpoint-6"))
     assert same(LiveAdapter(built.model).read(), LiveAdapter(unbroken).read())
 
 
 def test_real_rollouts_leave_the_draws_of_training_alone(plain: Path, tmp_path: Path) -> None:
     built, single, _ = run_from(plain, tmp_path, alphas=(1e-12,))
-    assert single.record is not None
-    if single.record.alpha == 0.0:
+    [decision] = single.decisions
+    if decision.alpha == 0.0:
         unbroken = PeftModel.from_pretrained(tiny.load("chain")[0], str(plain / "checkpoint-6"))
         assert same(LiveAdapter(built.model).read(), LiveAdapter(unbroken).read())
 
@@ -124,9 +142,8 @@ def test_nothing_after_the_leap_s_step_is_read(
     prefer(monkeypatch, None)
     _, with_future, _ = run_from(plain, tmp_path / "a")
     _, without, _ = run_from(past, tmp_path / "b")
-    assert with_future.record is not None
-    assert without.record is not None
-    assert with_future.record.scores == without.record.scores
+    assert with_future.decisions[0].scores == without.decisions[0].scores
+    assert with_future.decisions[0].scores
 
 
 @pytest.mark.parametrize("at", [4, 5])
@@ -140,14 +157,11 @@ def test_a_run_that_reaches_the_step_saves_and_leaps_there(
         return torch.full((len(rows),), float(len(saved)), dtype=torch.float64)  # the last is best
 
     monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
-    single = SingleLeap(
-        tmp_path, at, "secant", ROWS, tmp_path / "leap", horizon=1 if at == 5 else 2, alphas=(1.0,)
-    )
+    single = leaper(tmp_path, tmp_path, at, horizon=1 if at == 5 else 2, alphas=(1.0,))
     built = trainer(tmp_path, [single], **SAVED)
-    single.trainer = built
     built.train()
-    assert single.record is not None
-    assert (single.record.step, single.record.alpha) == (at, 1.0)
+    [decision] = single.decisions
+    assert (decision.step, decision.alpha) == (at, 1.0)
     # The first candidate is staying put: the checkpoint of that very step.
     loaded = PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / f"checkpoint-{at}"))
     assert same(LiveAdapter(loaded).read(), saved[0])
