@@ -24,7 +24,7 @@ __all__ = [
     "Located",
     "Problem",
     "READERS",
-    "Run",
+    "OpenedRun",
     "StoredCheckpoint",
     "detect",
     "open_run",
@@ -37,7 +37,7 @@ READERS: Registry[Callable[[Path], Layout]] = Registry(
 
 
 @dataclass(frozen=True)
-class Run:
+class OpenedRun:
     """A run with its checkpoints opened.
 
     Attributes:
@@ -59,7 +59,7 @@ def open_run(
     layout: str | None = None,
     steps: Sequence[int] | None = None,
     allow_pickle: bool = False,
-) -> Run:
+) -> OpenedRun:
     """Find and open the checkpoints of a run; problems are collected, not raised.
 
     Raises:
@@ -87,7 +87,7 @@ def open_run(
         except InputError as error:
             problems.append(Problem(where.folder, str(error), where.step))
     problems += disagreements(opened)
-    return Run(found.name, path, tuple(opened), tuple(problems))
+    return OpenedRun(found.name, path, tuple(opened), tuple(problems))
 
 
 def detect(run: Path, layout: str | None = None) -> Layout:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nextrl.checkpoints import AdapterCheckpoint, Run, open_run
+from nextrl.checkpoints import AdapterCheckpoint, OpenedRun, open_run
 from nextrl.checkpoints.adapter import weights_path
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
@@ -41,7 +41,7 @@ def inspect(
         raise InputError(f"{run}: no checkpoint can be used ({count} problems, listed above)")
 
 
-def describe(found: Run, *, values: bool = True, skip_bad_checkpoints: bool = False) -> dict[str, Any]:
+def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: bool = False) -> dict[str, Any]:
     """The JSON object of `inspect`: keys `layout, steps, modules, rank, dtype, bytes, problems`, and more.
 
     Args:

@@ -21,7 +21,7 @@ Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
 
 Row = dict[str, Any]
-"""One held-out example: `prompt` and whatever else is needed to score it."""
+"""One held-out example: `prompt` and the columns that the reward functions need (`input_ids` where it is a text)."""
 
 
 class Rollouts(Protocol):

@@ -39,7 +39,7 @@ __all__ = [
     "Kind",
     "LeapSettings",
     "Progress",
-    "Run",
+    "RunFolder",
     "one_thread",
     "read_record",
     "run_arm",
@@ -50,7 +50,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """Where a resumable arm writes, and how it is stopped.
 
     Attributes:
@@ -123,7 +123,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
 
 
 def train(
-    arm: ArmSettings, run: Run, loaded: tuple[Any, Any], progress: Progress | None = None
+    arm: ArmSettings, run: RunFolder, loaded: tuple[Any, Any], progress: Progress | None = None
 ) -> tuple[ArmRecord, int]:
     """Run an arm that starts from scratch, keeps its checkpoints and can be killed; returns its record and its step.
 

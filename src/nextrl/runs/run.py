@@ -29,7 +29,7 @@ from nextrl.errors import InputError
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
-from nextrl.runs.loop import Run, train
+from nextrl.runs.loop import RunFolder, train
 from nextrl.runs.report import NAME as REPORT
 from nextrl.runs.report import write_report
 from nextrl.runs.result import RESULT, Result, read_result, write_result
@@ -226,7 +226,7 @@ def _train(
     if found and found.step == config.train.steps:
         # Killed between its last checkpoint, before which final/ was written, and its result.
         return found.record, found.step
-    return train(config.arm(), Run(out, found, stop_asked, config.report_to), loaded, progress)
+    return train(config.arm(), RunFolder(out, found, stop_asked, config.report_to), loaded, progress)
 
 
 def _finish(config: RunConfig, record: ArmRecord) -> Result:

@@ -24,7 +24,7 @@ from nextrl.judge.window import Window
 
 
 @dataclass
-class Run:
+class LiveRun:
     """A training run as a leap finds it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
             self.undelivered = None
 
 
-def apply_leap(run: Run, state: State) -> None:
+def apply_leap(run: LiveRun, state: State) -> None:
     """Move the adapter to `state` (every process the same), and see to it that nothing of the old policy is used."""
     before = run.adapter.read()
     run.adapter.write(state)
@@ -82,7 +82,7 @@ def apply_leap(run: Run, state: State) -> None:
 
 
 def carry_out(
-    run: Run,
+    run: LiveRun,
     memory: Memory,
     decision: Decision,
     candidate: Candidate,
@@ -114,7 +114,7 @@ def carry_out(
     scale_rate(run, memory, decision.rate_factor)
 
 
-def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
+def take_back(run: LiveRun, memory: Memory, before: Snapshot, window: Window) -> Decision:
     """Put adapter, rate and moments back as they were before the last leap."""
     apply_leap(run, before.state)
     write_moments(run.optimizer, before.moments)
@@ -124,7 +124,7 @@ def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Dec
     return Decision(0.0, 1.0, f"{why}: rolled back", None, {}, 0)
 
 
-def scale_rate(run: Run, memory: Memory, factor: float) -> None:
+def scale_rate(run: LiveRun, memory: Memory, factor: float) -> None:
     """Multiply the learning rate, and remember by how much in all."""
     if factor != 1.0:
         set_rate_factor(run.optimizer, run.scheduler, factor)

@@ -18,15 +18,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl import decision_log, memory
-from nextrl.engines.trl.apply_leap import Run
+from nextrl.engines.trl.apply_leap import LiveRun
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.policies import Policy, policy_of
-from nextrl.engines.trl.rollouts import Row, set_rate_factor
+from nextrl.engines.trl.rollouts import set_rate_factor
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
@@ -128,7 +129,7 @@ class LeapCallback(TrainerCallback):
         rows: Sequence[Row] = []
         if self._policy.searches:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
-        run = Run(
+        run = LiveRun(
             trainer,
             LiveAdapter(kwargs["model"]),
             Ranks(trainer.accelerator),

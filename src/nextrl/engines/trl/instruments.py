@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nextrl.engines.candidate_scores import Row
 from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.likelihood import HeldOutLikelihood, TextDivergence
-from nextrl.engines.trl.rollouts import RewardMeter, Row, TrainerRollouts
+from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 
 _COMPLETIONS, _TEXTS = 24, 32  # that a divergence is measured on

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines.candidate_scores import Row
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.divergence import RolloutDivergence
-from nextrl.engines.trl.rollouts import Row
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
 from nextrl.tasks.evaluate import inference

@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines.candidate_scores import Row
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.seam import Generated, Seam
 from nextrl.errors import InputError
 from nextrl.tasks.evaluate import inference, seeded
-
-Row = dict[str, Any]
-"""One row of the trainer's dataset: `prompt` and whatever columns the reward functions need."""
 
 # Distance between the seeds of two processes, so large that no other step and no other stage of a search has them.
 _SEED_DISTANCE = 15_485_863

@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextrl.engines.candidate_scores import Candidate, CandidateScores
+from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.live_adapter import State
 from nextrl.engines.trl import apply_leap, decision_log
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
 from nextrl.engines.trl.rollback import Snapshot
-from nextrl.engines.trl.rollouts import Row
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
@@ -48,7 +47,7 @@ class Session:
 
     def __init__(
         self,
-        run: apply_leap.Run,
+        run: apply_leap.LiveRun,
         policy: Policy,
         guard: Guard,
         rows: Sequence[Row],

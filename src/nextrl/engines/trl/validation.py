@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from nextrl.engines.trl.rollouts import Row
+from nextrl.engines.candidate_scores import Row
 from nextrl.engines.trl.seam import dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.errors import InputError
 

@@ -39,7 +39,7 @@ from nextrl.engines.verl import (
 from nextrl.engines.verl.config import Segment, VerlSettings
 from nextrl.engines.verl.data import plain_template, tokenizer, write_data
 from nextrl.engines.verl.scoring import Scorer, TransformersScorer
-from nextrl.engines.verl.state import Leg, State
+from nextrl.engines.verl.state import Leg, RunState
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -96,12 +96,12 @@ class VerlRun:
         Raises:
             InputError: verl's config tree does not take one of its overrides.
         """
-        state = State(settings="", leg=self._first_leg())
+        state = RunState(settings="", leg=self._first_leg())
         overrides = self._overrides(state.leg, self._stop(state))
         verl_config.check(overrides)
         return shlex.join([*self._command, *overrides])
 
-    def run(self) -> State:
+    def run(self) -> RunState:
         """Run to the last step, or go on where a stopped run was.
 
         Raises:
@@ -122,7 +122,7 @@ class VerlRun:
     def _first_leg(self) -> Leg:
         return Leg(model=self._settings.model, rate=self._settings.train.learning_rate)
 
-    def _begin(self) -> State:
+    def _begin(self) -> RunState:
         """Everything that can be wrong is found before anything is written."""
         leg, settings = self._first_leg(), self._settings
         tokenizer(settings.model)
@@ -136,7 +136,7 @@ class VerlRun:
             settings.model, settings.lora, settings.train.seed, leg.adapter(self._out, 0)
         )
         write_data(self._task, self._out / "data")
-        state = State(settings=self._fingerprint(), leg=leg)
+        state = RunState(settings=self._fingerprint(), leg=leg)
         verl_state.save(state, self._out)
         return state
 
@@ -147,7 +147,7 @@ class VerlRun:
         text = json.dumps([settings, asdict(self._config)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _stop(self, state: State) -> int:
+    def _stop(self, state: RunState) -> int:
         """The end of the window that begins now, in steps of the whole run."""
         return min(state.step + self._config.every, self._settings.train.steps)
 
@@ -197,7 +197,7 @@ class VerlRun:
             self._template = plain_template(tokenizer(self._settings.model))
         return self._template
 
-    def _end_window(self, state: State, stop: int) -> None:
+    def _end_window(self, state: RunState, stop: int) -> None:
         """Decide at the end of a window and lay out the next leg where the decision asks for one."""
         leg, start = state.leg, state.step
         state.step, state.final = stop, str(leg.adapter(self._out, stop).relative_to(self._out))
@@ -218,7 +218,9 @@ class VerlRun:
     def _window(self, leg: Leg, start: int, stop: int) -> Trajectory:
         return Trajectory.load({step: leg.adapter(self._out, step) for step in (start, stop)})
 
-    def _persistence(self, state: State, traj: Trajectory, fresh: bool) -> tuple[float | None, float | None]:
+    def _persistence(
+        self, state: RunState, traj: Trajectory, fresh: bool
+    ) -> tuple[float | None, float | None]:
         """(the measured cosine, the cosine on the controller's scale), None in the first window.
 
         The controller's zero point is what Adam's moments keep of a direction from one window to the next. Across a
@@ -243,7 +245,7 @@ class VerlRun:
     def _trained(self, step: int) -> int:
         return step * self._settings.train.completions_per_step
 
-    def _decide(self, controller: Controller, window: Window, state: State, traj: Trajectory) -> Decision:
+    def _decide(self, controller: Controller, window: Window, state: RunState, traj: Trajectory) -> Decision:
         """The controller's decision, with candidates written to a scratch folder and looked at there."""
         held_out, count = self._task.examples("validation"), self._config.stages[-1]
         examples = [held_out[(state.rows + i) % len(held_out)] for i in range(count)]
@@ -281,7 +283,7 @@ class VerlRun:
         start, stop = (leg.adapter(self._out, step) for step in traj.steps)
         verl_adapters.write_leap(start, stop, alpha, out)
 
-    def _restart(self, state: State, traj: Trajectory, decision: Decision) -> None:
+    def _restart(self, state: RunState, traj: Trajectory, decision: Decision) -> None:
         """Write the next leg's first adapter and, if asked for, its merged base."""
         old, settings = state.leg, self._settings
         new = Leg(
@@ -301,7 +303,7 @@ class VerlRun:
             self._write_leap(old, traj, decision.alpha, adapter)
         state.leg, state.final = new, str(adapter.relative_to(self._out))
 
-    def _record(self, state: State, window: Window, measured: float | None, decision: Decision) -> None:
+    def _record(self, state: RunState, window: Window, measured: float | None, decision: Decision) -> None:
         record = DecisionRecord.of(
             decision,
             step=window.step,
@@ -315,7 +317,7 @@ class VerlRun:
         lines = "".join(decided.model_dump_json() + "\n" for decided in state.decisions)
         write_bytes(self._out / "decisions.jsonl", lines.encode())
 
-    def _add_seconds(self, state: State, what: str, began: float) -> None:
+    def _add_seconds(self, state: RunState, what: str, began: float) -> None:
         state.seconds[what] = round(state.seconds[what] + time.monotonic() - began, 3)
 
 

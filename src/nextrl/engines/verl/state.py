@@ -1,6 +1,6 @@
 """What a verl run with leaps remembers between its processes, and where its files lie.
 
-OUT/state.json                       this file's `State`, written after each window
+OUT/state.json                       this file's `RunState`, written after each window
 OUT/data/                            what verl reads of the task
 OUT/leg-000/global_step_N/           verl's checkpoints; a leg is what happens between two restarts, and verl
                                      counts its steps from 0 in each
@@ -48,7 +48,7 @@ class Leg(BaseModel):
         return self.folder(out) / "adapters" / f"checkpoint-{step}"
 
 
-class State(BaseModel):
+class RunState(BaseModel):
     """The run after its last finished window.
 
     Attributes:
@@ -78,7 +78,7 @@ class State(BaseModel):
     final: str | None = None
 
 
-def load(out: Path, settings: str) -> State | None:
+def load(out: Path, settings: str) -> RunState | None:
     """The state in a folder, or None where there is none.
 
     Raises:
@@ -88,7 +88,7 @@ def load(out: Path, settings: str) -> State | None:
     if not path.is_file():
         return None
     try:
-        state = State.model_validate_json(path.read_bytes())
+        state = RunState.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(f"{path}: is no state of a verl run ({error.error_count()} errors)") from None
     if state.settings != settings:
@@ -98,6 +98,6 @@ def load(out: Path, settings: str) -> State | None:
     return state
 
 
-def save(state: State, out: Path) -> None:
+def save(state: RunState, out: Path) -> None:
     """Write state.json, atomically."""
     write_bytes(out / "state.json", state.model_dump_json(indent=1).encode())
