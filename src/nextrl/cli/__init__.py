@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
@@ -78,6 +79,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Libraries announce to each other what they will rename; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
     arguments = sys.argv[1:] or ["--help"]
     called = next((a for a in arguments if not a.startswith("-")), "")
     try:
