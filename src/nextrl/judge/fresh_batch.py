@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Statistic = Literal["gain", "plain", "slope"]
-Vector = NDArray[np.float64]
+Vector = NDArray[Any]  # float64
 
 LEAST_SHARE = 1 / 3
 """Effective sample size over n below which the weights have degenerated: docs/fresh-batch.md has the measurement."""
@@ -157,12 +157,11 @@ def merge(parts: Sequence[BatchSums]) -> BatchSums:
     """The sums of a batch from those of its parts, however it was split. ValueError where only some name prompts."""
     shift = max(part.shift for part in parts)
     scales = [math.exp(part.shift - shift) if part.shift > -math.inf else 0.0 for part in parts]
-    rows = {
-        name: np.concatenate(
-            [p.columns[name] * s ** _POWERS.get(name, 0) for p, s in zip(parts, scales, strict=True)]
-        )
+    scaled = {
+        name: [p.columns[name] * s ** _POWERS.get(name, 0) for p, s in zip(parts, scales, strict=True)]
         for name in parts[0].columns
     }
+    rows = {name: np.concatenate(several) for name, several in scaled.items()}
     groups = np.concatenate([part.groups for part in parts])
     if len(groups) not in (0, len(rows["n"])):
         raise ValueError("either all parts of a batch come with the ids of their prompts, or none does")
@@ -246,6 +245,4 @@ def _by_group(shift: float, groups: NDArray[Any], rows: Mapping[str, Vector]) ->
     if not len(groups):
         return BatchSums(shift, groups, rows)
     ids, index = np.unique(groups, return_inverse=True)
-    return BatchSums(
-        shift, ids, {name: np.bincount(index, row, len(ids)) * 1.0 for name, row in rows.items()}
-    )
+    return BatchSums(shift, ids, {name: np.bincount(index, row, len(ids)) for name, row in rows.items()})
