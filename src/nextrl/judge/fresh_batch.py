@@ -1,0 +1,248 @@
+"""What other weights would earn, judged on the batch that was sampled after a window: no completion is spent.
+
+The batch sampled at theta_T, the weights at the end of a window, played no part in the window's displacement d. So
+importance weights on it tell without bias what the candidate theta_T + alpha d earns; for alpha = -1, whether the start
+was better. (The batch that d was trained on always speaks for d.) One forward pass for each candidate gives its
+log-ratios. `docs/fresh-batch.md` says what is estimated and where it is biased.
+
+Notation: completion i of n has the log-ratio lw_i = log pi_candidate - log pi_T (nats, summed over its own tokens), the
+weight w_i = exp(lw_i) and the advantage A_i, as the trainer computed it (its unit is the unit of every gain here).
+Completions of one prompt are not independent, so errors are clustered by prompt: with e_g the sum of the influences of
+prompt g's completions, error = sqrt(G / (G - 1) sum_g e_g^2) / n over G prompts (Liang & Zeger 1986; second-hand).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Statistic = Literal["gain", "plain", "slope"]
+Vector = NDArray[Any]  # float64
+
+LEAST_SHARE = 1 / 3
+"""Effective sample size over n below which the weights have degenerated: docs/fresh-batch.md has the measurement."""
+MEAN_WEIGHTS = (0.5, 2.0)
+"""Mean weights beyond which they have, too: it is 1 in expectation, whatever the candidate is."""
+_LARGEST = 300.0  # nats; exp of it, squared, is still a float64
+_LARGEST_TOKEN = 60.0  # nats; a token's ratio in k3 counts as exp of this at most
+_POWERS = {"w": 1, "wa": 1, "w2": 2, "informative w": 1, "informative w2": 2}
+"""Columns of `BatchSums` that hold a power of the weights, and which."""
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Sums over the completions of each prompt, from which everything follows; those of several processes add up.
+
+    Attributes:
+        shift: the largest lw, which every weight is divided by (weights beyond float64 stay exact); -inf if n is 0.
+        groups: (G,) prompt ids, ascending; empty where every completion stands for itself.
+        columns: name -> (G,).
+    """
+
+    shift: float
+    groups: NDArray[Any]
+    columns: Mapping[str, Vector]
+
+    def total(self, column: str) -> float:
+        """Sum of a column over all prompts."""
+        return float(self.columns[column].sum())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in units of the advantages and its standard error: infinite where the batch cannot tell."""
+
+    value: float
+    error: float
+
+    @property
+    def z(self) -> float:
+        """Value over error; 0 where both are 0.
+
+        By Cauchy-Schwarz at most sqrt(m (G - 1) / (G - m)) where m < G prompts are informative: few cannot be sure.
+        """
+        if self.error > 0.0:
+            return self.value / self.error
+        return math.copysign(math.inf, self.value) if self.value else 0.0
+
+
+@dataclass(frozen=True)
+class BatchGain:
+    """What a batch says of one candidate.
+
+    Attributes:
+        gain: sum w_i A_i / sum w_i - mean A: self-normalised weights, error by the delta method (Owen, "Monte Carlo
+            theory, methods and examples", 2013, 9.2; second-hand). A constant added to all A changes nothing; the
+            bias is about -E[w^2 (A - gain)] / n for independent completions with E[A] = 0.
+        plain: mean((w_i - 1) A_i) (Owen, 9.1): unbiased where A_i holds no baseline that depends on completion i.
+        slope: mean((A_i - mean A) lw_i), the gain to first order in lw. It stays sound where the weights degenerate,
+            but grows in proportion to alpha: it tells the direction, not how far.
+        completions, groups: n and G, those that entered.
+        left_out: completions not counted, for a log-ratio or advantage that is not finite. A candidate that rules a
+            sampled completion out (lw = -inf) shows here only, so any at all speak against it.
+        informative, informative_groups: completions with A != 0 (and tokens, where a mask was given); their prompts.
+        ess, informative_ess: effective sample size (sum w)^2 / sum w^2 (Kong 1992, second-hand through Elvira, Martino
+            & Robert, "Rethinking the effective sample size", 2022), of all and of informative completions.
+        mean_weight: mean w_i, 1 in expectation; far from it, the batch does not cover what the candidate would sample.
+        nats_k2, nats_k3: KL(pi_T || candidate) per token, the means over tokens of l^2 / 2 and of exp(l) - 1 - l with l
+            a token's log-ratio (Schulman, "Approximating KL divergence", 2020, second-hand): the first exact to second
+            order, the second unbiased with a heavy tail. NaN where log-ratios came without tokens.
+        degenerate: why gain and plain must not be used, only slope and nats; empty where they may.
+    """
+
+    gain: Estimate
+    plain: Estimate
+    slope: Estimate
+    completions: int
+    groups: int
+    left_out: int
+    informative: int
+    informative_groups: int
+    ess: float
+    informative_ess: float
+    mean_weight: float
+    nats_k2: float
+    nats_k3: float
+    degenerate: str
+
+
+def batch_sums(
+    log_ratios: Tensor, advantages: Tensor, groups: Tensor | None = None, mask: Tensor | None = None
+) -> BatchSums:
+    """What one process knows of one candidate.
+
+    Args:
+        log_ratios: (n,) of whole completions, or (n, L) of tokens; nats, any float type and device.
+        advantages: (n,).
+        groups: (n,) integers, the same for completions of one prompt, in every process.
+        mask: (n, L), non-zero at a completion's own tokens; what stands elsewhere is not read.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    n = (len(advantages),)
+    shapes = [log_ratios.shape, advantages.shape, n if groups is None else groups.shape]
+    if shapes != [n if mask is None else (*n, mask.shape[-1]), n, n] or (
+        mask is not None and len(mask) != n[0]
+    ):
+        raise ValueError(
+            "log-ratios (n,), or (n, L) with a mask (n, L), need advantages (n,) and groups (n,)"
+        )
+    lw, a = (t.detach().to("cpu", torch.float64) for t in (log_ratios, advantages))
+    own = torch.zeros(*n, 0) if mask is None else mask.detach().cpu() != 0
+    tokens = own.double() if mask is None else torch.where(own, lw, 0.0)
+    lw = lw if mask is None else tokens.sum(1)
+    keep = lw.isfinite() & a.isfinite()
+    lw, a = torch.where(keep, lw, 0.0), torch.where(keep, a, 0.0)
+    shift = float(lw[keep].max()) if keep.any() else -math.inf
+    w = torch.where(keep, (lw - shift).exp(), 0.0)
+    informs = keep & (a != 0) & (keep if mask is None else own.any(1))
+    rows = {"n": keep, "left out": ~keep, "a": a, "lw": lw, "alw": a * lw, "w": w, "wa": w * a, "w2": w * w}
+    rows |= {"informative": informs, "informative w": w * informs, "informative w2": w * w * informs}
+    k3 = tokens.clamp_max(_LARGEST_TOKEN).expm1() - tokens
+    for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": k3}.items():
+        rows[name] = torch.where(keep, part.sum(1), 0)
+    named = np.empty(0) if groups is None else groups.detach().cpu().numpy()
+    return _by_group(shift, named, {name: row.double().numpy() for name, row in rows.items()})
+
+
+def merge(parts: Sequence[BatchSums]) -> BatchSums:
+    """The sums of a batch from those of its parts, however it was split. ValueError where only some name prompts."""
+    shift = max(part.shift for part in parts)
+    scales = [math.exp(part.shift - shift) if part.shift > -math.inf else 0.0 for part in parts]
+    scaled = {
+        name: [p.columns[name] * s ** _POWERS.get(name, 0) for p, s in zip(parts, scales, strict=True)]
+        for name in parts[0].columns
+    }
+    rows = {name: np.concatenate(several) for name, several in scaled.items()}
+    groups = np.concatenate([part.groups for part in parts])
+    if len(groups) not in (0, len(rows["n"])):
+        raise ValueError("either all parts of a batch come with the ids of their prompts, or none does")
+    return _by_group(shift, groups, rows)
+
+
+def batch_gain(sums: BatchSums) -> BatchGain:
+    """What the batch says of the candidate."""
+    n, w, informs = sums.total("n"), sums.total("w"), sums.columns["informative"]
+    ess, nats = w * w / (sums.total("w2") or 1.0), sums.total("tokens") or math.nan
+    mean_weight = math.exp(min(sums.shift, _LARGEST)) * w / (n or 1.0)
+    degenerate = ""
+    if ess < LEAST_SHARE * n:
+        degenerate = f"the weights have degenerated: {n:.0f} completions count as {ess:.1f}"
+    elif n and not MEAN_WEIGHTS[0] <= mean_weight <= MEAN_WEIGHTS[1]:
+        degenerate = f"the batch does not cover the candidate: its mean weight is {mean_weight:.2g}, not 1"
+    return BatchGain(
+        gain=_estimate(sums, "gain")[0],
+        plain=_estimate(sums, "plain")[0],
+        slope=_estimate(sums, "slope")[0],
+        completions=round(n),
+        groups=int((sums.columns["n"] > 0).sum()),
+        left_out=round(sums.total("left out")),
+        informative=round(float(informs.sum())),
+        informative_groups=int((informs > 0).sum()),
+        ess=ess,
+        informative_ess=sums.total("informative w") ** 2 / (sums.total("informative w2") or 1.0),
+        mean_weight=mean_weight,
+        nats_k2=sums.total("k2") / nats,
+        nats_k3=sums.total("k3") / nats,
+        degenerate=degenerate,
+    )
+
+
+def joint_lower_bounds(
+    candidates: Sequence[BatchSums], level: float = 0.95, statistic: Statistic = "gain"
+) -> tuple[float, ...]:
+    """Lower bounds that hold for all candidates at once, so that the best may be picked by them (winner's curse).
+
+    value - q error for each, q the `level` quantile of the largest of the candidates' t statistics: multivariate t with
+    G - 1 degrees and the correlation that the candidates have over this batch's prompts (max-t; Hothorn, Bretz &
+    Westfall 2008, second-hand). Candidates along one line are nearly one: q is then far below Bonferroni's. ValueError
+    where the candidates were not seen on the same prompts.
+    """
+    estimates, influences = zip(*(_estimate(s, statistic) for s in candidates), strict=True)
+    seen = [(len(s.columns["n"]), s.groups.tolist()) for s in candidates]
+    if any(prompts != seen[0] for prompts in seen):
+        raise ValueError("joint bounds need candidates that were seen on the same prompts")
+    degrees = max(1, len(influences[0]) - 1)
+    unit = np.stack([i / (np.linalg.norm(i) or 1.0) for i in influences])
+    random = np.random.default_rng(0)
+    normal = random.multivariate_normal(np.zeros(len(unit)), unit @ unit.T, size=20_000, method="eigh")
+    largest = (normal / np.sqrt(random.chisquare(degrees, size=(len(normal), 1)) / degrees)).max(axis=1)
+    quantile = float(np.quantile(largest, level))
+    return tuple(e.value - quantile * e.error if e.error < math.inf else -math.inf for e in estimates)
+
+
+def _estimate(sums: BatchSums, statistic: Statistic) -> tuple[Estimate, Vector]:
+    """A figure with its error, and the influences (G,) that the error is made of."""
+    c, n = sums.columns, sums.total("n")
+    if n == 0:
+        return Estimate(0.0, math.inf), np.zeros_like(c["n"])
+    a, lw, w = sums.total("a") / n, sums.total("lw") / n, sums.total("w") / n
+    if statistic == "gain":
+        weighted = sums.total("wa") / n / w
+        value = weighted - a
+        influence = (c["wa"] - weighted * c["w"]) / w - (c["a"] - a * c["n"])
+    else:
+        plain = math.exp(min(sums.shift, _LARGEST)) * c["wa"] - c["a"]
+        terms = plain if statistic == "plain" else c["alw"] - a * c["lw"] - lw * (c["a"] - a * c["n"])
+        value = float(terms.sum()) / n
+        influence = terms - value * c["n"]
+    groups = int((c["n"] > 0).sum())
+    if groups < 2 or sums.total("informative") == 0:
+        return Estimate(value, math.inf), influence
+    return Estimate(value, math.sqrt(groups / (groups - 1) * float(influence @ influence)) / n), influence
+
+
+def _by_group(shift: float, groups: NDArray[Any], rows: Mapping[str, Vector]) -> BatchSums:
+    """Rows of one prompt added up."""
+    if not len(groups):
+        return BatchSums(shift, groups, rows)
+    ids, index = np.unique(groups, return_inverse=True)
+    return BatchSums(shift, ids, {name: np.bincount(index, row, len(ids)) for name, row in rows.items()})
