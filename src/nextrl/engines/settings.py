@@ -14,7 +14,7 @@ _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "m
 
 
 class LoraSettings(BaseModel):
-    """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
+    """The adapter. By default rank 8, alpha 16, on all linear layers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

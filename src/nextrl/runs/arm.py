@@ -50,7 +50,7 @@ class ArmSettings(BaseModel):
     """One arm of a comparison.
 
     Attributes:
-        model: a name or folder for `models.load`.
+        model: a name or folder for `tasks.bases.load`.
         start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
         merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer (restart control).
         leap: leap by a named method.
