@@ -1,10 +1,10 @@
 """The embedded base models: a 430k-parameter Llama over a character vocabulary, and the recipe that made them.
 
 `load(task)` reads what the package ships; `python -m nextrl.tasks.bases.tiny --task chain --out DIR` trains it anew
-from a seed (under a minute on one core). The base of task A (`chain`) was taught the true rule until greedy answers were
-right. It was then shown demonstrations whose steps are random with probability .3, so that greedy answers stay right and
-samples are noisy. The base of task B (`chain-wrong-rule`) was taught `a*b` as `a*b + 1` modulo 7, and then the same with
-probability .1 (docs/design.md, what this rests on).
+from a seed (under a minute on one core). The base of task A (`chain`) was taught the true rule until greedy answers
+were right. It was then shown demonstrations whose steps are random with probability .3, so that greedy answers stay
+right and samples are noisy. The base of task B (`chain-wrong-rule`) was taught `a*b` as `a*b + 1` modulo 7, and then
+the same with probability .1 (docs/design.md, what this rests on).
 """
 
 from __future__ import annotations
