@@ -168,7 +168,7 @@ class Segment:
         seed: of prompts and rollouts; differs from restart to restart, or each would see the same prompts again.
         data: folder with train.jsonl, validation.jsonl and reward.py.
         metrics: where verl's file logger writes.
-        rollouts: folder where verl writes the text of its rollouts, one file a step.
+        rollouts: folder where verl writes the text of its rollouts, one file per step.
         chat_template: as verl is to use it.
         max_completion_length: tokens.
         passes: most passes over the training prompts.
