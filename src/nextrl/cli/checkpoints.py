@@ -1,4 +1,4 @@
-"""How a verb is told which checkpoints to read, and reads them: the options once, the loading once."""
+"""The options by which a verb is told which checkpoints to read, and the loading, once for all verbs."""
 
 from __future__ import annotations
 
