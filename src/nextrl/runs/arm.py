@@ -89,7 +89,8 @@ class ArmRecord(BaseModel):
 
     Attributes:
         decisions: what was decided at the ends of windows and at named steps, in order.
-        search_completions, search_seconds, fit_seconds: what deciding took; seconds of fits are in `search_seconds` too.
+        search_completions, search_seconds: what deciding took, the fits of methods included.
+        fit_seconds: the part of `search_seconds` that fits took.
         resumed: steps from which a stopped arm went on.
     """
 

@@ -1,8 +1,7 @@
 """A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
 
 As in docs/design.md (words and mathematics), `W_t = W_base + s B_t A_t` with B (m, r) and A (r, n). No dense matrix is
-ever formed, and a view (`upto`, `at`) reads no checkpoint outside itself. The room `checkpoints` knows where the files
-lie.
+ever formed, and a view (`upto`, `at`) reads no checkpoint outside itself. `checkpoints` knows where the files lie.
 """
 
 from __future__ import annotations
