@@ -10,9 +10,7 @@ import typer
 from nextrl.cli.console import err_console
 from nextrl.trajectory.trajectory import Trajectory
 
-RunFolder = Annotated[
-    Path, typer.Argument(help="The run's directory, or a JSON file that maps steps to adapter folders.")
-]
+RunFolder = Annotated[Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.")]
 Layout = Annotated[
     str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
 ]
