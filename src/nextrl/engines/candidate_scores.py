@@ -124,17 +124,17 @@ class CandidateScores:
         adapter is put back, under the current policy.
         """
         rollouts, measured = self._rollouts, alpha > 0.0 and math.isfinite(self._guard.divergence)
-        under_candidate = None
+        theirs = None
         self._adapter.write(state)
         try:
             rewards = rollouts.rewards(rows, seed)
             if measured:
-                under_candidate = rollouts.log_probabilities()
+                theirs = rollouts.log_probabilities()
         finally:
             self._adapter.write(end)
-        under_current = rollouts.log_probabilities() if measured else None
-        divergence = rollouts.divergence(under_candidate, under_current) if measured else 0.0
-        return rewards, Answers(rollouts.mean_length, rollouts.truncated, divergence, len(rewards))
+        ours = rollouts.log_probabilities() if measured else None
+        left = rollouts.divergence(theirs, ours) if measured else 0.0
+        return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
 
     def distances(
         self, candidate: Candidate, end: State, measure: DivergenceMeasure

@@ -149,7 +149,7 @@ def along(start: State, stop: State, alpha: float) -> State:
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
-    """The adapter after a leap of `alpha`, at its own rank and near the present factors, as `leaps.rank` has it."""
+    """The adapter after a leap of `alpha`, at its own rank, in the gauge that Adam's moments belong to."""
     chosen, state = replace(fitted, alpha=alpha), {}
     if fitted.traj.layout != MEMORY:  # modules are named as in files there
         return chosen.leap_state()
