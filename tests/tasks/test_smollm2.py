@@ -35,7 +35,11 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(smollm2, "gguf_file", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(smollm2.metadata, "version", lambda name: "1.0")
+    # The module is Python's own: transformers, imported only now, asks it for the versions of its packages.
+    real = smollm2.metadata.version
+    monkeypatch.setattr(
+        smollm2.metadata, "version", lambda name: "1.0" if name == smollm2.WHEEL else real(name)
+    )
     monkeypatch.setattr(smollm2, "dequantise", dequantise)
     return calls
 

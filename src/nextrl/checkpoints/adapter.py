@@ -46,6 +46,15 @@ class AdapterCheckpoint:
     """The adapter in `folder` as the run's state after `step` optimizer steps.
 
     Opening checks the configuration and the header; values are read (and checked for NaN and Inf) by `factors`.
+
+    Attributes:
+        step: optimizer steps done when it was written.
+        folder: the adapter's folder.
+        settings: its `adapter_config.json`.
+        file: its tensors.
+        slots: name of each adapted matrix -> where its A and B lie in `file`; in natural order.
+        carried: names of the tensors in `file` that belong to no A or B.
+        shapes: name of each adapted matrix -> (m, n, r).
     """
 
     step: int
@@ -86,7 +95,7 @@ class AdapterCheckpoint:
         return self.shapes[module]
 
     def scaling(self, module: str) -> float:
-        """s of one module."""
+        """The scaling s of one module."""
         return self.settings.scaling(self.slots[module].keys.name)
 
     @property
@@ -169,7 +178,7 @@ class Header(Protocol):
 def arrange(
     header: Header, settings: AdapterConfig
 ) -> tuple[KeyMap, dict[str, Slot], dict[str, tuple[int, int, int]]]:
-    """Which tensors are which matrix: (sorted names, label -> slot, label -> (m, n, r)).
+    """Which tensors belong to which matrix: (all names sorted out, label -> slot, label -> (m, n, r)).
 
     The one place that says whether an adapter's tensors are `W_base + s B A`, for files and for live models.
 

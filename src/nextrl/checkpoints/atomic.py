@@ -36,19 +36,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """One JSON object, indented, atomically."""
+    """Write one JSON object, indented; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, atomically."""
+    """Write a safetensors file; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
         save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A file's bytes, atomically."""
+    """Write bytes to a file; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

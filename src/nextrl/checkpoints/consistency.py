@@ -11,7 +11,7 @@ from nextrl.checkpoints.run import Problem
 
 
 def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
-    """What differs from most checkpoints (fatal for that checkpoint), and gaps between steps (not fatal)."""
+    """Problems: a checkpoint that differs from most others (fatal for it), or a gap between steps (not fatal)."""
     if not opened:
         return []
     shapes = [tuple(sorted(c.shapes.items())) for c in opened]

@@ -1,4 +1,4 @@
-"""Full-weight checkpoints (no LoRA): deltas against the base model, reduced to exact leading triples, streamed.
+"""Full-weight checkpoints (no LoRA): each delta against the base model is reduced to its exact leading triples.
 
 `RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
 writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come
@@ -30,7 +30,7 @@ _FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
 
 
 def holds_full_model(folder: Path) -> bool:
-    """A folder with all weights and no adapter."""
+    """Whether a folder holds all weights of a model, and no adapter."""
     if (folder / "adapter_config.json").exists() or any(folder.glob("adapter_model.*")):
         return False
     return (folder / SINGLE).exists() or (folder / INDEX).exists()

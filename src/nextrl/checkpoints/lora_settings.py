@@ -43,6 +43,8 @@ class AdapterConfig:
     Attributes:
         raw: the JSON as it is.
         path: the file, for messages.
+        alpha_pattern: pattern of module names -> their `lora_alpha`, where it differs from the adapter's.
+        rank_pattern: the same for the rank.
     """
 
     raw: dict[str, Any]

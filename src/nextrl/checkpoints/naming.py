@@ -23,7 +23,7 @@ class ModuleKeys:
     Attributes:
         name: the module's name in the base model ("model.layers.0.self_attn.q_proj").
         a, b: keys of A (r, n) and B (m, r).
-        embedding: an embedding layer: its weight (vocabulary, hidden) moves by s (B A)^T.
+        embedding: whether it is an embedding layer, whose weight (vocabulary, hidden) moves by s (B A)^T.
     """
 
     name: str
@@ -80,6 +80,7 @@ def sort_out(keys: Iterable[str]) -> KeyMap:
     both = [name for name in sides["A"] if name in sides["B"]]
     halves = sorted({*sides["A"], *sides["B"]} - set(both), key=natural)
     modules = {
-        n: ModuleKeys(n, sides["A"][n], sides["B"][n], n in embeddings) for n in sorted(both, key=natural)
+        name: ModuleKeys(name, sides["A"][name], sides["B"][name], name in embeddings)
+        for name in sorted(both, key=natural)
     }
     return KeyMap(modules, tuple(carried), tuple(halves), refused)

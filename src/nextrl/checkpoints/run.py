@@ -63,7 +63,7 @@ class Layout:
     Attributes:
         name: "trl", "verl", "openrlhf", "folders".
         located: checkpoints by step.
-        problems: what already the folder names tell (shards without an adapter, a broken link).
+        problems: what the names of folders alone tell (shards without an adapter, a broken link).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, registered here."""
+"""The command line: one file per verb, listed here; bad input becomes one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import typer
 from nextrl.errors import InputError
 from nextrl.version import VERSION
 
-# Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function and is imported
-# only when its verb is called: what the overview needs must not wait for torch.
+# Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function. It is imported
+# only when its verb is called, so that the overview need not wait for torch.
 VERBS = {
     "demo": "Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.",
     "run": "Train, leap and train on as CONFIG.yaml says; the same command goes on where a run was stopped.",
@@ -39,7 +39,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
-    """The app; of `verbs` the functions are imported, the others are there by name and summary only."""
+    """The app with every verb; only the functions of `verbs` are imported, the others have a name and a summary."""
     app = typer.Typer(
         help=_ABOUT, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
     )

@@ -67,7 +67,7 @@ def analyze(
 
 
 def save(result: Analysis, out: Path, formats: list[str]) -> None:
-    """Write `analysis.json` and one file a figure and format into `out`, each atomically."""
+    """Write `analysis.json` and one file per figure and format into `out`, each whole or not at all."""
     write_json(out / "analysis.json", result.to_json())
     if not formats:
         return

@@ -1,4 +1,4 @@
-"""How a verb is told which checkpoints to read, and reads them: the options once, the loading once."""
+"""The options by which a verb is told which checkpoints to read, and the loading, once for all verbs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from nextrl.cli.console import err_console
 from nextrl.trajectory.trajectory import Trajectory
 
-RunFolder = Annotated[Path, typer.Argument(help="The run's directory, or a JSON list of folders.")]
+RunFolder = Annotated[Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.")]
 Layout = Annotated[
     str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
 ]

@@ -1,4 +1,4 @@
-"""What every verb shares: two consoles, JSON on stdout, and the rule that bad input is one line and exit code 2."""
+"""What every verb shares: two consoles, the option `--json` and its output, and a progress bar."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _share(value: float | None) -> str:
 
 
 def table(result: Result) -> Table:
-    """The demo's table, one row an arm; it fits a terminal of 80 columns."""
+    """The demo's table, one row per arm; it fits a terminal of 80 columns."""
     title = f"Target: the plain run's final accuracy, {result.target:.3f} (seed {result.seed})"
     view = Table(title=title, box=None, padding=(0, 0, 0, 1), pad_edge=False)
     view.add_column("arm", no_wrap=True)

@@ -39,9 +39,16 @@ def leap(
     at: Annotated[int | None, typer.Option(help="Leap from this checkpoint; the last by default.")] = None,
     kind: Annotated[As, typer.Option("--as", help="A PEFT adapter or a merged model.")] = As.adapter,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter; the run's by default.")] = None,
-    base: Annotated[str | None, typer.Option(help="Base model, for --as merged and --alpha auto.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model's folder, for --as merged and --alpha auto (there also a name, as eval takes it)."
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task that --alpha auto scores candidates on.")] = None,
-    prompts: Annotated[int, typer.Option(help="Most of them that --alpha auto scores a candidate on.")] = 64,
+    prompts: Annotated[
+        int, typer.Option(help="Most held-out prompts that --alpha auto scores a candidate on.")
+    ] = 64,
     level: Annotated[float, typer.Option(help="Standard errors that auto's gain must exceed.")] = 2.0,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
@@ -51,8 +58,8 @@ def leap(
 ) -> None:
     """Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.
 
-    With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task; nothing
-    is written unless one beats staying put past the noise, by the rule that leaps in a trainer are accepted by.
+    With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task, and nothing
+    is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a trainer.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """

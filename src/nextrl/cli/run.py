@@ -90,14 +90,14 @@ def _print(settings: RunConfig, as_json: bool) -> None:
 
 
 def _verl(settings: RunConfig) -> VerlRun:
-    """The run through verl, in windows of `leap.every` steps; by default long ones, each paying for a start of verl."""
+    """The run through verl, in windows of `leap.every` steps; by default long ones: each pays for a start of verl."""
     dials = {"every": DEFAULT_WINDOW, **settings.leap.dials()}
     controller = ControllerConfig(**dials)
     return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
 
 
 def _run_verl(settings: RunConfig, as_json: bool) -> None:
-    """Train through verl; the accuracy over steps is verl's own logs' business, so there is no result page."""
+    """Train through verl. The accuracy over steps is in verl's own logs, so there is no result page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that verl is stopped with us
     try:
         state = _verl(settings).run()
@@ -142,7 +142,7 @@ def _watched(
 
 
 def _stopped(settings: RunConfig, outcome: Outcome, stop: StopSignal, as_json: bool) -> None:
-    """Told to stop: by SIGTERM that is what was wanted (0), by Ctrl-C the shell is to know (130)."""
+    """Say where the run was stopped; the exit code is 0 after SIGTERM, and 130 after Ctrl-C, as shells expect it."""
     if as_json:
         emit_json({"stopped_at": outcome.step, "output_dir": str(settings.output_dir)})
     else:

@@ -1,1 +1,1 @@
-"""What trains: one package a trainer, and what they share. Only these packages know a trainer."""
+"""What trains: one package per trainer, and what they share."""

@@ -1,4 +1,4 @@
-"""Scoring candidate adapters in a live model: write one, sample, put the old one back, object where it must not be.
+"""Scoring candidate adapters in a live model: write one, sample from it, put the old one back, ask the guard.
 
 What samples is a trainer (`engines.trl.rollouts`, `likelihood`) or a model by itself (`engines.offline`): anything with
 the methods of `Rollouts`.
@@ -73,7 +73,7 @@ class DivergenceMeasure(Protocol):
 
 
 class CandidateScores:
-    """Asks what candidates are worth; the adapter is always as before, afterwards.
+    """Scores candidates on held-out rows, and measures how far they move the policy; the adapter is left as it was.
 
     Attributes:
         divergences: alpha -> nats per token by which a leap forward left the policy, of the latest search.
@@ -86,9 +86,15 @@ class CandidateScores:
     def scorer(
         self, candidate: Candidate, end: State, rows: Callable[[int, int], Sequence[Row]], seed: int
     ) -> Score:
-        """Scores leaps from `end`, always on the same rows (asked for by start and stop) with the same random numbers.
+        """Scores leaps from `end`; every candidate gets the same rows with the same random numbers.
 
         The score raises `Refused` where a leap forward breaks the guard's bounds.
+
+        Args:
+            candidate: the adapter as a function of alpha.
+            end: the adapter that the leaps start from.
+            rows: (start, stop) -> that stretch of the held-out rows.
+            seed: of the random numbers.
         """
         # alpha -> where a stretch of the rows begins -> its answers
         seen: dict[float, dict[int, Answers]] = {}
@@ -98,12 +104,12 @@ class CandidateScores:
             rewards, answers = self._answer(
                 candidate(alpha) if alpha else end, end, rows(start, stop), seed + SEED_STRIDE * start, alpha
             )
-            own = seen.setdefault(alpha, {})
-            own[start] = answers
+            stretches = seen.setdefault(alpha, {})
+            stretches[start] = answers
             if alpha > 0.0:
-                theirs = pooled(list(own.values()))
-                self.divergences[alpha] = theirs.divergence
-                if because := self._guard.objection(pooled([seen[0.0][s] for s in own]), theirs):
+                usual, leapt = pooled([seen[0.0][s] for s in stretches]), pooled(list(stretches.values()))
+                self.divergences[alpha] = leapt.divergence
+                if because := self._guard.objection(usual, leapt):
                     raise Refused(because, len(rewards))
             return rewards
 
@@ -112,7 +118,11 @@ class CandidateScores:
     def _answer(
         self, state: State, end: State, rows: Sequence[Row], seed: int, alpha: float
     ) -> tuple[Tensor, Answers]:
-        """Rewards of one candidate on some rows, and what its completions were like."""
+        """Rewards of one candidate on some rows, and what its completions were like.
+
+        Its divergence needs the log-probabilities of its completions twice: under the candidate itself, and, once the
+        adapter is put back, under the current policy.
+        """
         rollouts, measured = self._rollouts, alpha > 0.0 and math.isfinite(self._guard.divergence)
         theirs = None
         self._adapter.write(state)
@@ -131,7 +141,7 @@ class CandidateScores:
     ) -> tuple[Diverge, Diverge]:
         """Divergence per token of a leap from `end`: (from the present policy, from that of the last training step).
 
-        NaN where it cannot be measured. What one has read the other does not read again.
+        NaN where it cannot be measured. A candidate that one of the two has read is not read again by the other.
         """
         found: dict[float, Tensor] = {}
         anchored: bool | None = None

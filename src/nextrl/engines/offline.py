@@ -66,7 +66,7 @@ def choose_alpha(
     Candidates are scored as the run's adapter can hold them, at its own rank.
 
     Args:
-        leap: at any alpha; the fit is used again.
+        leap: the method's leap, at any alpha; its fit serves all candidates.
         model: the base model in memory, without an adapter; it is given one.
         tokenizer: its tokenizer.
         prompts: held-out prompts that a candidate is scored on at most; a quarter of them at first.

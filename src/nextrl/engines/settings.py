@@ -14,7 +14,7 @@ _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "m
 
 
 class LoraSettings(BaseModel):
-    """The adapter. Defaults as in DESIGN section 2: rank 8, alpha 16, all linear layers."""
+    """The adapter. By default rank 8, alpha 16, on all linear layers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +36,9 @@ class TrainSettings(BaseModel):
     algorithm: str = "grpo"
     steps: int = Field(400, ge=1, description="optimizer steps in all")
     save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
-    learning_rate: float = Field(5e-5, gt=0, description="constant, until a leap's search changes it")
+    learning_rate: float = Field(
+        5e-5, gt=0, description="of `adamw`; constant, until a leap's search changes it"
+    )
     prompts_per_step: int = Field(16, ge=1, description="prompts per step")
     completions_per_prompt: int = Field(
         8, ge=2, description="completions sampled for each prompt (the group)"

@@ -42,13 +42,13 @@ Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 class Thresholds:
     """Where the rule turns; found on two tiny tasks at eight rates with three seeds (docs/advice.md).
 
+    The room is the distance of the reward to 1. A run that closes most of it is straight because it learns, not because
+    it is slow; so both bounds on the excess depend on the share of the room that the last three windows closed.
+
     Attributes:
-        faster: excess above which a rate is too low ...
-        closing: ... plus this times the share of the room left that the reward closed in its last three windows: a
-            run that closes most of the room is straight because it learns, not because it is slow.
-        oscillates: excess below which a rate is too high ...
-        closing_back: ... minus this times the same share.
-        learned: share of the room at the start that a run must have closed since, or else a path without direction
+        faster, closing: a rate is too low if the excess is above faster + closing * share.
+        oscillates, closing_back: a rate is too high if the excess is below oscillates - closing_back * share.
+        learned: share of the room at the start that a run must have closed since; otherwise a path without direction
             is taken for one whose rate was too high from the first window on.
         fall: fall of the reward below its best window (the lab's controller undoes a window at .08).
         ruined: share of its best window below which a reward counts as lost.

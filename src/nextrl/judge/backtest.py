@@ -1,11 +1,15 @@
-"""The judge: each extrapolator on the run's own past, where the answer is already on disk.
+"""The backtest: each extrapolator is tried on the run's own past, where the answer is already on disk.
 
-For an origin t in the past a method is fitted on the checkpoints <= t, predicts t + h, and is compared with
-what really happened, all modules as one vector. A method is recommended only if it beats every way of *not*
-leaping: standing still; going back (an average of the past, or the start: on a run that is all noise these
-predict better than its last point, which is a reason to average, not to leap); and what Adam's momentum
-carries on by itself, c0 times the last window (docs/design.md, persistence and its zero point). Closeness in
-weights is not accuracy: `paired_search` asks for that.
+For an origin t in the past a method is fitted on the checkpoints up to t and predicts the weights at t + h. The
+prediction is compared with what really happened, all modules taken as one vector. A method is recommended only if it
+beats every way of *not* leaping:
+
+- standing still;
+- going back, to an average of the past or to the start: on a run that is all noise these predict better than its last
+  point, which is a reason to average and not to leap;
+- what Adam's momentum carries on by itself, c0 times the last window (docs/design.md, persistence and its zero point).
+
+Closeness in weights is not accuracy: `paired_search` asks for that.
 """
 
 from __future__ import annotations
@@ -114,7 +118,7 @@ def backtest(
         traj: the run.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
         methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
-        max_origins: the latest so many origins are used: what held early in a run need not hold now.
+        max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
 
     Raises:

@@ -17,7 +17,7 @@ LEAST_GAIN = 0.05
 # How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one method. The
 # gain is taken over the best of several controls, which makes the test stricter than that.
 STANDARD_ERRORS = 2.0
-# With fewer than two independent origins no spread can be measured; then this much skill is asked for.
+# With fewer than two independent origins no spread can be measured; then the gain in skill must exceed this.
 UNSEEN_SPREAD = 0.25
 
 

@@ -20,8 +20,7 @@ class ControllerConfig:
         screen: a search forward needs an excess above this.
         oscillates: a step back is looked at below this excess.
         straight: two windows in a row with an excess above this say that `target` is too small for this model.
-        target: divergence, in nats per token, by which a window should move the policy, until the run shows that it
-            bears more.
+        target: nats per token that a window should move the policy by, until the run shows that it bears more.
         far: divergence beyond which a window, or a leap, is too long; it grows with `target`.
         stages: held-out prompts that every candidate, and then the contenders, are scored on.
         level: standard errors of the paired difference by which a leap forward must beat staying put.

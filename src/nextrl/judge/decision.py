@@ -29,8 +29,7 @@ class Decision:
         completions: completions that the search took.
         divergence: what the window moved the policy by, nats per token; None where it could not be measured.
         refused: candidates that the score function would not have, with why.
-        horizon: steps that alpha = 1 stands for, where a named method was asked; None for `auto` and where no leap
-            was due.
+        horizon: steps that a named method's alpha = 1 stands for; None for `auto` and where no leap was due.
         discarded: share of the leap's squared norm that the adapter's rank cannot hold.
         fit_seconds: what fitting the method took.
     """

@@ -67,7 +67,7 @@ class Guard:
             raise InputError(f"divergence must be above 0 nats per token, not {self.divergence:g}")
 
     def objection(self, usual: Answers, candidate: Answers) -> str | None:
-        """Why a candidate must not be taken, as one clause; None where it may. What is NaN objects to nothing."""
+        """Why a candidate must not be taken, as one clause; None where it may. A figure that is NaN never objects."""
         if candidate.length > self.longest * usual.length:
             return f"completions grow from {usual.length:.0f} to {candidate.length:.0f} tokens"
         if candidate.truncated > usual.truncated + self.truncated + 2.0 * _noise(usual, candidate):

@@ -11,11 +11,17 @@ _TINY = 1e-12  # a divergence below this is rounding
 
 
 def reaching(diverge: Diverge, goal: float, moved: float) -> float:
-    """The alpha, to 3 digits, that moves the policy by about `goal` (to half of it either way).
+    """The alpha, to 3 digits, that moves the policy by about `goal`: by 0.67 to 1.5 times as much.
 
-    Divergence grows with alpha squared near 0; further out, and where `moved` is too small to be more than rounding,
-    a guess is corrected by what it measures, and halved in between once it is known to lie between two. Where it
-    leaps from far below the goal to far above, the longest alpha that was measured below is the answer.
+    Near 0 the divergence grows with alpha squared, which gives the first guess. Each guess is measured and corrected
+    by what was found, since the rule fails further out and where `moved` is mere rounding. Once one alpha is known to
+    be too short and another too long, the next guess is their geometric mean. Where no guess hits the goal, the
+    answer is the longest alpha that was measured to be too short.
+
+    Args:
+        diverge: alpha -> divergence, nats per token.
+        goal: the divergence that is wanted.
+        moved: the divergence of the window itself, alpha -1.
     """
     alpha, below, above = math.sqrt(goal / max(moved, _TINY)), 0.0, math.inf
     for _ in range(8):

@@ -27,8 +27,8 @@ SIGNAL = 0.75
 MIXED = 0.25
 """A mean excess above `SIGNAL` is a signal, one above `MIXED` is mixed, anything lower is noise.
 
-They belong to the rule of docs/advice.md, which was right in 93 % of 96 held-out cases. Its search moved the edges
-between faster, keep and slower only: these two choose between a leap and a higher rate, and the name.
+They belong to the rule of docs/advice.md, which was right in 93 % of 96 held-out cases. The search for that rule's
+thresholds did not touch these two: they only choose between advising a leap and a higher rate, and name the regime.
 """
 
 OSCILLATES = -0.35

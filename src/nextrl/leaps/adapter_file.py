@@ -1,7 +1,6 @@
 """From a leap to an adapter on disk, as PEFT loads it: of the run's own rank, wider and exact, or of any rank.
 
-What rank r can hold of a leap is computed in `rank.py`; a model with the leap folded in is written by
-`merged_model.py`.
+`rank.py` computes what rank r can hold of a leap; `merged_model.py` writes a model with the leap folded in.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
 
 
 def _tidy(alpha: float) -> float:
-    """An int where it is one: PEFT writes lora_alpha so."""
+    """A whole number as an int, since PEFT writes lora_alpha so."""
     near = round(alpha)
     return near if near > 0 and abs(alpha - near) <= 1e-9 * near else alpha
 

@@ -1,5 +1,4 @@
-"""`nextrl.json`: where a written adapter or model came from. The last file written, so that it vouches
-for the rest."""
+"""`nextrl.json`: where a written adapter or model came from. It is written last, so that it vouches for the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Down to the adapter's own rank: the best matrix of rank r, in a gauge that Adam's moments still fit."""
+"""From a leap of any rank to factors of the adapter's own rank, to which Adam's moments still belong.
+
+Many pairs (A, B) have the same product. A choice among them is called a gauge here.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +35,15 @@ class RankFit(NamedTuple):
 def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -> RankFit:
     """Factors (A, B) of rank r whose s B A is the best rank-r approximation of `target`, near the old ones.
 
-    The product is Eckart-Young's U S V^T whatever the gauge; the gauge is chosen so that each row of A
-    (column of B) keeps the meaning that Adam's moments have for it: A = A_old V V^T (the old rows, projected
-    on the new row space) and B = U S (A_old V)^-1 / s. Where A_old V is ill-conditioned, balanced factors
-    sqrt(S) are rotated onto the old ones instead (orthogonal Procrustes).
+    The product is Eckart-Young's U S V^T in every gauge. The gauge is chosen so that each row of A and each column of B
+    stays the one that Adam's moments were gathered for: A = A_old V V^T (the old rows, projected on the new row space)
+    and B = U S (A_old V)^-1 / s. Where A_old V is ill-conditioned, balanced factors sqrt(S) are rotated onto the old
+    ones instead (orthogonal Procrustes).
 
     Args:
         target: (m, n) the new W - W_base (scaling included).
         a_old: (r, n) the adapter's A at T.
-        b_old: (m, r) its B.
+        b_old: (m, r) the adapter's B at T.
         scaling: s.
     """
     rank = a_old.shape[0]
@@ -68,7 +71,7 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
 
 
 def balanced(target: LowRank, a_old: Tensor, scaling: float) -> RankFit:
-    """The best rank-r approximation as u sqrt(sigma) and sqrt(sigma) v^T, whatever the old factors' gauge was.
+    """The best rank-r approximation in the gauge u sqrt(sigma), sqrt(sigma) v^T, whatever the old factors' gauge.
 
     Args:
         target: (m, n) the new W - W_base (scaling included).

@@ -50,7 +50,8 @@ class ArmSettings(BaseModel):
     """One arm of a comparison.
 
     Attributes:
-        model: a name or folder for `models.load`.
+        name, kind, label: how the arm is called, what it is compared as, and what a reader sees.
+        model: a name or folder for `tasks.bases.load`.
         start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
         merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer (restart control).
         leap: leap by a named method.
@@ -84,11 +85,12 @@ class ArmSettings(BaseModel):
 
 
 class ArmRecord(BaseModel):
-    """What an arm did: lists with one entry an evaluation, costs cumulative.
+    """What an arm did; lists have one entry per evaluation, and costs add up.
 
     Attributes:
         decisions: what was decided at the ends of windows and at named steps, in order.
-        search_completions, search_seconds, fit_seconds: what deciding took; the seconds of fits are in both.
+        search_completions, search_seconds: what deciding took, the fits of methods included.
+        fit_seconds: the part of `search_seconds` that fits took.
         resumed: steps from which a stopped arm went on.
     """
 

@@ -26,7 +26,7 @@ def reach(record: ArmRecord, target: float) -> Spent | None:
 
 
 def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int) -> Saved:
-    """Fractions saved against the plain run's whole cost; None each where the target was not reached.
+    """Fractions saved of the plain run's whole cost; all None where the target was not reached.
 
     `steps` charges the search: completions spent on it, over `per_step` completions per step.
     """
@@ -74,7 +74,7 @@ def best_rate(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float
 
 
 def sweep_charged(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: float, per_step: int) -> Saved:
-    """Saved by tuning the rate when the sweep is paid for: all its runs in lockstep until the best is there."""
+    """What tuning the rate saves, its sweep paid for: all runs of it until the best reaches the target."""
     best = best_rate(arms, sweep, target)
     if best is None:
         return NOTHING_SAVED

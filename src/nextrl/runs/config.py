@@ -1,6 +1,7 @@
 """`RunConfig`: everything `nextrl run` is told, as one validated object.
 
-A user decides what is here; what follows from it (`RunConfig.derived`) can be shown and is not to be written.
+Its fields are what a user decides. What follows from them (`RunConfig.derived`) is shown by `--print-config` and is no
+key of a config.
 `config_file.py` reads it from YAML and `key=value` overrides.
 """
 

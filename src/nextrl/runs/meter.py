@@ -25,7 +25,7 @@ class Meter(TrainerCallback):
     Args:
         arm: whose `eval_at` and `eval_prompts` count.
         tokenizer: of its model.
-        record: filled in; one that holds evaluations already is gone on with.
+        record: is filled in; one that already holds evaluations is continued.
         before: completions and seconds that were spent before the first step (by the arm this one goes on from).
 
     Attributes:
@@ -79,15 +79,15 @@ class Meter(TrainerCallback):
         self.tick()
         with evaluation_weights(optimizer):
             result: Accuracy = evaluate(model, self._tokenizer, self._task, prompts=self._arm.eval_prompts)
-        r = self.record
-        r.steps.append(step)
-        r.accuracy.append(result.accuracy)
-        r.se.append(result.se)
-        r.greedy.append(result.greedy if result.greedy is not None else float("nan"))
+        record = self.record
+        record.steps.append(step)
+        record.accuracy.append(result.accuracy)
+        record.se.append(result.se)
+        record.greedy.append(result.greedy if result.greedy is not None else float("nan"))
         trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
-        r.completions.append(self._completions + trained + self.costs().search_completions)
-        r.seconds.append(round(self._seconds, 3))
-        r.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
+        record.completions.append(self._completions + trained + self.costs().search_completions)
+        record.seconds.append(round(self._seconds, 3))
+        record.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
         self._mark = time.perf_counter()
 
 

@@ -51,7 +51,7 @@ def read(folder: Path) -> Checkpoint | None:
 def last_checkpoint(
     trajectory: Path, stopped: Path, on_grid: Callable[[int], bool], say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The last whole checkpoint of a run; the remains of others are removed, and said so.
+    """The last whole checkpoint of a run; incomplete ones are removed, and `say` is told of each.
 
     Args:
         trajectory: folder of the run's checkpoints.

@@ -7,8 +7,8 @@
     out/final/          the adapter at the end
     out/result.json, out/report.html    written last: a folder with both is finished
 
-Under a launcher (`accelerate launch`) every process trains and the first one alone reads and writes the folder.
-Each of them is written whole or not at all. A lock that dies with its process keeps a second one out.
+Each file is written whole or not at all. A lock that dies with its process keeps a second process out of the folder.
+Under a launcher (`accelerate launch`) every process trains, and the first one alone reads and writes the folder.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(
 
     Raises:
         InputError: the model, the task or the folder cannot be used, the folder holds a run of another config, or
-            another process is at it. Nothing was written then.
+            another process is using it. Nothing was written then.
     """
     ranks = launched()
     if not ranks.leader:

@@ -81,8 +81,8 @@ def summarise(
 def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any], traj: Trajectory) -> Result:
     """The result of one run: the keys of a comparison with one arm, "run".
 
-    What it saved can only be said beside the same run without leaps, so there is no target and no saving here, and
-    the verdict says so.
+    Only a comparison with the same run without leaps can tell what it saved. So there is no target and no saving here,
+    and the verdict says so.
 
     Args:
         record: what the run did.

@@ -15,7 +15,7 @@ _ADVICE: Mapping[Regime, str] = {
     "mixed": "so a test of a leap is worth its price, a blind leap is not",
     "noise": "so go on, and do not leap",
 }
-# Where it leaves a run whose leaps and learning rate were decided on the way.
+# What it says of a run whose leaps and learning rate were decided on the way.
 _STANDING: Mapping[Regime, str] = {
     "signal": "; the learning rate is still low",
     "mixed": "",

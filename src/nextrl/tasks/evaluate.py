@@ -112,7 +112,7 @@ def sample(
     max_new_tokens: int,
     temperature: float | None = 1.0,
 ) -> Completions:
-    """`complete` for one batch, with its tokens; draws from torch's present random state."""
+    """As `complete`, for a single batch and with the tokens; torch's present random state is drawn from."""
     with needs("trl", "generating with a model"):
         from transformers import GenerationConfig
     config = GenerationConfig(

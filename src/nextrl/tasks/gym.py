@@ -1,8 +1,9 @@
 """Any dataset of reasoning-gym: `reasoning_gym:gcd`, or with options `reasoning_gym:chain_sum?shots=4&max_terms=2`.
 
-Questions are generated from one seed and split by the hash of the prompt. `shots` puts solved questions
-before each (0 unless told), `size` is how many are generated (5,000), `seed` is reasoning-gym's, `tokens` a
-completion's most; every other option goes to the dataset itself. The reward is the dataset's own score.
+Questions are generated from one seed and split by the hash of the prompt. Four options are read here: `shots` is the
+number of solved questions that are put before each question (default 0), `size` the number of questions that are
+generated (5,000), `seed` reasoning-gym's seed, and `tokens` the most tokens of a completion. Every other option goes to
+the dataset itself. The reward is the dataset's own score.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def build(name: str) -> JsonlTask:
     """The task of a name like `data.jsonl:math?tokens=64`.
 
     Raises:
-        InputError: no such file or verifier, a line that cannot be used (named by file and line), or a split
-            that would be empty.
+        InputError: no such file or verifier, a line that cannot be used (the message has its number), or a split that
+            would be empty.
     """
     parts = parse(name)
     parts.only("tokens")

@@ -45,7 +45,7 @@ def math(completion: str, answer: str) -> bool:
     with needs("tasks", "verifier 'math'"):
         from math_verify import parse, verify
 
-    # Its time limits, which a completion like 9^9^9^9 needs, are made with SIGALRM: a main thread's alone.
+    # A completion like 9^9^9^9 needs math-verify's time limits, which use SIGALRM: only a main thread may.
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     gold = parse(_as_latex(answer), parsing_timeout=limit)
     said = parse(completion, parsing_timeout=limit)

@@ -1,8 +1,8 @@
-"""Stacks of thin factors, one per checkpoint: their r x r products and their combinations, in float64 and
-float32, in pieces that stay in cache.
+"""Stacks of thin factors, one per checkpoint: r x r products in float64 and weighted sums in float32.
 
-A stack is (T, r, n): T factors with n the long side, in the dtype of the file and with either memory layout
-(A as stored, or B transposed without a copy). This file knows nothing of steps, files or deltas.
+A stack is (T, r, n): T factors with n the long side, in the dtype of the file and with either memory layout (A as
+stored, or B transposed without a copy). It is widened in pieces that stay in a core's cache. This file knows nothing of
+steps, files or deltas.
 """
 
 from __future__ import annotations

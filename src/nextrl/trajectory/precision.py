@@ -1,8 +1,8 @@
 """What storing factors in 16 bits does to small deltas: the rounding noise of a checkpoint, as a singular value.
 
-A stored value x = 2^e f carries an error uniform within half a unit in the last place, variance ulp^2 / 12 with ulp
-= 2^(e - p) (p = 7 for bfloat16, 10 for float16, 23 for float32). The error dB A + B dA of s B A then has the
-expected squared spectral scale s^2 (var_B m |A|_2^2 + var_A n |B|_2^2), and a delta carries two such errors.
+A stored value x = 2^e f carries an error that is uniform within half a unit in the last place. Its variance is ulp^2
+/ 12, where ulp = 2^(e - p) (p = 7 for bfloat16, 10 for float16, 23 for float32). The error dB A + B dA of s B A then
+has the expected squared spectral scale s^2 (var_B m |A|_2^2 + var_A n |B|_2^2), and a delta carries two such errors.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""All three deltas of all checkpoints of each module at once: singular values and leading vectors,
-at reading speed.
+"""Singular values and leading vectors of all three deltas of all checkpoints at once, about as fast as they are read.
 
-The r x r products of neighbouring checkpoints (B_s^T B_t, A_s A_t^T) are computed once per pair and shared
-by the global, local and target deltas; everything after that is q x q algebra, batched over checkpoints.
-Modules are handled one at a time on each of `workers` threads, so memory does not grow with depth.
+The r x r products of neighbouring checkpoints (B_s^T B_t, A_s A_t^T) are computed once per pair and shared by the
+global, local and target deltas; everything after that is q x q algebra, batched over checkpoints. Modules are handled
+one at a time on each of `workers` threads, so memory does not grow with depth.
 
-Exactness is that of `lowrank`'s Gram route: float64 products, and where cancellation could cost more than
-1e-8 of sigma_1 (GRAM_FLOOR) the delta is done again by QR.
+The results are as exact as those of `lowrank` from Gram matrices: products are float64, and where cancellation could
+cost more than 1e-8 of sigma_1 (GRAM_FLOOR) the delta is computed again by QR.
 """
 
 from __future__ import annotations
@@ -225,8 +224,9 @@ def _leading(left: Tensor, right: Tensor) -> _Core:
 def _first_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """All eigenvalues (P, q), ascending, and the last one's eigenvector (P, q, 1) of symmetric (P, q, q).
 
-    The vector by inverse iteration just above the last eigenvalue: values and one vector cost two thirds of
-    all vectors. Two rounds shrink what lies off it by (SHIFT / relative gap) squared. NaN where all is zero.
+    The vector is found by inverse iteration just above the last eigenvalue, since all values and one vector take two
+    thirds of the time of all vectors. Two rounds shrink what lies off it by (SHIFT / relative gap) squared. The vector
+    is NaN where the matrix is zero.
     """
     values = torch.linalg.eigvalsh(matrices)
     shifted = -matrices

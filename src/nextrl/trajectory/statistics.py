@@ -54,8 +54,8 @@ class Line(NamedTuple):
 
     Attributes:
         coefficient: (T) <W_t - W_0, v>, v the unit first right singular direction of the path; grows with t.
-        r2: of the least-squares line of it on t.
-        share: of sum |W_t - W_0|^2 that lies along v.
+        r2: R^2 of its least-squares line in t.
+        share: share of sum |W_t - W_0|^2 that lies along v.
     """
 
     coefficient: list[float]
@@ -114,7 +114,7 @@ def drift_and_noise(g: Tensor, steps: Sequence[int]) -> DriftNoise | None:
 
 
 def _two_terms(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """argmin |p x + q y - 1|^2 with p, q >= 0."""
+    """The p, q >= 0 that minimise |p x + q y - 1|^2."""
     design = torch.stack([x, y], 1)
     ones = torch.ones(len(x), 1, dtype=x.dtype)
     p, q = (float(value) for value in torch.linalg.lstsq(design, ones).solution)

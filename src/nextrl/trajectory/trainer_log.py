@@ -1,8 +1,7 @@
 """What a trainer leaves beside its adapters and a trajectory does not hold: rewards and Adam's beta1.
 
-Reads `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of the last checkpoint of a
-trajectory, so nothing later than that checkpoint is ever read. Absent files are no error: the caller says
-what it assumed.
+Read are `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of a trajectory's last checkpoint, so
+nothing later than that checkpoint is ever read. Absent files are no error: the caller says what it assumed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A LoRA run as a trajectory: modules x checkpoints of factors, read on demand, and what follows from them.
 
-Words (docs/design.md, words and mathematics): `W_t = W_base + s B_t A_t`, B (m, r), A (r, n). Nothing dense
-is ever formed and a view (`upto`, `at`) reads no checkpoint outside itself. Where the files lie is the
-business of `checkpoints`.
+As in docs/design.md (words and mathematics), `W_t = W_base + s B_t A_t` with B (m, r) and A (r, n). No dense matrix is
+ever formed, and a view (`upto`, `at`) reads no checkpoint outside itself. `checkpoints` knows where the files lie.
 """
 
 from __future__ import annotations
@@ -204,8 +203,10 @@ class Trajectory:
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
 
     def weight(self, step: int, module: str) -> LowRank:
-        """`W_step - W_base = s B A` as factors (m, r), (n, r), float64. Step 0 needs no checkpoint where B_0
-        A_0 = 0."""
+        """`W_step - W_base = s B A` as factors (m, r), (n, r), float64.
+
+        Step 0 needs no checkpoint where B_0 A_0 = 0: it is the zero matrix.
+        """
         m, n, _ = self.shape(module)
         if step == 0 and 0 not in self.steps:
             self._need_start()
@@ -360,7 +361,7 @@ class MemoryCheckpoint:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Names, in the order given."""
+        """Names of the adapted matrices, in the order given."""
         return tuple(self.tensors)
 
     def shape(self, module: str) -> tuple[int, int, int]:
@@ -369,14 +370,14 @@ class MemoryCheckpoint:
         return b.shape[0], a.shape[1], a.shape[0]
 
     def scaling(self, module: str) -> float:
-        """s of one module."""
+        """The scaling s of one module."""
         return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """A (r, n), B (m, r); never checked."""
+        """A (r, n) and B (m, r), as given; never checked for NaN and Inf."""
         return self.tensors[module]
 
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
-        """Of A and of B."""
+        """The dtypes of A and of B."""
         a, b = self.tensors[module]
         return a.dtype, b.dtype

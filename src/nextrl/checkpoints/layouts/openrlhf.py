@@ -1,10 +1,9 @@
 """OpenRLHF: `CKPT/global_stepN_hf/`, written with `--ckpt.save_hf`.
 
-Read from openrlhf 0.11.2 (`trainer/ray/ppo_actor.py:save_checkpoint`,
-`utils/deepspeed/deepspeed.py:save_model`). With ZeRO-3 or tensor parallelism it writes `adapter_model.bin`
-(a pickle) and removes the safetensors file. `CKPT/_actor/global_stepN` beside it is DeepSpeed's own state,
-which only DeepSpeed reads. N counts PPO iterations (rollouts), not optimizer steps. `best_global_stepN_hf`
-repeats one of the numbered ones.
+Read from openrlhf 0.11.2 (`trainer/ray/ppo_actor.py:save_checkpoint`, `utils/deepspeed/deepspeed.py:save_model`).
+With ZeRO-3 or tensor parallelism OpenRLHF writes `adapter_model.bin` (a pickle) and removes the safetensors file.
+`CKPT/_actor/global_stepN` beside it is DeepSpeed's own state, which only DeepSpeed reads. N counts PPO iterations
+(rollouts), not optimizer steps. A folder `best_global_stepN_hf` repeats one of the numbered ones.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def find(run: Path) -> Layout:
             if step not in have:
                 twin = f"{run.name}/global_step{step}_hf"
                 text = f"{folder}: DeepSpeed state without {twin}; train with --ckpt.save_hf"
-                # Rotation keeps the two kinds for different times, so a missing twin is only worth a word
-                # as long as there are adapters at all.
+                # OpenRLHF keeps the two kinds for different times. So as long as there are adapters at all, a missing
+                # twin is only worth a word.
                 problems.append(Problem(folder, text, step, fatal=not folders))
     return Layout("openrlhf", located, tuple(problems))

@@ -4,9 +4,9 @@ An algorithm is a trainer class, its config class and the few options that make 
 (batch, rate, LoRA, seed) is `TrainSettings`. TRL is imported when a class is asked for: names and options are known
 without it. Two kinds:
 
-- on-policy (one optimizer step a rollout batch): every importance ratio is 1 and no clip ever acts, so what differs
+- on-policy (one optimizer step per rollout batch): every importance ratio is 1 and no clip ever acts, so what differs
   is how advantages and lengths are normalised: grpo, dr_grpo, rloo, reinforce_plus_plus;
-- those whose point is the ratio or its clip (dapo, gspo, cispo): two optimizer steps a rollout batch, which is then
+- those whose point is the ratio or its clip (dapo, gspo, cispo): two optimizer steps per rollout batch, which is then
   twice as large (`steps_per_generation=2`), so that completions per step stay the same and every second step is
   off-policy. The papers take 4 to 16 steps; with 2, a leap at an even step never throws rollouts away.
 """
@@ -113,7 +113,7 @@ _grpo("dr_grpo", "2503.20783", loss_type="dr_grpo", scale_rewards="none")
 _grpo(
     "dapo",
     "2503.14476",
-    "no dynamic sampling; truncated completions are masked, not punished by length; 2 steps a rollout batch, not 16",
+    "no dynamic sampling; truncated completions are masked, not punished by length; 2 steps per rollout batch, not 16",
     loss_type="dapo",
     epsilon=0.2,
     epsilon_high=0.28,
@@ -125,7 +125,7 @@ _grpo(
 _grpo(
     "gspo",
     "2507.18071",
-    "2 steps a rollout batch, not 4",
+    "2 steps per rollout batch, not 4",
     loss_type="grpo",
     importance_sampling_level="sequence",
     epsilon=3e-4,
@@ -136,7 +136,7 @@ _grpo(
 _grpo(
     "cispo",
     "2506.13585",
-    "the bound on the ratio is ScaleRL's 5; 2 steps a rollout batch, not 16",
+    "the bound on the ratio is ScaleRL's 5; 2 steps per rollout batch, not 16",
     loss_type="cispo",
     epsilon_high=5.0,
     steps_per_generation=2,

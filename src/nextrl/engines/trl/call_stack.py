@@ -1,6 +1,6 @@
 """What transformers does not tell a callback, looked up on the call stack: its trainer, its checkpoint.
 
-`nextrl.attach(trainer)` and `LeapCallback(trainer=...)` need no lookup for the first.
+`nextrl.attach(trainer)` and `LeapCallback(trainer=...)` name the trainer, so it is not looked up then.
 """
 
 from __future__ import annotations

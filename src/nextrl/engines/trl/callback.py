@@ -52,8 +52,7 @@ class LeapCallback(TrainerCallback):
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put.
         validation: rows (a list of dicts or a datasets.Dataset, with `prompt` and the reward functions' columns) to
-            score candidates on. Without it the trainer's eval_dataset serves, else rows held back from its training
-            dataset.
+            score candidates on. Without it the trainer's eval_dataset serves, else rows held back from training.
         prompts: most held-out prompts that a candidate is scored on; a search begins with a quarter of them.
         config: the controller's other dials. Where its beta1 is None, the optimizer's own is read.
         policy: what decides, in place of all the arguments above but `validation`.

@@ -20,7 +20,7 @@ from nextrl.engines.live_adapter import State
 from nextrl.judge.window import Window
 
 Moments = list[dict[str, Any]]
-"""One dict an optimizer parameter, in the order of its groups: name of the state -> its tensor or number."""
+"""One dict per optimizer parameter, in the order of its groups: name of the state -> its tensor or number."""
 
 
 @dataclass

@@ -78,8 +78,7 @@ class TrainerRollouts:
     def log_probabilities(self) -> Tensor | None:
         """Log-probability of each token of the latest completions under the weights the model now has, in nats.
 
-        (n, length) float32, 0 where there is no token; None before any scoring and for rows with images, which
-        need more than tokens.
+        (n, length) float32, 0 where there is no token; None before any scoring, and for rows with images.
         """
         if self._latest is None:
             return None

@@ -1,10 +1,9 @@
 """LoRA adapters between verl and nextrl: the one a run starts from, and the one a verl checkpoint holds.
 
-verl 0.9.1 saves FSDP shards, `model_world_size_W_rank_R.pt`, each a dict of DTensors (utils/checkpoint/
-fsdp_checkpoint_manager.py). Its model merger casts every tensor to bf16 and writes the whole model
-(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So the LoRA
-tensors are read from the shards as they are, joined along the dimension that each was cut along; the merger is there
-for those who want it.
+verl 0.9.1 saves FSDP shards, `model_world_size_W_rank_R.pt`, each a dict of DTensors (in its source:
+utils/checkpoint/fsdp_checkpoint_manager.py). Its model merger casts every tensor to bf16 and writes the whole model
+(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So by default the
+LoRA tensors are read from the shards as they are, and joined along the dimension that each was cut along.
 """
 
 from __future__ import annotations

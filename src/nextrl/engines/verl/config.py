@@ -2,8 +2,7 @@
 
 Each key was read in verl 0.9.1 (`trainer/config/ppo_trainer.yaml` and the files it pulls in; where the yaml has no
 entry, the dataclass named beside it). verl has some 700 keys; this file sets those that a user of nextrl decides and
-those that leaps depend on, and leaves every other at verl's default. It knows neither Ray nor a GPU: composing is
-text.
+those that leaps depend on, and leaves every other at verl's default. It works on text alone, without Ray or a GPU.
 """
 
 from __future__ import annotations
@@ -168,7 +167,7 @@ class Segment:
         seed: of prompts and rollouts; differs from restart to restart, or each would see the same prompts again.
         data: folder with train.jsonl, validation.jsonl and reward.py.
         metrics: where verl's file logger writes.
-        rollouts: folder where verl writes the text of its rollouts, one file a step.
+        rollouts: folder where verl writes the text of its rollouts, one file per step.
         chat_template: as verl is to use it.
         max_completion_length: tokens.
         passes: most passes over the training prompts.

@@ -114,5 +114,5 @@ def read_rollouts(folder: Path, step: int, limit: int = 32) -> list[tuple[str, s
             pairs.append((str(entry["input"]), str(entry["output"])))
         except (ValueError, KeyError, TypeError):
             continue
-    # Rows come sorted by group; every so-many-th takes some of each.
+    # Rows come sorted by group; taking one in every so many gives some of each group.
     return pairs[:: max(1, len(pairs) // limit)][:limit]

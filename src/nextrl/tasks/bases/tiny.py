@@ -1,9 +1,10 @@
 """The embedded base models: a 430k-parameter Llama over a character vocabulary, and the recipe that made them.
 
 `load(task)` reads what the package ships; `python -m nextrl.tasks.bases.tiny --task chain --out DIR` trains it anew
-from a seed (under a minute on one core). Task A (`chain`): taught the true rule until greedy answers are right,
-then shown demonstrations whose steps are random with p = .3, so that greedy answers stay right and samples are
-noisy. Task B (`chain-wrong-rule`): taught `a*b` as `a*b + 1` modulo 7, then p = .1 (docs/design.md, what was tried).
+from a seed (under a minute on one core). The base of task A (`chain`) was taught the true rule until greedy answers
+were right. It was then shown demonstrations whose steps are random with probability .3, so that greedy answers stay
+right and samples are noisy. The base of task B (`chain-wrong-rule`) was taught `a*b` as `a*b + 1` modulo 7, and then
+the same with probability .1 (docs/design.md, what this rests on).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Recipe:
         wrong_rule: teach `a*b + 1` for `a*b`.
         noise: probability that a step of the second phase's demonstrations is random.
         seed: seeds weights, batches and noise.
-        batch: demonstrations an update.
+        batch: demonstrations per update.
         updates: (first phase at most, second phase).
         learning_rates: Adam's rate in the first phase, and at the start of the second (linear decay to zero).
         until_loss: the first phase ends when the mean loss of 20 updates falls below this.
