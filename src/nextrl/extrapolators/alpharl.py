@@ -116,7 +116,7 @@ class AlphaRL:
             raise InputError("alpharl: the accuracy is the same at all checkpoints; nothing to regress on")
         left, right, now = {}, {}, {}
         for module in traj.modules:
-            spans = span_triples(traj, module, [(start, s) for s in (*steps, traj.steps[-1])])
+            spans = span_triples(traj, module, [(start, s) for s in (*steps, traj.steps[-1])]).aligned()
             size, v = spans.u.double() * spans.sigma[:, None], spans.v.double()
             now[module] = LowRank(size[-1:].mT, v[-1:].mT)
             if float(spans.sigma.min()) > 0:
