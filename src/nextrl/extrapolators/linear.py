@@ -2,7 +2,7 @@
 start.
 
 2601.04537 trains 100 steps, leaps 100 and repeats; ExPO (2404.16792) is the same line with a = .3 to
-.5 of the whole displacement.
+.5 of the whole displacement (both second-hand).
 """
 
 from __future__ import annotations
