@@ -52,10 +52,10 @@ def test_signs_agree_with_the_global_pair_at_the_end(degrees: float) -> None:
         assert float(spans.u[-1] @ far.u[-1] + spans.v[-1] @ far.v[-1]) > 0.5
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(12))
 def test_signs_do_not_depend_on_which_entry_of_u_is_largest(seed: int) -> None:
     """Outputs of a module negated one by one (D W, D diagonal): all pairs of the run change alike, (D u, v)."""
-    traj = turning(80)
+    traj = turning(40)
     flips = torch.where(torch.rand(40, generator=torch.Generator().manual_seed(seed)) < 0.5, -1.0, 1.0)
     factors = [traj.factors(step, MODULE) for step in traj.steps]
     other = Trajectory.from_factors(

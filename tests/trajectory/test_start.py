@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from leapt_runs import MODULE, leapt_run
+from nextrl.checkpoints import open_run
+from nextrl.cli.inspect import describe
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names
 from nextrl.judge.advice import features
 from nextrl.judge.analysis import analyze
 from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap
+from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import measured_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -67,6 +71,7 @@ def test_statistics_count_from_the_leap(tmp_path: Path) -> None:
     here, there = measured_persistence(traj, [20]), measured_persistence(again, [20])
     assert {t - 100: c for t, c in here[20].items()} == pytest.approx(there[20])
     one, other = analyze(traj), analyze(again)
+    assert set(one.persistence) == set(other.persistence)
     assert {t - 100: c for t, c in one.persistence[10].items()} == pytest.approx(other.persistence[10])
     assert {t - 100: c for t, c in one.predictability.items()} == pytest.approx(other.predictability)
     assert one.drift.squares == pytest.approx(other.drift.squares)
@@ -78,6 +83,27 @@ def test_statistics_count_from_the_leap(tmp_path: Path) -> None:
         scores[1].methods["linear"].mean("skill")
     )
     assert features(traj).excess == pytest.approx(features(again).excess)
+
+
+def test_rewards_of_before_the_leap_are_left_out(tmp_path: Path) -> None:
+    folders = leapt_run(tmp_path)
+    log = [{"step": step, "reward": 0.1 if step <= 100 else 0.7} for step in range(1, 201)]
+    (folders[200] / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    traj = Trajectory.load(folders)
+    means = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
+    assert means == pytest.approx(dict.fromkeys(range(110, 201, 10), 0.7))
+    assert features(traj).first == pytest.approx(0.7)
+
+
+def test_inspect_asks_for_no_initial_adapter_where_a_leap_is_first(tmp_path: Path) -> None:
+    folders = leapt_run(tmp_path)
+    for folder in folders.values():
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+    assert Trajectory.load(folders).knows_start
+    assert describe(open_run(folders))["problems"] == []
+    del folders[100]
+    assert "step 0 is not there" in describe(open_run(folders))["problems"][0]
 
 
 def test_what_begins_a_stretch_and_what_does_not(tmp_path: Path) -> None:
