@@ -105,7 +105,7 @@ def main() -> None:
         processing_class=encode,
     )  # fmt: skip
     if not options.without:
-        trainer.add_callback(nextrl.LeapCallback(every=10, method="auto"))  # <- the line
+        nextrl.attach(trainer, every=10)  # <- the line
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     print("training reward, mean of 10 steps each:", " ".join(f"{r:.3f}" for r in rewards))

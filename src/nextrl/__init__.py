@@ -33,10 +33,15 @@ _HOMES = {
     "leap": "nextrl.leaps.leap",
 }
 
-__all__ = ["__version__", *_HOMES]
+_ROOMS = ("extrapolators", "tasks", "testing")
+"""Packages and modules that are public as such: `nextrl.extrapolators.names()` works after `import nextrl`."""
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"nextrl.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'nextrl' has no attribute '{name}'")
     with needs("trl", f"nextrl.{name}"):

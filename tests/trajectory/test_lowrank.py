@@ -1,11 +1,13 @@
 """Low-rank algebra against dense float64."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextrl.trajectory.lowrank import LowRank, Triples, align_signs
+from nextrl.trajectory.lowrank import LowRank, align_signs
 
 
 @st.composite
@@ -125,21 +127,50 @@ def test_equal_singular_values_give_one_orthonormal_choice_and_the_right_plane()
     assert torch.equal(x.top(3).u, t.u)
 
 
-def test_signs_follow_the_reference_and_ties_make_the_largest_entry_of_u_positive():
-    g = torch.Generator().manual_seed(3)
-    x = LowRank(
-        torch.randn(7, 3, generator=g, dtype=torch.float64),
-        torch.randn(6, 3, generator=g, dtype=torch.float64),
-    )
-    t = x.top(3)
-    flipped = align_signs(t, -x)
-    torch.testing.assert_close(flipped.u, -t.u * torch.sign((t.u * (x.dense() @ t.v)).sum(0)))
-    torch.testing.assert_close((flipped.u * flipped.sigma) @ flipped.v.mT, (t.u * t.sigma) @ t.v.mT)
-    other = align_signs(Triples(-t.u, t.sigma, -t.v), x)
-    for i in range(3):
-        assert float(other.u[:, i] @ x.dense() @ other.v[:, i]) >= 0
-    tie = align_signs(Triples(-t.u, t.sigma, -t.v), LowRank.zeros(7, 6))
-    assert (tie.u.gather(0, tie.u.abs().argmax(0, keepdim=True)) > 0).all()
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.booleans(), st.data())
+def test_signs_do_not_depend_on_those_that_the_pairs_came_with(seed, count, referred, data):
+    g = torch.Generator().manual_seed(seed)
+    u = torch.nn.functional.normalize(torch.randn(count + 1, 9, generator=g), dim=1)
+    v = torch.nn.functional.normalize(torch.randn(count + 1, 7, generator=g), dim=1)
+    reference = (u[-1], v[-1]) if referred else None
+    u, v = u[:-1], v[:-1]
+    flips = torch.tensor(data.draw(st.lists(st.sampled_from([-1.0, 1.0]), min_size=count, max_size=count)))
+    signs = align_signs(u, v, reference)
+    assert set(signs.abs().tolist()) == {1.0}
+    assert torch.equal(align_signs(u * flips[:, None], v * flips[:, None], reference) * flips, signs)
+    u, v = u * signs[:, None], v * signs[:, None]
+    assert ((u[1:] * u[:-1]).sum(1) + (v[1:] * v[:-1]).sum(1) >= -1e-6).all()
+    if reference:
+        assert float(u[-1] @ reference[0] + v[-1] @ reference[1]) >= -1e-6
+    else:
+        assert float(u[-1][u[-1].abs().argmax()]) > 0
+
+
+@pytest.mark.parametrize("degrees", [10, 45])
+def test_signs_do_not_flip_along_a_path_that_turns_far(degrees):
+    """Twelve pairs in a plane, each turned by `degrees` against the one before, their signs at random."""
+    turn = torch.arange(12) * degrees * math.pi / 180
+    plane = torch.stack([turn.cos(), turn.sin()], 1)
+    u, v = torch.nn.functional.pad(plane, (0, 5)), torch.nn.functional.pad(plane, (2, 1))
+    flips = torch.tensor([1.0, -1, -1, 1, -1, 1, 1, 1, -1, -1, 1, -1])[:, None]
+    signs = align_signs(u * flips, v * flips, (u[-1], v[-1]))[:, None]
+    torch.testing.assert_close(u * flips * signs, u)
+    torch.testing.assert_close(v * flips * signs, v)
+
+
+def test_spans_that_did_not_move_are_passed_over():
+    u, v = torch.eye(1, 4).repeat(3, 1), torch.eye(1, 5).repeat(3, 1)
+    u[0], v[0] = -u[0], -v[0]
+    u[1], v[1] = 0.0, 0.0
+    assert align_signs(u, v, (-u[2], -v[2])).tolist() == [1.0, 1.0, -1.0]
+    assert align_signs(u * 0, v * 0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_an_agreement_that_is_only_rounding_does_not_decide():
+    u, v = torch.eye(2, 4), torch.eye(2, 5)
+    v[0] = -1e-8
+    assert align_signs(u, v).tolist() == [1.0, 1.0]
 
 
 def test_misfit_shapes_are_quoted():

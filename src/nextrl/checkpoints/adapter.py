@@ -8,6 +8,7 @@ differ in where they put them. This file knows nothing of runs.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from nextrl.errors import InputError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+NOTE = "nextrl.json"
+"""What nextrl writes beside an adapter of its own making (`leaps.provenance`)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,24 @@ class AdapterCheckpoint:
     def starts_at_zero(self) -> bool:
         """Whether W_0 equals the base model by construction."""
         return self.settings.starts_at_zero
+
+    @functools.cached_property
+    def begins_stretch(self) -> bool:
+        """Whether a leap wrote this adapter: a run that goes on from it starts here, whatever its configuration says.
+
+        Raises:
+            InputError: `nextrl.json` beside it is damaged.
+        """
+        path = self.folder / NOTE
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise InputError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
+        # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
+        moved = isinstance(note, dict) and note.get("alpha") and note.get("method") not in (None, "none")
+        return bool(moved)
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n) and B (m, r) in the stored dtype.

@@ -58,7 +58,9 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     skipped = [str(problem) for problem in known if skip_bad_checkpoints and problem.fatal]
     problems = [str(problem) for problem in known if not (skip_bad_checkpoints and problem.fatal)]
     last = checkpoints[-1] if checkpoints else None
-    if last is not None and not last.starts_at_zero and checkpoints[0].step != 0:
+    if last is not None and not (
+        last.starts_at_zero or checkpoints[0].step == 0 or checkpoints[0].begins_stretch
+    ):
         init = last.settings.raw.get("init_lora_weights")
         problems.append(
             f"{last.settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "

@@ -1,8 +1,10 @@
 """`bema`: an EMA with its lag corrected, `(rho + gamma t)^-eta (W_t - W_0) + EMA_t`.
 
 BEMA (2508.00180), in the form and with the defaults of TRL's `BEMACallback`: `beta_t = (rho + gamma t)^-kappa` and
-`EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, with rho = 10, gamma = 1, kappa = .5, eta = .2. As there, t counts
-optimizer steps, the average is updated once per checkpoint, and the correction is added in full.
+`EMA_t = (1 - beta_t) EMA_{t-1} + beta_t W_t`, with rho = 10, gamma = 1, kappa = .5, eta = .2. As there (read and run
+in trl 1.16.0), the average begins at the initial weights, is updated once per checkpoint (the callback's
+`update_freq`), t counts optimizer steps, and the correction is added in full. The callback averages each parameter,
+with LoRA A and B for themselves; here it is the effective weights W.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -43,13 +45,15 @@ class BiasCorrectedAverage:
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """One weight per checkpoint."""
         require(self, traj, horizon)
-        now = unit(traj, traj.steps[-1])
-        toward = self._average(traj) + (self.rho + self.gamma * traj.steps[-1]) ** -self.eta * now - now
+        now, age = unit(traj, traj.steps[-1]), traj.steps[-1] - traj.start
+        toward = self._average(traj) + (self.rho + self.gamma * age) ** -self.eta * now - now
         return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
 
     def _average(self, traj: Trajectory) -> Tensor:
-        average = unit(traj, traj.steps[0])
-        for step in traj.steps[1:]:
-            beta = (self.rho + self.gamma * step) ** -self.kappa
+        """(T,) coefficients of the moving average at T."""
+        first, *later = known_steps(traj)
+        average = unit(traj, first)
+        for step in later:
+            beta = (self.rho + self.gamma * (step - traj.start)) ** -self.kappa
             average = (1 - beta) * average + beta * unit(traj, step)
         return average

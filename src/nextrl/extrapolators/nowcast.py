@@ -1,9 +1,11 @@
 """`nowcast`: one small network, shared by all scalars of A and B, forecasts each from its last five values.
 
-Weight Nowcaster Networks (Jang et al. 2023), after Introspection (1704.04959); NiNo (2409.04434)
-keeps the same per-scalar input in its MLP baseline. Five snapshots of a scalar, minus the first, over their
-range, go through a small MLP that gives its change, in units of the range. The published networks are trained
-on other runs; this one learns from the run's own past, on the five snapshots before each t with t + h <= T.
+The input is that of Weight Nowcaster Networks (Jang et al. 2023; their code, github.com/jjh6297/WNN at ab0f62c, was
+read): five snapshots of a scalar, minus the first, over their range (twice the range there). The output is the change,
+in units of the range. What else differs: theirs has a second stream for the four differences, exponential
+activations and a tanh, is trained on other runs, and there is one each for convolutions, dense layers and biases; here
+one plain MLP learns from the run's own past, on the five snapshots before each t with t + h <= T. Relatives,
+second-hand: Introspection (1704.04959) came before, and NiNo (2409.04434) has such an MLP among its baselines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """`quadratic`: the parabola through three checkpoints, T, T - h and T - 2h.
 
-Leap+Verify (2602.19580) proposes a leap with it and accepts the leap only if a held-out loss falls. Here a method
-only proposes; what is accepted is decided on held-out prompts (`judge.paired_search`).
+Leap+Verify (2602.19580) proposes leaps by finite differences, linear and quadratic, and accepts one only if a held-out
+loss allows it. Its abstract reports 24 % accepted (124M parameters, 5 steps ahead, stable regime) and 37 % (1.5B,
+transition); the 37 % is its linear predictor's, not this one's (second-hand). Here a method only proposes; what is
+accepted is decided on held-out prompts (`judge.paired_search`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`relex`: a line along the run's first principal direction, one module at a time.
 
-RELEX (2605.21468, sections 3 and 4, second-hand): the rows `W_t - W_0` of one matrix have a dominant right
+RELEX (2605.21468, its section 3, second-hand): the rows `W_t - W_0` of one matrix have a dominant right
 singular vector v; the coordinates `c_t = <W_t - W_0, v>` are fitted by a line in t, and `W_0 + c(T + a h) v`
 is the prediction. With the Gram matrix G of the rows, its leading eigenpair (lambda, e) gives `v = sum_t e_t
 (W_t - W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is touched.
@@ -38,7 +38,7 @@ class Relex:
     """`W_0 + c(T + a h) v`: the rank-1 part (in time) of the run, everything else left out."""
 
     name: ClassVar[str] = "relex"
-    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, sections 3 and 4 (second-hand)"
+    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, section 3 (second-hand)"
     summary: ClassVar[str] = "a line along the run's first principal direction"
     tags: ClassVar[Tags] = Tags()
 

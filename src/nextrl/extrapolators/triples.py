@@ -1,7 +1,8 @@
 """What the networks see: the leading singular triple of each module's displacements, signs fixed.
 
-u and v of a singular pair are only defined up to a common sign, so every pair is turned to agree with the module's
-global direction at T (`lowrank.align_signs`); without that a network would be asked to learn coin flips.
+u and v of a singular pair are only defined up to a common sign, so every sequence of pairs is turned to agree with the
+module's global direction at T at its end, and from there back along the run (`lowrank.align_signs`); without that a
+network would be asked to learn coin flips.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class Spans:
     u: Tensor
     sigma: Tensor
     v: Tensor
+
+    def aligned(self, like: Spans | None = None) -> Spans:
+        """The same with signs that do not jump, the last pair agreeing with the last pair of `like`."""
+        reference = None if like is None else (like.u[-1], like.v[-1])
+        signs = align_signs(self.u, self.v, reference)[:, None]
+        return Spans(self.u * signs, self.sigma, self.v * signs)
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,8 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
             Spans(all_spans.u[at], all_spans.sigma[at], all_spans.v[at])
             for at in (slice(count), slice(count, 2 * count), slice(2 * count, None))
         ]
-        far[module], local[module], ahead[module] = parts
+        far[module] = parts[0].aligned()
+        local[module], ahead[module] = (part.aligned(far[module]) for part in parts[1:])
     features = Features(plan, horizon, far, local, ahead)
     if not features.modules:
         raise InputError(f"{name}: no module moved between steps {plan.start} and {plan.origins[-1]}")
@@ -167,18 +175,16 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
 def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
     """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...).
 
-    Signs agree with the longest span's direction from the first start to T. Spans whose factors have equally
-    many columns are decomposed in one batched call.
+    Signs are arbitrary (`Spans.aligned` settles them). Spans whose factors have equally many columns are
+    decomposed in one batched call.
     """
     deltas = [traj.delta(module, start, stop) for start, stop in spans]
-    reference = traj.delta(module, spans[0][0], traj.steps[-1])
-    m, n = reference.shape
+    m, n = deltas[0].shape
     u, v = torch.zeros(len(spans), m), torch.zeros(len(spans), n)
     sigma = torch.zeros(len(spans), dtype=torch.float64)
     for width in sorted({d.left.shape[-1] for d in deltas}):
         rows = [i for i, d in enumerate(deltas) if d.left.shape[-1] == width]
         left = torch.stack([deltas[i].left for i in rows])
         top = LowRank(left, torch.stack([deltas[i].right for i in rows])).top(1)
-        top = align_signs(top, reference)
         u[rows], v[rows], sigma[rows] = top.u[..., 0].float(), top.v[..., 0].float(), top.sigma[..., 0]
     return Spans(u, sigma, v)

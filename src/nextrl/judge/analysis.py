@@ -162,10 +162,10 @@ def analyze(
         noise = noise_share(traj, name, float(spectra["local"].sigma[-1, 0]))
         if noise > WARN_ABOVE:
             noisy[name] = noise
-        modules.append(_module(name, spectra, gram, traj.steps, lengths))
+        modules.append(_module(name, spectra, gram, traj, lengths))
         for kind, spectrum in spectra.items():
             energy[kind].add(spectrum)
-    table = {w: row for w, row in persistence_table(total, traj.steps, lengths).items() if row}
+    table = {w: row for w, row in persistence_table(total, traj.steps, lengths, traj.start).items() if row}
     used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
     zero = {w: adam_persistence(w, used) for w in table}
     return Analysis(
@@ -176,8 +176,8 @@ def analyze(
         line(total, traj.steps),
         table,
         {w: {t: excess(c, zero[w]) for t, c in row.items()} for w, row in table.items()},
-        predictability(total, traj.steps),
-        drift_and_noise(total, traj.steps),
+        predictability(total, traj.steps, traj.start),
+        drift_and_noise(total, traj.steps, traj.start),
         noisy,
         used,
         zero,
@@ -204,7 +204,7 @@ class _Energy:
 
 
 def _module(
-    name: str, spectra: dict[str, Spectrum], gram: Tensor, steps: Sequence[int], windows: Sequence[int]
+    name: str, spectra: dict[str, Spectrum], gram: Tensor, traj: Trajectory, windows: Sequence[int]
 ) -> ModuleAnalysis:
     match = _LAYER.search(f".{name}.")
     result = ModuleAnalysis(name, int(match[1]) if match else None, _type(name))
@@ -214,10 +214,10 @@ def _module(
         result.sigma[kind] = dict(zip(spectrum.steps, leading, strict=True))
         result.share[kind] = dict(zip(spectrum.steps, share, strict=True))
         result.cosines[kind] = _cosines(spectrum)
-    for window, row in persistence_table(gram, steps, windows).items():
+    for window, row in persistence_table(gram, traj.steps, windows, traj.start).items():
         if row:
             result.persistence[window] = row[max(row)]
-    result.r2, result.norm = line(gram, steps).r2, float(gram[-1, -1].clamp_min(0).sqrt())
+    result.r2, result.norm = line(gram, traj.steps).r2, float(gram[-1, -1].clamp_min(0).sqrt())
     return result
 
 

@@ -277,7 +277,7 @@ def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, c0: float) 
     window, past = ((steps >= 2 * t - later) & (steps <= t)).double(), (steps <= t).double()
     back = int((steps - (2 * t - later)).abs().argmin())
     before = torch.zeros_like(now)
-    if 2 * t - later > 0 or traj.steps[0] == 0:
+    if 2 * t - later > traj.start or traj.steps[0] == traj.start:
         before[back] = 1.0
     controls = {
         "average": window / window.sum() - now,

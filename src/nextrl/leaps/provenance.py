@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint
 from nextrl.checkpoints.atomic import sha256, write_json
 from nextrl.errors import InputError
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
-
-NAME = "nextrl.json"
 
 
 def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[str, Any]) -> Path:
@@ -29,7 +27,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
         for c in traj.checkpoints
         if isinstance(c, AdapterCheckpoint) and c.step <= step
     }
-    path = out / NAME
+    path = out / NOTE
     write_json(
         path,
         {
@@ -54,7 +52,7 @@ def refuse_foreign_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
-    if (out / NAME).exists():
+    if (out / NOTE).exists():
         return
     for pattern in ("adapter_config.json", "adapter_model.*", "*.safetensors", "pytorch_model*.bin"):
         for file in out.glob(pattern):

@@ -134,7 +134,9 @@ def trajectory_figures(
     }
     return TrajectoryFigures(
         steps=list(traj.steps),
-        sigma={m: [float(traj.delta(m, 0, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules},
+        sigma={
+            m: [float(traj.delta(m, traj.start, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules
+        },
         persistence={str(w): {str(s): c for s, c in row.items()} for w, row in kept.items()},
         excess={str(w): {str(s): excess(c, zero[w]) for s, c in row.items()} for w, row in kept.items()},
         zero={str(w): c for w, c in zero.items()},

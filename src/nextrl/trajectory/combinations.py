@@ -16,8 +16,8 @@ from nextrl.trajectory.trajectory import Trajectory
 
 def known_steps(traj: Trajectory) -> tuple[int, ...]:
     """The steps whose weights are known: those on disk, and step 0 where the adapter is known to start at zero."""
-    if 0 not in traj.steps and traj.starts_at_zero:
-        return (0, *traj.steps)
+    if traj.start not in traj.steps and traj.knows_start:
+        return (traj.start, *traj.steps)
     return traj.steps
 
 
@@ -41,9 +41,9 @@ def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -
     from_start = abs(total) > 1e-9 * size
     terms = []
     for step, c in zip(traj.steps, coefficients.tolist(), strict=True):
-        if c == 0.0 or (from_start and step == 0):
+        if c == 0.0 or (from_start and step == traj.start):
             continue
-        terms.append((traj.delta(module, 0, step) if from_start else traj.weight(step, module)) * c)
+        terms.append((traj.delta(module, traj.start, step) if from_start else traj.weight(step, module)) * c)
     if not terms:
         a, b = traj.factors(traj.steps[-1], module)
         return LowRank.zeros(b.shape[0], a.shape[1])
@@ -67,7 +67,7 @@ def step_numbers(traj: Trajectory) -> Tensor:
 
 
 def unit(traj: Trajectory, step: int) -> Tensor:
-    """(T,) float64: the combination that is `W_step - W_0`, one at `step`; all zero for step 0 itself."""
+    """(T,) float64: the combination that is `W_step - W_0`, one at `step`; all zero for a W_0 without a checkpoint."""
     c = torch.zeros(len(traj.steps), dtype=torch.float64)
     if step in traj.steps:
         c[traj.steps.index(step)] = 1.0

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 GRAM_FLOOR = 1e-4
+TIE = 1e-6  # an agreement of two unit pairs below this may be float32's rounding
 ZERO = 1e-14  # sigma below ZERO * |L||R| is rounding: about what float64 QR leaves behind
 
 
@@ -90,8 +91,8 @@ class LowRank:
     def top(self, k: int = 1) -> Triples:
         """The min(k, rank) leading singular triples, float64.
 
-        Sign: the entry of u that is largest in magnitude is positive (`align_signs` gives them another
-            reference).
+        Sign: the entry of u that is largest in magnitude is positive. Along a run that entry changes, and the
+        sign jumps: `align_signs` settles it for pairs that are to be compared or learnt from.
 
         Raises:
             ValueError: if k < 1.
@@ -181,23 +182,37 @@ class LowRank:
         return LowRank(kept.u * root, kept.v * root), discarded
 
 
-def align_signs(t: Triples, reference: Triples | LowRank) -> Triples:
-    """Flip each pair (u, v) so that <u v^T, reference> >= 0; on a tie, so that u's largest entry is positive.
+def align_signs(u: Tensor, v: Tensor, reference: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Signs for the leading pairs of one matrix along a run, so that none of them jumps.
+
+    `u v^T` is the same when both change sign, so only the vectors themselves can tell: two pairs agree where
+    `u_1 . u_2 + v_1 . v_2 >= 0`. The last pair is turned to agree with `reference`, by convention the pair of the
+    global delta at T, and each one before it with the one after it. So a pair that turns far between the first
+    checkpoint and T turns step by step; compared with T alone it would flip on the way.
 
     Args:
-        t: triples (..., m, k), (..., k), (..., n, k).
-        reference: a matrix of the same m and n, as triples or as LowRank; by convention the global delta at T.
+        u: (P, m) unit vectors in the order of the run; zero where nothing moved, and then passed over.
+        v: (P, n) likewise.
+        reference: (m,) and (n,); without one the last pair's largest entry of u becomes positive.
+
+    Returns:
+        (P,) of -1 and 1, to multiply u and v with.
     """
-    if isinstance(reference, Triples):
-        reference = LowRank(reference.u * reference.sigma[..., None, :], reference.v)
-    t = _largest_entry_positive(t)
-    ours = t.u.double().mT @ reference.left.double()
-    theirs = t.v.double().mT @ reference.right.double()
-    projection = (ours * theirs).sum(-1)
-    # A projection that is rounding only must not decide: it would differ from machine to machine.
-    scale = ours.norm(dim=-1) * theirs.norm(dim=-1)
-    sign = torch.where(projection < -1e-12 * scale, -1.0, 1.0).to(t.u.dtype)[..., None, :]
-    return Triples(t.u * sign, t.sigma, t.v * sign)
+    # From one choice of signs that is always the same: what came in must not show where two pairs are orthogonal.
+    own = _sign_of_largest(u.mT)[0]
+    moved = (u.square().sum(1) > 0).nonzero()[:, 0]
+    if not len(moved):
+        return own
+    u, v = u[moved] * own[moved, None], v[moved] * own[moved, None]
+    agreement = torch.ones_like(own[moved])
+    agreement[:-1] = (u[:-1] * u[1:]).sum(1) + (v[:-1] * v[1:]).sum(1)
+    if reference is not None:
+        agreement[-1] = u[-1] @ reference[0] + v[-1] @ reference[1]
+    # An agreement that is rounding only must not decide: it would differ from machine to machine.
+    turns = torch.where(agreement < -TIE, -1.0, 1.0).to(own.dtype)
+    signs = own.clone()
+    signs[moved] *= turns.flip(0).cumprod(0).flip(0)
+    return signs
 
 
 def _top_gram(left: Tensor, right: Tensor, k: int) -> tuple[Triples, Tensor]:
@@ -238,9 +253,14 @@ def _unit(columns: Tensor) -> Tensor:
 
 
 def _largest_entry_positive(t: Triples) -> Triples:
-    place = t.u.abs().argmax(-2, keepdim=True)
-    sign = torch.where(t.u.gather(-2, place) < 0, -1.0, 1.0).to(t.u.dtype)
+    sign = _sign_of_largest(t.u)
     return Triples(t.u * sign, t.sigma, t.v * sign)
+
+
+def _sign_of_largest(columns: Tensor) -> Tensor:
+    """(..., 1, k) of -1 and 1: the sign of the entry of each column (..., m, k) that is largest in magnitude."""
+    place = columns.abs().argmax(-2, keepdim=True)
+    return torch.where(columns.gather(-2, place) < 0, -1.0, 1.0).to(columns.dtype)
 
 
 def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:

@@ -38,19 +38,19 @@ def measured_persistence(traj: Trajectory, windows: Sequence[int]) -> dict[int, 
     """
     known = known_steps(traj)
     exact = traj.persistence
-    cosine = _from_gram(traj) if traj.starts_at_zero else lambda window, t: exact(window, at=t)
+    cosine = _from_gram(traj) if traj.knows_start else lambda window, t: exact(window, at=t)
     ends = {w: [t for t in known if {t - w, t - 2 * w} <= set(known)] for w in windows}
     return {w: {t: cosine(w, t) for t in steps} for w, steps in ends.items()}
 
 
 def _from_gram(traj: Trajectory) -> Callable[[int, int], float]:
     """(window, t) -> the cosine, from inner products where they are exact enough."""
-    gram, known = with_start(pooled_gram(traj), traj.steps)
+    gram, known = with_start(pooled_gram(traj), traj.steps, traj.start)
     sizes = torch.stack([traj.product_sizes(module) for module in traj.modules]).square().sum(0)
     largest = dict(zip(traj.steps, sizes.tolist(), strict=True))
     place = {step: n for n, step in enumerate(known)}
     # W_0 is taken off every entry where it was read from a checkpoint, and leaves its rounding behind.
-    from_start = largest.get(0, 0.0)
+    from_start = largest.get(traj.start, 0.0)
 
     def cosine(window: int, t: int) -> float:
         steps = (t, t - window, t - 2 * window)

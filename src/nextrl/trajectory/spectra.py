@@ -59,7 +59,7 @@ def iter_spectra(
     """Yield (module, {"global": ..., "local": ..., "target": ...}) in the trajectory's order.
 
     Args:
-        traj: the run; W_0 must be known (B_0 A_0 = 0 or step 0 on disk).
+        traj: the run; W_0 must be known (B_0 A_0 = 0 or its checkpoint there).
         horizon: h of the target deltas in steps; five spacings by default.
         workers: threads, each on one module; all cores by default.
 
@@ -126,7 +126,9 @@ def module_spectra(traj: Trajectory, module: str, horizon: int) -> dict[str, Spe
         result[kind] = Spectrum(steps, sigma, u[kind], v[kind])
         for p in (~cores[kind].trusted).nonzero().flatten().tolist() if found else ():
             i, j = found[p]
-            _replace(result[kind], p, traj.delta(module, 0 if j == -1 else traj.steps[j], traj.steps[i]))
+            _replace(
+                result[kind], p, traj.delta(module, traj.start if j == -1 else traj.steps[j], traj.steps[i])
+            )
     return result
 
 

@@ -1,7 +1,8 @@
 """Statistics of a path from its Gram matrices alone: persistence, linearity, predictability, drift and noise.
 
 Every function takes `g`, the (T, T) float64 matrix <W_s - W_0, W_t - W_0>, of one module or summed over any
-set of modules, and the T step numbers. Nothing here reads a file.
+set of modules, and the T step numbers; where W_0 matters, also the step that it is of (`start`). Nothing here
+reads a file.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor
 
 
-def with_start(g: Tensor, steps: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """`g` with W_0 as its first row and column (zeros), unless step 0 is there already."""
-    if steps[0] == 0:
+def with_start(g: Tensor, steps: Sequence[int], start: int = 0) -> tuple[Tensor, list[int]]:
+    """`g` with W_0, of step `start`, as its first row and column (zeros), unless it is there already."""
+    if steps[0] == start:
         return g, list(steps)
     padded = torch.zeros(len(g) + 1, len(g) + 1, dtype=g.dtype)
     padded[1:, 1:] = g
-    return padded, [0, *steps]
+    return padded, [start, *steps]
 
 
 def window_cosine(g: Tensor, steps: Sequence[int], a: int, b: int, c: int, d: int) -> float:
@@ -32,9 +33,11 @@ def window_cosine(g: Tensor, steps: Sequence[int], a: int, b: int, c: int, d: in
     return float(dot / (first * second).sqrt()) if first > 0 and second > 0 else math.nan
 
 
-def persistence_table(g: Tensor, steps: Sequence[int], windows: Sequence[int]) -> dict[int, dict[int, float]]:
+def persistence_table(
+    g: Tensor, steps: Sequence[int], windows: Sequence[int], start: int = 0
+) -> dict[int, dict[int, float]]:
     """window -> {t: cos(W_t - W_{t-w}, W_{t-w} - W_{t-2w})} for every t where all three checkpoints exist."""
-    g, known = with_start(g, steps)
+    g, known = with_start(g, steps, start)
     have = set(known)
     table: dict[int, dict[int, float]] = {}
     for w in windows:
@@ -43,10 +46,12 @@ def persistence_table(g: Tensor, steps: Sequence[int], windows: Sequence[int]) -
     return table
 
 
-def predictability(g: Tensor, steps: Sequence[int]) -> dict[int, float]:
-    """t -> cos(W_t - W_0, W_2t - W_t): does the first half of a run say where the second goes?"""
-    g, known = with_start(g, steps)
-    return {t: window_cosine(g, known, 0, t, t, 2 * t) for t in known if t > 0 and 2 * t in known}
+def predictability(g: Tensor, steps: Sequence[int], start: int = 0) -> dict[int, float]:
+    """t -> cos(W_t - W_0, W_2t - W_t), 2t counted from `start`: does the first half of a run say where the second
+    goes?"""
+    g, known = with_start(g, steps, start)
+    ends = {t: 2 * t - start for t in known if t > start}
+    return {t: window_cosine(g, known, start, t, t, end) for t, end in ends.items() if end in known}
 
 
 class Line(NamedTuple):
@@ -93,9 +98,9 @@ class DriftNoise(NamedTuple):
     squares: list[float]
 
 
-def drift_and_noise(g: Tensor, steps: Sequence[int]) -> DriftNoise | None:
+def drift_and_noise(g: Tensor, steps: Sequence[int], start: int = 0) -> DriftNoise | None:
     """Fit both terms by least squares on relative errors, neither below zero; None for fewer than two windows."""
-    g, known = with_start(g, steps)
+    g, known = with_start(g, steps, start)
     square = g.diagonal()[:, None] + g.diagonal()[None, :] - 2 * g
     found: dict[int, list[float]] = {}
     for i, early in enumerate(known):

@@ -49,8 +49,11 @@ def rewards(traj: Trajectory) -> dict[int, float]:
 
 
 def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
-    """Mean reward of the steps between each checkpoint and the one before it; those without any are left out."""
-    means, before = {}, -1
+    """Mean reward of the steps between each checkpoint and the one before it; those without any are left out.
+
+    Where the run begins with a leap, what was earned before it is left out too.
+    """
+    means, before = {}, traj.start or -1
     for step in traj.steps:
         window = [r for s, r in by_step.items() if before < s <= step]
         if window:

@@ -36,6 +36,9 @@ class Trajectory:
         adapter_config: `adapter_config.json` of the last checkpoint.
         layout: name of the reader.
         skipped: what `skip_bad_checkpoints` left out, one line each.
+        start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
+            this stretch of the run begins with. W_0 is the checkpoint of that step, or, for 0 without one, the
+            base model where the adapter is known to start at zero.
     """
 
     checkpoints: tuple[StoredCheckpoint, ...]
@@ -43,12 +46,18 @@ class Trajectory:
     adapter_config: dict[str, Any] = field(default_factory=dict)
     layout: str = MEMORY
     skipped: tuple[str, ...] = ()
+    start: int = 0
     _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
     _sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
             raise InputError("a trajectory needs at least one checkpoint; none was given")
+        if self.start > self.checkpoints[0].step:
+            raise InputError(
+                f"a run cannot start at step {self.start}, after its first checkpoint (step "
+                f"{self.checkpoints[0].step})"
+            )
 
     @classmethod
     def load(
@@ -59,6 +68,7 @@ class Trajectory:
         steps: Sequence[int] | None = None,
         skip_bad_checkpoints: bool = False,
         allow_pickle: bool = False,
+        start: int | None = None,
     ) -> Trajectory:
         """Read a run from disk (headers now, values when needed).
 
@@ -68,6 +78,8 @@ class Trajectory:
             steps: only these checkpoints.
             skip_bad_checkpoints: leave broken checkpoints out (this reads all values once, to find NaN).
             allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
+            start: the step at which this stretch of the run began; by default that of the first checkpoint where
+                a leap wrote it (`nextrl.json` beside it says so), and 0 otherwise.
 
         Raises:
             InputError: nothing found, or a checkpoint is broken and may not be left out.
@@ -85,7 +97,10 @@ class Trajectory:
         if not good:
             raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
         skipped = tuple(str(problem) for problem in fatal)
-        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped)
+        if start is None:
+            first = run.checkpoints[0]
+            start = first.step if first.begins_stretch else 0
+        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, start)
 
     @classmethod
     def from_full_weights(
@@ -133,6 +148,7 @@ class Trajectory:
         *,
         scaling: float | Mapping[str, float] = 1.0,
         adapter_config: dict[str, Any] | None = None,
+        start: int = 0,
     ) -> Trajectory:
         """A trajectory of tensors in memory.
 
@@ -142,6 +158,7 @@ class Trajectory:
             scaling: s, for all modules or each.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
                 is known (it is by default).
+            start: the step of W_0; one other than 0 must be among `steps`, or W_0 is unknown.
         """
         if len(steps) != len(factors) or list(steps) != sorted(set(steps)):
             raise InputError(
@@ -152,7 +169,7 @@ class Trajectory:
         stored = tuple(
             MemoryCheckpoint(step, dict(f), scaling, zero) for step, f in zip(steps, factors, strict=True)
         )
-        return cls(stored, None, config)
+        return cls(stored, None, config, start=start)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -165,16 +182,16 @@ class Trajectory:
         return self.checkpoints[-1].modules
 
     @property
-    def starts_at_zero(self) -> bool:
-        """Whether W_0 is known: B_0 A_0 = 0 by the initialisation, or step 0 is there."""
-        return self.checkpoints[0].starts_at_zero or self.steps[0] == 0
+    def knows_start(self) -> bool:
+        """Whether W_0 is known: its checkpoint is there, or it is the base model (B_0 A_0 = 0)."""
+        return self.steps[0] == self.start or (self.start == 0 and self.checkpoints[0].starts_at_zero)
 
     @property
     def spacing(self) -> int:
         """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
         steps = self.steps
         if len(steps) == 1:
-            return max(steps[0], 1)
+            return max(steps[0] - self.start, 1)
         counts = Counter(b - a for a, b in itertools.pairwise(steps))
         return min(counts, key=lambda gap: (-counts[gap], gap))
 
@@ -208,7 +225,7 @@ class Trajectory:
         Step 0 needs no checkpoint where B_0 A_0 = 0: it is the zero matrix.
         """
         m, n, _ = self.shape(module)
-        if step == 0 and 0 not in self.steps:
+        if step == self.start and step not in self.steps:
             self._need_start()
             return LowRank.zeros(m, n)
         a, b = self.factors(step, module)
@@ -220,9 +237,9 @@ class Trajectory:
         Written as s [(B - B'), B'] [A; (A - A')] and not as s [B, -B'] [A; A']: the differences of stored
         values are exact, so a small update between two near checkpoints does not drown in cancellation.
         """
-        if 0 in (start, stop) and 0 not in self.steps:
+        if self.start in (start, stop) and self.start not in self.steps:
             self._need_start()
-            return self.weight(stop, module) if start == 0 else -self.weight(start, module)
+            return self.weight(stop, module) if start == self.start else -self.weight(start, module)
         (a0, b0), (a1, b1) = self.factors(start, module), self.factors(stop, module)
         a0, b0, a1, b1 = a0.double(), b0.double(), a1.double(), b1.double()
         left = torch.cat([b1 - b0, b0], -1) * self.scaling(module)
@@ -235,14 +252,14 @@ class Trajectory:
     def at(self, steps: Sequence[int]) -> Trajectory:
         """A view of these checkpoints only. Inner products already computed are shared with it."""
         kept = tuple(self._at(step) for step in sorted(set(steps)))
-        shared = (self._products, self._sizes)
-        return Trajectory(kept, self.source, self.adapter_config, self.layout, self.skipped, *shared)
+        own = (self.source, self.adapter_config, self.layout, self.skipped, self.start)
+        return Trajectory(kept, *own, self._products, self._sizes)
 
     def gram(self, module: str) -> Tensor:
         """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
 
-        W_0 is the base model where B_0 A_0 = 0 and no step 0 is there. Entries are Frobenius inner products
-        s^2 sum((B_s^T B_t) * (A_s A_t^T)).
+        W_0 is the checkpoint of `start`, or the base model where B_0 A_0 = 0 and no step 0 is there. Entries are
+        Frobenius inner products s^2 sum((B_s^T B_t) * (A_s A_t^T)).
         """
         known = self._products.setdefault(module, {})
         missing = [s for s in self.steps if any((s, t) not in known for t in self.steps)]
@@ -270,7 +287,7 @@ class Trajectory:
             InputError: W_0 is unknown.
         """
         self._known(module)
-        if self.steps[0] == 0:
+        if self.steps[0] == self.start:
             return 0
         self._need_start()
         return -1
@@ -288,7 +305,7 @@ class Trajectory:
             raw[i, j] = raw[j, i] = value
             if i == j:
                 self._sizes.setdefault(module, {})[self.steps[i]] = size
-        if self.steps[0] == 0:
+        if self.steps[0] == self.start:
             raw = raw - raw[:, :1] - raw[:1, :] + raw[:1, :1]
         return [[float(x) for x in row] for row in raw]
 
@@ -308,7 +325,7 @@ class Trajectory:
         last = self.steps[-1] if at is None else at
         middle, first = last - window, last - 2 * window
         for step in (first, middle, last):
-            if step not in self.steps and not (step == 0 and self.starts_at_zero):
+            if step not in self.steps and not (step == self.start and self.knows_start):
                 raise InputError(
                     f"persistence over windows of {window} steps at {last} needs step {step}: not there"
                 )
@@ -342,12 +359,18 @@ class Trajectory:
         raise InputError(f"no checkpoint of step {step}; there are {', '.join(map(str, self.steps))}")
 
     def _need_start(self) -> None:
-        if not self.starts_at_zero:
-            init = self.adapter_config.get("init_lora_weights")
+        if self.knows_start:
+            return
+        if self.start:
             raise InputError(
-                f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
-                "unknown; save the initial adapter as checkpoint-0"
+                f"this stretch of the run began at step {self.start}, whose checkpoint is not there, so W_0 is "
+                "unknown; add it"
             )
+        init = self.adapter_config.get("init_lora_weights")
+        raise InputError(
+            f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
+            "unknown; save the initial adapter as checkpoint-0"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,25 @@
-"""Checkpoints in memory: bounded, counted from the last leap, and the trajectory that a run on disk would give."""
+"""Checkpoints in memory and on disk: both count from the last leap, and give the same trajectory."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 
 import lora_runs
+from leapt_runs import MODULE, leapt_run
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.trl.history import AdapterHistory
+from nextrl.engines.trl.history import AdapterHistory, DiskHistory
+from nextrl.errors import InputError
+from nextrl.extrapolators import names
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def test_the_first_stays_and_the_second_oldest_goes() -> None:
@@ -39,3 +51,76 @@ def test_the_trajectory_counts_from_its_own_start_and_holds_the_live_weights() -
         torch.testing.assert_close(
             traj.delta(module, 0, 20).dense(), delta.dense().double(), rtol=1e-4, atol=1e-6
         )
+
+
+def on_disk(run: Path) -> tuple[DiskHistory, dict[int, Path]]:
+    """A run that leapt by 100 steps at step 100, and is now at step 200."""
+    folders = leapt_run(run, wobble=0.02)
+    history = DiskHistory(run, run / "leaps")
+    made = leap(history.trajectory(100), "secant", horizon=100)
+    history.moved(100, made)
+    return history, {**folders, 100: run / "leaps" / "leap-100"}
+
+
+def in_memory(folders: dict[int, Path]) -> Trajectory:
+    """The same stretch as `AdapterHistory` keeps it."""
+    a, b = (f"base_model.model.{MODULE}.lora_{side}.weight" for side in "AB")
+    states = {step: load_file(folder / "adapter_model.safetensors") for step, folder in folders.items()}
+    history = AdapterHistory()
+    history.begin(100, states[100])
+    for step in range(110, 201, 10):
+        history.add(step, states[step], reward=0.5)
+    adapter: Any = SimpleNamespace(pairs={MODULE: (a, b, 2.0)})
+    return history.trajectory(adapter)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("alpharl", "next-paper")])
+def test_after_a_leap_the_disk_and_the_memory_give_the_same_leap(name: str, tmp_path: Path) -> None:
+    history, folders = on_disk(tmp_path)
+    disk, memory = history.trajectory(200), in_memory(folders)
+    assert (disk.start, known_steps(disk)) == (100, disk.steps)
+    assert tuple(step - 100 for step in disk.steps) == memory.steps
+    one, other = (leap(traj, name, horizon=30).delta(MODULE).dense() for traj in (disk, memory))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_leap_of_100_after_a_leap_adds_100(tmp_path: Path) -> None:
+    folders = leapt_run(tmp_path)
+    history = DiskHistory(tmp_path, tmp_path)
+    history.restore({"since": 100, "leapt": True})
+    traj = history.trajectory(200)
+    step = traj.delta(MODULE, 190, 200)
+    assert traj.checkpoints[0].step == 100
+    assert folders[100].name == "leap-100"
+    for name in ("linear", "rank1-linear", "dmd", "relex", "secant", "factors"):
+        moved = leap(traj, name, horizon=100).delta(MODULE)
+        assert float(moved.inner(step) / step.square) * 10 == pytest.approx(100, rel=1e-4), name
+
+
+def test_after_a_rollback_the_run_begins_at_that_step(tmp_path: Path) -> None:
+    """The trainer saves after the leap was taken back, so the checkpoint of that step is where the run stands."""
+    leapt_run(tmp_path)
+    history = DiskHistory(tmp_path, tmp_path / "leaps")
+    history.moved(150, None)
+    traj = history.trajectory(200)
+    assert (traj.start, traj.steps, known_steps(traj)) == (150, (150, 160, 170, 180, 190, 200), traj.steps)
+    step = traj.delta(MODULE, 190, 200)
+    moved = leap(traj, "linear", horizon=50).delta(MODULE)
+    assert float(moved.inner(step) / step.square) * 10 == pytest.approx(50, rel=1e-4)
+
+
+def test_a_rollback_between_two_checkpoints_leaves_the_start_unknown(tmp_path: Path) -> None:
+    leapt_run(tmp_path)
+    history = DiskHistory(tmp_path, tmp_path / "leaps")
+    history.moved(155, None)
+    traj = history.trajectory(200)
+    assert known_steps(traj) == (160, 170, 180, 190, 200)
+    with pytest.raises(InputError, match="began at step 155, whose checkpoint is not there"):
+        leap(traj, "linear", horizon=10).delta(MODULE)
+    assert float(leap(traj, "secant", horizon=10).delta(MODULE).norm()) > 0
+
+
+def test_before_any_leap_it_begins_at_the_base_model(tmp_path: Path) -> None:
+    leapt_run(tmp_path)
+    traj = DiskHistory(tmp_path, tmp_path / "leaps").trajectory(100)
+    assert (traj.start, known_steps(traj)[0], traj.steps[0]) == (0, 0, 10)

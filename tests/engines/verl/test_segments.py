@@ -18,6 +18,7 @@ from nextrl.engines.verl.segments import VerlRun
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.tasks import base
+from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -123,6 +124,13 @@ def test_adapters_of_a_leg_are_a_run_that_nextrl_reads(leapt):
     traj = Trajectory.load(out / "leg-000" / "adapters")
     assert traj.steps == (0, 2)
     assert traj.scaling(traj.modules[0]) == 2.0
+    assert traj.start == 0
+
+
+def test_a_leg_after_a_leap_is_a_run_that_begins_there(leapt):
+    out, _, _ = leapt
+    traj = Trajectory.load(out / "leg-001" / "adapters")
+    assert traj.steps[0] == traj.start == known_steps(traj)[0] == 2
 
 
 def test_costs_are_counted_and_the_scorer_is_closed_before_verl_starts(leapt):
@@ -240,6 +248,7 @@ def test_a_restart_can_merge(tmp_path):
     ]
     original = load_file(Path(BASE) / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
     assert not torch.equal(moved, original)
+    assert Trajectory.load(out / "leg-001" / "adapters").start == 2
 
 
 @pytest.mark.parametrize(

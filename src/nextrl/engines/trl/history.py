@@ -81,7 +81,10 @@ class DiskHistory:
         self._since, self._leapt = 0, False
 
     def trajectory(self, step: int) -> Trajectory:
-        """Checkpoints since the last leap, up to `step`; read when their values are needed.
+        """Checkpoints since the last leap, up to `step`, counted from there; read when their values are needed.
+
+        After a leap that was taken back the run stands where the checkpoint of that step does; where the trainer kept
+        none, W_0 is unknown, and the methods that need it say so.
 
         Raises:
             InputError: there are none, or one cannot be read.
@@ -94,7 +97,7 @@ class DiskHistory:
             found[self._since] = folders[self._since]
         if not found:
             raise InputError(f"{self._run}: holds no checkpoint-N folder up to step {step}")
-        return Trajectory.load(found)
+        return Trajectory.load(found, start=self._since)
 
     def moved(self, step: int, leap: Leap | None) -> None:
         """Begin anew at `step`: with the adapter of a leap, or (None) where one was taken back."""

@@ -46,6 +46,7 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.paired_search import SEED_STRIDE
 from nextrl.judge.window import Window
+from nextrl.leaps.provenance import write_provenance
 from nextrl.tasks import base
 from nextrl.trajectory.lowrank import LowRank, cosine
 from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence
@@ -301,6 +302,11 @@ class VerlRun:
             verl_adapters.fresh_adapter(new.model, settings.lora, settings.train.seed + new.index, adapter)
         else:
             self._write_leap(old, traj, decision.alpha, adapter)
+        if decision.alpha:
+            # So that who reads the leg as a run counts from here: its adapters say they began at zero.
+            notes = {"kind": "adapter", "method": "factors", "horizon": self._config.every}
+            notes |= {"alpha": decision.alpha, "restart": settings.restart}
+            write_provenance(traj, state.step, adapter, notes)
         state.leg, state.final = new, str(adapter.relative_to(self._out))
 
     def _record(self, state: RunState, window: Window, measured: float | None, decision: Decision) -> None:
