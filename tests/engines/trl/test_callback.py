@@ -516,6 +516,14 @@ def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
     assert [d.step for d in callback.decisions] == [2]
 
 
+def test_a_callback_of_another_trainer_leaps_in_that_one(tmp_path: Path) -> None:
+    callback = leaper()
+    for name in ("first", "second"):
+        run = trainer(tmp_path / name, [callback], max_steps=2)
+        run.train()
+        assert callback._running().run.trainer is run
+
+
 def test_rloo_works_too(tmp_path: Path) -> None:
     expected = trainer(tmp_path / "plain", kind=RLOOTrainer)
     expected.train()

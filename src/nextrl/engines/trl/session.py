@@ -82,11 +82,14 @@ class Session:
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
-    def restore(self, memory: Memory, state: dict[str, Any]) -> None:
-        """Take up the memory and the `state()` of a checkpoint."""
+    def restore(self, memory: Memory, state: dict[str, Any], step: int) -> None:
+        """Take up the memory and the `state()` of the checkpoint of this step."""
         self.memory = memory
         self.memory.history.most = self._keep
-        self.policy.restore(state["policy"])
+        if state["policy"].keys() == self.policy.state().keys():
+            self.policy.restore(state["policy"])
+        else:  # saved under a policy of another kind, which remembered other things
+            self._begin_history(step)
         self.run.tools.rewards.latest = state["latest_reward"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
