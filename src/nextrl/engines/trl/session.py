@@ -113,24 +113,24 @@ class Session:
 
     def _end_window(self, step: int) -> None:
         """Take the last leap back, or have the policy decide; now, or once the checkpoint is there."""
-        end = self.run.adapter.read()
+        began, end = time.perf_counter(), self.run.adapter.read()
         window, moved = self._look(step, end)
         before, self.memory.snapshot = self.memory.snapshot, None
         fell = before is not None and self.run.ranks.once(
             partial(before.fell, window, self.policy.fall, self.policy.fall_errors)
         )
         if before is not None and fell:
-            self._take_back(before, window)
+            self._take_back(before, window, began)
         elif self.policy.waits_for_checkpoint(step):
             self.memory.waiting = True
         else:
-            self._decide(window, moved, end)
+            self._decide(window, moved, end, began)
 
     def checkpoint_is_there(self, step: int) -> None:
         """Decide what waited for the checkpoint of this step; nothing where nothing did."""
         if self.memory.waiting:
-            self.memory.waiting, end = False, self.run.adapter.read()
-            decision = self._decide(*self._look(step, end), end)
+            began, self.memory.waiting, end = time.perf_counter(), False, self.run.adapter.read()
+            decision = self._decide(*self._look(step, end), end, began)
             if decision.alpha and self._on_leap is not None:
                 self._on_leap(step, self.run.trainer.model, self.run.optimizer)
 
@@ -142,9 +142,9 @@ class Session:
         trained = step * self.run.completions_per_step
         return Window(step, persistence, tuple(kept.rewards), kept.rate, trained), moved
 
-    def _decide(self, window: Window, moved: Any, end: State) -> Decision:
+    def _decide(self, window: Window, moved: Any, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""
-        began, kept = time.perf_counter(), self.memory
+        kept = self.memory
         kept.previous = moved
         view = View(
             window, kept.start, end, kept.history, self.run.adapter, self.run.ranks,
@@ -166,8 +166,7 @@ class Session:
         self._close(window, decision, began, moved_by=acted.alpha or None)
         return acted
 
-    def _take_back(self, before: Snapshot, window: Window) -> None:
-        began = time.perf_counter()
+    def _take_back(self, before: Snapshot, window: Window, began: float) -> None:
         decision = apply_leap.take_back(self.run, self.memory, before, window)
         self.costs.leapt_steps -= before.steps + window.step - before.step
         self._close(window, decision, began, moved_by=0.0, taken_back=before.step)
