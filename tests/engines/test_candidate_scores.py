@@ -94,3 +94,24 @@ def test_the_adapter_is_as_before_even_where_reading_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         distances(measure)[1](-1.0)
     assert measure.adapter.state is END
+
+
+class Rollouts:
+    """Any adapter earns the same; nothing is known of the completions."""
+
+    completions, mean_length, truncated = 0, math.nan, math.nan
+
+    def rewards(self, rows: list[dict[str, str]], seed: int) -> Tensor:
+        return torch.ones(len(rows), dtype=torch.float64)
+
+    def log_probabilities(self) -> Tensor:
+        raise AssertionError("asked for what no bound needs")
+
+
+def test_a_divergence_that_no_bound_asks_for_is_unknown_and_not_zero() -> None:
+    scores = CandidateScores(Adapter(), Rollouts(), Guard(divergence=math.inf))  # type: ignore[arg-type]
+    score = scores.scorer(partial(along, START, END), END, lambda start, stop: [{}] * (stop - start), 0)
+    for alpha in (0.0, 2.0):
+        score(alpha, 0, 4)
+    assert list(scores.divergences) == [2.0]
+    assert math.isnan(scores.divergences[2.0])

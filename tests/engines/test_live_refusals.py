@@ -16,8 +16,11 @@ from torch import nn
 
 import lora_runs
 from nextrl.checkpoints.adapter import AdapterCheckpoint
-from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
+from nextrl.engines.trl.history import AdapterHistory
 from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
 
 PLAIN: Callable[[], Any] = lora_runs.lora
 
@@ -168,6 +171,25 @@ def test_both_see_the_same_matrices(tmp_path: Path, option: str) -> None:
         a, b = checkpoint.factors(module)
         products.append(float((checkpoint.scaling(module) * b @ a).square().sum()))
     assert norms == pytest.approx(sorted(products), rel=1e-4)
+
+
+@pytest.mark.parametrize("option", [name for name, (_, _, clause) in OPTIONS.items() if clause is None])
+def test_a_leap_in_memory_is_the_leap_from_disk(tmp_path: Path, option: str) -> None:
+    kind, config, _ = OPTIONS[option]
+    model = adapted(kind, config())
+    live, history = LiveAdapter(model), AdapterHistory()
+    for step in (0, 10, 20):
+        for p in live.parameters.values():
+            p.data += 0.02 * torch.randn_like(p) * (step > 0)
+        history.begin(0, live.read()) if step == 0 else history.add(step, live.read(), 0.5)
+        model.save_pretrained(str(tmp_path / f"checkpoint-{step}"))
+    found, wanted = (
+        leap_into(live, leap(traj, "secant", 10), alpha=2.0)
+        for traj in (history.trajectory(live), Trajectory.load(tmp_path))
+    )
+    for name, now in live.read().items():
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(found[name], now)
 
 
 def test_a_magnitude_vector_is_seen_whatever_the_configuration_says(tmp_path: Path) -> None:

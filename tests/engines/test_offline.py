@@ -116,6 +116,17 @@ def test_a_leap_forward_that_breaks_the_answers_is_refused_whatever_its_reward(r
     assert seen
 
 
+def test_a_base_model_without_all_of_the_adapter_s_modules_is_refused_before_anything_is_sampled(
+    run_dir, monkeypatch
+):
+    seen = scored(monkeypatch, lambda ratio, rows: torch.ones(len(rows), dtype=torch.float64))
+    model, tokenizer = tiny.load("chain")
+    model.model.layers = model.model.layers[:1]
+    with pytest.raises(InputError, match=r"does not fit the base model \(.*layers\.1.* is not in both\)"):
+        choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), model, tokenizer, TASK, prompts=16)
+    assert seen == []
+
+
 def test_log_probabilities_are_those_of_the_completions_and_zero_beside_them(run_dir):
     model, tokenizer = tiny.load("chain")
     rollouts = ModelRollouts(model, tokenizer, TASK)

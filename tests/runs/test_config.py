@@ -41,6 +41,7 @@ def loaded(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert loaded(tmp_path, "") == RunConfig()
     assert loaded(tmp_path, "train:\nleap:\n") == RunConfig()
+    assert loaded(tmp_path, "leap:\n  controller:\n") == RunConfig()
 
 
 def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
@@ -99,6 +100,11 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {at: [50]}", (), "leap.at: auto decides that itself"),
         ("leap: {horizon: 50}", (), "leap.horizon: auto decides that itself"),
         ("leap: {alpha: 2}", (), "leap.alpha: auto decides that itself"),
+        ("leap: {controller: {targt: 1}}", (), "did you mean leap.controller.target?"),
+        ("leap: {controller: {target: 1}}", (), "leap.controller: target must be above 0 and at most far, not 1.0"),
+        ("leap: {controller: {beta1: 1}}", (), "leap.controller: beta1 must be from 0 to below 1, not 1.0"),
+        ("leap: {controller: {beta1: -.1}}", (), "leap.controller: beta1 must be from 0 to below 1, not -0.1"),
+        ("leap: {method: next, at: [50], controller: {level: 1}}", (), "a named method has no controller"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
         ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),

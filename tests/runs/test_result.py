@@ -168,6 +168,17 @@ def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> Non
     assert list(result.trajectory.persistence["10"]) == ["30", "40"]
 
 
+def test_a_leap_that_was_taken_back_is_not_told_as_one_that_stayed(plain_run: Path) -> None:
+    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    decided = [
+        {"step": s, "alpha": a, "reason": "r", "rolled_back": b}
+        for s, a, b in ((10, 8.0, None), (20, 0.0, 10), (30, 2.0, None))
+    ]
+    leapt = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
+    verdict = str(summarise_run(leapt, arm, {}, Trajectory.load(plain_run)).verdict)
+    assert "took 2 of them (at step 10, 30); what was done at step 10 was taken back" in verdict
+
+
 def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:
     lora_runs.write_run(tmp_path)
     for step in lora_runs.STEPS:

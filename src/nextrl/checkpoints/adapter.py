@@ -157,14 +157,9 @@ class AdapterCheckpoint:
         self, modules: Sequence[str], tensors: Mapping[str, tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """The reverse of `split`: the stored A and B of modules that share them (all experts of a stack)."""
-        slot = self.slots[modules[0]]
-        a, b = tensors[modules[0]]
-        if slot.experts > 1:
-            stack_a = torch.stack([tensors[m][0] for m in modules])
-            stack_b = torch.stack([tensors[m][1] for m in modules], -1)
-            return stack_a.flatten(0, 1), stack_b.flatten(1)
-        (shape_a, _), (shape_b, _) = self.file.entries[slot.keys.a], self.file.entries[slot.keys.b]
-        return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
+        keys = self.slots[modules[0]].keys
+        shapes = (self.file.entries[keys.a][0], self.file.entries[keys.b][0])
+        return stored([tensors[module] for module in modules], *shapes)
 
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
         """The stored dtypes of A and of B, from the header."""
@@ -227,6 +222,22 @@ def matrices(slot: Slot, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     stack_a = a.reshape(slot.experts, -1, a.shape[1])
     stack_b = b.reshape(b.shape[0], -1, slot.experts)
     return stack_a[slot.expert], stack_b[:, :, slot.expert]
+
+
+def stored(
+    parts: Sequence[tuple[Tensor, Tensor]], shape_a: Sequence[int], shape_b: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The reverse of `matrices`: A and B as they are stored, from those of each expert (or of the one matrix).
+
+    Args:
+        shape_a, shape_b: of the stored tensors; the rank may be another now.
+    """
+    a, b = parts[0]
+    if len(parts) > 1:
+        stack_a = torch.stack([part[0] for part in parts])
+        stack_b = torch.stack([part[1] for part in parts], -1)
+        return stack_a.flatten(0, 1), stack_b.flatten(1)
+    return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
 
 
 def weights_path(folder: Path) -> Path:

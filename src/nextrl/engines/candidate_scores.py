@@ -133,7 +133,8 @@ class CandidateScores:
         finally:
             self._adapter.write(end)
         ours = rollouts.log_probabilities() if measured else None
-        left = rollouts.divergence(theirs, ours) if measured else 0.0
+        # Staying put leaves nothing; what is not measured is not 0.
+        left = rollouts.divergence(theirs, ours) if measured else math.nan if alpha > 0.0 else 0.0
         return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
 
     def distances(

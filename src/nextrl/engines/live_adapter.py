@@ -6,7 +6,7 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nextrl.checkpoints.adapter import Slot, arrange, matrices
+from nextrl.checkpoints.adapter import Slot, arrange, matrices, stored
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.engines import sharded
@@ -104,6 +104,32 @@ class LiveAdapter:
                 )
         sharded.write(self.parameters, state)
 
+    def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
+        return {
+            _label(module, slot): matrices(slot, state[key_a], state[key_b])
+            for module, (key_a, key_b, _) in self.pairs.items()
+            for slot in self._slots[key_a]
+        }
+
+    def scalings(self) -> dict[str, float]:
+        """The LoRA scaling of each adapted matrix, by the same names."""
+        return {_label(m, slot): s for m, (a, _, s) in self.pairs.items() for slot in self._slots[a]}
+
+    def state(self, factors: Callable[[str], tuple[Tensor, Tensor]]) -> State:
+        """The reverse of `matrices`, on each parameter's device and in its dtype.
+
+        Args:
+            factors: name of a matrix -> A (r, n), B (m, r).
+        """
+        state: State = {}
+        for module, (key_a, key_b, _) in self.pairs.items():
+            live = (self.parameters[key_a], self.parameters[key_b])
+            parts = [factors(_label(module, slot)) for slot in self._slots[key_a]]
+            a, b = stored(parts, *(sharded.shape(p) for p in live))
+            state[key_a], state[key_b] = a.to(live[0]), b.to(live[1])
+        return state
+
     def displacement(self, start: State, stop: State) -> list[LowRank]:
         """`W_stop - W_start` of each adapted matrix, (m, n) each, from the factors alone (docs/design.md).
 
@@ -119,6 +145,10 @@ class LiveAdapter:
                 # Contiguous, as a file gives it back: another layout would round the cosine otherwise after a resume.
                 deltas.append(LowRank(columns.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
         return deltas
+
+
+def _label(module: str, slot: Slot) -> str:
+    return module if slot.experts == 1 else f"{module}[{slot.expert}]"
 
 
 def _active_adapter(model: Any) -> str:
@@ -150,10 +180,6 @@ def along(start: State, stop: State, alpha: float) -> State:
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
     """The adapter after a leap of `alpha`, at its own rank, in the gauge that Adam's moments belong to."""
-    chosen, state = replace(fitted, alpha=alpha), {}
-    if fitted.traj.layout != MEMORY:  # modules are named as in files there
-        return chosen.leap_state()
-    for module, (key_a, key_b, _) in adapter.pairs.items():
-        a, b = chosen.factors(module)
-        state[key_a], state[key_b] = a.to(adapter.parameters[key_a]), b.to(adapter.parameters[key_b])
-    return state
+    chosen = replace(fitted, alpha=alpha)
+    # Modules are named as in files where the trajectory was read from some, as in the model otherwise.
+    return adapter.state(chosen.factors) if fitted.traj.layout == MEMORY else chosen.leap_state()

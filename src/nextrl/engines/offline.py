@@ -85,6 +85,7 @@ def choose_alpha(
             f"{len(examples)}"
         )
     adapter = LiveAdapter(_with_adapter(leap, model))
+    _refuse_other_names(leap, adapter)
     rows: list[Row] = [{"prompt": e.prompt, "example": e} for e in examples[:prompts]]
     rollouts = ModelRollouts(adapter.model, tokenizer, task)
     scorer = CandidateScores(adapter, rollouts, guard or Guard()).scorer(
@@ -159,10 +160,20 @@ def _with_adapter(leap: Leap, model: Any) -> Any:
             # Trainable, because that is how a live adapter is found; nothing is trained here.
             return PeftModel.from_pretrained(model, folder, is_trainable=True)
         except (ValueError, RuntimeError) as error:
-            raise InputError(
-                f"the run's adapter does not fit the base model ({str(error).splitlines()[0]}); "
-                "name the model it was trained on with --base"
-            ) from error
+            raise _unfitting(str(error).splitlines()[0]) from error
+
+
+def _refuse_other_names(leap: Leap, adapter: LiveAdapter) -> None:
+    """PEFT leaves out what a model has no place for, and begins anew what a file lacks, with a warning at most."""
+    own = {name for name in leap.leap_state() if not name.endswith(".bias")}
+    if other := sorted(own ^ set(adapter.parameters)):
+        raise _unfitting(f"{other[0]} is not in both")
+
+
+def _unfitting(why: str) -> InputError:
+    return InputError(
+        f"the run's adapter does not fit the base model ({why}); name the model it was trained on with --base"
+    )
 
 
 def _figures(scores: Scores, alpha: float) -> str:

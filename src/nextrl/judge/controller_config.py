@@ -52,6 +52,8 @@ class ControllerConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"every must be at least 1 step, not {self.every}")
+        if self.beta1 is not None and not 0.0 <= self.beta1 < 1.0:
+            raise InputError(f"beta1 must be from 0 to below 1, not {self.beta1}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
         Acceptance(self.stages, self.level)  # refuses stages that are none

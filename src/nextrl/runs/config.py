@@ -101,6 +101,11 @@ class LeapSection(BaseModel):
         given: dict[str, Any] = self.controller.model_dump()  # type: ignore[attr-defined]
         return {**named, **{name: value for name, value in given.items() if value is not None}}
 
+    @field_validator("controller", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        return {} if value is None else value
+
     @field_validator("at", mode="before")
     @classmethod
     def _one_step(cls, value: Any) -> Any:

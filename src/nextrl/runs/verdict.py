@@ -130,4 +130,6 @@ def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]
     looked = f"{len(taken)} time{'' if len(taken) == 1 else 's'}"
     cost = f"{share:.1%} of all completions" if record.search_completions else "no completions"
     outcome = f"took {len(accepted)} of them (at step {steps})" if accepted else "took none"
+    if back := [str(d.rolled_back) for d in record.decisions if d.rolled_back is not None]:
+        outcome += f"; what was done at step {', '.join(back)} was taken back, since the reward fell"
     return f"{name} tried candidates for a leap {looked} and {outcome}; the search took {cost}."

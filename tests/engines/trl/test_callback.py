@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 from trl import RLOOTrainer
 
 import trl_runs
+from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.rollouts import log_probabilities
@@ -514,6 +516,27 @@ def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
     run.train()
     run.train()
     assert [d.step for d in callback.decisions] == [2]
+
+
+def test_the_look_at_a_window_is_on_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    displacement = LiveAdapter.displacement
+
+    def slow(self: LiveAdapter, *states: Any) -> Any:
+        time.sleep(0.2)
+        return displacement(self, *states)
+
+    monkeypatch.setattr(LiveAdapter, "displacement", slow)
+    callback = LeapCallback(policy=scripted_policy(Scripted([])), validation=VALIDATION)
+    trainer(tmp_path, [callback], max_steps=4).train()
+    assert callback.costs.search_seconds > 2 * 0.2
+
+
+def test_a_callback_of_another_trainer_leaps_in_that_one(tmp_path: Path) -> None:
+    callback = leaper()
+    for name in ("first", "second"):
+        run = trainer(tmp_path / name, [callback], max_steps=2)
+        run.train()
+        assert callback._running().run.trainer is run
 
 
 def test_rloo_works_too(tmp_path: Path) -> None:

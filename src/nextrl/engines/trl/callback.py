@@ -124,7 +124,7 @@ class LeapCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
-        trainer = self._trainer = self._trainer or calling_trainer(self)
+        trainer = self._trainer or calling_trainer(self)
         rows: Sequence[Row] = []
         if self._policy.searches:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
@@ -184,7 +184,7 @@ class LeapCallback(TrainerCallback):
         if found is None or found[1]["every"] != self._policy.every:
             self._resume_without_memory(folder, step, known=found is not None)
             return
-        session.restore(*found)
+        session.restore(*found, step)
         if not (folder / "scheduler.pt").is_file() and session.memory.factor != 1.0:
             # A checkpoint of the model alone: the trainer has just begun its schedule at the configured rate.
             set_rate_factor(session.run.optimizer, session.run.scheduler, session.memory.factor)

@@ -48,10 +48,8 @@ class AdapterHistory:
 
     def trajectory(self, adapter: LiveAdapter) -> Trajectory:
         """What is kept, by module name; nothing is copied."""
-        pairs = adapter.pairs.items()
-        factors = [{m: (state[a], state[b]) for m, (a, b, _) in pairs} for state in self.states]
-        scaling = {m: s for m, (_, _, s) in pairs}
-        return Trajectory.from_factors(self._own(self.steps), factors, scaling=scaling)
+        factors = [adapter.matrices(state) for state in self.states]
+        return Trajectory.from_factors(self._own(self.steps), factors, scaling=adapter.scalings())
 
     def accuracy(self) -> dict[int, float]:
         """Step, counted as in `trajectory` -> mean training reward, where one was measured."""

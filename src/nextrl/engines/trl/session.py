@@ -81,11 +81,14 @@ class Session:
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
-    def restore(self, memory: Memory, state: dict[str, Any]) -> None:
-        """Take up the memory and the `state()` of a checkpoint."""
+    def restore(self, memory: Memory, state: dict[str, Any], step: int) -> None:
+        """Take up the memory and the `state()` of the checkpoint of this step."""
         self.memory = memory
         self.memory.history.most = self._keep
-        self.policy.restore(state["policy"])
+        if state["policy"].keys() == self.policy.state().keys():
+            self.policy.restore(state["policy"])
+        else:  # saved under a policy of another kind, which remembered other things
+            self._begin_history(step)
         self.run.tools.rewards.latest = state["latest_reward"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
@@ -109,24 +112,24 @@ class Session:
 
     def _end_window(self, step: int) -> None:
         """Take the last leap back, or have the policy decide; now, or once the checkpoint is there."""
-        end = self.run.adapter.read()
+        began, end = time.perf_counter(), self.run.adapter.read()
         window, moved = self._look(step, end)
         before, self.memory.snapshot = self.memory.snapshot, None
         fell = before is not None and self.run.ranks.once(
             partial(before.fell, window, self.policy.fall, self.policy.fall_errors)
         )
         if before is not None and fell:
-            self._take_back(before, window)
+            self._take_back(before, window, began)
         elif self.policy.waits_for_checkpoint(step):
             self.memory.waiting = True
         else:
-            self._decide(window, moved, end)
+            self._decide(window, moved, end, began)
 
     def checkpoint_is_there(self, step: int) -> None:
         """Decide what waited for the checkpoint of this step; nothing where nothing did."""
         if self.memory.waiting:
-            self.memory.waiting, end = False, self.run.adapter.read()
-            decision = self._decide(*self._look(step, end), end)
+            began, self.memory.waiting, end = time.perf_counter(), False, self.run.adapter.read()
+            decision = self._decide(*self._look(step, end), end, began)
             if decision.alpha and self._on_leap is not None:
                 self._on_leap(step, self.run.trainer.model, self.run.optimizer)
 
@@ -138,9 +141,9 @@ class Session:
         trained = step * self.run.completions_per_step
         return Window(step, persistence, tuple(kept.rewards), kept.rate, trained), moved
 
-    def _decide(self, window: Window, moved: Any, end: State) -> Decision:
+    def _decide(self, window: Window, moved: Any, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""
-        began, kept = time.perf_counter(), self.memory
+        kept = self.memory
         kept.previous = moved
         view = View(
             window, kept.start, end, kept.history, self.run.adapter, self.run.ranks,
@@ -162,8 +165,7 @@ class Session:
         self._close(window, decision, began, moved_by=acted.alpha or None)
         return acted
 
-    def _take_back(self, before: Snapshot, window: Window) -> None:
-        began = time.perf_counter()
+    def _take_back(self, before: Snapshot, window: Window, began: float) -> None:
         decision = apply_leap.take_back(self.run, self.memory, before, window)
         self.costs.leapt_steps -= before.steps + window.step - before.step
         self._close(window, decision, began, moved_by=0.0, taken_back=before.step)
