@@ -172,9 +172,11 @@ def test_switched_off_parts_stay_off(tmp_path: Path) -> None:
     controller = scripted((3.0, 5.0), (3.0, 5.0))
     expected = plain_run(tmp_path)
     rate_only = Watch()
-    run = trainer(tmp_path / "rate", [leaper(controller=controller, leaps=False), rate_only], max_steps=2)
+    still = leaper(controller=controller, leaps=False)
+    run = trainer(tmp_path / "rate", [still, rate_only], max_steps=2)
     run.train()
     assert rate_only.rates == pytest.approx([2e-4, 1e-3])
+    assert [d.alpha for d in still.decisions] == [0.0]  # a record says what was done
     controller = scripted((3.0, 5.0), (3.0, 5.0))
     leaps_only = Watch()
     run = trainer(tmp_path / "leaps", [leaper(controller=controller, adapt_lr=False), leaps_only])

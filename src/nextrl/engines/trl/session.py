@@ -162,7 +162,7 @@ class Session:
         apply_leap.carry_out(self.run, kept, acted, candidate, window, steps, self._rollback)
         self.costs.leapt_steps += steps
         self.costs.fit_seconds += decision.fit_seconds
-        self._close(window, decision, began, moved_by=acted.alpha or None)
+        self._close(window, acted, began, moved_by=acted.alpha or None)
         return acted
 
     def _take_back(self, before: Snapshot, window: Window, began: float) -> None:
