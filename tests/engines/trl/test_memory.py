@@ -239,6 +239,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
 
 
+def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -> None:
+    kept = memory()
+    memory_files.write(tmp_path, kept, {})
+    # PEFT makes an adapter in half precision float32 when a trainer loads its checkpoint.
+    found = memory_files.read(tmp_path, {n: t.float() for n, t in kept.start.items()})
+    assert found is not None
+    again = found[0]
+    assert again.snapshot is not None
+    for state in (again.start, again.snapshot.state, *again.history.states):
+        assert {t.dtype for t in state.values()} == {torch.float32}
+    assert torch.equal(again.start["b"], kept.start["b"].float())
+
+
 def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
     assert memory_files.read(tmp_path, memory().start) is None
     memory_files.write(tmp_path, Memory(memory().start), {})

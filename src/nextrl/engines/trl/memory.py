@@ -157,16 +157,16 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
             for i in range(window["previous"])
         ]
     steps = [int(step) for step in window["history"]["steps"]]
-    states = [_named(tensors, f"history/{i}/", device) for i in range(len(steps))]
+    states = [_as_live(_named(tensors, f"history/{i}/", device), like) for i in range(len(steps))]
     return Memory(
-        _named(tensors, "start/", device),
+        _as_live(_named(tensors, "start/", device), like),
         previous,
         list(window["rewards"]),
         window["rate"],
         window["offset"],
         window["factor"],
         window["partial"],
-        _joined_snapshot(window["snapshot"], tensors, device),
+        _joined_snapshot(window["snapshot"], tensors, like),
         AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
         window["waiting"],
     )
@@ -175,6 +175,11 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
 def _named(tensors: dict[str, Tensor], prefix: str, device: Any) -> State:
     found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     return {name: tensor.to(device, copy=True) for name, tensor in found.items()}
+
+
+def _as_live(state: State, like: State) -> State:
+    """The state in the adapter's present dtype: PEFT makes a half-precision adapter float32 when it is loaded."""
+    return {name: tensor.to(like.get(name, tensor).dtype) for name, tensor in state.items()}
 
 
 def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -191,7 +196,7 @@ def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, d
 
 
 def _joined_snapshot(
-    values: dict[str, Any] | None, tensors: dict[str, Tensor], device: Any
+    values: dict[str, Any] | None, tensors: dict[str, Tensor], like: State
 ) -> Snapshot | None:
     if values is None:
         return None
@@ -200,4 +205,6 @@ def _joined_snapshot(
         {**numbers, **_named(tensors, f"moments/{i}/", "cpu")} for i, numbers in enumerate(values["moments"])
     ]
     rest = {name: value for name, value in values.items() if name != "moments"}
-    return Snapshot(state=_named(tensors, "before/", device), moments=moments, **rest)
+    device = next(iter(like.values())).device
+    state = _as_live(_named(tensors, "before/", device), like)
+    return Snapshot(state=state, moments=moments, **rest)
