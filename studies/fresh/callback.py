@@ -11,7 +11,8 @@ optimizer step per generation. Three rules, all of them on rollouts that trainin
 3. *Rate*: it follows a leap by sqrt(1 + alpha). Until a window has first moved the policy about as far as it should,
    the rate rises where doing the window again does no harm; later only with a leap, since a run that has learned
    everything moves little at any rate. It falls where the window's start was better (the window is undone then), where
-   further is clearly worse and back is better, and where the reward fell within a window that went too far.
+   further is clearly worse and back is better, where the reward fell within a window that went too far, and where
+   `PATIENCE` windows in a row moved the policy further than they should and together earned nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from nextrl.engines.trl.rollouts import set_rate_factor
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 from nextrl.tasks.evaluate import inference
+
+PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class FreshBatch(TrainerCallback):
         self._since_raise, self._next_check = 0, 1
         self._rewards: list[float] = []
         self._pending, self._found = False, False
+        self._earned: list[tuple[float, float, float]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -202,6 +206,10 @@ class FreshBatch(TrainerCallback):
             self._finish(step, alpha, factor, f"gains {best:.3g} at least", seen)
             return
         again = seen[1.0].gain.z
+        if self._stalled(back):
+            self._rate(0.6)
+            self._finish(step, 0.0, 0.6, "the last windows went far and earned nothing", seen)
+            return
         if heard and again < -dials.undo and back.gain.z > 1.0:
             self._rate(0.7)
             self._finish(step, 0.0, 0.7, "further is worse, and back is better", seen)
@@ -215,7 +223,16 @@ class FreshBatch(TrainerCallback):
             return
         self._finish(step, 0.0, 1.0, "", seen)
 
+    def _stalled(self, back: BatchGain) -> bool:
+        """Whether the last windows, this one included, moved the policy far and show no sign of having paid."""
+        self._earned.append((-back.gain.value, back.gain.error, back.nats_k2))
+        last = self._earned[-PATIENCE:]
+        total, error = sum(g for g, _, _ in last), math.sqrt(sum(e * e for _, e, _ in last))
+        far = sum(n for _, _, n in last) / len(last) > self.dials.target
+        return len(last) == PATIENCE and far and total < error
+
     def _rate(self, factor: float) -> None:
+        self._earned = []
         set_rate_factor(self._optimizer, self._scheduler, factor)
         if factor > 1.0:
             self._since_raise, self._next_check = 0, 1

@@ -70,7 +70,9 @@ def in_memory(folders: dict[int, Path]) -> Trajectory:
     history.begin(100, states[100])
     for step in range(110, 201, 10):
         history.add(step, states[step], reward=0.5)
-    adapter: Any = SimpleNamespace(pairs={MODULE: (a, b, 2.0)})
+    adapter: Any = SimpleNamespace(
+        matrices=lambda state: {MODULE: (state[a], state[b])}, scalings=lambda: {MODULE: 2.0}
+    )
     return history.trajectory(adapter)
 
 
