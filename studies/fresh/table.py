@@ -9,6 +9,7 @@ studies/auto for `auto`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def area(record: dict[str, Any]) -> float:
     """Area under the accuracy over steps, by trapezoids, divided by the steps."""
     steps, accuracy = record["steps"], record["accuracy"]
     pairs = list(zip(steps, accuracy, strict=True))
-    parts = [(t - s) * (a + b) / 2 for (s, a), (t, b) in zip(pairs, pairs[1:], strict=False)]
+    parts = [(t - s) * (a + b) / 2 for (s, a), (t, b) in itertools.pairwise(pairs)]
     return sum(parts) / (steps[-1] - steps[0])
 
 

@@ -84,6 +84,10 @@ def test_leaps_say_which_were_accepted() -> None:
         "auto", [0.5], [0], decisions=[{"step": 10, "alpha": a, "reason": "", "scores": s} for a, s in tried]
     )
     assert [entry.accepted for entry in comparison.leaps(auto)] == [True, False, True]
+    back = {"step": 20, "alpha": 0.0, "reason": "rolled back", "rolled_back": 10}
+    assert [entry.reason for entry in comparison.leaps(record("auto", [0.5], [0], decisions=[back]))] == [
+        "rolled back"
+    ]
     assert comparison.leaps(PLAIN) == []
 
 

@@ -151,5 +151,5 @@ class DecisionRecord(BaseModel):
 
     @property
     def asked(self) -> bool:
-        """Whether a leap was tried: candidates were scored, one was taken, or a named method was asked."""
-        return bool(self.scores) or self.accepted or self.horizon is not None
+        """Whether a leap was tried or taken back: candidates were scored, or a named method was asked, or one moved."""
+        return bool(self.scores) or self.accepted or self.horizon is not None or self.rolled_back is not None

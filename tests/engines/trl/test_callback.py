@@ -16,7 +16,7 @@ from trl import RLOOTrainer
 
 import trl_runs
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.rollouts import log_probabilities
 from nextrl.engines.trl.trainer import as_dataset
@@ -183,6 +183,22 @@ def test_switched_off_parts_stay_off(tmp_path: Path) -> None:
     run.train()
     assert leaps_only.rates == [2e-4] * 4
     assert not same(weights(run.model), expected)
+
+
+def test_two_callbacks_in_one_trainer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two LeapCallbacks"):
+        trainer(tmp_path, [leaper(), leaper(every=3)], max_steps=2).train()
+    built = trainer(tmp_path, [leaper()], max_steps=2)
+    with pytest.raises(InputError, match="attach it once"):
+        attach(built, every=2)
+
+
+def test_attach_adds_a_callback_that_knows_its_trainer(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [], max_steps=2)
+    leaps = attach(built, every=2, validation=VALIDATION, prompts=4)
+    built.train()
+    assert [d.step for d in leaps.decisions] == [2]
+    assert leaps in built.callback_handler.callbacks
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])

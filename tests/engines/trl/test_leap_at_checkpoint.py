@@ -17,6 +17,7 @@ from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.history import DiskHistory
 from nextrl.engines.trl.policies import AtSteps
 from nextrl.engines.trl.rollouts import TrainerRollouts
+from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance
 from nextrl.leaps.leap import leap
 from nextrl.tasks.bases import tiny
@@ -166,3 +167,9 @@ def test_a_run_that_reaches_the_step_saves_and_leaps_there(
     loaded = PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / f"checkpoint-{at}"))
     assert same(LiveAdapter(loaded).read(), saved[0])
     assert not same(saved[0], saved[1])
+
+
+def test_a_single_leap_that_cannot_be_fitted_stops_the_run(plain: Path, tmp_path: Path) -> None:
+    single = leaper(plain, tmp_path, 4, horizon=50)
+    with pytest.raises(InputError, match="secant needs"):
+        trainer(tmp_path, [single], **SAVED).train(resume_from_checkpoint=str(plain / "checkpoint-4"))

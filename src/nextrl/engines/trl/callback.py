@@ -125,6 +125,10 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
         trainer = self._trainer or calling_trainer(self)
+        if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
+            raise InputError(
+                "this trainer has two LeapCallbacks, which would write over each other: keep one"
+            )
         rows: Sequence[Row] = []
         if self._policy.searches:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)

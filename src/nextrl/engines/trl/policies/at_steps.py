@@ -39,7 +39,8 @@ class AtSteps:
         alpha: take this one, unseen; None searches `alphas` and staying put on held-out prompts.
         alphas: candidates of a search.
         at: leap after these steps only; None at the end of every window, as soon as the horizon allows.
-        every: optimizer steps per window; None ends windows at `at` alone (nothing can be taken back then).
+        every: optimizer steps per window; None ends windows at `at` alone. Nothing can be taken back then, and a method
+            that cannot be fitted there stops the run.
         acceptance: how a candidate is accepted.
         disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
         seed: of methods that draw random numbers.
@@ -115,6 +116,8 @@ class AtSteps:
         try:
             fitted = self._fit(view, step)
         except InputError as error:
+            if not self._windows:  # The leap is what such a run is for: without it, it would be another run.
+                raise
             # Found out in the middle of a run: an adapter that did not move is no reason to throw the run away.
             if self._at is not None:
                 log.warning("no leap at step %d: %s", step, error)
