@@ -21,7 +21,8 @@ from torch import Tensor
 from nextrl.errors import InputError
 from nextrl.extrapolators import Extrapolator, InsideFactors, Prediction, Tags, get, tags_of
 from nextrl.leaps.leap import Leap
-from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
+from nextrl.trajectory.trajectory import Trajectory
 
 MODULES = {"model.layers.0.self_attn.q_proj": (24, 20), "model.layers.0.mlp.up_proj": (40, 20)}
 """Name -> (m, n) of the matrices that a synthetic run adapts."""

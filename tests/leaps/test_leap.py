@@ -14,7 +14,8 @@ import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.leaps import leap as leap_module
 from nextrl.leaps.leap import leap
-from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def test_leap_at_reads_nothing_later() -> None:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextrl.trajectory import persistence
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
-from nextrl.trajectory.trajectory import MemoryCheckpoint, Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 WINDOWS = (10, 20, 50)
 SHAPES = {"q_proj": (24, 20, 4), "up_proj": (40, 20, 2)}

@@ -21,6 +21,7 @@ from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.errors import InputError
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
 MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
@@ -371,36 +372,3 @@ class Trajectory:
             f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
             "unknown; save the initial adapter as checkpoint-0"
         )
-
-
-@dataclass(frozen=True)
-class MemoryCheckpoint:
-    """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks."""
-
-    step: int
-    tensors: Mapping[str, tuple[Tensor, Tensor]]
-    scalings: float | Mapping[str, float]
-    starts_at_zero: bool = True
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the adapted matrices, in the order given."""
-        return tuple(self.tensors)
-
-    def shape(self, module: str) -> tuple[int, int, int]:
-        """(m, n, r)."""
-        a, b = self.tensors[module]
-        return b.shape[0], a.shape[1], a.shape[0]
-
-    def scaling(self, module: str) -> float:
-        """The scaling s of one module."""
-        return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
-
-    def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """A (r, n) and B (m, r), as given; never checked for NaN and Inf."""
-        return self.tensors[module]
-
-    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
-        """The dtypes of A and of B."""
-        a, b = self.tensors[module]
-        return a.dtype, b.dtype
