@@ -8,6 +8,7 @@ with vLLM the first rollout afterwards is checked for having come from the new w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
@@ -40,6 +41,11 @@ class LiveRun:
     optimizer: Any
     scheduler: Any
     undelivered: tuple[State, State] | None = None
+
+    @cached_property
+    def seam(self) -> Seam:
+        """The trainer's private side, checked once."""
+        return Seam(self.trainer)
 
     @property
     def rate(self) -> float:
@@ -77,7 +83,7 @@ def apply_leap(run: LiveRun, state: State) -> None:
     run.adapter.write(state)
     run.tools.rollouts.mark_weights_changed()
     run.tools.rollouts.drop_buffered()
-    if Seam(run.trainer).has_engine:
+    if run.seam.has_engine:
         run.undelivered = before, run.adapter.read()
 
 

@@ -21,7 +21,6 @@ from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
 from nextrl.engines.trl.rollback import Snapshot
-from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
@@ -215,7 +214,7 @@ class Session:
             rolled_back=taken_back,
         )
         self.decisions.append(record)
-        decision_log.show(Seam(run.trainer).training_metrics(), record)
+        decision_log.show(run.seam.training_metrics(), record)
         if run.trainer.args.should_save:
             decision_log.append(Path(run.trainer.args.output_dir), record)
 
