@@ -18,7 +18,7 @@ optimizer step per generation. Three rules, all of them on rollouts that trainin
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -267,8 +267,3 @@ class FreshBatch(TrainerCallback):
 def _fell(rewards: list[float]) -> bool:
     part = max(1, len(rewards) // 3)
     return len(rewards) > 1 and sum(rewards[-part:]) < sum(rewards[:part])
-
-
-def as_record(dials: Dials) -> dict[str, Any]:
-    """JSON-ready dials."""
-    return asdict(dials)

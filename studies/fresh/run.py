@@ -12,6 +12,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from nextrl.runs.meter import Meter
 from nextrl.tasks import base, bases
 from studies.auto.run import EVALUATIONS, STARTS
 from studies.folders import default_out, parser
-from studies.fresh.callback import Dials, FreshBatch, as_record
+from studies.fresh.callback import Dials, FreshBatch
 
 
 def work(task: str, rate: float, seed: int, out: Path) -> str:
@@ -52,7 +53,7 @@ def work(task: str, rate: float, seed: int, out: Path) -> str:
     began = time.perf_counter()
     trainer.train()
     kept = record.model_dump(include={"steps", "accuracy", "se", "greedy", "learning_rate", "rewards"})
-    kept |= {"dials": as_record(Dials()), "seconds": round(time.perf_counter() - began, 1)}
+    kept |= {"dials": asdict(Dials()), "seconds": round(time.perf_counter() - began, 1)}
     kept |= {"completions_read": leaps.account.read, "decisions": leaps.account.decisions}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -192,3 +193,12 @@ def test_bad_input(run_dir, tmp_path, options, words):
     assert isinstance(result.exception, InputError), result.output
     assert words in str(result.exception)
     assert not (tmp_path / "leapt").exists()
+
+
+def test_a_candidate_without_probabilities_has_left_the_policy_altogether():
+    model, tokenizer = tiny.load("chain")
+    rollouts = ModelRollouts(model, tokenizer, TASK)
+    rollouts.rewards([{"prompt": e.prompt, "example": e} for e in TASK.examples("validation")[:2]], seed=0)
+    current = rollouts.log_probabilities()
+    assert rollouts.divergence(torch.full_like(current, float("nan")), current) == float("inf")
+    assert math.isnan(rollouts.divergence(None, current))

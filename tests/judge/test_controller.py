@@ -17,6 +17,7 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.judge.paired_search import Refused
 from nextrl.judge.window import Window
+from nextrl.trajectory.persistence import DEFAULT_BETA1
 
 TUNED = 0.01
 PROMPTS = 64
@@ -536,3 +537,9 @@ def test_a_window_that_no_search_can_follow_is_only_glanced_at() -> None:
     fallen.step(window(10), curve(lambda a: 0.5), SLOW)
     fell = fallen.step(window(20, 0.6, (0.0,)), curve(lambda a: -a), SLOW, lambda alpha: 9.0)
     assert (fell.alpha, fell.divergence) == (-1.0, pytest.approx(9.0 * WHOLE))
+
+
+def test_an_optimizer_without_memory_is_not_taken_for_one_whose_memory_is_unknown() -> None:
+    assert ControllerConfig(beta1=0.0).memory == 0.0
+    assert ControllerConfig().memory == DEFAULT_BETA1
+    assert Controller(ControllerConfig(beta1=0.0))._zero == 0.0

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
@@ -48,6 +49,28 @@ class Rollouts(Protocol):
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
         """KL(candidate || current), nats per token, from `log_probabilities` of the candidate's own completions."""
         ...
+
+
+def divergence_sums(candidate: Tensor, current: Tensor, mask: Tensor) -> Tensor:
+    """(2,) sums over tokens of an unbiased estimate of KL(candidate || current), in nats, and of 1; they add up.
+
+    The estimate is `r - 1 - log r`, r = p_current / p_candidate, on the candidate's own completions, and is never
+    negative (Schulman, "Approximating KL Divergence", 2020, k3).
+
+    Args:
+        candidate, current: (n, length) log-probabilities of the completions' tokens.
+        mask: (n, length), 1 at the tokens that count.
+    """
+    # Beyond e^20 it no longer matters how large r is.
+    log_ratio = (current - candidate).clamp(max=20.0)
+    return torch.stack([((log_ratio.exp() - 1.0 - log_ratio) * mask).sum(), mask.sum().float()])
+
+
+def mean_divergence(sums: Tensor) -> float:
+    """Nats per token from `divergence_sums`; infinite where the candidate has no probabilities at all."""
+    total, tokens = sums
+    mean = float(total / tokens.clamp_min(1.0))
+    return mean if math.isfinite(mean) else math.inf
 
 
 class DivergenceMeasure(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.engines.candidate_scores import CandidateScores, Row
+from nextrl.engines.candidate_scores import CandidateScores, Row, divergence_sums, mean_divergence
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.errors import InputError, needs
 from nextrl.judge.acceptance import Acceptance, stages_up_to
@@ -142,12 +142,10 @@ class ModelRollouts:
         return torch.cat(parts) * found.mask
 
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
-        """KL(candidate || current), nats per token, estimated as in `TrainerRollouts.divergence`."""
+        """KL(candidate || current), nats per token (`divergence_sums`); NaN where either is None."""
         if candidate is None or current is None or self._latest is None:
             return math.nan
-        log_ratio = (current - candidate).clamp(max=20.0)
-        mask = self._latest.mask
-        return float(((log_ratio.exp() - 1.0 - log_ratio) * mask).sum() / mask.sum().clamp_min(1))
+        return mean_divergence(divergence_sums(candidate, current, self._latest.mask))
 
 
 def _with_adapter(leap: Leap, model: Any) -> Any:

@@ -43,8 +43,7 @@ class Controller:
 
     def __init__(self, config: ControllerConfig | None = None) -> None:
         self.config = config or ControllerConfig()
-        beta1 = self.config.beta1 if self.config.beta1 is not None else persistence.DEFAULT_BETA1
-        self._zero = persistence.adam_persistence(self.config.every, beta1)
+        self._zero = persistence.adam_persistence(self.config.every, self.config.memory)
         # A glance misses the window's last step, and divergence grows with the square of a straight path.
         self._whole = (self.config.every / max(1, self.config.every - 1)) ** 2
         self._reward = RewardFall(self.config.fall, self.config.fall_errors)

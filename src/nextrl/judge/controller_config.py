@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.regime import DEFAULT_WINDOW
+from nextrl.trajectory.persistence import DEFAULT_BETA1
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class ControllerConfig:
     share: float = 0.0125
     advance: int = 192
     search: bool = True
+
+    @property
+    def memory(self) -> float:
+        """`beta1`, or the default where it is not known; 0 is an optimizer without any memory."""
+        return DEFAULT_BETA1 if self.beta1 is None else self.beta1
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.engines.candidate_scores import Row
+from nextrl.engines.candidate_scores import Row, divergence_sums, mean_divergence
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.seam import Generated, Seam
 from nextrl.errors import InputError
@@ -90,19 +90,12 @@ class TrainerRollouts:
 
         Over all processes, each of which must call this.
 
-        Estimated without bias as the mean over tokens of `r - 1 - log r`, r = p_current / p_candidate, which is never
-        negative (Schulman, "Approximating KL Divergence", 2020, k3). NaN where either is None, infinite where the
-        candidate has no probabilities at all.
+        NaN where either is None, infinite where the candidate has no probabilities at all (`divergence_sums`).
         """
         if candidate is None or current is None or self._latest is None:
             return math.nan
-        mask = self._latest[2]
-        # Beyond e^20 it no longer matters how large r is.
-        log_ratio = (current - candidate).clamp(max=20.0)
-        local = torch.stack([((log_ratio.exp() - 1.0 - log_ratio) * mask).sum(), mask.sum().float()])
-        total, tokens = self._trainer.accelerator.reduce(local, reduction="sum")
-        mean = float(total / tokens.clamp_min(1.0))
-        return mean if math.isfinite(mean) else math.inf
+        local = divergence_sums(candidate, current, self._latest[2])
+        return mean_divergence(self._trainer.accelerator.reduce(local, reduction="sum"))
 
     def _padded(self, generated: Generated) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts padded on the left and completions on the right, as in a training batch.

@@ -49,7 +49,7 @@ from nextrl.judge.window import Window
 from nextrl.leaps.provenance import write_provenance
 from nextrl.tasks import base
 from nextrl.trajectory.lowrank import LowRank, cosine
-from nextrl.trajectory.persistence import DEFAULT_BETA1, adam_persistence
+from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ class VerlRun:
         measured = cosine(*(_displacement(window, traj.modules) for window in (before, traj)))
         if not fresh:
             return measured, measured
-        zero = adam_persistence(self._config.every, self._config.beta1 or DEFAULT_BETA1)
+        zero = adam_persistence(self._config.every, self._config.memory)
         return measured, zero + measured * (1.0 - zero)
 
     def _rewards(self, leg: Leg, start: int, stop: int) -> tuple[float, ...]:
