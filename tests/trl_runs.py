@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
+from nextrl.engines.live_adapter import along
 from nextrl.engines.settings import LoraSettings
-from nextrl.engines.trl.policies import Auto
+from nextrl.engines.trl.policies.base import agreed
 from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter
-from nextrl.judge.acceptance import stages_up_to
-from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.decision import Decision
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
@@ -87,29 +88,63 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-def scripted_policy(controller: Any, every: int = 2, prompts: int = 16) -> Auto:
-    """`auto` with this controller in the place of the real one."""
-    return Auto(ControllerConfig(every=every, stages=stages_up_to(prompts)), lambda config: controller)
-
-
 class Scripted:
-    """A controller that scores what it is told to and answers by a list, one (alpha, rate factor) a window."""
+    """A policy that scores what it is told to and answers by a list, one (alpha, rate factor) a window."""
 
-    def __init__(self, answers: Sequence[tuple[float, float]], search: Sequence[float] = ()) -> None:
+    method, searches, keeps_history, undoes = "scripted", True, False, False
+    fall, fall_errors = 0.08, 2.5
+
+    def __init__(
+        self,
+        answers: Sequence[tuple[float, float]] = (),
+        search: Sequence[float] = (),
+        every: int = 2,
+        prompts: int = 16,
+    ) -> None:
         self.answers, self.search = list(answers), tuple(search)
+        self.every, self.acceptance = every, Acceptance(stages_up_to(prompts))
         self.windows: list[Any] = []
         self.scores: list[dict[float, torch.Tensor]] = []
 
-    def step(self, window: Any, score: Any, diverge: Any, glance: Any = None) -> Decision:
+    @property
+    def steps_of_one(self) -> int:
+        return self.every
+
+    def begin(self, rows: int) -> None: ...
+
+    def checks(self, step: int) -> bool:
+        return False
+
+    def decide_step(self, view: Any, step: int, share: float) -> None: ...
+
+    def ends_window(self, window: Any, began: int, fresh: bool) -> bool:
+        return window.step % self.every == 0
+
+    def waits_for_checkpoint(self, step: int) -> bool:
+        return False
+
+    def decide(self, view: Any) -> tuple[Decision, Any]:
+        candidate = partial(along, view.start, view.end)
+        return agreed(view.ranks, self, partial(self.choose, view.window), view.score(candidate)), candidate
+
+    def choose(self, window: Any, score: Any) -> Decision:
         self.windows.append(window)
         self.scores.append({a: score(a, 0, 16) for a in self.search})
         alpha, factor = (
             self.answers[len(self.windows) - 1] if len(self.windows) <= len(self.answers) else (0.0, 1.0)
         )
         spent = sum(len(s) for s in self.scores[-1].values())
-        return Decision(alpha, factor, "scripted", None, {}, spent)
+        return Decision(alpha, factor, "scripted", {}, spent)
+
+    def moved(self, step: int, alpha: float) -> None: ...
 
     def state(self) -> dict[str, Any]:
-        return {"config": {"every": 2}, "memory": len(self.windows)}
+        return {"windows": len(self.windows)}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def scripted_policy(policy: Scripted, every: int = 2, prompts: int = 16) -> Scripted:
+    """The policy with windows of this length and searches on so many prompts."""
+    policy.every, policy.acceptance = every, Acceptance(stages_up_to(prompts))
+    return policy

@@ -39,9 +39,9 @@ class Leaps(Scripted):
     def __init__(self) -> None:
         super().__init__([(2.0, 3.0), (-0.5, 0.5)])
 
-    def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
+    def choose(self, window: Any, score: Any) -> Any:
         self.scores.append({a: score(a, 0, PROMPTS) for a in (0.0, 2.0)})
-        return super().step(window, lambda *_: None, diverge)
+        return super().choose(window, lambda *_: None)
 
 
 def draw_by_row(built: Any) -> None:

@@ -6,7 +6,7 @@ is measured by this file.
 
 from dataclasses import dataclass
 
-from nextrl.judge.controller_config import ControllerConfig
+from nextrl.engines.verl.segment_config import SegmentConfig
 from studies.folders import parser
 
 # docs/benchmarks-engine.md (b): GFLOP/s in float64 that one core reached on blocks 32 wide, the lower of its two.
@@ -71,7 +71,7 @@ def persistence_seconds(p: Policy) -> float:
 
 def rows(p: Policy, run: Run, gpus: int) -> list[tuple[str, str]]:
     """One column of the table."""
-    config = ControllerConfig(every=run.every)
+    config = SegmentConfig(every=run.every)
     adapter, windows = p.adapter * 4, run.steps // run.every
     trained = run.steps * run.prompts * run.completions
     search = config.advance + config.share * trained

@@ -14,9 +14,10 @@ from rich.table import Table
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
 from nextrl.engines.settings import require_optimizer
 from nextrl.engines.verl.config import DEFAULT_WINDOW
+from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.engines.verl.segments import VerlRun
 from nextrl.errors import needs
-from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.acceptance import stages_up_to
 from nextrl.runs import config_file
 from nextrl.runs.config import RunConfig
 from nextrl.runs.result import Result
@@ -91,8 +92,9 @@ def _print(settings: RunConfig, as_json: bool) -> None:
 
 def _verl(settings: RunConfig) -> VerlRun:
     """The run through verl, in windows of `leap.every` steps; by default long ones: each pays for a start of verl."""
-    dials = {"every": DEFAULT_WINDOW, **settings.leap.dials()}
-    controller = ControllerConfig(**dials)
+    leap = settings.leap
+    stages = SegmentConfig.stages if leap.prompts is None else stages_up_to(leap.prompts)
+    controller = SegmentConfig(every=leap.every or DEFAULT_WINDOW, stages=stages)
     return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.judge.guard import Answers, Guard, pooled
 from nextrl.judge.paired_search import SEED_STRIDE, Refused, Score
-from nextrl.judge.window import Diverge
 
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
@@ -71,28 +70,6 @@ def mean_divergence(sums: Tensor) -> float:
     total, tokens = sums
     mean = float(total / tokens.clamp_min(1.0))
     return mean if math.isfinite(mean) else math.inf
-
-
-class DivergenceMeasure(Protocol):
-    """How far other weights would move a policy, on completions that are there anyway (`engines.trl.divergence`)."""
-
-    rollouts: tuple[Tensor, Tensor, Tensor] | None
-
-    def recall(self) -> bool:
-        """Take the policy of the last training step as the current one; False where it is not known."""
-        ...
-
-    def anchor(self) -> bool:
-        """Take the present weights as the current policy; False where there are no completions."""
-        ...
-
-    def read(self) -> Tensor:
-        """Log-probabilities under the present weights."""
-        ...
-
-    def divergence(self, candidate: Tensor) -> float:
-        """Divergence of a candidate by what `read` found under its weights, nats per token."""
-        ...
 
 
 class CandidateScores:
@@ -159,35 +136,3 @@ class CandidateScores:
         # Staying put leaves nothing; what is not measured is not 0.
         left = rollouts.divergence(theirs, ours) if measured else math.nan if alpha > 0.0 else 0.0
         return rewards, Answers(rollouts.mean_length, rollouts.truncated, left, len(rewards))
-
-    def distances(
-        self, candidate: Candidate, end: State, measure: DivergenceMeasure
-    ) -> tuple[Diverge, Diverge]:
-        """Divergence per token of a leap from `end`: (from the present policy, from that of the last training step).
-
-        NaN where it cannot be measured. A candidate that one of the two has read is not read again by the other.
-        """
-        found: dict[float, Tensor] = {}
-        anchored: bool | None = None
-
-        def read(alpha: float) -> Tensor:
-            if alpha not in found:
-                self._adapter.write(candidate(alpha))
-                try:
-                    found[alpha] = measure.read()
-                finally:
-                    self._adapter.write(end)
-            return found[alpha]
-
-        def glance(alpha: float) -> float:
-            return measure.divergence(read(alpha)) if measure.recall() else math.nan
-
-        def diverge(alpha: float) -> float:
-            nonlocal anchored
-            if anchored is None:
-                rollouts, anchored = measure.rollouts, measure.anchor()
-                if measure.rollouts is not rollouts:
-                    found.clear()
-            return measure.divergence(read(alpha)) if anchored else math.nan
-
-        return diverge, glance

@@ -7,6 +7,7 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,16 @@ class LiveAdapter:
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
         sharded.write(self.parameters, state)
+
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other factors inside; afterwards those that were there before."""
+        now = self.read()
+        self.write(state)
+        try:
+            yield
+        finally:
+            self.write(now)
 
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""

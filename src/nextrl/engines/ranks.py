@@ -94,9 +94,13 @@ class Ranks:
         """Process 0's message, on every process."""
         return message if self.world == 1 else _tell(message)
 
+    def gather(self, part: R) -> list[R]:
+        """What every process has to say, in the order of the processes, on each of them."""
+        return [part] if self.world == 1 else list(gather_object([part]))
+
     def any(self, wish: bool) -> bool:
         """Whether any process wishes it, the same answer on all."""
-        return wish if self.world == 1 else any(gather_object([wish]))
+        return any(self.gather(wish))
 
     def wait(self) -> None:
         """Until all processes are here."""

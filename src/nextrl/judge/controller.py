@@ -1,246 +1,198 @@
-"""`auto`: when to leap, how far, and what the learning rate becomes. Pure decisions; no trainer, no tensors of a model.
+"""`auto`: what the learning rate becomes, and what is taken back. Pure decisions; no trainer, no tensors of a model.
 
-A run is cut into windows of `every` steps. At the end of each window the controller sees what the run shows for free
-(`Window`: persistence, training rewards and rate; `Diverge`: how far the window moved the policy) and a function that
-scores a candidate leap on held-out prompts, which it calls in few windows. A search is due where the path keeps its
-direction and yet hardly moves the policy. The divergence says which leaps are worth a look, so that a search has one or
-two candidates; a paired comparison with staying put decides. The rate rises only as far as a candidate did no harm. It
-falls without a search where a window moved the policy too far or the path oscillates.
+Nothing is sampled for it. Two things are looked at, both on completions that training samples anyway:
 
-How many nats a window may move a policy by depends on the model, so `target` and `far` are where a run begins: a path
-that stays far straighter than Adam's memory explains, while its windows move the policy, calls for a search further
-out, and what does no harm there becomes the new measure.
+1. *A step*: how many nats per token it moved the policy by. The first step of a run says how far off the rate is,
+   whatever the task: Adam's first step has the size of the rate, so the divergence is quadratic in it. A rate far too
+   low is raised at once; a step that went recklessly far is taken back. Later steps are checked less and less often.
+2. *A window* of `every` steps, by the batch sampled after it (`fresh_batch`), which played no part in it: if its start
+   was better, it is undone; if training on the same way would gain for sure, the rate rises; if windows move the policy
+   far and earn nothing, it falls.
 
-`alpha` counts windows: a candidate is `theta + alpha (theta - theta_window_start)` inside the LoRA factors, so 8 means
-"eight more windows like the last" and -1 means "undo the last window".
+How many nats are healthy depends on the model and the task, so that beyond the first step only evidence of gain or
+harm decides, and nats say how much evidence is asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller_config import ControllerConfig
-from nextrl.judge.decision import Decision, searched, stay
-from nextrl.judge.paired_search import Score, Scores, refine
-from nextrl.judge.reach import LONGEST, reaching
-from nextrl.judge.reward_fall import RewardFall
-from nextrl.judge.window import Diverge, Window
-from nextrl.trajectory import persistence
+from nextrl.judge.decision import Decision, stay
+from nextrl.judge.fresh_batch import BatchGain
+from nextrl.judge.window import Window
 
-BACK = {-0.5: 1.0 / 3.0, -1.0: 0.2}
-"""What a step back does to the learning rate: a third after half a window, a fifth after an undo."""
+Look = Callable[[float], BatchGain | None]
+"""alpha -> what the fresh batch says of `theta_end + alpha (theta_end - theta_start)`; None where it cannot say."""
 
-_FURTHER = 4.0
-"""Divergence wanted of a search further out, in windows: it grows quadratically, so four times is twice as far."""
+FURTHER = (1.0, 3.0, 7.0)
+"""Windows trained on in the same direction that are looked at: the rate would be 1 + alpha times as high."""
 
 
 class Controller:
-    """The decisions of `auto`, with the little memory they need. Feed it one window after the other."""
+    """The decisions of `auto`, with the little memory they need."""
 
     def __init__(self, config: ControllerConfig | None = None) -> None:
         self.config = config or ControllerConfig()
-        self._zero = persistence.adam_persistence(self.config.every, self.config.memory)
-        # A glance misses the window's last step, and divergence grows with the square of a straight path.
-        self._whole = (self.config.every / max(1, self.config.every - 1)) ** 2
-        self._reward = RewardFall(self.config.fall, self.config.fall_errors)
-        self._wait = 0
-        self._fruitless = 0
-        self._spent = 0
-        self._straight = 0
-        self._scale = 1.0
+        self._since = 0  # step after which the present rate holds
+        self._changes = 0  # of the rate, by steps
+        self._settled = False  # whether a step was seen to move the policy enough
+        self._earned: list[
+            tuple[float, float, float]
+        ] = []  # gain, its error, nats of windows at the present rate
 
-    @property
-    def target(self) -> float:
-        """Divergence by which a window should move the policy, nats per token, by what the run has shown to bear."""
-        return self.config.target * self._scale
+    def checks(self, step: int) -> bool:
+        """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
+        n = step - self._since
+        return not self._settled or (n > 0 and n & (n - 1) == 0)
 
-    @property
-    def far(self) -> float:
-        """Divergence beyond which a window or a leap is too long, nats per token, by the same measure."""
-        return self.config.far * self._scale
+    def alarmed(self, window: Window) -> bool:
+        """Whether the reward has fallen so far within a window that it is to be judged before its time."""
+        return window.fall > self.config.alarm
 
-    def step(self, window: Window, score: Score, diverge: Diverge, glance: Diverge | None = None) -> Decision:
-        """Decide at the end of a window.
+    def step(self, step: int, moved: float, share: float = 1.0) -> Decision | None:
+        """Decide on a step that was checked; None where nothing is to be done.
 
         Args:
-            window: what the run shows.
-            score: scores one alpha on a stretch of the window's held-out prompts.
-            diverge: how far the policy is from where it would be after one alpha; costs no completions.
-            glance: a cheaper and rougher `diverge`, from the policy before the window's last step. It is asked first
-                (except in the first window), and `diverge` only where its answer leaves something open.
+            step: which one it was.
+            moved: nats per token between the policies before and after it; NaN where it could not be measured.
+            share: of its full rate that the schedule (a warm-up) let it be taken at; divergence is quadratic in it.
         """
-        excess = None
-        if window.persistence is not None:
-            excess = persistence.excess(window.persistence, self._zero)
-        fell = self._reward.fell(window)
-        self._wait = max(0, self._wait - 1)
-        self._straight = self._straight + 1 if excess is not None and excess > self.config.straight else 0
-        divergence = math.nan if glance is None or excess is None else glance(-1.0) * self._whole
-        # Known to a factor of two: that decides where it is not near `far` and no search is to follow.
-        settled = fell or (divergence <= self.far / 2 and self._rests(window, excess, divergence) is not None)
-        if math.isnan(divergence) or not settled:
-            divergence = diverge(-1.0)
-        decision = self._choose(window, score, diverge, excess, divergence, fell)
-        self._spent += decision.completions
-        return replace(decision, excess=excess, divergence=None if math.isnan(divergence) else divergence)
-
-    def _choose(
-        self,
-        window: Window,
-        score: Score,
-        diverge: Diverge,
-        excess: float | None,
-        divergence: float,
-        fell: bool,
-    ) -> Decision:
         config = self.config
-        if fell:
-            return self._fallen(score, divergence)
-        if window.rate <= 0.0:
-            return stay("the learning rate has decayed to nothing")
-        if divergence > self.far:
-            return self._too_far(window, score, divergence, first=excess is None)
-        if excess is not None and excess < config.oscillates:
-            return self._oscillating(window, score)
-        if why := self._rests(window, excess, divergence):
-            return stay(why)
-        goal = _FURTHER * divergence if self._enough(divergence) else self.target
-        return self._forward(score, diverge, divergence, goal, _cause(excess), first=excess is None)
-
-    def _rests(self, window: Window, excess: float | None, divergence: float) -> str | None:
-        """Why there is no search forward after such a window; None where there is one."""
-        config, why = self.config, _cause(excess)
-        if excess is not None and excess <= config.screen:
-            return "persistence is what Adam's own memory leaves"
-        if math.isnan(divergence):
-            return f"{why}, but no rollouts are there to measure it on"
-        enough, straight = self._enough(divergence), self._straight > 1 and config.search
-        if enough and not straight:
-            return f"{why}, and moves the policy as far as it should"
-        if config.search and not self._affordable(window, further=enough):
-            return f"{why}, but the search's budget is used up for now"
-        if self._wait:
-            return f"{why}, but the last search changed nothing: waiting"
+        if math.isnan(moved) or share <= 0.0:
+            return None
+        if moved > config.reckless:
+            # A rate that has held for a while is not far off: one step among many is a burst.
+            factor = 0.5 if self._settled else max(0.01, min(0.5, math.sqrt(config.goal / moved)))
+            self._changed(step)
+            return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
+        if self._settled:
+            return None
+        full = moved / share**2
+        if full > config.reckless:
+            self._changed(step)
+            return _step(math.sqrt(config.goal / full), full, "at the rate that the schedule is heading for")
+        # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set.
+        if full < config.goal / (25.0 if self._changes else 5.0):
+            if full == 0.0:  # no reward differed from another one, so that there was no gradient
+                return None
+            self._changed(step)
+            return _step(math.sqrt(config.goal / full), full, "less than it should")
+        self._settled = True
         return None
 
-    def _enough(self, divergence: float) -> bool:
-        """Whether a window moved the policy about as far as it should."""
-        return divergence > self.target / 2
+    def _changed(self, step: int) -> None:
+        self._since, self._changes, self._earned = step, self._changes + 1, []
 
-    def _affordable(self, window: Window, *, further: bool = False) -> bool:
-        """Whether another search fits the budget; the first are advanced: a run far too low must start somehow."""
-        if window.trained is None:
-            return True
-        advance = self.config.advance * (2 if further else 1)
-        return self._spent < advance + self.config.share * window.trained
+    def window(self, window: Window, look: Look) -> Decision:
+        """Decide at the end of a window, by the batch that was sampled after it."""
+        back = look(-1.0)
+        if back is None:
+            return stay("no rollouts are there to judge the window by")
+        looks = {-1.0: back}
+        decision = self._decide(window, back, look, looks)
+        if decision.rate_factor != 1.0:
+            self._earned = []
+        if decision.rate_factor > 1.0:
+            self._since = window.step
+        nats = back.nats_k2
+        return replace(decision, looks=looks, divergence=nats if math.isfinite(nats) else None)
 
-    def _fallen(self, score: Score, divergence: float) -> Decision:
-        decision = self._back(score, self._ways_back(divergence), "the training reward fell", level=0.0)
-        if decision.alpha == 0.0:
-            self._reward.accept()
-        return decision
+    def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
+        config, nats = self.config, back.nats_k2
+        if nats > config.far and window.fall > config.alarm:
+            # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say.
+            return _undone("the reward fell: the window is undone")
+        if back.informative_groups < config.informative:
+            return stay("too few prompts of the batch have unequal rewards")
+        # A window that hardly moved the policy did no harm worth a step back, whatever its sign.
+        if nats > config.target / 16 and _harmed(back, window, config.undo):
+            return replace(
+                stay("the window's start was better: undone"), alpha=-1.0, rate_factor=1 / 3, back="window"
+            )
+        if nats > config.far and window.falls and not _earned(back, 1.0):
+            return _rate(
+                0.5, f"the window moved the policy {nats:.2g} nats per token, and the reward fell in it"
+            )
+        if _earned(back, config.sure / 2) and (alpha := self._further(look, looks)):
+            return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
+        if self._stalled(back):
+            return _rate(0.6, f"{config.patience} windows moved the policy far and earned nothing")
+        if back.gain.z > 1.0 and self._worse(look, looks):
+            return _rate(0.7, "going further is worse, and going back no loss")
+        return stay("nothing speaks for another rate")
 
-    def _too_far(self, window: Window, score: Score, divergence: float, *, first: bool) -> Decision:
-        """Lower the rate, with which divergence grows quadratically.
+    def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:
+        """The alpha whose gain is the largest for sure; 0.0 where none is."""
+        config, alpha, best = self.config, 0.0, 0.0
+        for candidate in FURTHER:
+            found = look(candidate)
+            if found is None or found.left_out or found.nats_k2 > config.far:
+                break
+            looks[candidate] = found
+            gain = found.slope if found.degenerate else found.gain
+            needed = config.sure + config.surer * max(0.0, math.log2(found.nats_k2 / config.target))
+            if (lower := gain.value - needed * gain.error) > best:
+                alpha, best = candidate, lower
+            if found.degenerate:  # the slope grows with alpha for ever
+                break
+        return alpha
 
-        After the first window it goes to where a window moves the policy by `target`. Later it goes only to `far`: one
-        window among many that went too far is often a burst of learning. A rate far too high ruins a run within its
-        first window, before any other window could show a fall, so that one is undone where that helps.
-        """
-        why = f"the window moved the policy {divergence:.2g} nats per token"
-        factor = max(0.1, math.sqrt((self.target if first else self.far) / divergence))
-        if first and window.falls:
-            decision = self._back(score, self._ways_back(divergence), why, level=0.0)
-            if decision.alpha:
-                return replace(decision, rate_factor=min(factor, decision.rate_factor))
-        return replace(stay(f"{why}: a lower rate"), rate_factor=factor)
+    def _worse(self, look: Look, looks: dict[float, BatchGain]) -> bool:
+        found = looks.get(1.0) or look(1.0)
+        if found is None:
+            return False
+        looks[1.0] = found
+        return not found.degenerate and found.gain.z < -self.config.undo
 
-    def _oscillating(self, window: Window, score: Score) -> Decision:
-        """A step back where it helps; without one, half the rate.
-
-        Lowering the rate needs no validation: at worst the next windows persist and are searched.
-        """
-        half = replace(stay("the path oscillates: half the rate"), rate_factor=0.5)
-        if not self._affordable(window):
-            return half
-        decision = self._back(score, (-0.5,), "the path oscillates", level=1.0)
-        return decision if decision.alpha else replace(decision, rate_factor=0.5, reason=half.reason)
-
-    def _ways_back(self, divergence: float) -> tuple[float, ...]:
-        """Half the window and all of it; half leaves a quarter of the divergence, which may be too far itself."""
-        return (-1.0,) if divergence > 4.0 * self.far else (-0.5, -1.0)
-
-    def _back(self, score: Score, candidates: Sequence[float], why: str, level: float) -> Decision:
-        if not self.config.search:
-            return replace(stay(f"{why}: a third of the rate"), rate_factor=BACK[-0.5])
-        alpha, scores = Acceptance(self.config.stages, level).choose(score, candidates)
-        return searched(why, alpha, scores, BACK[alpha] if alpha else 1.0)
-
-    def _forward(
-        self, score: Score, diverge: Diverge, divergence: float, goal: float, why: str, *, first: bool
-    ) -> Decision:
-        """One or two candidates, at divergences worth a look, against staying put.
-
-        In the first window a second candidate goes as far as `far`: early, and only then, that can win much. The rate
-        follows the leap that won, since a window repeated alpha times is one trained at 1 + alpha times the rate on the
-        same gradients. Where the reward is still flat no leap can win, but a nearer one that does no harm shows that
-        the rate is too low.
-        """
-        config = self.config
-        near = reaching(diverge, goal, divergence)
-        if near >= LONGEST and not first:
-            # Collapsed onto one answer: what persists is momentum gliding, and all candidates earn the same.
-            return stay(f"{why}, but no length of it moves the policy")
-        if not config.search:
-            return replace(stay(f"{why}: a window {1 + near:.3g} times as long"), rate_factor=1.0 + near)
-        scores = Scores(score)
-        scores.extend(near, config.stages[0])
-        for _ in range(2):
-            if near in scores.refused:
-                # Samples of the current policy do not show what a candidate would newly say: half as far, then.
-                near = float(f"{near / 2:.3g}")
-                scores.extend(near, config.stages[0])
-        if first and not scores.refused and (far := reaching(diverge, config.far, divergence)) > near:
-            scores.extend(far, config.stages[0])
-        refine(scores, config.stages, config.level)
-        alpha = scores.best(config.level)
-        harmless = alpha or not scores.worse(near, config.level if first else 1.0)
-        pace = 1.0 + (alpha or near) if harmless and _tell_apart(scores) else 1.0
-        if pace > 1.0:
-            # `near` may have been halved since, but the windows to come are (1 + near) times as long.
-            self._scale = max(self._scale, goal / config.target)
-        self._fruitless = 0 if pace > 1.0 else self._fruitless + 1
-        self._wait = 0 if pace > 1.0 else min(config.patience, 2 ** (self._fruitless - 1)) + 1
-        return searched(why, alpha, scores, pace)
+    def _stalled(self, back: BatchGain) -> bool:
+        """Whether the last windows, this one included, moved the policy far and show no sign of having paid."""
+        earned = back.slope if back.degenerate else back.gain
+        self._earned = [*self._earned, (-earned.value, earned.error, back.nats_k2)][-self.config.patience :]
+        gain = sum(value for value, _, _ in self._earned)
+        error = math.sqrt(sum(error**2 for _, error, _ in self._earned))
+        far = sum(nats for _, _, nats in self._earned) / len(self._earned) > self.config.target
+        return len(self._earned) == self.config.patience and far and gain < error
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
-        memory = {
-            **self._reward.state(),
-            "wait": self._wait,
-            "fruitless": self._fruitless,
-            "spent": self._spent,
-            "straight": self._straight,
-            "scale": self._scale,
+        return {
+            "since": self._since,
+            "changes": self._changes,
+            "settled": self._settled,
+            "earned": [list(window) for window in self._earned],
         }
-        return {"config": asdict(self.config), "memory": memory}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
-        memory = state["memory"]
-        self._reward.restore(memory)
-        self._wait, self._fruitless, self._spent = memory["wait"], memory["fruitless"], memory["spent"]
-        self._straight, self._scale = memory["straight"], memory["scale"]
+        self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
+        self._earned = [(gain, error, nats) for gain, error, nats in state["earned"]]
 
 
-def _tell_apart(scores: Scores) -> bool:
-    """Whether the held-out rewards vary at all; where they do not, neither harm nor its absence can show."""
-    return float(scores.rewards[0.0].std()) > 0.0
+def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
+    """Whether the window's start was better. Where the weights degenerated only a direction is known, so the reward
+    must have fallen as well."""
+    if back.degenerate:
+        return back.slope.z > errors and window.falls
+    return not back.left_out and back.gain.z > errors
 
 
-def _cause(excess: float | None) -> str:
-    return "the first window" if excess is None else "the path persists"
+def _earned(back: BatchGain, errors: float) -> bool:
+    """Whether the window was worth so many standard errors to the batch after it."""
+    return (back.slope if back.degenerate else back.gain).z < -errors
+
+
+def _undone(reason: str) -> Decision:
+    return replace(stay(reason), alpha=-1.0, rate_factor=1 / 3, back="window")
+
+
+def _rate(factor: float, reason: str) -> Decision:
+    return replace(stay(reason), rate_factor=factor)
+
+
+def _step(factor: float, nats: float, why: str) -> Decision:
+    reason = f"a step moves the policy {nats:.2g} nats per token, {why}"
+    return replace(_rate(factor, reason), divergence=nats)

@@ -5,63 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nextrl.errors import InputError
-from nextrl.judge.acceptance import Acceptance
-from nextrl.judge.regime import DEFAULT_WINDOW
-from nextrl.trajectory.persistence import DEFAULT_BETA1
 
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """The dials of `auto`, each with the default that held on both lab tasks (docs/auto.md has the trials).
+    """The dials of `auto`, each in the unit of what it is compared with (docs/auto.md has the trials).
 
     Attributes:
-        every: optimizer steps per window.
-        beta1: Adam's first-moment decay, which sets the zero point of persistence; None takes the optimizer's own where
-            a trainer is there to ask, and `persistence.DEFAULT_BETA1` elsewhere.
-        screen: a search forward needs an excess above this.
-        oscillates: a step back is looked at below this excess.
-        straight: two windows in a row with an excess above this say that `target` is too small for this model.
-        target: nats per token that a window should move the policy by, until the run shows that it bears more.
-        far: divergence beyond which a window, or a leap, is too long; it grows with `target`.
-        stages: held-out prompts that every candidate, and then the contenders, are scored on.
-        level: standard errors of the paired difference by which a leap forward must beat staying put.
-        fall: fall of a window's mean reward below the best windows so far that calls for a step back or an undo; for
-            a best beyond 1 in size it counts as a share of that size.
-        fall_errors: the same fall in standard errors, which it must exceed too.
-        patience: most windows that a forward search waits after searches that changed nothing; it waits 1, 2, 4, ...
-        share: completions that searches may take as a share of those trained on; a step back after a fall is exempt.
-        advance: completions that searches may take before that; twice as many for what a straight path asks for.
-        search: False never searches: the divergence alone sets the rate (a control; no leap, no completions).
+        every: optimizer steps per window, at least.
+        goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
+        reckless: nats per token beyond which a single step is taken back.
+        target: nats per token that a window may move the policy by without showing that it paid.
+        far: nats per token beyond which a window may have gone too far, and beyond which nothing is tried.
+        undo: standard errors by which a window's start must be better for the window to be undone.
+        alarm: standard errors by which the reward must fall within a window for the window to be judged at once.
+        sure: standard errors that training further the same way must gain for the rate to rise; more, by `surer` for
+            each doubling of the nats beyond `target`.
+        surer: see `sure`.
+        patience: windows that may move the policy by more than `target` and earn nothing before the rate falls.
+        informative: prompts with unequal rewards that a batch must have to be listened to.
     """
 
-    every: int = DEFAULT_WINDOW
-    beta1: float | None = None
-    screen: float = 0.25
-    oscillates: float = -0.4
-    straight: float = 0.6
+    every: int = 10
+    goal: float = 0.004
+    reckless: float = 0.15
     target: float = 0.02
-    far: float = 0.1
-    stages: tuple[int, ...] = (16, 32, 64)
-    level: float = 2.0
-    fall: float = 0.08
-    fall_errors: float = 2.5
-    patience: int = 8
-    share: float = 0.0125
-    advance: int = 192
-    search: bool = True
-
-    @property
-    def memory(self) -> float:
-        """`beta1`, or the default where it is not known; 0 is an optimizer without any memory."""
-        return DEFAULT_BETA1 if self.beta1 is None else self.beta1
+    far: float = 0.16
+    undo: float = 2.5
+    alarm: float = 3.5
+    sure: float = 3.0
+    surer: float = 0.75
+    patience: int = 4
+    informative: int = 4
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise InputError(f"every must be at least 1 step, not {self.every}")
-        if self.beta1 is not None and not 0.0 <= self.beta1 < 1.0:
-            raise InputError(f"beta1 must be from 0 to below 1, not {self.beta1}")
+        for name in ("every", "patience", "informative"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0.0 < self.goal < self.reckless:
+            raise InputError(f"goal must be above 0 and below reckless, not {self.goal} and {self.reckless}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
-        Acceptance(self.stages, self.level)  # refuses stages that are none
-        if self.patience < 1:
-            raise InputError(f"patience must be at least 1 window, not {self.patience}")
+        for name in ("undo", "alarm", "sure", "surer"):
+            if not getattr(self, name) >= 0.0:
+                raise InputError(f"{name} must be at least 0 standard errors, not {getattr(self, name)}")

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Scores
+
+Back = Literal["", "step", "window"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,9 @@ class Decision:
     """What to do at the end of a window.
 
     Attributes:
-        alpha: how far to leap, in windows (`auto`) or horizons (a named method); 0 stays put, -1 undoes the window.
+        alpha: how far to leap, in horizons of a named method; 0 stays put, -1 takes back what `back` names.
         rate_factor: the learning rate is to be multiplied by this.
         reason: one clause for logs.
-        excess: excess persistence, None in the first window.
         scores: mean held-out reward by candidate; empty where nothing was searched.
         completions: completions that the search took.
         divergence: what the window moved the policy by, nats per token; None where it could not be measured.
@@ -32,12 +34,14 @@ class Decision:
         horizon: steps that a named method's alpha = 1 stands for; None for `auto` and where no leap was due.
         discarded: share of the leap's squared norm that the adapter's rank cannot hold.
         fit_seconds: what fitting the method took.
+        excess: excess persistence, where it was looked at.
+        back: what is taken back, the last step or the whole window; empty where nothing is.
+        looks: what the batch sampled after the window said of each alpha.
     """
 
     alpha: float
     rate_factor: float
     reason: str
-    excess: float | None
     scores: Mapping[float, float]
     completions: int
     divergence: float | None = None
@@ -45,11 +49,14 @@ class Decision:
     horizon: int | None = None
     discarded: float = 0.0
     fit_seconds: float = 0.0
+    excess: float | None = None
+    back: Back = ""
+    looks: Mapping[float, BatchGain] = field(default_factory=dict)
 
 
 def stay(reason: str) -> Decision:
     """Nothing to do, at no cost."""
-    return Decision(0.0, 1.0, reason, None, {}, 0)
+    return Decision(0.0, 1.0, reason, {}, 0)
 
 
 def searched(why: str, alpha: float, scores: Scores, rate_factor: float = 1.0, **facts: Any) -> Decision:
@@ -70,7 +77,6 @@ def searched(why: str, alpha: float, scores: Scores, rate_factor: float = 1.0, *
         alpha,
         rate_factor,
         f"{why}: {outcome}{refusals}",
-        None,
         scores.means(),
         scores.completions(),
         refused=dict(scores.refused),
@@ -87,12 +93,16 @@ class DecisionRecord(BaseModel):
         alpha: the leap that was made; 0.0 where none was.
         learning_rate: the rate after the decision.
         reason: one clause.
-        persistence: cosine of the window's displacement with the one before; None in a first window.
+        persistence: cosine of the window's displacement with the one before, where it was measured.
         excess: that cosine over what Adam's memory explains.
-        divergence: what the window moved the policy by, nats per token.
+        divergence: what the window, or the step, moved the policy by, nats per token.
         reward: mean training reward of the window.
         scores: mean held-out reward by candidate, the key being its alpha as text; "0" is staying put.
         divergences: nats per token by which candidates forward left the policy.
+        gains: what the batch sampled after the window expects of each alpha, in units of its advantages; -1 is the
+            window's start, 1 such a window again.
+        errors: their standard errors.
+        back: what was taken back, "step" or "window".
         cost_completions: completions that searches have taken so far, this one included.
         saved_steps_estimate: steps that leaps claim to have saved so far, the search charged.
         rolled_back: the step of the leap that was taken back here.
@@ -121,6 +131,9 @@ class DecisionRecord(BaseModel):
     discarded: float = 0.0
     completions: int = 0
     leg: int | None = None
+    gains: dict[str, float | None] = {}
+    errors: dict[str, float | None] = {}
+    back: Back = ""
 
     @field_validator("persistence", "excess", "divergence", "reward", "saved_steps_estimate", mode="before")
     @classmethod
@@ -128,7 +141,7 @@ class DecisionRecord(BaseModel):
         # JSON has no NaN and no infinity: what could not be measured is null there.
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    @field_validator("scores", "divergences", mode="before")
+    @field_validator("scores", "divergences", "gains", "errors", mode="before")
     @classmethod
     def _by_alpha(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
@@ -141,8 +154,26 @@ class DecisionRecord(BaseModel):
     @classmethod
     def of(cls, decision: Decision, **facts: Any) -> DecisionRecord:
         """The record of a decision; `facts` are the fields that the decision itself does not hold."""
-        own = ("alpha", "reason", "excess", "divergence", "scores", "horizon", "discarded", "completions")
-        return cls(**{name: getattr(decision, name) for name in own}, **facts)
+        own = (
+            "alpha",
+            "reason",
+            "excess",
+            "divergence",
+            "scores",
+            "horizon",
+            "discarded",
+            "completions",
+            "back",
+        )
+        looks = {
+            alpha: look.slope if look.degenerate else look.gain for alpha, look in decision.looks.items()
+        }
+        seen = {
+            "gains": {alpha: gain.value for alpha, gain in looks.items()},
+            "errors": {alpha: gain.error for alpha, gain in looks.items()},
+            "divergences": {alpha: look.nats_k2 for alpha, look in decision.looks.items()},
+        }
+        return cls(**{**seen, **{name: getattr(decision, name) for name in own}, **facts})
 
     @property
     def accepted(self) -> bool:

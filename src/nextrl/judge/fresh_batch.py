@@ -196,6 +196,27 @@ def batch_gain(sums: BatchSums) -> BatchGain:
     )
 
 
+def likelihood_gain(log_ratios: Tensor, mask: Tensor) -> BatchGain:
+    """What held-out texts say of a candidate: how much more likely it makes them, in nats per text (for SFT).
+
+    Args:
+        log_ratios: (n, L), log p_candidate - log p_T of tokens.
+        mask: (n, L), non-zero at the tokens that count.
+    """
+    own = mask.double()
+    tokens = torch.where(mask != 0, log_ratios.double(), 0.0)
+    lw, count = tokens.sum(1), float(own.sum()) or math.nan
+    keep = lw.isfinite()
+    n, lw = int(keep.sum()), lw[keep]
+    error = float(lw.std() / math.sqrt(n)) if n > 1 else math.inf
+    gain = Estimate(float(lw.mean()) if n else 0.0, error)
+    k2, k3 = (
+        float(x[keep].sum()) / count
+        for x in (tokens.square() / 2, tokens.clamp_max(_LARGEST_TOKEN).expm1() - tokens)
+    )
+    return BatchGain(gain, gain, gain, n, n, len(keep) - n, n, n, float(n), float(n), 1.0, k2, k3, "")
+
+
 def joint_lower_bounds(
     candidates: Sequence[BatchSums], level: float = 0.95, statistic: Statistic = "gain"
 ) -> tuple[float, ...]:

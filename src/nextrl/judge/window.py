@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,21 @@ class Window:
         measured = self._measured()
         n = len(measured)
         return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
+
+    @property
+    def fall(self) -> float:
+        """Standard errors by which the last two steps earned less than the first ones did; 0.0 of fewer than five.
+
+        The noise of a step is taken from the differences between neighbours, which hardly see a trend.
+        """
+        measured = self._measured()
+        if len(measured) < 5:
+            return 0.0
+        first = max(2, len(measured) // 3)
+        noise = sum((a - b) ** 2 for a, b in itertools.pairwise(measured)) / 2 / (len(measured) - 1)
+        error = math.sqrt(noise * (1 / first + 1 / 2))
+        lost = sum(measured[:first]) / first - sum(measured[-2:]) / 2
+        return lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
 
     @property
     def falls(self) -> bool:

@@ -25,7 +25,6 @@ from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
 from nextrl.extrapolators import names as method_names
 from nextrl.extrapolators.alphas import candidate_alphas
-from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
@@ -41,23 +40,19 @@ FREE = ("output_dir", "report_to")
 
 
 def _controller_section() -> type[BaseModel]:
-    """A section with a key for each dial of the controller but those that `leap.every` and `leap.prompts` set."""
+    """A section with a key for each dial of the controller but the one that `leap.every` sets."""
     types = get_type_hints(ControllerConfig)
     dials: dict[str, Any] = {
         dial.name: (
             types[dial.name] | None,
-            Field(None, description=f"dial of `auto` (docs/auto.md); null: {_shown(dial.default)}"),
+            Field(None, description=f"dial of `auto` (docs/auto.md); null: {dial.default}"),
         )
         for dial in fields(ControllerConfig)
-        if dial.name not in ("every", "stages")
+        if dial.name != "every"
     }
     return create_model(
         "ControllerSection", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **dials
     )
-
-
-def _shown(default: Any) -> str:
-    return "the optimizer's own" if default is None else str(default).lower()
 
 
 ControllerSection = _controller_section()
@@ -88,7 +83,7 @@ class LeapSection(BaseModel):
     prompts: int | None = Field(
         None,
         ge=2,
-        description="most validation prompts per candidate; null: 64 for `auto`, 128 for a named method",
+        description="most validation prompts per candidate of a named method; null: 128",
     )
 
     controller: ControllerSection = ControllerSection()  # type: ignore[valid-type]  # made from the dataclass
@@ -96,8 +91,6 @@ class LeapSection(BaseModel):
     def dials(self) -> dict[str, Any]:
         """What `ControllerConfig` is built with, beside its defaults."""
         named: dict[str, Any] = {} if self.every is None else {"every": self.every}
-        if self.prompts is not None:
-            named["stages"] = stages_up_to(self.prompts)
         given: dict[str, Any] = self.controller.model_dump()  # type: ignore[attr-defined]
         return {**named, **{name: value for name, value in given.items() if value is not None}}
 
@@ -208,6 +201,10 @@ class RunConfig(BaseModel):
                 raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
         if self.leap.alpha != "auto":
             raise ValueError("leap.alpha: auto decides that itself; leave it out or name a method")
+        if self.engine == "trl" and self.leap.prompts is not None:
+            raise ValueError("leap.prompts: auto asks no validation prompts; leave it out or name a method")
+        if self.engine == "verl" and self.leap.controller != ControllerSection():
+            raise ValueError("leap.controller: a run through verl has no such dials yet; leave it out")
         try:
             ControllerConfig(**self.leap.dials())
         except InputError as error:

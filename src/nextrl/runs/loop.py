@@ -188,7 +188,7 @@ def _leaper(
     """
     seed, validation = arm.train.seed, as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
-        config = ControllerConfig(**{"every": arm.window, "stages": stages_up_to(arm.prompts), **arm.dials})
+        config = ControllerConfig(**{"every": arm.window, **arm.dials})
         return LeapCallback(policy=Auto(config), validation=validation, seed=seed)
     if arm.leap is None:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from transformers import TrainerCallback
 from trl import RLOOTrainer
 
 import trl_runs
-from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.rollouts import log_probabilities
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import searched
 from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer, weights
 
 
@@ -31,7 +30,16 @@ def leaper(every: int = 2, controller: Any = None, **options: Any) -> LeapCallba
     options = {"validation": VALIDATION, **options}
     if controller is not None:
         return LeapCallback(policy=scripted_policy(controller, every, prompts), **options)
-    return LeapCallback(every, prompts=prompts, **options)
+    return LeapCallback(policy=Searching(every=every, prompts=prompts), **options)
+
+
+class Searching(Scripted):
+    """Takes the better of staying put and going on by a window, by a paired search."""
+
+    def choose(self, window: Any, score: Any) -> Any:
+        self.windows.append(window)
+        alpha, scores = self.acceptance.choose(score, (1.0,))
+        return searched("asked", alpha, scores)
 
 
 def scripted(*answers: tuple[float, float], search: tuple[float, ...] = ()) -> Scripted:
@@ -122,8 +130,8 @@ def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(tmp_pa
         assert [h.get("my_metric") for h in run.state.log_history[:4]] == [1.0] * 4
         assert "eval" not in run._metrics or not run._metrics["eval"]
     without, with_search = traces
-    for clean, searched in zip(without, with_search, strict=True):
-        metrics, *others = searched
+    for clean, watched in zip(without, with_search, strict=True):
+        metrics, *others = watched
         metrics["train"] = {k: v for k, v in metrics["train"].items() if not k.startswith("leap/")}
         assert str((metrics, *others)) == str(clean)
 
@@ -131,7 +139,7 @@ def test_random_states_metrics_and_logs_are_as_if_nothing_had_been_scored(tmp_pa
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     ends, decisions = [], []
     for name in ("one", "two"):
-        callback = leaper(config=ControllerConfig(level=0.0), prompts=64)
+        callback = leaper(controller=scripted((2.0, 1.0), search=(0.0, 2.0)))
         run = trainer(tmp_path / name, [callback], max_steps=6)
         run.train()
         ends.append(weights(run.model))
@@ -195,7 +203,7 @@ def test_two_callbacks_in_one_trainer_are_refused(tmp_path: Path) -> None:
 
 def test_attach_adds_a_callback_that_knows_its_trainer(tmp_path: Path) -> None:
     built = trainer(tmp_path, [], max_steps=2)
-    leaps = attach(built, every=2, validation=VALIDATION, prompts=4)
+    leaps = attach(built, every=2, method="linear", horizon=2, validation=VALIDATION, prompts=4)
     built.train()
     assert [d.step for d in leaps.decisions] == [2]
     assert leaps in built.callback_handler.callbacks
@@ -213,7 +221,7 @@ def test_warm_up_and_decay_keep_their_shape(tmp_path: Path, schedule: str) -> No
 
 
 def test_a_rate_decayed_to_nothing_does_not_break_the_last_window(tmp_path: Path) -> None:
-    callback = leaper(config=ControllerConfig(level=-10.0))
+    callback = leaper()
     run = trainer(tmp_path, [callback], lr_scheduler_type="linear", max_steps=4)
     run.train()
     assert len(callback.decisions) == 2
@@ -226,8 +234,6 @@ def test_the_controller_sees_the_rate_the_window_was_trained_at(tmp_path: Path) 
     assert [w.step for w in controller.windows] == [2, 4]
     assert [w.trained for w in controller.windows] == [64, 128]
     assert all(len(w.rewards) == 2 for w in controller.windows)
-    assert controller.windows[0].persistence is None
-    assert -1.0 <= controller.windows[1].persistence <= 1.0
 
 
 def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path) -> None:
@@ -455,9 +461,9 @@ def test_candidates_share_prompts_and_random_numbers(tmp_path: Path, monkeypatch
     seen = []
 
     class Twice(Scripted):
-        def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
+        def choose(self, window: Any, score: Any) -> Any:
             seen.append((score(0.0, 0, 64), score(2.0, 0, 64), score(0.0, 0, 64)))
-            return super().step(window, score, diverge)
+            return super().choose(window, score)
 
     trainer(tmp_path, [leaper(controller=Twice([]), prompts=64)], max_steps=2, learning_rate=2e-2).train()
     first, leap, again = seen[0]
@@ -484,9 +490,8 @@ def test_a_leap_that_makes_completions_run_on_is_refused(
 
     at_rest: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
-    callback = leaper(config=ControllerConfig(screen=2.0))
+    callback = leaper()
     trainer(tmp_path / "refused", [Remember(), callback], max_steps=2).train()
-    # The first window looks forward, and an undo is never refused: where it grows longer, that is the way back.
     entry = callback.decisions[0]
     assert "refused: completions grow from 10 to 25 tokens" in entry.reason
     assert entry.alpha <= 0.0
@@ -511,7 +516,6 @@ def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path)
         assert logged[entry["step"]]["leap/alpha"] == entry["alpha"]
         assert logged[entry["step"]]["leap/lr"] == pytest.approx(entry["learning_rate"])
         assert logged[entry["step"]]["leap/cost_completions"] == entry["cost_completions"]
-    assert logged[4]["leap/persistence"] == pytest.approx(lines[1]["persistence"])
     assert lines[-1]["cost_completions"] == callback.costs.search_completions
     assert callback.costs.search_completions > 0
     per_step = 32
@@ -520,33 +524,12 @@ def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path)
     )
 
 
-def test_beta1_sets_the_zero_point_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
-    for given, expected in ((None, 0.5), (ControllerConfig(beta1=0.8), 0.8)):
-        callback = leaper(config=given)
-        trainer(tmp_path, [callback], adam_beta1=0.5, max_steps=1).train()
-        assert callback._policy._controller.config.beta1 == expected
-        assert callback._policy.every == 2
-
-
 def test_a_second_training_starts_afresh(tmp_path: Path) -> None:
     callback = leaper()
     run = trainer(tmp_path, [callback], max_steps=2)
     run.train()
     run.train()
     assert [d.step for d in callback.decisions] == [2]
-
-
-def test_the_look_at_a_window_is_on_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    displacement = LiveAdapter.displacement
-
-    def slow(self: LiveAdapter, *states: Any) -> Any:
-        time.sleep(0.2)
-        return displacement(self, *states)
-
-    monkeypatch.setattr(LiveAdapter, "displacement", slow)
-    callback = LeapCallback(policy=scripted_policy(Scripted([])), validation=VALIDATION)
-    trainer(tmp_path, [callback], max_steps=4).train()
-    assert callback.costs.search_seconds > 2 * 0.2
 
 
 def test_a_callback_of_another_trainer_leaps_in_that_one(tmp_path: Path) -> None:
@@ -572,6 +555,11 @@ def test_rloo_works_too(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": 1}, "prompts must be at least 2"),
+        ({"prompts": 64}, "auto asks no held-out prompts"),
+        (
+            {"method": "linear", "config": ControllerConfig()},
+            "the dials of auto, which method 'linear' does not",
+        ),
         ({"longest": 0.5}, "longest must be above 1"),
         ({"every": 0}, "every must be at least 1"),
     ],
@@ -585,7 +573,9 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="validation has 1 rows"):
         trainer(tmp_path, [leaper(validation=[VALIDATION[0]])]).train()
     with pytest.raises(InputError, match="the training dataset has 12 rows"):
-        trainer(tmp_path, [LeapCallback(2)], rows=as_dataset(trl_runs.TASK.examples("train")[:12])).train()
+        trainer(
+            tmp_path, [LeapCallback(2, "linear")], rows=as_dataset(trl_runs.TASK.examples("train")[:12])
+        ).train()
     plain = trl_runs.tiny.load("chain")[0]
     with pytest.raises(InputError, match="one active LoRA adapter"):
         trainer(tmp_path, [leaper()], model=plain).train()

@@ -145,11 +145,15 @@ def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(method: str, tmp_pa
 @pytest.mark.parametrize(("first", "then"), [("auto", "secant"), ("secant", "auto"), ("secant", "factors")])
 def test_a_run_goes_on_with_another_method(first: str, then: str, tmp_path: Path) -> None:
     for steps, method in ((4, first), (8, then)):
-        callback = LeapCallback(2, method, horizon=2, validation=VALIDATION, prompts=8)
+        options = {} if method == "auto" else {"horizon": 2, "validation": VALIDATION, "prompts": 8}
+        callback = LeapCallback(2, method, **options)
         trainer(tmp_path, [callback], max_steps=steps, **SAVED).train(
             resume_from_checkpoint=steps == 8 or None
         )
-    assert [(d.step, d.method) for d in callback.decisions] == [(2, first), (4, first), (6, then), (8, then)]
+    methods = {d.step: d.method for d in callback.decisions}
+    assert {method for step, method in methods.items() if step <= 4} == {first}
+    assert {method for step, method in methods.items() if step > 4} == {then}
+    assert max(methods) >= 7
 
 
 @pytest.mark.parametrize(

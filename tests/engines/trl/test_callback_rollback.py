@@ -108,7 +108,7 @@ def test_a_leap_that_leaves_the_policy_is_refused_whatever_its_reward(
     seen: list[float] = []
 
     class Asks(Scripted):
-        def step(self, window: Any, score: Any, diverge: Any, *rest: Any) -> Any:
+        def choose(self, window: Any, score: Any) -> Any:
             from nextrl.judge.paired_search import Refused
 
             score(0.0, 0, 16)
@@ -118,7 +118,7 @@ def test_a_leap_that_leaves_the_policy_is_refused_whatever_its_reward(
                 except Refused as refusal:
                     seen.append(alpha)
                     reasons.append(refusal.reason)
-            return super().step(window, score, diverge)
+            return super().choose(window, score)
 
     reasons: list[str] = []
     callback = LeapCallback(

@@ -14,9 +14,9 @@ from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.scoring import TransformersScorer
+from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.engines.verl.segments import VerlRun
 from nextrl.errors import InputError
-from nextrl.judge.controller_config import ControllerConfig
 from nextrl.tasks import base
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import adam_persistence
@@ -74,7 +74,7 @@ def run(out, scorer=None, every=2, **changes):
     return VerlRun(
         settings(**changes),
         out,
-        controller=ControllerConfig(every=every, stages=(4, 8)),
+        controller=SegmentConfig(every=every, stages=(4, 8)),
         scorer=scorer or FakeScorer(),
         command=STUB,
     )
@@ -272,7 +272,7 @@ def test_a_command_that_is_not_there(tmp_path):
 
 
 def test_the_plan_shows_the_command_and_writes_nothing(tmp_path):
-    plan = VerlRun(settings(), tmp_path / "run", controller=ControllerConfig(every=2)).plan()
+    plan = VerlRun(settings(), tmp_path / "run", controller=SegmentConfig(every=2)).plan()
     assert "-m verl.trainer.main_ppo" in plan
     assert "algorithm.adv_estimator=grpo" in plan
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.memory import Memory
-from nextrl.engines.trl.rollback import Snapshot, read_moments, whole, write_moments
+from nextrl.engines.trl.rollback import Moments, Snapshot, read_moments, whole, write_moments
 from nextrl.engines.trl.rollouts import set_rate_factor
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import Decision
@@ -53,11 +53,11 @@ class LiveRun:
         return float(getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]["lr"])
 
     @property
-    def beta1(self) -> float:
-        """Memory of the optimizer's first moment: Adam's beta1, SGD's momentum, 0 where there is none."""
-        group = getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]
-        betas = group.get("betas")
-        return float(betas[0] if betas else group.get("momentum", 0.0))
+    def share(self) -> float:
+        """The present rate as a share of the one that the schedule (its warm-up, its decay) began from."""
+        scheduler = getattr(self.scheduler, "scheduler", self.scheduler)
+        full = getattr(scheduler, "base_lrs", [self.rate])[0]
+        return self.rate / float(full) if full else 1.0
 
     @property
     def completions_per_step(self) -> int:
@@ -127,7 +127,23 @@ def take_back(run: LiveRun, memory: Memory, before: Snapshot, window: Window) ->
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
     why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
-    return Decision(0.0, 1.0, f"{why}: rolled back", None, {}, 0)
+    return Decision(0.0, 1.0, f"{why}: rolled back", {}, 0)
+
+
+def go_back(run: LiveRun, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
+    """Take back a step or a window: the adapter and the moments as they were, at another rate.
+
+    Args:
+        start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.
+    """
+    apply_leap(run, start)
+    write_moments(run.optimizer, moments)
+    scale_rate(run, memory, decision.rate_factor)
+
+
+def moments_of(run: LiveRun) -> Moments:
+    """A copy of the optimizer's state; empty where each process holds but pieces of parameters."""
+    return read_moments(run.optimizer) if whole(run.adapter.parameters) else []
 
 
 def scale_rate(run: LiveRun, memory: Memory, factor: float) -> None:

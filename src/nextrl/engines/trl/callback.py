@@ -28,6 +28,7 @@ from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.policies import Policy, policy_of
 from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
@@ -130,13 +131,16 @@ class LeapCallback(TrainerCallback):
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
             )
         rows: Sequence[Row] = []
-        if self._policy.searches:
+        if self._policy.searches or not Seam(trainer).generates:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
+        elif self._validation is not None:
+            log.warning("validation= is not used: auto judges by the completions that training samples")
+        adapter, ranks = LiveAdapter(kwargs["model"]), Ranks(trainer.accelerator)
         run = LiveRun(
             trainer,
-            LiveAdapter(kwargs["model"]),
-            Ranks(trainer.accelerator),
-            instruments(trainer, rows),
+            adapter,
+            ranks,
+            instruments(trainer, rows, adapter, ranks),
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
@@ -154,16 +158,13 @@ class LeapCallback(TrainerCallback):
         """Decide what waited for a checkpoint; note the rate that the step is taken at."""
         session = self._running()
         session.checkpoint_is_there(state.global_step)
-        session.step_begins()
-        if self._policy.listens and self._policy.ends_window(state.global_step + 1):
-            session.run.tools.distance.listen()
+        session.step_begins(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the step's reward; at the end of a window decide and act."""
         session = self._running()
-        session.run.tools.distance.stop()
         session.step_ended(state.global_step)
         if session.memory.waiting:
             control.should_save = True
@@ -198,7 +199,7 @@ class LeapCallback(TrainerCallback):
         kept.waiting = self._policy.waits_for_checkpoint(step)
         if kept.waiting:  # A leap at this very step, from the checkpoint of another run, needs nothing more.
             return
-        kept.partial = step % self._policy.every != 0
+        kept.partial = not self._policy.undoes and step % self._policy.every != 0
         why = "was saved with windows of another length"
         if not known:
             why = (

@@ -16,8 +16,6 @@ DECISIONS = "nextrl_decisions.jsonl"
 _LOGGED = {
     "alpha": "leap/alpha",
     "learning_rate": "leap/lr",
-    "persistence": "leap/persistence",
-    "excess": "leap/excess_persistence",
     "divergence": "leap/divergence",
     "cost_completions": "leap/cost_completions",
     "saved_steps_estimate": "leap/saved_steps_estimate",

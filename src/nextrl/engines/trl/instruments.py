@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.trl.divergence import RolloutDivergence
-from nextrl.engines.trl.likelihood import HeldOutLikelihood, TextDivergence
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.fresh_rollouts import FreshRollouts
+from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 
-_COMPLETIONS, _TEXTS = 24, 32  # that a divergence is measured on
+_TEXTS = 32  # that other weights are judged on
 
 
 @dataclass(frozen=True)
@@ -22,27 +24,28 @@ class Instruments:
     Attributes:
         rollouts: scores held-out rows.
         rewards: reads the training reward of each step.
-        distance: how far other weights move the policy.
+        fresh: judges other weights on what the latest step was trained on.
     """
 
     rollouts: TrainerRollouts | HeldOutLikelihood
     rewards: RewardMeter
-    distance: RolloutDivergence
+    fresh: FreshRollouts | FreshTexts
 
 
-def instruments(trainer: Any, rows: Sequence[Row]) -> Instruments:
+def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveAdapter, ranks: Ranks) -> Instruments:
     """The instruments for a trainer: likelihood for SFT, rollouts for the rest.
 
     Args:
         trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer.
         rows: held-out rows.
+        adapter: what candidates are written into.
+        ranks: the run's processes.
 
     Raises:
         InputError: it is another trainer, not as TRL's was read (`seam.check`), or its rollouts need an environment.
     """
     if not Seam(trainer).generates:
-        texts = TextDivergence(trainer, [rows[i] for i in range(min(len(rows), _TEXTS))])
+        texts = FreshTexts(trainer, adapter, [rows[i] for i in range(min(len(rows), _TEXTS))])
         return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
-    return Instruments(
-        TrainerRollouts(trainer), RewardMeter(trainer), RolloutDivergence(trainer, _COMPLETIONS)
-    )
+    fresh = FreshRollouts(trainer, adapter, ranks)
+    return Instruments(TrainerRollouts(trainer), RewardMeter(trainer), fresh)

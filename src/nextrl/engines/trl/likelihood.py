@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import Row
+from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
+from nextrl.judge.fresh_batch import BatchGain, likelihood_gain
 from nextrl.tasks.evaluate import inference
 
 
@@ -63,32 +64,45 @@ class HeldOutLikelihood:
         """Nothing is sampled before a leap."""
 
 
-class TextDivergence(RolloutDivergence):
-    """How far other weights would move the policy on fixed texts, which need not be its own samples.
+class FreshTexts:
+    """Judges other weights on held-out texts, as `FreshRollouts` does on rollouts.
 
     Args:
         trainer: TRL's SFTTrainer.
-        rows: held-out rows.
+        adapter: what candidates are written into; it is left as it was.
+        rows: held-out rows. Every process measures all of them.
     """
 
-    def __init__(self, trainer: Any, rows: Sequence[Row]) -> None:
-        super().__init__(trainer, len(rows))
-        self._texts = rows
+    def __init__(self, trainer: Any, adapter: LiveAdapter, rows: Sequence[Row]) -> None:
+        self._trainer, self._adapter, self._texts = trainer, adapter, rows
 
-    def anchor(self) -> bool:
-        """Take the present weights as the current policy."""
-        self._current = self.read()
-        return True
+    def listen(self) -> None:
+        """Nothing: texts are the same at every step."""
 
-    def read(self) -> Tensor:
-        """(tokens,) float32: log-probabilities of all trained tokens. Every process measures all of the rows."""
-        return torch.cat([logps[mask] for logps, mask in log_probabilities(self._trainer, self._texts)])
+    def stop(self) -> None:
+        """Nothing."""
 
-    def divergence(self, candidate: Tensor) -> float:
-        """Mean over trained tokens of `log(p_candidate / p_current)^2 / 2`, as on rollouts, nats per token."""
-        if self._current is None:
-            return math.nan
-        return float((candidate - self._current).square().sum()) / 2 / max(1, len(candidate))
+    def moved(self, anchor: State) -> float:
+        """Divergence between the anchor and the present weights, nats per token (`log(p_now / p_anchor)^2 / 2`)."""
+        pairs = list(zip(self._read(None), self._read(anchor), strict=True))
+        nats = sum(float((now - before).square().sum()) / 2 for (now, _), (before, _) in pairs)
+        return nats / max(1, sum(int(mask.sum()) for (_, mask), _ in pairs))
+
+    def gain(self, anchor: State, candidate: State) -> BatchGain:
+        """How much more likely the candidate makes the texts than the anchor does, in nats per text."""
+        pairs = list(zip(self._read(candidate), self._read(anchor), strict=True))
+        length = max(len(mask) for (_, mask), _ in pairs)
+        ratios, masks = (torch.zeros(len(pairs), length) for _ in range(2))
+        for row, ((now, mask), (before, _)) in enumerate(pairs):
+            ratios[row, : len(mask)], masks[row, : len(mask)] = (now - before).cpu(), mask.cpu()
+        return likelihood_gain(ratios, masks)
+
+    def _read(self, state: State | None) -> list[tuple[Tensor, Tensor]]:
+        """(log-probabilities, mask) of each text, under other weights or the present ones."""
+        if state is None:
+            return list(log_probabilities(self._trainer, self._texts))
+        with self._adapter.holding(state):
+            return list(log_probabilities(self._trainer, self._texts))
 
 
 def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:

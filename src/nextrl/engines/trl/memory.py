@@ -1,8 +1,8 @@
 """What `LeapCallback` remembers between windows, and how it lies in a trainer's checkpoint.
 
 Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, in their
-own dtype), the previous window's displacement (left (m, q) and right (n, q) of each module), the run before the last
-leap where it may still be taken back, and the checkpoints that a named method is fitted on; `nextrl_state.json` holds
+own dtype), the optimizer's moments there where the policy may undo a window, the run before the last leap where it may
+still be taken back, and the checkpoints that a named method is fitted on; `nextrl_state.json` holds
 the rest and the first file's checksum, and is written last, so that a checkpoint has either a whole state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
@@ -26,11 +26,10 @@ from nextrl.engines.live_adapter import State
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.engines.trl.rollback import Moments, Snapshot
 from nextrl.errors import InputError
-from nextrl.trajectory.lowrank import LowRank
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
-VERSION = 4
+VERSION = 5
 
 
 @dataclass
@@ -39,7 +38,8 @@ class Memory:
 
     Attributes:
         start: the adapter's factors where the window began.
-        previous: displacement of the window before, by module in the adapter's order; None before the second.
+        moments: the optimizer's state where the window began; empty where no window is ever undone.
+        began: the step where it began.
         rewards: training reward of each step of the window so far.
         rate: highest learning rate that the window was trained at so far.
         offset: validation rows used up by earlier searches.
@@ -51,7 +51,8 @@ class Memory:
     """
 
     start: State
-    previous: list[LowRank] | None = None
+    moments: Moments = field(default_factory=list)
+    began: int = 0
     rewards: list[float] = field(default_factory=list)
     rate: float = 0.0
     offset: int = 0
@@ -65,8 +66,8 @@ class Memory:
 def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     """Save a memory and other JSON-ready values into a checkpoint's folder, each file atomically."""
     tensors: dict[str, Tensor] = {f"start/{name}": t for name, t in memory.start.items()}
-    for index, delta in enumerate(memory.previous or []):
-        tensors[f"previous/{index}/left"], tensors[f"previous/{index}/right"] = delta.left, delta.right
+    moments, more = _split_moments(memory.moments, "start_moments")
+    tensors |= more
     for index, state in enumerate(memory.history.states):
         tensors |= {f"history/{index}/{name}": t for name, t in state.items()}
     snapshot, more = _split_snapshot(memory.snapshot)
@@ -80,7 +81,8 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
         "factor": memory.factor,
         "partial": memory.partial,
         "waiting": memory.waiting,
-        "previous": None if memory.previous is None else len(memory.previous),
+        "moments": moments,
+        "began": memory.began,
         "snapshot": snapshot,
         "history": {"steps": memory.history.steps, "rewards": list(memory.history.rewards.items())},
     }
@@ -150,17 +152,12 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
 
 def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
     device = next(iter(like.values())).device
-    previous = None
-    if window["previous"] is not None:
-        previous = [
-            LowRank(*(tensors[f"previous/{i}/{side}"].to(device, copy=True) for side in ("left", "right")))
-            for i in range(window["previous"])
-        ]
     steps = [int(step) for step in window["history"]["steps"]]
     states = [_as_live(_named(tensors, f"history/{i}/", device), like) for i in range(len(steps))]
     return Memory(
         _as_live(_named(tensors, "start/", device), like),
-        previous,
+        _joined_moments(window["moments"], tensors, "start_moments"),
+        window["began"],
         list(window["rewards"]),
         window["rate"],
         window["offset"],
@@ -186,11 +183,8 @@ def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, d
     """A snapshot as JSON-ready numbers and tensors by name."""
     if snapshot is None:
         return None, {}
-    tensors = {f"before/{name}": t for name, t in snapshot.state.items()}
-    numbers: list[dict[str, Any]] = []
-    for index, moments in enumerate(snapshot.moments):
-        tensors |= {f"moments/{index}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
-        numbers.append({k: v for k, v in moments.items() if not isinstance(v, Tensor)})
+    numbers, tensors = _split_moments(snapshot.moments, "moments")
+    tensors |= {f"before/{name}": t for name, t in snapshot.state.items()}
     plain = ("step", "alpha", "steps", "factor", "reward", "variance")
     return {"moments": numbers, **{name: getattr(snapshot, name) for name in plain}}, tensors
 
@@ -200,11 +194,23 @@ def _joined_snapshot(
 ) -> Snapshot | None:
     if values is None:
         return None
-    # On the CPU: an optimizer's step counts lie there, and copying back finds each tensor's own device.
-    moments: Moments = [
-        {**numbers, **_named(tensors, f"moments/{i}/", "cpu")} for i, numbers in enumerate(values["moments"])
-    ]
+    moments = _joined_moments(values["moments"], tensors, "moments")
     rest = {name: value for name, value in values.items() if name != "moments"}
     device = next(iter(like.values())).device
     state = _as_live(_named(tensors, "before/", device), like)
     return Snapshot(state=state, moments=moments, **rest)
+
+
+def _split_moments(moments: Moments, prefix: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Moments as JSON-ready numbers, one dict per parameter, and tensors by name."""
+    numbers: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for index, kept in enumerate(moments):
+        tensors |= {f"{prefix}/{index}/{k}": v for k, v in kept.items() if isinstance(v, Tensor)}
+        numbers.append({k: v for k, v in kept.items() if not isinstance(v, Tensor)})
+    return numbers, tensors
+
+
+def _joined_moments(numbers: list[dict[str, Any]], tensors: dict[str, Tensor], prefix: str) -> Moments:
+    # On the CPU: an optimizer's step counts lie there, and copying back finds each tensor's own device.
+    return [{**kept, **_named(tensors, f"{prefix}/{i}/", "cpu")} for i, kept in enumerate(numbers)]

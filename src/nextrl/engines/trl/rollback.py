@@ -2,8 +2,7 @@
 
 Held-out prompts accept a leap; the next window of training can still show that it was none. A rollback costs no
 completions: it restores the adapter, the learning rate and Adam's moments as they were, and the window that showed it
-is lost. The controller's own undo is another thing: it goes back by one window, from where the run is, and only where
-held-out prompts say so.
+is lost. `auto` takes back steps and windows with the same two functions for moments.
 """
 
 from __future__ import annotations
@@ -82,10 +81,14 @@ def read_moments(optimizer: Any) -> Moments:
 
 @torch.no_grad()
 def write_moments(optimizer: Any, moments: Moments) -> None:
-    """Put a copy back, in place, so that whoever holds the tensors keeps holding them."""
+    """Put a copy back, in place: whoever holds the tensors keeps holding them; an empty list changes nothing."""
+    if not moments:
+        return
     inner = getattr(optimizer, "optimizer", optimizer)
     for p, kept in zip(parameters(optimizer), moments, strict=True):
         now = inner.state[p]
+        if not kept:  # it had taken no step yet, and makes its state anew at the next one
+            now.clear()
         for name, value in kept.items():
             if isinstance(value, Tensor) and isinstance(now.get(name), Tensor):
                 now[name].copy_(value)

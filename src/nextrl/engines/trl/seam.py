@@ -99,6 +99,8 @@ GENERATING: tuple[Method | Attribute, ...] = (
     Method("_calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list")),
     PER_TOKEN,
     Attribute("_buffered_inputs"),
+    Attribute("_step"),
+    Attribute("num_iterations"),
     *map(Attribute, _WRITTEN_BY_SCORING),
     Attribute("reward_weights"),
     Attribute("num_generations_eval"),
@@ -242,6 +244,13 @@ class Seam:
             if missing := [part for part in _ROLLOUT_PARTS if part not in batch]:
                 raise _changed(self.trainer, f"holds rollouts without {missing[0]}")
         return list(buffered)
+
+    @property
+    def samples_next(self) -> bool:
+        """Whether the optimizer step to come begins with fresh rollouts, all sampled at the present weights."""
+        trainer = self.trainer
+        batches = trainer.args.steps_per_generation * trainer.num_iterations
+        return trainer._buffered_inputs is None or trainer._step % batches == 0
 
     def drop_buffered_rollouts(self) -> None:
         """Forget the rollouts that the trainer holds: it samples anew at its next step."""

@@ -1,15 +1,18 @@
 """One training run under `LeapCallback`: its windows from beginning to end, and the account of what they cost.
 
-`Session` lives from the first step of a run to its last. At the end of a window it looks at what is free, takes the
-last leap back or has the policy decide, carries the decision out, and writes it down. The policy says when windows
-end; the callback says which event of the trainer that is.
+`Session` lives from the first step of a run to its last. At the end of a window it takes the last leap back or has the
+policy decide, carries the decision out, and writes it down. The policy says when windows end; the callback says which
+event of the trainer that is.
+
+A named method is asked at a window's end. `auto` is asked one step later, when the rollouts that were sampled at the
+window's end are there: the window ended where that step began.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,27 @@ from nextrl.engines.trl import apply_leap, decision_log
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
-from nextrl.engines.trl.rollback import Snapshot
+from nextrl.engines.trl.rollback import Moments, Snapshot
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
-from nextrl.trajectory.lowrank import cosine
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The run where a step began.
+
+    Attributes:
+        state, moments: the adapter's factors and the optimizer's state.
+        share: the step's rate as a share of what the schedule began from.
+        ends_window: whether a window ended here, which the step's rollouts judge.
+    """
+
+    state: State
+    moments: Moments
+    share: float
+    ends_window: bool
 
 
 class Session:
@@ -62,12 +80,14 @@ class Session:
         self.run, self.policy, self.rows = run, policy, rows
         self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
-        policy.begin(run.beta1, len(rows))
+        policy.begin(len(rows))
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
         self.decisions: list[DecisionRecord] = []
         self.costs = Costs()
         self.memory = Memory(run.adapter.read())
+        self._begin_window(step)
         self.memory.history.most = keep
+        self._watched: _Beginning | None = None
         self._begin_history(step)
 
     def state(self) -> dict[str, Any]:
@@ -93,26 +113,88 @@ class Session:
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
         self.run.tools.rollouts.completions = self.costs.search_completions
 
-    def step_begins(self) -> None:
-        """Note the rate that a step is taken at."""
-        self.memory.rate = max(self.memory.rate, self.run.rate)
+    def step_begins(self, step: int) -> None:
+        """Note the rate that the step after `step` is taken at, and listen to it where the policy will ask about it."""
+        run, policy = self.run, self.policy
+        self.memory.rate = max(self.memory.rate, run.rate)
+        window = self._window(step, self.memory.rewards)
+        ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
+        self._watched = None
+        if ends or policy.checks(step + 1):
+            self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.share, ends)
+            run.tools.fresh.listen()
+
+    def _fresh(self) -> bool:
+        return not self.run.seam.generates or self.run.seam.samples_next
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
+        self.run.tools.fresh.stop()
         self.memory.rewards.append(self.run.tools.rewards.new())
         self.run.check_delivery()
-        if not self.policy.ends_window(step):
-            return
-        if self.memory.partial:
-            self._begin_window()
-            self._begin_history(step)
-        else:
-            self._end_window(step)
+        if self._watched is not None:
+            self._judge(step, self._watched)
+        elif not self.policy.undoes:
+            window = self._window(step, self.memory.rewards)
+            if self.policy.ends_window(window, self.memory.began, True):
+                self._end_window(window)
 
-    def _end_window(self, step: int) -> None:
+    def _judge(self, step: int, before: _Beginning) -> None:
+        """Decide on the step just taken, and on the window that ended where it began."""
+        began = time.perf_counter()
+        # The latest reward is that of the weights at which the window ended.
+        view = self._view(self._window(step - 1, self.memory.rewards), before.state)
+        decision = self.policy.decide_step(view, step, before.share) if self.policy.checks(step) else None
+        if decision is not None:
+            self._carry_out(decision, view, before, step, began)
+        elif before.ends_window:
+            decision, _ = self.policy.decide(view)
+            self._carry_out(decision, view, before, step, began)
+        else:
+            self.costs.search_seconds += time.perf_counter() - began
+
+    def _carry_out(self, decision: Decision, view: View, before: _Beginning, step: int, began: float) -> None:
+        """Take back what the decision says, scale the rate, and begin the next window."""
+        acted = self._allowed(decision)
+        if acted.back == "step":
+            apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
+        elif acted.back == "window":
+            apply_leap.go_back(self.run, self.memory, acted, self.memory.start, self.memory.moments)
+        else:
+            apply_leap.scale_rate(self.run, self.memory, acted.rate_factor)
+        tiled = acted.rate_factor == 1.0 and not acted.back
+        undone = view.window.step - self.memory.began if acted.back == "window" else 0
+        self.costs.leapt_steps -= undone + 1 if acted.back else 0
+        latest = self.memory.rewards[-1]
+        window = replace(view.window, step=step)
+        self._close(window, acted, began, moved_by=0.0 if acted.back else None)
+        if tiled:  # the next window begins where this one ended, before the step just taken
+            kept = self.memory
+            kept.start, kept.moments, kept.began, kept.rewards = (
+                before.state,
+                before.moments,
+                step - 1,
+                [latest],
+            )
+
+    def _allowed(self, decision: Decision) -> Decision:
+        """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
+        moves = self._leaps
+        return replace(
+            decision,
+            alpha=decision.alpha if moves else 0.0,
+            back=decision.back if moves else "",
+            rate_factor=decision.rate_factor if self._adapt_lr else 1.0,
+        )
+
+    def _end_window(self, window: Window) -> None:
         """Take the last leap back, or have the policy decide; now, or once the checkpoint is there."""
+        step = window.step
+        if self.memory.partial:
+            self._begin_window(step)
+            self._begin_history(step)
+            return
         began, end = time.perf_counter(), self.run.adapter.read()
-        window, moved = self._look(step, end)
         before, self.memory.snapshot = self.memory.snapshot, None
         fell = before is not None and self.run.ranks.once(
             partial(before.fell, window, self.policy.fall, self.policy.fall_errors)
@@ -122,41 +204,36 @@ class Session:
         elif self.policy.waits_for_checkpoint(step):
             self.memory.waiting = True
         else:
-            self._decide(window, moved, end, began)
+            self._decide(window, end, began)
 
     def checkpoint_is_there(self, step: int) -> None:
         """Decide what waited for the checkpoint of this step; nothing where nothing did."""
         if self.memory.waiting:
             began, self.memory.waiting, end = time.perf_counter(), False, self.run.adapter.read()
-            decision = self._decide(*self._look(step, end), end, began)
+            decision = self._decide(self._window(step, self.memory.rewards), end, began)
             if decision.alpha and self._on_leap is not None:
                 self._on_leap(step, self.run.trainer.model, self.run.optimizer)
 
-    def _look(self, step: int, end: State) -> tuple[Window, Any]:
-        """What the window shows for free, and its displacement."""
-        kept = self.memory
-        moved = self.run.adapter.displacement(kept.start, end)
-        persistence = None if kept.previous is None else cosine(moved, kept.previous)
-        trained = step * self.run.completions_per_step
-        return Window(step, persistence, tuple(kept.rewards), kept.rate, trained), moved
+    def _window(self, step: int, rewards: Sequence[float]) -> Window:
+        """What the window shows for free."""
+        return Window(step, None, tuple(rewards), self.memory.rate, step * self.run.completions_per_step)
 
-    def _decide(self, window: Window, moved: Any, end: State, began: float) -> Decision:
+    def _view(self, window: Window, end: State) -> View:
+        kept, run = self.memory, self.run
+        return View(
+            window, kept.start, end, kept.history, run.adapter, run.ranks,
+            partial(self._scorer, end, window.step),
+            partial(run.tools.fresh.gain, end),
+            partial(run.tools.fresh.moved, end),
+        )  # fmt: skip
+
+    def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""
         kept = self.memory
-        kept.previous = moved
-        view = View(
-            window, kept.start, end, kept.history, self.run.adapter, self.run.ranks,
-            partial(self._scorer, end, window.step),
-            lambda candidate: self.scores.distances(candidate, end, self.run.tools.distance),
-        )  # fmt: skip
-        decision, candidate = self.policy.decide(view)
+        decision, candidate = self.policy.decide(self._view(window, end))
         if decision.completions:
             kept.offset += self.policy.acceptance.prompts
-        acted = replace(
-            decision,
-            alpha=decision.alpha if self._leaps else 0.0,
-            rate_factor=decision.rate_factor if self._adapt_lr else 1.0,
-        )
+        acted = self._allowed(decision)
         steps = acted.alpha * self.policy.steps_of_one
         apply_leap.carry_out(self.run, kept, acted, candidate, window, steps, self._rollback)
         self.costs.leapt_steps += steps
@@ -197,7 +274,7 @@ class Session:
         if moved_by is not None:
             self.policy.moved(window.step, moved_by)
             self._begin_history(window.step)
-        self._begin_window()
+        self._begin_window(window.step)
         run.tools.rewards.mark()
         costs.search_completions = run.tools.rollouts.completions
         costs.search_seconds += time.perf_counter() - began
@@ -206,9 +283,8 @@ class Session:
             step=window.step,
             method=self.policy.method,
             learning_rate=run.rate,
-            persistence=window.persistence,
             reward=window.reward,
-            divergences=self.scores.divergences if decision.completions else {},
+            **({"divergences": self.scores.divergences} if decision.completions else {}),
             cost_completions=costs.search_completions,
             saved_steps_estimate=costs.saved_steps(run.completions_per_step),
             rolled_back=taken_back,
@@ -218,9 +294,10 @@ class Session:
         if run.trainer.args.should_save:
             decision_log.append(Path(run.trainer.args.output_dir), record)
 
-    def _begin_window(self) -> None:
+    def _begin_window(self, step: int) -> None:
         kept = self.memory
         kept.start, kept.rewards, kept.rate, kept.partial = self.run.adapter.read(), [], 0.0, False
+        kept.began, kept.moments = step, apply_leap.moments_of(self.run) if self.policy.undoes else []
 
     def _begin_history(self, step: int) -> None:
         if self.policy.keeps_history:

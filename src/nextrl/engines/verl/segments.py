@@ -39,10 +39,10 @@ from nextrl.engines.verl import (
 from nextrl.engines.verl.config import Segment, VerlSettings
 from nextrl.engines.verl.data import plain_template, tokenizer, write_data
 from nextrl.engines.verl.scoring import Scorer, TransformersScorer
+from nextrl.engines.verl.segment_config import SegmentConfig
+from nextrl.engines.verl.segment_controller import SegmentController
 from nextrl.engines.verl.state import Leg, RunState
 from nextrl.errors import InputError
-from nextrl.judge.controller import Controller
-from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.paired_search import SEED_STRIDE
 from nextrl.judge.window import Window
@@ -72,7 +72,7 @@ class VerlRun:
         settings: VerlSettings,
         out: Path,
         *,
-        controller: ControllerConfig | None = None,
+        controller: SegmentConfig | None = None,
         scorer: Scorer | None = None,
         command: Sequence[str] = verl_process.COMMAND,
         merger: Sequence[str] = verl_adapters.MERGER,
@@ -84,7 +84,7 @@ class VerlRun:
                 f"engine verl: algorithm is {settings.algorithm}, train.algorithm another: set one"
             )
         self._settings, self._out = settings, out.resolve()
-        self._config = controller or ControllerConfig()
+        self._config = controller or SegmentConfig()
         self._task = base.get(settings.task)
         self._length = settings.train.max_completion_length or self._task.max_completion_length
         self._scorer = scorer or TransformersScorer(self._task, self._length, settings.train.temperature)
@@ -207,7 +207,7 @@ class VerlRun:
         traj = self._window(leg, start, stop)
         measured, persistence = self._persistence(state, traj, fresh=start == leg.begins)
         window = Window(stop, persistence, self._rewards(leg, start, stop), leg.rate, self._trained(stop))
-        controller = Controller(self._config)
+        controller = SegmentController(self._config)
         if state.controller is not None:
             controller.restore(state.controller)
         decision = self._decide(controller, window, state, traj)
@@ -246,7 +246,9 @@ class VerlRun:
     def _trained(self, step: int) -> int:
         return step * self._settings.train.completions_per_step
 
-    def _decide(self, controller: Controller, window: Window, state: RunState, traj: Trajectory) -> Decision:
+    def _decide(
+        self, controller: SegmentController, window: Window, state: RunState, traj: Trajectory
+    ) -> Decision:
         """The controller's decision, with candidates written to a scratch folder and looked at there."""
         held_out, count = self._task.examples("validation"), self._config.stages[-1]
         examples = [held_out[(state.rows + i) % len(held_out)] for i in range(count)]

@@ -18,11 +18,11 @@ from markupsafe import Markup
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import InputError
-from nextrl.judge.regime import MEANING, OSCILLATES
+from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.nested import dotted
 from nextrl.runs.report import rows
 from nextrl.runs.report.arms import read_arms, written
-from nextrl.runs.report.charts import auto_acts, chart_data, embed
+from nextrl.runs.report.charts import chart_data, embed
 from nextrl.runs.result import Result
 from nextrl.version import VERSION
 
@@ -80,7 +80,6 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
     charged, free = rows.costs(result, arms)
     regime, advice = written(result.regime), written(result.advice)
     data = chart_data(result, arms)
-    leaps_above, back_below = auto_acts()
     return {
         "single": rows.evaluations(arms[0]) if result.single else None,
         "task": written(result.task) or "run",
@@ -100,8 +99,7 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
         "has": {key: bool(data[key]) for key in ("leaps", "persistence", "excess")}
         | {"sigma": bool(data["sigma"]["modules"]), "rate": any(a.last("learning_rate") for a in arms)},
         "oscillates": rows.fixed(OSCILLATES, 2),
-        "leaps_above": rows.fixed(leaps_above, 2),
-        "back_below": rows.fixed(back_below, 1),
+        "signal": rows.fixed(SIGNAL, 2),
         "data": Markup(embed(data)),
         "style": _source(environment, "report.css"),
         "script": _source(environment, "chart.js") + _source(environment, "report.js"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.regime import OSCILLATES, SIGNAL
 from nextrl.runs.report.arms import GROUPS, Arm, written
 from nextrl.runs.result import LeapEntry, Result, TrajectoryFigures
 
@@ -16,7 +16,7 @@ _PALETTE = 7
 
 
 def chart_data(result: Result, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Arms, target, leaps, sigma, persistence, excess and where auto acts on it, ready for `report.js`."""
+    """Arms, target, leaps, sigma, persistence, excess and what regimes begin at, ready for `report.js`."""
     figures = result.trajectory
     return {
         "target": _float(result.target),
@@ -28,14 +28,8 @@ def chart_data(result: Result, arms: Sequence[Arm]) -> dict[str, Any]:
         "persistence": _windows(figures.persistence, {w: figures.zero.get(w) for w in figures.persistence}),
         # The zero point of an excess is 0 by definition.
         "excess": _windows(figures.excess, dict.fromkeys(figures.excess, 0.0)),
-        "guides": list(auto_acts()),
+        "guides": [SIGNAL, OSCILLATES],
     }
-
-
-def auto_acts() -> tuple[float, float]:
-    """Excess above which `auto` looks for a leap, and below which it looks for a step back."""
-    dials = ControllerConfig()
-    return dials.screen, dials.oscillates
 
 
 def embed(value: Any) -> str:

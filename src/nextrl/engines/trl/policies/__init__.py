@@ -16,6 +16,7 @@ from nextrl.engines.trl.policies.base import Policy, View
 from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.regime import DEFAULT_WINDOW
 
 __all__ = ["AtSteps", "Auto", "Policy", "View", "policy_of"]
 
@@ -38,22 +39,21 @@ def policy_of(
     """
     if prompts is not None and prompts < 2:
         raise InputError(f"prompts must be at least 2 to compare candidates, not {prompts}")
-    if method == "auto" and (at is not None or alpha is not None):
-        raise InputError("at= and alpha= belong to a named method: auto decides both by itself")
-    config = config or ControllerConfig()
-    config = config if every is None else replace(config, every=every)
-    if prompts is not None:
-        config = replace(config, stages=stages_up_to(prompts))
     if method == "auto":
-        return Auto(config)
+        if at is not None or alpha is not None:
+            raise InputError("at= and alpha= belong to a named method: auto decides by itself")
+        if prompts is not None:
+            raise InputError("prompts= belongs to a named method: auto asks no held-out prompts")
+        config = config or ControllerConfig()
+        return Auto(config if every is None else replace(config, every=every))
+    if config is not None:
+        raise InputError(f"config= holds the dials of auto, which method '{method}' does not have")
     return AtSteps(
         method,
         horizon,
         alpha=alpha,
         alphas=alphas,
         at=at,
-        every=config.every,
-        acceptance=Acceptance(config.stages, config.level),
-        fall=config.fall,
-        fall_errors=config.fall_errors,
+        every=DEFAULT_WINDOW if every is None else every,
+        acceptance=Acceptance() if prompts is None else Acceptance(stages_up_to(prompts)),
     )

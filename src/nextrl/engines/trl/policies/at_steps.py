@@ -17,13 +17,16 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS
 from nextrl.judge.acceptance import Acceptance
-from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
+from nextrl.judge.window import Window
 from nextrl.leaps.leap import DEFAULT_HORIZON, Leap, leap
 from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
+
+FALL, FALL_ERRORS = 0.08, 2.5
+"""Fall of the mean reward after a leap, in its own units and in standard errors, that takes the leap back."""
 
 PATIENCE = 8  # most windows without a search after searches in which staying put won
 
@@ -62,8 +65,8 @@ class AtSteps:
         acceptance: Acceptance | None = None,
         disk: DiskHistory | None = None,
         seed: int = 0,
-        fall: float = ControllerConfig.fall,
-        fall_errors: float = ControllerConfig.fall_errors,
+        fall: float = FALL,
+        fall_errors: float = FALL_ERRORS,
     ) -> None:
         if horizon < 1:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
@@ -75,7 +78,7 @@ class AtSteps:
         self._alpha = None if alpha is None else check_alpha(alpha)
         self._alphas = tuple(check_alpha(a) for a in alphas)
         self._windows, self.every = every is not None, every or 1
-        self.searches, self.keeps_history, self.listens = alpha is None, disk is None, False
+        self.searches, self.keeps_history, self.undoes = alpha is None, disk is None, False
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
         self._disk, self._seed = disk, seed
         self.fall, self.fall_errors = fall, fall_errors
@@ -87,16 +90,23 @@ class AtSteps:
         """The horizon."""
         return self._horizon
 
-    def begin(self, beta1: float, rows: int) -> None:
+    def begin(self, rows: int) -> None:
         """Forget earlier searches and leaps."""
         self.acceptance = self._given.within(rows) if self.searches else self._given
         self._fruitless = self._wait = 0
         if self._disk is not None:
             self._disk.begin()
 
-    def ends_window(self, step: int) -> bool:
+    def checks(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def decide_step(self, view: View, step: int, share: float) -> None:
+        """Nothing."""
+
+    def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""
-        return (self._windows and step % self.every == 0) or self._named(step)
+        return (self._windows and window.step % self.every == 0) or self._named(window.step)
 
     def waits_for_checkpoint(self, step: int) -> bool:
         """Where the method reads checkpoints from disk."""

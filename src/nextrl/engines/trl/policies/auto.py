@@ -1,9 +1,8 @@
-"""`auto` as a policy: the controller decides on continuing the window inside the factors."""
+"""`auto` as a policy: the controller decides by what training samples anyway; no prompt is held back for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,15 @@ from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
+from nextrl.judge.fresh_batch import BatchGain
+from nextrl.judge.window import Window
 
 
 class Auto:
     """The controller of `auto` as a policy.
 
     Args:
-        config: the controller's dials; without its `beta1` the optimizer's own is taken.
+        config: the controller's dials.
         controller: makes the controller (for tests that script one).
     """
 
@@ -29,42 +30,46 @@ class Auto:
         config: ControllerConfig | None = None,
         controller: Callable[[ControllerConfig], Controller] = Controller,
     ) -> None:
-        self.method, self.searches, self.keeps_history = "auto", True, False
-        self._given, self._make = config or ControllerConfig(), controller
-        self._use(self._given)
-
-    def _use(self, config: ControllerConfig) -> None:
-        self._controller = self._make(config)
-        self.every, self.acceptance = config.every, Acceptance(config.stages, config.level)
-        self.fall, self.fall_errors = config.fall, config.fall_errors
-        # Of a short window the last step is too large a part for the rough divergence to say much.
-        self.listens = config.every >= 5
+        self.method, self.searches, self.keeps_history, self.undoes = "auto", False, False, True
+        self._config, self._make = config or ControllerConfig(), controller
+        self._controller = controller(self._config)
+        self.every, self.acceptance = self._config.every, Acceptance()
+        self.fall = self.fall_errors = 0.0  # it takes no leap back: none is made
 
     @property
     def steps_of_one(self) -> int:
         """A window."""
         return self.every
 
-    def begin(self, beta1: float, rows: int) -> None:
-        """A new controller, with the optimizer's memory and the stages that the rows allow."""
-        config = self._given
-        stages = Acceptance(config.stages, config.level).within(rows).stages
-        self._use(replace(config, beta1=beta1 if config.beta1 is None else config.beta1, stages=stages))
+    def begin(self, rows: int) -> None:
+        """A new controller."""
+        self._controller = self._make(self._config)
 
-    def ends_window(self, step: int) -> bool:
-        """Every `every` steps."""
-        return step % self.every == 0
+    def checks(self, step: int) -> bool:
+        """Where the controller does."""
+        return self._controller.checks(step)
+
+    def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
+        """After the first step on fresh rollouts that follows on `every` steps, or on a fall of the reward."""
+        return fresh and (window.step - began >= self.every or self._controller.alarmed(window))
 
     def waits_for_checkpoint(self, step: int) -> bool:
         """Never: what is needed is in memory."""
         return False
 
+    def decide_step(self, view: View, step: int, share: float) -> Decision | None:
+        """The controller's decision on the step just taken."""
+        moved = view.moved()
+        return agreed(view.ranks, self, partial(self._controller.step, step, moved, share))
+
     def decide(self, view: View) -> tuple[Decision, Candidate]:
-        """The controller's decision on continuing the window inside the factors."""
+        """The controller's decision on the window."""
         candidate: Candidate = partial(along, view.start, view.end)
-        step = partial(self._controller.step, view.window)
-        tools = (view.score(candidate), *view.distances(candidate))
-        return agreed(view.ranks, self, step, *tools), candidate
+
+        def look(alpha: float) -> BatchGain | None:
+            return view.look(candidate(alpha))
+
+        return agreed(view.ranks, self, partial(self._controller.window, view.window), look), candidate
 
     def moved(self, step: int, alpha: float) -> None:
         """Nothing: a window never spans a leap, which the callback sees to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import LiveAdapter, State
@@ -12,22 +12,26 @@ from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
+from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Score
-from nextrl.judge.window import Diverge, Window
+from nextrl.judge.window import Window
+
+D = TypeVar("D", Decision, Decision | None)
 
 
 @dataclass(frozen=True)
 class View:
-    """What a policy is shown at the end of a window.
+    """What a policy is shown at the end of a window, or of a step that it checks.
 
     Attributes:
         window: what the run shows for free.
-        start, end: the adapter's factors where the window began, and now.
+        start, end: the adapter's factors where the window began, and where it ended.
         history: checkpoints in memory since the run began or last leapt.
         adapter: the live adapter.
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
-        distances: a candidate -> (exact, rough) divergence by alpha.
+        look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
+        moved: how far the step that those rollouts were for moved the policy, nats per token; NaN where unknown.
     """
 
     window: Window
@@ -37,7 +41,8 @@ class View:
     adapter: LiveAdapter
     ranks: Ranks
     score: Callable[[Candidate], Score]
-    distances: Callable[[Candidate], tuple[Diverge, Diverge]]
+    look: Callable[[State], BatchGain | None]
+    moved: Callable[[], float]
 
 
 class Policy(Protocol):
@@ -50,7 +55,7 @@ class Policy(Protocol):
         steps_of_one: optimizer steps that alpha = 1 stands for.
         searches: whether held-out prompts are needed at all.
         keeps_history: whether it is fitted on checkpoints in memory, which have to be kept then.
-        listens: whether it asks for the rough divergence, which has to be prepared during a window's last step.
+        undoes: whether it judges a window by the rollouts sampled after it, and may take the window back.
         fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
     """
 
@@ -59,24 +64,41 @@ class Policy(Protocol):
     acceptance: Acceptance
     searches: bool
     keeps_history: bool
-    listens: bool
+    undoes: bool
     fall: float
     fall_errors: float
 
     @property
     def steps_of_one(self) -> int: ...
 
-    def begin(self, beta1: float, rows: int) -> None:
+    def begin(self, rows: int) -> None:
         """A run begins, or goes on: forget everything.
 
         Args:
-            beta1: memory of the optimizer's first moment.
             rows: held-out prompts that are there.
         """
         ...
 
-    def ends_window(self, step: int) -> bool:
-        """Whether a window ends after this step."""
+    def checks(self, step: int) -> bool:
+        """Whether this step by itself is to be decided on (`decide_step`)."""
+        ...
+
+    def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
+        """Whether a window ends with the step just taken.
+
+        Args:
+            window: the window so far.
+            began: the step after which it began.
+            fresh: whether the next step begins with fresh rollouts.
+        """
+        ...
+
+    def decide_step(self, view: View, step: int, share: float) -> Decision | None:
+        """What to do after a step that was checked; None is nothing.
+
+        Args:
+            share: the step's rate as a share of what the schedule began from.
+        """
         ...
 
     def waits_for_checkpoint(self, step: int) -> bool:
@@ -100,12 +122,10 @@ class Policy(Protocol):
         ...
 
 
-def agreed(
-    ranks: Ranks, policy: Policy, decide: Callable[..., Decision], *tools: Callable[..., Any]
-) -> Decision:
+def agreed(ranks: Ranks, policy: Policy, decide: Callable[..., D], *tools: Callable[..., Any]) -> D:
     """Process 0's decision, and what its policy remembers of it, on every process."""
 
-    def once(*collective: Any) -> tuple[Decision, dict[str, Any]]:
+    def once(*collective: Any) -> tuple[D, dict[str, Any]]:
         return decide(*collective), policy.state()
 
     decision, state = ranks.once(once, *tools)

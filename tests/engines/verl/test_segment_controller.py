@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextrl.engines.verl.segment_config import SegmentConfig
+from nextrl.engines.verl.segment_controller import SegmentController
 from nextrl.errors import InputError
-from nextrl.judge.controller import Controller
-from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.judge.paired_search import Refused
 from nextrl.judge.window import Window
@@ -42,7 +42,7 @@ class Run:
     reward: Callable[[Tensor], float] = quadratic
     budget: bool = False
     nats: float = NATS
-    controller: Controller = field(default_factory=Controller)
+    controller: SegmentController = field(default_factory=SegmentController)
     decisions: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,8 +95,8 @@ class Run:
 
 def plain(rate: float, steps: int, seed: int = 0) -> float:
     """What an unsteered run reaches."""
-    still = Controller(
-        ControllerConfig(
+    still = SegmentController(
+        SegmentConfig(
             screen=2.0, oscillates=-9.0, target=1e9, far=1e9, patience=1, fall=math.inf, share=0.0, advance=0
         )
     )
@@ -126,7 +126,7 @@ def test_a_tuned_rate_stays_near_its_own(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_without_validation_the_divergence_alone_finds_the_rate_and_spends_nothing(seed: int) -> None:
-    run = Run(TUNED / 100, seed, controller=Controller(ControllerConfig(search=False))).train(200)
+    run = Run(TUNED / 100, seed, controller=SegmentController(SegmentConfig(search=False))).train(200)
     assert TUNED / 8 < run.ends_at < TUNED * 8
     assert all(d.completions == 0 and d.alpha == 0.0 for d in run.decisions)
 
@@ -164,9 +164,9 @@ WHOLE = (10 / 9) ** 2  # a glance misses the last of ten steps
 
 
 def test_the_candidates_are_where_the_divergence_says() -> None:
-    first = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a), SLOW)
+    first = SegmentController().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a), SLOW)
     assert sorted(first.scores) == [0.0, 10.0, 22.4]  # 22.4^2 * 2e-4 is .1
-    later = Controller().step(window(), curve(lambda a: 0.5 + 0.01 * a), SLOW)
+    later = SegmentController().step(window(), curve(lambda a: 0.5 + 0.01 * a), SLOW)
     assert set(later.scores) == {0.0, 10.0}
     assert later.alpha == 10.0
     assert later.rate_factor == 11.0
@@ -174,19 +174,23 @@ def test_the_candidates_are_where_the_divergence_says() -> None:
 
 
 def test_a_divergence_that_outgrows_its_square_shortens_the_candidate() -> None:
-    decision = Controller().step(window(), curve(lambda a: 0.5), lambda a: 2e-4 * a**2 * (1 + a**2 / 9))
+    decision = SegmentController().step(
+        window(), curve(lambda a: 0.5), lambda a: 2e-4 * a**2 * (1 + a**2 / 9)
+    )
     longest = max(decision.scores)
     assert 0.67 * 0.02 < 2e-4 * longest**2 * (1 + longest**2 / 9) < 1.5 * 0.02
 
 
 def test_a_window_that_moved_less_than_rounding_is_measured_further_out() -> None:
-    decision = Controller().step(window(), curve(lambda a: 0.5), lambda a: max(0.0, 2e-8 * a**2 - 1e-7))
+    decision = SegmentController().step(
+        window(), curve(lambda a: 0.5), lambda a: max(0.0, 2e-8 * a**2 - 1e-7)
+    )
     assert max(decision.scores) == pytest.approx(1000.0, rel=0.25)
 
 
 def test_where_the_divergence_jumps_the_candidate_stays_on_this_side() -> None:
     # Nothing between .002 and .4: seen in examples/grpo_with_leaps.py, where an unmeasured guess beyond was taken.
-    decision = Controller().step(
+    decision = SegmentController().step(
         window(), curve(lambda a: 0.5 + 0.001 * a), lambda a: 8e-8 * a**2 if abs(a) < 168 else 0.4
     )
     assert 150 < decision.alpha < 168
@@ -202,7 +206,7 @@ def test_a_refused_candidate_is_halved_at_most_twice() -> None:
         return score
 
     for beyond, alpha in ((20.0, 10.0), (6.0, 5.0), (3.0, 2.5), (2.0, 0.0)):
-        decision = Controller().step(window(), refusing(beyond), SLOW)
+        decision = SegmentController().step(window(), refusing(beyond), SLOW)
         assert decision.alpha == alpha
         assert decision.rate_factor == 1.0 + alpha
 
@@ -211,15 +215,17 @@ def test_a_leap_over_a_cliff_is_refused_and_the_rate_stays() -> None:
     def cliff(alpha: float) -> float:
         return 0.5 if alpha < 5 else 0.0
 
-    decision = Controller().step(window(), curve(cliff, 0.02), SLOW)
+    decision = SegmentController().step(window(), curve(cliff, 0.02), SLOW)
     assert (decision.alpha, decision.rate_factor) == (0.0, 1.0)
     assert decision.completions == 32
 
 
 def test_of_two_reaches_in_the_first_window_the_better_is_taken() -> None:
-    near = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a if a < 20 else 0.0, 0.02), SLOW)
+    near = SegmentController().step(
+        window(10, None), curve(lambda a: 0.5 + 0.01 * a if a < 20 else 0.0, 0.02), SLOW
+    )
     assert near.alpha == 10.0
-    far = Controller().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a, 0.02), SLOW)
+    far = SegmentController().step(window(10, None), curve(lambda a: 0.5 + 0.01 * a, 0.02), SLOW)
     assert far.alpha > 20.0
     # The rate follows the leap that won.
     assert near.rate_factor == 11.0
@@ -239,35 +245,35 @@ def test_a_run_never_ends_beyond_the_cliff() -> None:
 def test_a_plateau_moves_nothing_and_raises_the_rate_where_a_longer_step_does_no_harm() -> None:
     flat = curve(lambda alpha: 0.3)
     for persistence in (None, 0.98):
-        decision = Controller().step(window(20, persistence), flat, SLOW)
+        decision = SegmentController().step(window(20, persistence), flat, SLOW)
         assert (decision.alpha, decision.rate_factor) == (0.0, 11.0)
         assert "does no harm" in decision.reason
-    noisy = Controller().step(window(20, 0.5), flat, SLOW)
+    noisy = SegmentController().step(window(20, 0.5), flat, SLOW)
     assert (noisy.alpha, noisy.rate_factor, noisy.completions) == (0.0, 1.0, 0)
 
 
 def test_where_every_answer_earns_the_same_nothing_is_concluded() -> None:
     # A policy that has collapsed: no reward, no gradient, and momentum glides on in a straight line.
-    dead = Controller().step(
+    dead = SegmentController().step(
         window(20, 1.0, (0.0,)), lambda a, start, stop: torch.zeros(stop - start, dtype=torch.float64), SLOW
     )
     assert (dead.alpha, dead.rate_factor) == (0.0, 1.0)
 
 
 def test_a_path_that_moves_the_policy_enough_is_not_searched() -> None:
-    enough = Controller().step(window(10, None), curve(lambda a: 0.5 + a), moving(0.015))
+    enough = SegmentController().step(window(10, None), curve(lambda a: 0.5 + a), moving(0.015))
     assert (enough.alpha, enough.rate_factor, enough.completions) == (0.0, 1.0, 0)
 
 
 STRAIGHT = 0.9  # an excess of .79 over Adam's .525
 
 
-def straight_for(windows: int, controller: Controller, score: Callable[..., Tensor]) -> list[Decision]:
+def straight_for(windows: int, controller: SegmentController, score: Callable[..., Tensor]) -> list[Decision]:
     return [controller.step(window(20 + 10 * i, STRAIGHT), score, moving(0.05)) for i in range(windows)]
 
 
 def test_a_path_that_stays_straight_shows_that_the_model_bears_more() -> None:
-    controller = Controller()
+    controller = SegmentController()
     one, two = straight_for(2, controller, curve(lambda a: 0.5 + 0.001 * a))
     assert (one.completions, one.rate_factor) == (0, 1.0)
     # Twice the window, four times its nats, did no harm: the rate times three, and the measure with it.
@@ -275,13 +281,13 @@ def test_a_path_that_stays_straight_shows_that_the_model_bears_more() -> None:
     assert (controller.target, controller.far) == (pytest.approx(0.2), pytest.approx(1.0))
     after = controller.step(window(40, 0.6), curve(lambda a: 0.5), moving(0.45))
     assert (after.alpha, after.rate_factor, after.completions) == (0.0, 1.0, 0)
-    again = Controller()
+    again = SegmentController()
     again.restore(json.loads(json.dumps(controller.state())))
     assert (again.target, again.far) == (controller.target, controller.far)
 
 
 def test_further_out_is_refused_where_it_does_harm() -> None:
-    controller = Controller()
+    controller = SegmentController()
     *_, harmed = straight_for(2, controller, curve(lambda a: 0.5 - 0.2 * (a > 1)))
     assert (harmed.alpha, harmed.rate_factor) == (0.0, 1.0)
     assert harmed.completions > 0
@@ -289,11 +295,11 @@ def test_further_out_is_refused_where_it_does_harm() -> None:
 
 
 def test_a_bend_begins_the_count_anew_and_without_validation_it_never_ends() -> None:
-    bent = Controller()
+    bent = SegmentController()
     straight_for(1, bent, curve(lambda a: 0.5))
     bent.step(window(30, 0.6), curve(lambda a: 0.5), moving(0.05))
     assert straight_for(1, bent, curve(lambda a: 0.5 + a))[0].completions == 0
-    unsearched = Controller(ControllerConfig(search=False))
+    unsearched = SegmentController(SegmentConfig(search=False))
     assert all(d.rate_factor == 1.0 for d in straight_for(4, unsearched, curve(lambda a: 0.5 + a)))
 
 
@@ -302,24 +308,24 @@ def test_a_model_that_bears_a_hundred_times_the_nats_is_brought_to_its_rate(seed
     run = Run(TUNED / 20, seed, nats=100 * NATS).train(200)
     assert TUNED / 8 < run.ends_at < TUNED * 8
     # Held to a fixed number of nats, the same run stays slow.
-    held = Run(TUNED / 20, seed, nats=100 * NATS, controller=Controller(ControllerConfig(straight=1.0)))
+    held = Run(TUNED / 20, seed, nats=100 * NATS, controller=SegmentController(SegmentConfig(straight=1.0)))
     assert quadratic(run.x.detach()) > quadratic(held.train(200).x.detach()) + 0.3
 
 
 def test_a_window_that_went_too_far_lowers_the_rate_to_where_it_would_not_have() -> None:
     # In the first window to the target, .02, later to the limit, .1: one window among many may be a burst.
     for persistence, factor in ((None, 0.2), (0.6, 0.2 * 5**0.5)):
-        decision = Controller().step(window(30, persistence), curve(lambda a: 0.5), moving(0.5))
+        decision = SegmentController().step(window(30, persistence), curve(lambda a: 0.5), moving(0.5))
         assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, pytest.approx(factor), 0)
-    absurd = Controller().step(window(30, 0.6), curve(lambda a: 0.5), moving(500.0))
+    absurd = SegmentController().step(window(30, 0.6), curve(lambda a: 0.5), moving(500.0))
     assert absurd.rate_factor == 0.1
 
 
 def test_without_rollouts_to_measure_on_nothing_is_done_forward() -> None:
-    decision = Controller().step(window(), curve(lambda a: 0.5 + a), lambda alpha: math.nan)
+    decision = SegmentController().step(window(), curve(lambda a: 0.5 + a), lambda alpha: math.nan)
     assert (decision.alpha, decision.rate_factor, decision.completions) == (0.0, 1.0, 0)
     assert decision.divergence is None
-    fallen = Controller()
+    fallen = SegmentController()
     fallen.step(window(10), curve(lambda a: 0.5), lambda alpha: math.nan)
     assert fallen.step(window(20, 0.5, (0.0,)), curve(lambda a: -a), lambda alpha: math.nan).alpha == -1.0
 
@@ -328,12 +334,14 @@ def test_a_collapse_in_the_first_window_is_undone() -> None:
     def before_was_better(alpha: float) -> float:
         return 0.5 if alpha == -1.0 else 0.02
 
-    controller = Controller()
+    controller = SegmentController()
     decision = controller.step(window(10, None, (0.5, 0.4, 0.1, 0.0)), curve(before_was_better), moving(3.0))
     assert decision.alpha == -1.0
     assert decision.rate_factor == 0.1
     # One that earned more all along is not looked at twice.
-    rising = Controller().step(window(10, None, (0.1, 0.4, 0.5)), curve(before_was_better), moving(3.0))
+    rising = SegmentController().step(
+        window(10, None, (0.1, 0.4, 0.5)), curve(before_was_better), moving(3.0)
+    )
     assert (rising.alpha, rising.completions, rising.rate_factor) == (0.0, 0, 0.1)
 
 
@@ -349,23 +357,24 @@ def test_a_run_that_starts_far_too_high_survives_its_first_window() -> None:
 
 def test_an_oscillating_path_is_averaged_where_that_pays() -> None:
     middle = curve(lambda alpha: 0.6 if alpha == -0.5 else 0.5)
-    decision = Controller().step(window(persistence=-0.5), middle, SLOW)
+    decision = SegmentController().step(window(persistence=-0.5), middle, SLOW)
     assert (decision.alpha, decision.rate_factor) == (-0.5, pytest.approx(1 / 3))
-    mild = Controller().step(window(persistence=0.35), curve(lambda alpha: 0.5 + alpha), SLOW)
+    mild = SegmentController().step(window(persistence=0.35), curve(lambda alpha: 0.5 + alpha), SLOW)
     assert (mild.alpha, mild.rate_factor) == (0.0, 1.0)
-    strong = Controller().step(window(persistence=-0.5), curve(lambda alpha: 0.5 + alpha), SLOW)
+    strong = SegmentController().step(window(persistence=-0.5), curve(lambda alpha: 0.5 + alpha), SLOW)
     assert (strong.alpha, strong.rate_factor) == (0.0, 0.5)
 
 
 def test_noise_alone_seldom_moves_the_weights() -> None:
     moved = [
-        Controller().step(window(), curve(lambda a: 0.5, 0.3, seed), SLOW).alpha != 0 for seed in range(200)
+        SegmentController().step(window(), curve(lambda a: 0.5, 0.3, seed), SLOW).alpha != 0
+        for seed in range(200)
     ]
     assert sum(moved) < 20
 
 
 def test_searches_stay_within_their_share_of_the_completions_trained_on() -> None:
-    controller = Controller(ControllerConfig(patience=1))
+    controller = SegmentController(SegmentConfig(patience=1))
     spent = 0
     for step in range(10, 2010, 10):
         decision = controller.step(
@@ -378,7 +387,7 @@ def test_searches_stay_within_their_share_of_the_completions_trained_on() -> Non
 
 
 def test_searches_that_change_nothing_grow_rare() -> None:
-    controller = Controller()
+    controller = SegmentController()
     worse = curve(lambda a: 0.5 - 0.02 * a)
     searched = [
         step for step in range(1, 41) if controller.step(window(10 * step, 0.98), worse, SLOW).completions
@@ -393,7 +402,7 @@ def test_searches_that_change_nothing_grow_rare() -> None:
 
 
 def test_the_budget_never_blocks_an_undo() -> None:
-    controller = Controller(ControllerConfig(share=0.0, advance=0))
+    controller = SegmentController(SegmentConfig(share=0.0, advance=0))
     for step in (10, 20, 30):
         last = controller.step(window(step, 0.98, trained=1), curve(lambda a: 0.5), SLOW)
     assert last.completions == 0
@@ -403,7 +412,7 @@ def test_the_budget_never_blocks_an_undo() -> None:
 
 
 def test_a_fall_that_nothing_undoes_becomes_the_new_measure() -> None:
-    controller = Controller()
+    controller = SegmentController()
     level = curve(lambda a: 0.5)
     for step in (10, 20):
         controller.step(window(step, 0.5, (0.5,)), level, SLOW)
@@ -418,7 +427,7 @@ def test_a_restored_controller_takes_the_same_decisions(budget: bool) -> None:
     stopped = Run(TUNED / 100, budget=budget)
     for _ in range(20):
         saved = json.loads(json.dumps(stopped.controller.state()))
-        stopped.controller = Controller()
+        stopped.controller = SegmentController()
         stopped.controller.restore(saved)
         stopped.train(10)
     assert stopped.decisions == whole.decisions
@@ -426,14 +435,14 @@ def test_a_restored_controller_takes_the_same_decisions(budget: bool) -> None:
 
 
 def test_state_is_plain_json_from_the_start() -> None:
-    fresh = Controller()
-    again = Controller()
+    fresh = SegmentController()
+    again = SegmentController()
     again.restore(json.loads(json.dumps(fresh.state(), allow_nan=False)))
     assert again.state() == fresh.state()
 
 
 def test_negative_rewards_are_not_taken_for_a_fall() -> None:
-    controller = Controller()
+    controller = SegmentController()
     reasons = [
         controller.step(window(s, 0.5, (-0.5,)), curve(lambda a: -0.5), SLOW).reason for s in (10, 20, 30, 40)
     ]
@@ -442,21 +451,21 @@ def test_negative_rewards_are_not_taken_for_a_fall() -> None:
 
 
 def test_a_fall_is_measured_on_the_rewards_own_scale() -> None:
-    controller = Controller()
+    controller = SegmentController()
     controller.step(window(10, 0.5, (60.0,)), curve(lambda a: 60.0), SLOW)
     assert "fell" not in controller.step(window(20, 0.5, (59.0,)), curve(lambda a: 59.0), SLOW).reason
     assert "fell" in controller.step(window(30, 0.5, (50.0,)), curve(lambda a: 50.0), SLOW).reason
 
 
 def test_a_reward_that_was_not_measured_is_no_reward() -> None:
-    controller = Controller()
+    controller = SegmentController()
     controller.step(window(10, 0.5, (0.5,)), curve(lambda a: 0.5), SLOW)
     controller.step(window(20, 0.5, (math.nan,)), curve(lambda a: 0.5), SLOW)
     assert "fell" in controller.step(window(30, 0.5, (0.1, math.nan)), curve(lambda a: 0.1), SLOW).reason
 
 
 def test_a_rate_that_has_decayed_to_nothing_ends_the_searches_and_not_the_run() -> None:
-    controller = Controller()
+    controller = SegmentController()
     assert controller.step(window(10), curve(lambda a: 0.5 + 0.01 * a), SLOW).alpha > 0
     last = controller.step(window(20, rate=0.0), curve(lambda a: 0.5 + 0.01 * a), SLOW)
     assert (last.alpha, last.rate_factor, last.completions) == (0.0, 1.0, 0)
@@ -468,7 +477,7 @@ def test_a_rate_that_has_decayed_to_nothing_ends_the_searches_and_not_the_run() 
 )
 def test_dials_out_of_range_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
-        ControllerConfig(**bad)  # type: ignore[arg-type]
+        SegmentConfig(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +501,9 @@ def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something
         exact.append(alpha)
         return 0.5
 
-    decision = Controller().step(window(20, persistence), curve(lambda a: 0.5), diverge, lambda alpha: rough)
+    decision = SegmentController().step(
+        window(20, persistence), curve(lambda a: 0.5), diverge, lambda alpha: rough
+    )
     assert bool(exact) is looked
     assert (decision.rate_factor < 1.0) is looked  # half a nat is too far, once it is looked at
     assert decision.divergence == (0.5 if looked else pytest.approx(rough * WHOLE))
@@ -502,7 +513,7 @@ def test_a_window_is_measured_exactly_only_where_a_rough_figure_leaves_something
 def test_a_ruined_first_window_is_not_left_half_undone(nats: float, alpha: float) -> None:
     # Few prompts cannot tell the two ways back apart, and what half of 24 nats leaves is no policy to train on.
     rewards = (0.3, 0.3, 0.3, 0.1, 0.0, 0.0)
-    decision = Controller().step(
+    decision = SegmentController().step(
         window(10, None, rewards), curve(lambda a: 0.0 if a == 0 else 0.2), moving(nats)
     )
     assert decision.alpha == alpha
@@ -511,7 +522,7 @@ def test_a_ruined_first_window_is_not_left_half_undone(nats: float, alpha: float
 def test_a_search_needs_the_exact_look_to_agree_with_the_glance() -> None:
     def decide(exact: float) -> Decision:
         scores = curve(lambda a: 0.5)
-        return Controller().step(window(20, 0.7), scores, moving(exact), lambda alpha: 0.004)
+        return SegmentController().step(window(20, 0.7), scores, moving(exact), lambda alpha: 0.004)
 
     assert decide(0.03).reason == "the path persists, and moves the policy as far as it should"
     assert decide(0.03).completions == 0
@@ -520,26 +531,29 @@ def test_a_search_needs_the_exact_look_to_agree_with_the_glance() -> None:
 
 def test_a_policy_that_nothing_moves_any_more_is_left_alone() -> None:
     # Collapsed onto one answer: no gradient is left, momentum glides straight on, every candidate earns the same.
-    controller = Controller()
+    controller = SegmentController()
     controller.step(window(10), curve(lambda a: 0.3), SLOW)
     dead = controller.step(window(20, 1.0), curve(lambda a: 0.3), lambda alpha: 1e-13)
     assert (dead.alpha, dead.rate_factor, dead.completions) == (0.0, 1.0, 0)
     assert "no length" in dead.reason
     # A first window may be as short as that: the rate is far too low.
-    assert Controller().step(window(10, None), curve(lambda a: 0.3), lambda alpha: 1e-13).rate_factor > 1000.0
+    assert (
+        SegmentController().step(window(10, None), curve(lambda a: 0.3), lambda alpha: 1e-13).rate_factor
+        > 1000.0
+    )
 
 
 def test_a_window_that_no_search_can_follow_is_only_glanced_at() -> None:
-    controller = Controller(ControllerConfig(share=0.0, advance=0))
+    controller = SegmentController(SegmentConfig(share=0.0, advance=0))
     decision = controller.step(window(20, 0.9, trained=1000), curve(lambda a: 0.5), SLOW, lambda alpha: 0.001)
     assert decision.divergence == pytest.approx(0.001 * WHOLE)
-    fallen = Controller()
+    fallen = SegmentController()
     fallen.step(window(10), curve(lambda a: 0.5), SLOW)
     fell = fallen.step(window(20, 0.6, (0.0,)), curve(lambda a: -a), SLOW, lambda alpha: 9.0)
     assert (fell.alpha, fell.divergence) == (-1.0, pytest.approx(9.0 * WHOLE))
 
 
 def test_an_optimizer_without_memory_is_not_taken_for_one_whose_memory_is_unknown() -> None:
-    assert ControllerConfig(beta1=0.0).memory == 0.0
-    assert ControllerConfig().memory == DEFAULT_BETA1
-    assert Controller(ControllerConfig(beta1=0.0))._zero == 0.0
+    assert SegmentConfig(beta1=0.0).memory == 0.0
+    assert SegmentConfig().memory == DEFAULT_BETA1
+    assert SegmentController(SegmentConfig(beta1=0.0))._zero == 0.0

@@ -1,0 +1,175 @@
+"""What the rollouts of the step just taken say of other weights: how far they move the policy, and what they gain.
+
+The trainer sampled those rollouts at the weights from which the step began (the anchor), so they are a fair judge of
+any weights that they played no part in (`judge.fresh_batch`). No completion is generated: the anchor's
+log-probabilities are those of the training step's own forward passes, and each candidate takes one pass more.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.seam import Seam
+from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
+from nextrl.tasks.evaluate import inference
+
+MOST = 512  # completions of each process that are looked at
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some completions, n of them.
+
+    Attributes:
+        ids, attention: (n, prompt + completion).
+        mask: (n, completion), 1 at the model's own tokens.
+        logps: (n, completion), under the anchor.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+    logps: Tensor
+
+
+class FreshRollouts:
+    """Judges weights on the rollouts of one training step, from `listen` before it on.
+
+    Args:
+        trainer: TRL's GRPOTrainer or RLOOTrainer.
+        adapter: what candidates are written into; it is left as it was.
+        ranks: the run's processes. `moved` and `gain` are collective operations.
+    """
+
+    def __init__(self, trainer: Any, adapter: LiveAdapter, ranks: Ranks) -> None:
+        self._trainer, self._seam = trainer, Seam(trainer)
+        self._adapter, self._ranks = adapter, ranks
+        # (ids, attention mask, mask, log-probabilities) of each forward pass of the step listened to.
+        self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._kept: _Rows | None = None
+        self._stop: Callable[[], None] | None = None
+
+    def listen(self) -> None:
+        """Keep what the coming step's forward passes find; under dropout they are random, and are not kept."""
+        self._passes, self._kept = [], None
+        random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
+        if not random:
+            self._stop = self._seam.listen_to_logps(self._keep)
+
+    def stop(self) -> None:
+        """The step is over: the trainer's method is its own again."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+
+    def moved(self, anchor: State) -> float:
+        """Divergence between the weights that the step began from and the present ones, nats per token.
+
+        Mean over the tokens of its completions of `log(p_now / p_anchor)^2 / 2`; NaN where it cannot be measured.
+        """
+        part, rows = torch.zeros(2, dtype=torch.float64), self._trained_on(anchor)
+        if rows is not None:
+            change = (self._read(rows) - rows.logps).double().square() / 2 * rows.mask
+            part = torch.stack([change.sum(), rows.mask.sum().double()]).cpu()
+        nats, tokens = torch.stack(self._ranks.gather(part)).sum(0).tolist()
+        return nats / tokens if tokens else math.nan
+
+    def gain(self, anchor: State, candidate: State) -> BatchGain | None:
+        """What the batch sampled at the anchor says of other weights; None where it cannot be measured."""
+        rows = self._sampled(anchor)
+        if any(missing for missing in self._ranks.gather(rows is None)):
+            return None
+        assert rows is not None
+        batch = self._seam.buffered_rollouts()
+        advantages = torch.cat([part["advantages"] for part in batch])[: len(rows.ids)]
+        with self._adapter.holding(candidate):
+            found = self._read(rows)
+        sums = batch_sums(found - rows.logps, advantages, _prompts(rows)[: len(rows.ids)], rows.mask)
+        return batch_gain(merge(self._ranks.gather(sums)))
+
+    def _read(self, rows: _Rows) -> Tensor:
+        """Log-probabilities of rows under the weights that the model now has."""
+        with inference(self._trainer.model):
+            return self._seam.per_token_logps(rows.ids, rows.attention, rows.mask.size(1))
+
+    def _trained_on(self, anchor: State) -> _Rows | None:
+        """Rows that the step was trained on."""
+        heard = self._heard()
+        if heard is None:
+            rows = self._buffered()
+            return None if rows is None else self._anchored(_cut(rows, MOST), anchor)
+        return _cut(heard, MOST)
+
+    def _sampled(self, anchor: State) -> _Rows | None:
+        """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
+        if self._kept is None and (rows := self._buffered()) is not None:
+            heard = self._heard()
+            if not bool(rows.logps.isnan().any()):
+                self._kept = _cut(rows, MOST)
+            elif heard is not None and torch.equal(heard.ids, rows.ids):
+                self._kept = _cut(_Rows(rows.ids, rows.attention, rows.mask, heard.logps), MOST)
+            else:
+                self._kept = self._anchored(_cut(rows, MOST), anchor)
+        return self._kept
+
+    def _anchored(self, rows: _Rows, anchor: State) -> _Rows:
+        with self._adapter.holding(anchor):
+            return _Rows(rows.ids, rows.attention, rows.mask, self._read(rows))
+
+    def _heard(self) -> _Rows | None:
+        """What the step's own forward passes found; None where there are none, or each is padded in its own way."""
+        if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in self._passes}) != 1:
+            return None
+        ids, attention, mask, logps = (torch.cat(part) for part in zip(*self._passes, strict=True))
+        return _Rows(ids, attention, mask, logps.float())
+
+    def _buffered(self) -> _Rows | None:
+        """The trainer's rollouts; log-probabilities are NaN where it did not compute them when it sampled."""
+        batch = self._seam.buffered_rollouts()
+        if not batch or any(_unreadable(part) for part in batch):
+            return None
+        prompt, completion, prompt_mask, ends = (
+            torch.cat([part[name] for part in batch])
+            for name in ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
+        )
+        mask = ends
+        if all("tool_mask" in part for part in batch):
+            mask = ends * torch.cat([part["tool_mask"] for part in batch])
+        logps = torch.full(mask.shape, math.nan, device=mask.device)
+        if all(part.get("old_per_token_logps") is not None for part in batch):
+            logps = torch.cat([part["old_per_token_logps"] for part in batch]).float()
+        return _Rows(torch.cat([prompt, completion], 1), torch.cat([prompt_mask, ends], 1), mask, logps)
+
+    def _keep(self, log_probabilities: Tensor, ids: Tensor, attention: Tensor, length: int) -> None:
+        self._passes.append((ids, attention, attention[:, -length:], log_probabilities))
+
+
+def _cut(rows: _Rows, most: int) -> _Rows:
+    return _Rows(rows.ids[:most], rows.attention[:most], rows.mask[:most], rows.logps[:most])
+
+
+def _unreadable(batch: Mapping[str, Any]) -> bool:
+    """Whether tokens alone do not say what the model saw (images), or advantages are not one for each completion."""
+    advantages = batch.get("advantages")
+    return (
+        advantages is None
+        or advantages.dim() != 1
+        or any(name.startswith(("pixel", "image")) for name in batch)
+    )
+
+
+def _prompts(rows: _Rows) -> Tensor:
+    """(n,) a number for each prompt, the same in every process: the trainer shuffles its rollouts."""
+    length = rows.ids.shape[1] - rows.mask.shape[1]
+    texts = rows.ids[:, :length].cpu()
+    known = rows.attention[:, :length].cpu().bool()
+    return torch.tensor([zlib.crc32(t[k].numpy().tobytes()) for t, k in zip(texts, known, strict=True)])

@@ -1,0 +1,156 @@
+"""Other weights judged on a trainer's own rollouts, against the definitions over the whole vocabulary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer, RLOOTrainer
+
+from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.fresh_rollouts import FreshRollouts, _prompts
+from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
+from trl_runs import same, trainable, trainer
+
+
+def log_probabilities(model: Any, batches: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(log-probabilities of the whole vocabulary, the completions' own, mask)."""
+    parts = {k: torch.cat([b[k] for b in batches]) for k in batches[0] if k.split("_")[-1] in ("ids", "mask")}
+    ids = torch.cat([parts["prompt_ids"], parts["completion_ids"]], 1)
+    attention = torch.cat([parts["prompt_mask"], parts["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=attention).logits[
+            :, parts["prompt_ids"].shape[1] - 1 : -1
+        ]
+    every = torch.log_softmax(logits, -1)
+    own = every.gather(-1, parts["completion_ids"].unsqueeze(-1)).squeeze(-1)
+    return every, own, parts["completion_mask"]
+
+
+class Probe(TrainerCallback):
+    """Listens to the last step, and asks about weights on the line from the run's start to where that step began."""
+
+    def __init__(self, at: int, alphas: tuple[float, ...] = ()) -> None:
+        self.at, self.alphas, self.run = at, alphas, None
+        self.found: dict[float, BatchGain] = {}
+        self.expected: dict[float, BatchGain] = {}
+        self.exact: dict[float, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.adapter = LiveAdapter(kwargs["model"])
+        self.fresh = FreshRollouts(self.run, self.adapter, Ranks(self.run.accelerator))
+        self.start = self.adapter.read()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.at:
+            self.anchor = self.adapter.read()
+            self.fresh.listen()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.fresh.stop()
+        if state.global_step != self.at:
+            return
+        model, after = kwargs["model"], trainable(kwargs["model"])
+        self.moved = self.fresh.moved(self.anchor)
+        for alpha in self.alphas:
+            self.found[alpha] = self.fresh.gain(self.anchor, along(self.start, self.anchor, alpha))
+        assert same(trainable(model), after)
+        batches = self.run._buffered_inputs
+        advantages = torch.cat([b["advantages"] for b in batches])
+        prompts = torch.cat([b["prompt_ids"] for b in batches])
+        groups = torch.unique(prompts, dim=0, return_inverse=True)[1]
+        self.prompts = len(groups.unique())
+        with self.adapter.holding(self.anchor):
+            p, own, mask = log_probabilities(model, batches)
+        for alpha in self.alphas:
+            with self.adapter.holding(along(self.start, self.anchor, alpha)):
+                q, theirs, _ = log_probabilities(model, batches)
+            self.expected[alpha] = batch_gain(batch_sums(theirs - own, advantages, groups, mask))
+            self.exact[alpha] = float((((p.exp() * (p - q)).sum(-1)) * mask).sum() / mask.sum())
+        now = log_probabilities(model, batches)[1]
+        self.step = float(((now - own).square() / 2 * mask).sum() / mask.sum())
+
+
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"per_device_train_batch_size": 32},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+        {
+            "per_device_train_batch_size": 8,
+            "steps_per_generation": 4,
+        },  # the anchor's pass is taken anew, or TRL's own
+        {"per_device_train_batch_size": 32, "num_iterations": 2},
+    ],
+)
+def test_a_gain_is_that_of_the_batch_over_its_own_weights(tmp_path: Path, kind: type, batch: Any) -> None:
+    probe = Probe(5, (-1.0, 0.0, 2.0))
+    probe.run = trainer(tmp_path, [probe], kind=kind, max_steps=5, learning_rate=5e-4, **batch)
+    probe.run.train()
+    for alpha in (-1.0, 2.0):
+        found, expected = probe.found[alpha], probe.expected[alpha]
+        assert found.gain.value == pytest.approx(expected.gain.value, rel=1e-3, abs=1e-6)
+        assert found.gain.error == pytest.approx(expected.gain.error, rel=1e-3, abs=1e-6)
+        assert found.nats_k2 == pytest.approx(expected.nats_k2, rel=1e-3)
+        assert (found.completions, found.groups) == (32, probe.prompts)
+    assert probe.found[0.0].nats_k2 == pytest.approx(0.0, abs=1e-10)
+    assert "_get_per_token_logps_and_entropies" not in vars(probe.run)
+
+
+def test_the_divergence_is_that_of_the_policies_on_their_own_rollouts(tmp_path: Path) -> None:
+    probe = Probe(2, (-1.0, 2.0, 8.0))
+    probe.run = trainer(tmp_path, [probe], max_steps=2, learning_rate=5e-4, per_device_train_batch_size=256)
+    probe.run.train()
+    for alpha in probe.alphas:
+        assert probe.found[alpha].nats_k2 == pytest.approx(probe.exact[alpha], rel=0.35)
+    assert probe.found[-1.0].nats_k2 < probe.found[2.0].nats_k2 < probe.found[8.0].nats_k2
+
+
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+def test_a_step_s_divergence_is_between_its_two_ends(tmp_path: Path, kind: type) -> None:
+    probe = Probe(3)
+    probe.run = trainer(tmp_path, [probe], kind=kind, max_steps=3, learning_rate=5e-4)
+    probe.run.train()
+    assert probe.moved > 0.0
+    assert probe.moved == pytest.approx(probe.step, rel=1e-3)
+
+
+def test_rows_of_one_prompt_have_one_number_whatever_their_order(tmp_path: Path) -> None:
+    probe = Probe(1, (0.0,))
+    probe.run = trainer(tmp_path, [probe], max_steps=1)
+    probe.run.train()
+    numbers = _prompts(probe.fresh._kept)
+    assert len(numbers.unique()) == probe.prompts == 8
+    assert all(int((numbers == n).sum()) == 4 for n in numbers.unique())
+
+
+def test_without_rollouts_there_is_nothing_to_measure_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    adapter = LiveAdapter(run.model)
+    fresh, state = FreshRollouts(run, adapter, Ranks(run.accelerator)), adapter.read()
+    assert math.isnan(fresh.moved(state))
+    assert fresh.gain(state, state) is None
+
+
+def test_images_leave_nothing_to_measure_on(tmp_path: Path) -> None:
+    probe = Probe(1)
+    probe.run = trainer(tmp_path, [probe], max_steps=1)
+    probe.run.train()
+    for part in probe.run._buffered_inputs:
+        part["pixel_values"] = torch.zeros(1)
+    assert probe.fresh.gain(probe.anchor, probe.anchor) is None
+
+
+def test_under_dropout_the_anchor_is_read_anew(tmp_path: Path) -> None:
+    probe = Probe(2)
+    probe.run = trainer(tmp_path, [probe], max_steps=2, learning_rate=5e-4)
+    next(iter(probe.run.model.modules())).extra = torch.nn.Dropout(0.1)
+    probe.run.train()
+    assert probe.fresh._passes == []
+    assert probe.moved == pytest.approx(probe.step, rel=1e-3)
