@@ -193,7 +193,7 @@ SPARSE = GridTask(
         num_key_value_heads=1,
         head_dim=32,
     ),
-    phases=((2500, 2e-3, 0.0), (300, 5e-4, 0.36)),
+    phases=((2500, 2e-3, 0.0), (300, 5e-4, 0.3)),
 )
 
 
