@@ -5,6 +5,18 @@
 Importing this module registers the tasks `partial`, `penalty`, `sparse` and `half-nat`, and the model `grid`, which
 is a different base for each of them: `bases.load("grid", "partial")`. Prompts are 6,000 random ones per task, split by
 hash (about 600 test prompts). Rewards are in the task's own units, and so is what `evaluate` calls accuracy.
+
+Seen on seed 10 (`studies.grid.seen`: plain GRPO, 200 steps of 16 x 8, 500 test prompts). At each rate the mean reward
+over the run (area under the curve) and at its end, then the nats per token of windows of ten steps at the rate with
+the greatest area:
+
+              base     2e-4          5e-4          1e-3          2e-3          5e-3       nats
+    partial   .37    .71 / .94     .84 / .96     .89 / .97     .91 / .97     .86 / .89    .2, from step 60 .01 to .3
+    penalty  -79   -35.5 / -4.5  -18.3 / -2.0  -11.1 / -1.3   -7.1 / -1.4   -7.9 / -3.4   .2, from step 30 below .1
+    sparse    .04    .33 / .72     .57 / .80     .68 / .83     .75 / .84     .77 / .84    .14, then < .12 (2, 8 once)
+    half-nat  .09    .14 / .18     .19 / .34     .29 / .50     .35 / .62     .12 / .09    .2 to 1.5, half above .5
+
+Greedy answers of the bases: .79, -99, 1 and 0. `half-nat` is still learning at step 200, at its best rate.
 """
 
 from __future__ import annotations
@@ -14,6 +26,7 @@ import random
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -289,14 +302,19 @@ def train_base(task: GridTask) -> Any:
 
 
 def load(name: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """The base of a task of this study and its tokenizer, in float32; trained first if the cache has none."""
-    place = cache_root() / "studies-grid" / name
+    """The base of a task of this study and its tokenizer, in float32; trained first if the cache has none.
+
+    The cache knows a base by its configuration and phases: after another change to how it is made, empty the cache.
+    """
+    task = TASKS[name]
+    recipe = zlib.crc32(f"{task.phases} {task.config().to_json_string()}".encode())
+    place = cache_root() / "studies-grid" / f"{name}-{recipe:08x}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
         if not (place / "config.json").is_file():
             temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=place.parent))
             try:
-                train_base(TASKS[name]).save_pretrained(temporary)
+                train_base(task).save_pretrained(temporary)
                 temporary.rename(place)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
