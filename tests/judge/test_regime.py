@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import synthetic_runs as synthetic
+from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.judge.advice import Thresholds, features
-from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (
     DEFAULT_WINDOW,
@@ -21,7 +21,6 @@ from nextrl.judge.regime import (
     recent_windows,
     regime_of,
 )
-from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -64,9 +63,5 @@ def test_a_run_that_does_not_move_has_no_windows() -> None:
     assert recent_windows(even_gram(traj), traj.spacing, 0.9) == ()
 
 
-def test_auto_s_dials_are_its_own_but_its_window_and_beta1_are_the_defaults() -> None:
-    assert ControllerConfig().every == DEFAULT_WINDOW == 10
-    assert ControllerConfig().beta1 is None  # a trainer's own, or the default
-    assert DEFAULT_BETA1 == 0.9
-    like = Controller(ControllerConfig(beta1=DEFAULT_BETA1))
-    assert Controller()._zero == like._zero != Controller(ControllerConfig(beta1=0.5))._zero
+def test_the_windows_of_auto_and_of_pages_are_as_long_by_default() -> None:
+    assert ControllerConfig().every == SegmentConfig().every == DEFAULT_WINDOW == 10

@@ -40,9 +40,7 @@ class Controller:
         self._since = 0  # step after which the present rate holds
         self._changes = 0  # of the rate, by steps
         self._settled = False  # whether a step was seen to move the policy enough
-        self._earned: list[
-            tuple[float, float, float]
-        ] = []  # gain, its error, nats of windows at the present rate
+        self._windows: list[tuple[float, ...]] = []  # at the present rate, see `_stalled`
 
     def checks(self, step: int) -> bool:
         """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
@@ -85,7 +83,7 @@ class Controller:
         return None
 
     def _changed(self, step: int) -> None:
-        self._since, self._changes, self._earned = step, self._changes + 1, []
+        self._since, self._changes, self._windows = step, self._changes + 1, []
 
     def window(self, window: Window, look: Look) -> Decision:
         """Decide at the end of a window, by the batch that was sampled after it."""
@@ -95,7 +93,7 @@ class Controller:
         looks = {-1.0: back}
         decision = self._decide(window, back, look, looks)
         if decision.rate_factor != 1.0:
-            self._earned = []
+            self._windows = []
         if decision.rate_factor > 1.0:
             self._since = window.step
         nats = back.nats_k2
@@ -113,13 +111,13 @@ class Controller:
             return replace(
                 stay("the window's start was better: undone"), alpha=-1.0, rate_factor=1 / 3, back="window"
             )
-        if nats > config.far and window.falls and not _earned(back, 1.0):
+        if nats > config.far and window.fall > config.undo - 1.0 and not _earned(back, 1.0):
             return _rate(
                 0.5, f"the window moved the policy {nats:.2g} nats per token, and the reward fell in it"
             )
         if _earned(back, config.sure / 2) and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
-        if self._stalled(back):
+        if self._stalled(window, back):
             return _rate(0.6, f"{config.patience} windows moved the policy far and earned nothing")
         if back.gain.z > 1.0 and self._worse(look, looks):
             return _rate(0.7, "going further is worse, and going back no loss")
@@ -148,14 +146,22 @@ class Controller:
         looks[1.0] = found
         return not found.degenerate and found.gain.z < -self.config.undo
 
-    def _stalled(self, back: BatchGain) -> bool:
-        """Whether the last windows, this one included, moved the policy far and show no sign of having paid."""
-        earned = back.slope if back.degenerate else back.gain
-        self._earned = [*self._earned, (-earned.value, earned.error, back.nats_k2)][-self.config.patience :]
-        gain = sum(value for value, _, _ in self._earned)
-        error = math.sqrt(sum(error**2 for _, error, _ in self._earned))
-        far = sum(nats for _, _, nats in self._earned) / len(self._earned) > self.config.target
-        return len(self._earned) == self.config.patience and far and gain < error
+    def _stalled(self, window: Window, back: BatchGain) -> bool:
+        """Whether the last windows, this one included, moved the policy far and show no sign of having paid.
+
+        Neither in what the batches after them say, nor in the reward of the later ones against the earlier ones.
+        """
+        config, found = self.config, back.slope if back.degenerate else back.gain
+        latest = (-found.value, found.error, back.nats_k2, window.reward, window.variance)
+        self._windows = [*self._windows, latest][-config.patience :]
+        n, half = len(self._windows), len(self._windows) // 2
+        if n < config.patience or sum(w[2] for w in self._windows) / n <= config.target:
+            return False
+        gain, error = sum(w[0] for w in self._windows), math.sqrt(sum(w[1] ** 2 for w in self._windows))
+        early, late = self._windows[:half], self._windows[n - half :]
+        rise = sum(w[3] for w in late) - sum(w[3] for w in early)
+        noise = math.sqrt(sum(w[4] for w in (*early, *late)))
+        return gain < error and not rise > noise
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
@@ -163,13 +169,13 @@ class Controller:
             "since": self._since,
             "changes": self._changes,
             "settled": self._settled,
-            "earned": [list(window) for window in self._earned],
+            "windows": [list(window) for window in self._windows],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
-        self._earned = [(gain, error, nats) for gain, error, nats in state["earned"]]
+        self._windows = [tuple(window) for window in state["windows"]]
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 Diverge = Callable[[float], float]
 """alpha -> divergence of the policy there from the current one, nats per token; NaN where it cannot be measured."""
+
+_MEDIAN = 0.6745
+"""Median of the absolute value of a standard normal variable."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ class Window:
     def fall(self) -> float:
         """Standard errors by which the last two steps earned less than the first ones did; 0.0 of fewer than five.
 
-        The noise of a step is taken from the differences between neighbours, which hardly see a trend.
+        The noise of a step is taken from the differences between neighbours, which hardly see a trend, and from their
+        median, which hardly sees a collapse; a third of their root mean square is its floor.
         """
         measured = self._measured()
         if len(measured) < 5:
             return 0.0
         first = max(2, len(measured) // 3)
-        noise = sum((a - b) ** 2 for a, b in itertools.pairwise(measured)) / 2 / (len(measured) - 1)
-        error = math.sqrt(noise * (1 / first + 1 / 2))
+        changes = [abs(a - b) / math.sqrt(2) for a, b in itertools.pairwise(measured)]
+        noise = max(statistics.median(changes) / _MEDIAN, math.hypot(*changes) / math.sqrt(len(changes)) / 3)
+        error = noise * math.sqrt(1 / first + 1 / 2)
         lost = sum(measured[:first]) / first - sum(measured[-2:]) / 2
         return lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
 

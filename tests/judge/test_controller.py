@@ -1,0 +1,256 @@
+"""The decisions of `auto`, each rule by itself and in short synthetic runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from nextrl.errors import InputError
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.fresh_batch import BatchGain, Estimate
+from nextrl.judge.window import Window
+
+NAN = math.nan
+
+
+def seen(
+    z: float, nats: float = 0.01, groups: int = 16, degenerate: str = "", left_out: int = 0
+) -> BatchGain:
+    """A batch that says `z` standard errors of a candidate that goes `nats` far."""
+    gain = Estimate(z * 0.01, 0.01)
+    return BatchGain(
+        gain, gain, gain, 128, groups, left_out, 128, groups, 128.0, 128.0, 1.0, nats, nats, degenerate
+    )
+
+
+def window(step: int = 11, rewards: tuple[float, ...] = (0.5, 0.52, 0.49, 0.51, 0.5, 0.52)) -> Window:
+    return Window(step, None, rewards, 1e-3)
+
+
+FALLEN = (0.5, 0.52, 0.49, 0.51, 0.2, 0.1)
+
+
+class Looks:
+    """What the batch says by alpha; which alphas were asked about."""
+
+    def __init__(self, **by_alpha: BatchGain) -> None:
+        self.by_alpha = {float(name[1:].replace("m", "-")): value for name, value in by_alpha.items()}
+        self.asked: list[float] = []
+
+    def __call__(self, alpha: float) -> BatchGain | None:
+        self.asked.append(alpha)
+        return self.by_alpha.get(alpha, seen(0.0))
+
+
+def settled(**dials: Any) -> Controller:
+    controller = Controller(ControllerConfig(**dials))
+    assert controller.step(1, 0.004) is None
+    return controller
+
+
+# -------------------------------------------------------------------------------------------------- single steps
+
+
+@pytest.mark.parametrize("far", [1e-6, 1e-3, 0.1, 10.0, 100.0, 1e4])
+def test_the_rate_is_found_within_a_few_steps_whatever_it_was(far: float) -> None:
+    """Divergence is quadratic in the rate: from any start, where a step moves the policy by `goal` or so."""
+    controller, rate = Controller(), far
+    for step in range(1, 6):
+        if controller.checks(step) and (decision := controller.step(step, 0.004 * rate**2)) is not None:
+            rate *= decision.rate_factor
+            assert decision.back == ("step" if 0.004 * (rate / decision.rate_factor) ** 2 > 0.15 else "")
+    assert 0.4 < rate < 7.0
+    if far < 0.4:
+        assert rate == pytest.approx(1.0)
+    assert controller.step(6, 0.001) is None
+
+
+def test_a_rate_near_the_goal_is_left_alone() -> None:
+    for moved in (0.0009, 0.004, 0.1):
+        assert Controller().step(1, moved) is None
+
+
+def test_a_warm_up_is_judged_by_the_rate_that_it_is_heading_for() -> None:
+    # A tenth of the rate moves a hundredth as far: the full rate is fine, and nothing is raised.
+    assert Controller().step(2, 0.004 / 100, share=0.1) is None
+    low = Controller().step(2, 0.004 / 100 / 400, share=0.1)
+    assert low is not None
+    assert low.rate_factor == pytest.approx(20.0)
+    high = Controller().step(2, 0.01, share=0.1)
+    assert high is not None
+    assert (high.back, high.rate_factor) == ("", pytest.approx(math.sqrt(0.004 / 1.0)))
+    assert Controller().step(1, 0.0, share=0.0) is None
+
+
+def test_a_step_without_a_gradient_says_nothing_and_the_next_one_is_asked() -> None:
+    controller = Controller()
+    assert controller.step(1, 0.0) is None
+    assert controller.step(2, NAN) is None
+    assert controller.checks(3)
+    decision = controller.step(3, 1e-8)
+    assert decision is not None
+    assert decision.rate_factor == pytest.approx(math.sqrt(0.004 / 1e-8))
+
+
+def test_checks_thin_out_and_begin_again_after_a_raise() -> None:
+    controller = settled()
+    assert [step for step in range(1, 40) if controller.checks(step)] == [1, 2, 4, 8, 16, 32]
+    controller.window(window(step=9), Looks(am1=seen(-4.0), a1=seen(6.0)))
+    assert [step for step in range(10, 40) if controller.checks(step)] == [10, 11, 13, 17, 25]
+
+
+def test_after_a_raise_a_step_that_still_hardly_moves_is_raised_again() -> None:
+    """Half-precision noise can hide how little a step moves; what a first step showed is else believed."""
+    controller = Controller()
+    assert controller.step(1, 5e-5) is not None
+    assert controller.step(2, 5e-5) is not None
+    again = Controller()
+    assert again.step(1, 5e-5) is not None
+    assert again.step(2, 4e-4) is None
+
+
+def test_a_late_reckless_step_is_taken_back_and_only_halves_the_rate() -> None:
+    decision = settled().step(8, 3.0)
+    assert decision is not None
+    assert (decision.back, decision.alpha, decision.rate_factor) == ("step", -1.0, 0.5)
+    early = Controller().step(1, math.inf)
+    assert early is not None
+    assert early.rate_factor == 0.01
+
+
+# ------------------------------------------------------------------------------------------------------ windows
+
+
+def test_a_window_whose_start_was_better_is_undone() -> None:
+    looks = Looks(am1=seen(3.0))
+    decision = settled().window(window(), looks)
+    assert (decision.back, decision.alpha, decision.rate_factor) == ("window", -1.0, pytest.approx(1 / 3))
+    assert looks.asked == [-1.0]
+    assert decision.completions == 0
+    assert settled().window(window(), Looks(am1=seen(2.0))).back == ""
+
+
+def test_a_window_that_hardly_moved_the_policy_is_not_undone() -> None:
+    assert settled().window(window(), Looks(am1=seen(4.0, nats=1e-5))).back == ""
+
+
+def test_where_weights_degenerate_an_undo_needs_a_fallen_reward_too() -> None:
+    back = seen(4.0, nats=0.1, degenerate="the weights have degenerated")
+    assert settled().window(window(), Looks(am1=back)).back == ""
+    assert settled().window(window(rewards=FALLEN), Looks(am1=back)).back == "window"
+
+
+def test_a_collapsed_policy_is_undone_though_its_batch_says_nothing() -> None:
+    silent = seen(0.0, nats=5.0, groups=0)
+    assert settled().window(window(rewards=FALLEN), Looks(am1=silent)).back == "window"
+    assert settled().window(window(), Looks(am1=silent)).back == ""
+    near = seen(0.0, nats=0.01, groups=0)
+    assert settled().window(window(rewards=FALLEN), Looks(am1=near)).back == ""
+
+
+def test_a_fallen_reward_ends_a_window_before_its_time() -> None:
+    controller = Controller()
+    assert controller.alarmed(window(rewards=FALLEN))
+    assert not controller.alarmed(window())
+    assert not controller.alarmed(window(rewards=(0.9, 0.1)))  # too few to know the noise
+    shifted = tuple(-100.0 + 0.05 * r for r in FALLEN)
+    assert controller.alarmed(window(rewards=shifted))  # whatever the scale
+
+
+def test_the_rate_rises_where_going_on_would_gain_for_sure() -> None:
+    decision = settled().window(
+        window(), Looks(am1=seen(-4.0), a1=seen(4.0), a3=seen(8.0, 0.02), a7=seen(9.0, 1.0))
+    )
+    assert decision.rate_factor == pytest.approx(2.0)  # sqrt(1 + 3); seven windows go too far
+    assert decision.alpha == 0.0
+    unsure = settled().window(window(), Looks(am1=seen(-4.0), a1=seen(2.9), a3=seen(2.9), a7=seen(2.9)))
+    assert unsure.rate_factor == 1.0
+    risky = settled().window(window(), Looks(am1=seen(-4.0), a1=seen(4.0, nats=0.15), a3=seen(4.0, nats=0.5)))
+    assert risky.rate_factor == 1.0  # more nats, more evidence
+
+
+def test_a_window_that_earned_nothing_is_not_looked_ahead_of() -> None:
+    looks = Looks(am1=seen(-1.0), a1=seen(9.0))
+    settled().window(window(), looks)
+    assert looks.asked == [-1.0]
+
+
+def test_a_candidate_that_rules_out_what_was_sampled_is_no_gain() -> None:
+    looks = Looks(am1=seen(-4.0), a1=seen(9.0, left_out=1))
+    assert settled().window(window(), looks).rate_factor == 1.0
+
+
+def test_windows_that_go_far_and_earn_nothing_lower_the_rate() -> None:
+    controller = settled()
+    factors = [controller.window(window(), Looks(am1=seen(0.0, nats=0.05))).rate_factor for _ in range(8)]
+    assert factors == [1.0, 1.0, 1.0, 0.6, 1.0, 1.0, 1.0, 0.6]
+    earning = settled()
+    assert all(earning.window(window(), Looks(am1=seen(-1.5, nats=0.5))).rate_factor == 1.0 for _ in range(8))
+    rising = settled()
+    for reward in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45):
+        rewards = tuple(reward + d for d in (0.0, 0.02, -0.01, 0.01, 0.0, 0.02))
+        assert rising.window(window(rewards=rewards), Looks(am1=seen(0.0, nats=0.5))).rate_factor == 1.0
+    near = settled()
+    assert all(near.window(window(), Looks(am1=seen(0.0, nats=0.01))).rate_factor == 1.0 for _ in range(8))
+
+
+def test_far_and_falling_halves_the_rate() -> None:
+    falling = window(rewards=(0.5, 0.55, 0.5, 0.46, 0.46, 0.45))
+    assert 1.5 < falling.fall < 3.5
+    assert settled().window(falling, Looks(am1=seen(0.0, nats=0.3))).rate_factor == 0.5
+    assert settled().window(falling, Looks(am1=seen(-2.0, nats=0.3))).rate_factor == 1.0
+
+
+def test_past_the_best_length_the_rate_falls_a_little() -> None:
+    assert settled().window(window(), Looks(am1=seen(1.5), a1=seen(-3.0))).rate_factor == 0.7
+
+
+def test_too_few_informative_prompts_decide_nothing() -> None:
+    decision = settled().window(window(), Looks(am1=seen(9.0, groups=3)))
+    assert (decision.rate_factor, decision.back) == (1.0, "")
+
+
+def test_nothing_to_look_at_decides_nothing() -> None:
+    decision = settled().window(window(), lambda alpha: None)
+    assert (decision.rate_factor, decision.back, decision.reason) == (
+        1.0,
+        "",
+        "no rollouts are there to judge the window by",
+    )
+
+
+def test_what_was_seen_is_in_the_decision() -> None:
+    decision = settled().window(window(), Looks(am1=seen(-4.0, nats=0.03)))
+    assert decision.divergence == 0.03
+    assert set(decision.looks) >= {-1.0, 1.0}
+
+
+def test_memory_goes_through_json_and_on() -> None:
+    first, second = settled(), Controller()
+    for _ in range(3):
+        first.window(window(), Looks(am1=seen(0.0, nats=0.05)))
+    second.restore(json.loads(json.dumps(first.state())))
+    assert second.state() == first.state()
+    assert second.window(window(), Looks(am1=seen(0.0, nats=0.05))).rate_factor == 0.6
+    assert [s for s in range(1, 20) if second.checks(s)] == [s for s in range(1, 20) if first.checks(s)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"every": 0}, "every must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"goal": 0.0}, "goal must be above 0"),
+        ({"goal": 1.0}, "below reckless"),
+        ({"target": 0.2}, "at most far"),
+        ({"undo": -1.0}, "undo must be at least 0"),
+        ({"sure": NAN}, "sure must be at least 0"),
+    ],
+)
+def test_dials_out_of_range_are_named(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ControllerConfig(**bad)
