@@ -99,7 +99,7 @@ def test_the_adapter_is_as_before_even_where_reading_fails() -> None:
 class Rollouts:
     """Any adapter earns the same; nothing is known of the completions."""
 
-    completions, mean_length, truncated = 0, math.nan, math.nan
+    completions, group, mean_length, truncated = 0, 1, math.nan, math.nan
 
     def rewards(self, rows: list[dict[str, str]], seed: int) -> Tensor:
         return torch.ones(len(rows), dtype=torch.float64)

@@ -85,8 +85,8 @@ def test_two_processes_are_one_with_gradient_accumulation(two: Any, one: Any) ->
     assert [d["alpha"] for d in one["decisions"]] == [2.0, -0.5, 0.0]
     for a, b in zip(run["adapters"], one["adapters"], strict=True):
         assert apart(a, b, one["before"]) < 1e-3
-    # One row of fifteen is scored twice to fill the second process's share, and is paid for.
-    assert (run["completions"], one["completions"]) == (3 * 2 * 16, 3 * 2 * 15)
+    # One group of five is scored twice to fill the second process's share, and is paid for.
+    assert (run["completions"], one["completions"]) == (3 * 2 * 24, 3 * 2 * 20)
 
 
 @pytest.mark.parametrize("kind", ["scripted", "real"])
