@@ -257,12 +257,13 @@ def test_rows_of_each_dataset_draw_the_same_numbers_whatever_the_other_s_lengths
         return [0.0] * len(completions)
 
     run = trainer(tmp_path, rewards=reward)
-    a, b = ([{**VALIDATION[i], name: "x"} for i in places] for name, places in (("a", (0, 1)), ("b", (2, 3))))
+    a, b = ([{**VALIDATION[i], name: "x"} for i in places] for name, places in (("a", (2, 3)), ("b", (2, 3))))
     rollouts = TrainerRollouts(run)
     for rows in (a + b, a[:1] + b):
         rollouts.rewards([row for row in rows for _ in range(GROUP)], seed=3)
     assert seen["b"][0] == seen["b"][1]
     assert len(seen["a"][0]) == 2 * len(seen["a"][1])
+    assert seen["a"][0] != seen["b"][0]  # each batch has numbers of its own
 
 
 def test_the_weights_of_normalised_functions_decide_as_in_the_advantage(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_the_weights_of_normalised_functions_decide_as_in_the_advantage(tmp_path
         return [100.0 * (i % 2) + gained["large"] for i in range(len(completions))]
 
     def small(completions: list[str], **_: Any) -> list[float]:
-        return [0.1 * (i % 2) + gained["small"] for i in range(len(completions))]
+        return [(0.1 + gained["small"]) * (i % 2) + gained["small"] for i in range(len(completions))]
 
     means: dict[str, list[float]] = {}
     for how in ("sum_then_normalize", "normalize_then_sum"):
@@ -287,8 +288,8 @@ def test_the_weights_of_normalised_functions_decide_as_in_the_advantage(tmp_path
     put, leapt = means["sum_then_normalize"]
     assert leapt < put
     put, leapt = means["normalize_then_sum"]
-    # In units of each function's deviation within its groups: 57.7 and .0577.
-    assert leapt - put == pytest.approx(-10.0 / 57.735 + 0.1 / 0.057835, rel=1e-3)
+    # In units of each function's deviation within its groups when staying put: 57.7 and .0577.
+    assert leapt - put == pytest.approx(-10.0 / 57.735 + 0.15 / 0.057835, rel=1e-3)
 
 
 def test_a_function_without_spread_weighs_as_it_is(tmp_path: Path) -> None:
