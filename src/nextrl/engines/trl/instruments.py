@@ -9,6 +9,7 @@ from typing import Any
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.trl.divergence import RolloutDivergence
 from nextrl.engines.trl.likelihood import HeldOutLikelihood, TextDivergence
+from nextrl.engines.trl.optimizers import check_optimizer
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 
@@ -38,8 +39,10 @@ def instruments(trainer: Any, rows: Sequence[Row]) -> Instruments:
         rows: held-out rows.
 
     Raises:
-        InputError: it is another trainer, not as TRL's was read (`seam.check`), or its rollouts need an environment.
+        InputError: it is another trainer, not as TRL's was read (`seam.check`), or its optimizer keeps weights of its
+            own (`check_optimizer`).
     """
+    check_optimizer(trainer.optimizer)
     if not Seam(trainer).generates:
         texts = TextDivergence(trainer, [rows[i] for i in range(min(len(rows), _TEXTS))])
         return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
