@@ -14,7 +14,7 @@ from datasets import Dataset
 from trl import RLOOTrainer
 
 import trl_runs
-from chat_base import ChatTokens, chat_model
+from chat_base import ChatTokens, chat_model, seeing
 from nextrl import LeapCallback
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from trl_runs import COMMON, TASK, VALIDATION, Scripted, scripted_policy, trainable, trainer
@@ -77,6 +77,61 @@ def test_pictures_are_in_the_question(
     pictures = [block["image"] for block in content if block["type"] == "image"]
     assert pictures == (value if isinstance(value, list) else [value])
     assert row["prompt"] == [{"role": "user", "content": "what is it?"}]
+
+
+def test_a_run_on_pictures_searches_and_leaps(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model, processor = seeing()
+    taken: list[tuple[bool, list[Any]]] = []
+
+    def look(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        pixels = options.get("pixel_values", arguments[0] if arguments else None)
+        taken.append((model.training, sorted({round(float(p.max()), 3) for p in pixels})))
+
+    tower = next(m for n, m in model.named_modules() if n.endswith("vision_tower"))
+    tower.register_forward_pre_hook(look, with_kwargs=True)
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": "what?"}],
+                "image": Image.new("RGB", (28, 28), (6 * i, 9, 9)),
+            }
+            for i in range(40)
+        ]
+    )
+    controller = Scripted([(2.0, 1.0)], search=(0.0, 2.0))
+    callback = LeapCallback(policy=scripted_policy(controller))
+
+    def reward(completions: list[Any], image: list[Any], **_: Any) -> list[float]:
+        return [
+            float(len(c[0]["content"])) + picture.getpixel((0, 0))[0]
+            for c, picture in zip(completions, image, strict=True)
+        ]
+
+    run = trainer(
+        tmp_path,
+        [callback],
+        model=model,
+        rows=rows,
+        rewards=reward,
+        processing_class=processor,
+        max_completion_length=5,
+        per_device_train_batch_size=8,
+        max_steps=2,
+    )
+    run.train()
+    searched = [pictures for training, pictures in taken if not training]
+    # A search of sixteen completions is of four pictures, which training has not seen.
+    assert {len(pictures) for pictures in searched} == {4}
+    trained = {p for training, pictures in taken if training for p in pictures}
+    assert trained
+    assert not trained & set(searched[0])
+    assert callback.decisions[0].alpha == 2.0
+    # The reward of each row is that of its own picture.
+    reds = [score // 6 for score in controller.scores[0][2.0].tolist()]
+    assert len(set(reds)) > 1
+    assert run.state.global_step == 2
 
 
 def test_tokens_alone_are_not_read_where_a_pass_needs_pictures(
