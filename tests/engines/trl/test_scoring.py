@@ -84,10 +84,11 @@ def test_a_run_on_pictures_searches_and_leaps(tmp_path: Path) -> None:
 
     model, processor = seeing()
     taken: list[tuple[bool, list[Any]]] = []
+    graded: list[list[float]] = []
 
     def look(module: Any, arguments: Any, options: dict[str, Any]) -> None:
         pixels = options.get("pixel_values", arguments[0] if arguments else None)
-        taken.append((model.training, sorted({round(float(p.max()), 3) for p in pixels})))
+        taken.append((model.training, sorted({round(float(p[0].max()), 3) for p in pixels})))
 
     tower = next(m for n, m in model.named_modules() if n.endswith("vision_tower"))
     tower.register_forward_pre_hook(look, with_kwargs=True)
@@ -104,10 +105,8 @@ def test_a_run_on_pictures_searches_and_leaps(tmp_path: Path) -> None:
     callback = LeapCallback(policy=scripted_policy(controller))
 
     def reward(completions: list[Any], image: list[Any], **_: Any) -> list[float]:
-        return [
-            float(len(c[0]["content"])) + picture.getpixel((0, 0))[0]
-            for c, picture in zip(completions, image, strict=True)
-        ]
+        graded.append([float(picture.getpixel((0, 0))[0]) for picture in image])
+        return graded[-1]
 
     run = trainer(
         tmp_path,
@@ -128,9 +127,10 @@ def test_a_run_on_pictures_searches_and_leaps(tmp_path: Path) -> None:
     assert trained
     assert not trained & set(searched[0])
     assert callback.decisions[0].alpha == 2.0
-    # The reward of each row is that of its own picture.
-    reds = [score // 6 for score in controller.scores[0][2.0].tolist()]
-    assert len(set(reds)) > 1
+    # Graded with the pictures that were shown, each for a whole group.
+    scores = controller.scores[0][2.0].tolist()
+    assert scores in graded
+    assert [len(set(scores[i : i + GROUP])) for i in range(0, 16, GROUP)] == [1] * 4
     assert run.state.global_step == 2
 
 
