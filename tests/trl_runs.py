@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,9 +59,11 @@ def trainer(
     rewards: Any = None,
     optimizers: Any = (None, None),
     eval_dataset: Any = None,
+    processing_class: Any = None,
+    extras: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> Any:
-    """A trainer with TRL's own settings, `options` over `COMMON`."""
+    """A trainer with TRL's own settings, `options` over `COMMON`; `extras` are further arguments of the trainer."""
     config = (GRPOConfig if kind is GRPOTrainer else RLOOConfig)(output_dir=str(out), **{**COMMON, **options})
     built = kind(
         model=model if model is not None else fresh_model(),
@@ -68,9 +71,10 @@ def trainer(
         args=config,
         train_dataset=rows if rows is not None else as_dataset(TASK.examples("train")[:400]),
         eval_dataset=eval_dataset,
-        processing_class=tiny.tokenizer(),
+        processing_class=processing_class or tiny.tokenizer(),
         optimizers=optimizers,
         callbacks=list(callbacks),
+        **extras,
     )
     built.remove_callback(PrinterCallback)
     return built

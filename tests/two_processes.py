@@ -30,7 +30,7 @@ from nextrl.runs.config import RunConfig
 from nextrl.runs.run import run
 from trl_runs import VALIDATION, Scripted, fresh_model, scripted_policy, trainer
 
-STEPS, COMPLETIONS, PROMPTS = 6, 32, 15  # 15 does not divide by two: one row is repeated to fill
+STEPS, COMPLETIONS, PROMPTS = 6, 32, 20  # five groups of four do not divide by two: one is repeated to fill
 
 
 class Leaps(Scripted):

@@ -12,6 +12,7 @@ from torch import Tensor
 from nextrl.engines.candidate_scores import CandidateScores
 from nextrl.engines.live_adapter import State, along
 from nextrl.judge.guard import Guard
+from nextrl.judge.paired_search import grid_search
 
 START, END, LAST = {"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)}, torch.tensor(1.9)
 
@@ -99,7 +100,7 @@ def test_the_adapter_is_as_before_even_where_reading_fails() -> None:
 class Rollouts:
     """Any adapter earns the same; nothing is known of the completions."""
 
-    completions, mean_length, truncated = 0, math.nan, math.nan
+    completions, group, mean_length, truncated = 0, 1, math.nan, math.nan
 
     def rewards(self, rows: list[dict[str, str]], seed: int) -> Tensor:
         return torch.ones(len(rows), dtype=torch.float64)
@@ -115,3 +116,13 @@ def test_a_divergence_that_no_bound_asks_for_is_unknown_and_not_zero() -> None:
         score(alpha, 0, 4)
     assert list(scores.divergences) == [2.0]
     assert math.isnan(scores.divergences[2.0])
+
+
+def test_a_search_is_told_which_answers_are_to_one_prompt() -> None:
+    rollouts = Rollouts()
+    rollouts.group = 4
+    scores = CandidateScores(Adapter(), rollouts, Guard(divergence=math.inf))  # type: ignore[arg-type]
+    score = scores.scorer(partial(along, START, END), END, lambda start, stop: [{}] * (stop - start), 0)
+    found = grid_search(score, [2.0], 4)
+    assert found.error(2.0) == math.inf  # a single prompt, answered four times
+    assert grid_search(score, [2.0], 8).error(2.0) == 0.0

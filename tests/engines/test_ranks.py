@@ -20,7 +20,7 @@ from nextrl.engines.ranks import Ranks
 from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl import trainer
 from nextrl.errors import InputError
-from nextrl.judge.paired_search import Refused
+from nextrl.judge.paired_search import GroupedScore, Refused, grid_search
 
 TESTS = Path(__file__).parents[1]
 
@@ -85,8 +85,8 @@ def test_two_processes_are_one_with_gradient_accumulation(two: Any, one: Any) ->
     assert [d["alpha"] for d in one["decisions"]] == [2.0, -0.5, 0.0]
     for a, b in zip(run["adapters"], one["adapters"], strict=True):
         assert apart(a, b, one["before"]) < 1e-3
-    # One row of fifteen is scored twice to fill the second process's share, and is paid for.
-    assert (run["completions"], one["completions"]) == (3 * 2 * 16, 3 * 2 * 15)
+    # One group of five is scored twice to fill the second process's share, and is paid for.
+    assert (run["completions"], one["completions"]) == (3 * 2 * 24, 3 * 2 * 20)
 
 
 @pytest.mark.parametrize("kind", ["scripted", "real"])
@@ -201,6 +201,17 @@ def test_a_follower_calls_what_the_leader_called(monkeypatch: pytest.MonkeyPatch
     wire(monkeypatch, said)
     assert pretend(1, 2).once(lambda *_: None, add, calls.append) == -3
     assert calls == [(1, 2), 3]
+
+
+def test_a_score_says_of_itself_on_two_processes_what_it_says_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire(monkeypatch)
+    by_alpha = {0.0: [0.0] * 4, 2.0: [1.0, 1.0, 0.0, 0.0]}
+    score = GroupedScore(lambda alpha, start, stop: torch.tensor(by_alpha[alpha][start:stop]), 2)
+
+    def error(score: Any) -> float:
+        return grid_search(score, [2.0], 4).error(2.0)
+
+    assert pretend(0, 2).once(error, score) == pretend(0, 1).once(error, score) == pytest.approx(0.5)
 
 
 def test_a_leader_that_fails_frees_its_followers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextrl.judge.paired_search import Refused, Scores, grid_search, refine
+from nextrl.judge.paired_search import GroupedScore, Refused, Scores, grid_search, refine
 
 
 def rewards(*values: float) -> Tensor:
@@ -55,6 +55,48 @@ def test_the_hardness_of_prompts_cancels() -> None:
     scores = known({0.0: hard, 2.0: hard + 0.01})
     assert scores.error(2.0) < 1e-9
     assert scores.best(level=3.0) == 2.0
+
+
+NAN = math.nan
+
+
+def test_pairs_without_a_score_on_either_side_are_left_out() -> None:
+    whole = known({0.0: rewards(-1, -2, -1), 2.0: rewards(-1, -1, 0)})
+    scores = known({0.0: rewards(-1, NAN, -2, -1, -5), 2.0: rewards(-1, 0, -1, 0, NAN)})
+    assert scores.gain(2.0) == whole.gain(2.0) == pytest.approx(2 / 3)
+    assert scores.error(2.0) == whole.error(2.0)
+    assert (scores.unscored(2.0), scores.mean(0.0)) == (2, -2.25)
+    assert scores.completions() == 10
+
+
+def test_nothing_is_known_of_a_candidate_without_a_pair() -> None:
+    scores = known({0.0: rewards(1, 1, 1), 2.0: rewards(NAN, NAN, NAN), 4.0: rewards(9, NAN, NAN)})
+    for level in (0.0, 1.0, 2.0):
+        assert scores.best(level) == 0.0
+        assert not scores.worse(2.0, level)
+        assert not scores.worse(4.0, level)
+    assert scores.gain(2.0) == -math.inf
+    assert scores.error(2.0) == scores.error(4.0) == math.inf
+    assert known({0.0: rewards(NAN, NAN), 2.0: rewards(1, 1)}).best(0.0) == 0.0
+
+
+def test_answers_to_one_prompt_are_not_as_many_prompts() -> None:
+    """All of one prompt's answers gained, none of the other's: eight differences say as much as two."""
+    by_alpha = {0.0: torch.zeros(8, dtype=torch.float64), 2.0: rewards(1, 1, 1, 1, 0, 0, 0, 0)}
+    single, grouped = known(by_alpha), Scores(GroupedScore(unasked, 4), by_alpha)
+    assert single.better(2.0, 2.0)
+    assert grouped.error(2.0) == pytest.approx(0.5)
+    assert not grouped.better(2.0, 2.0)
+    # One prompt says nothing of others, however often it is answered.
+    assert Scores(GroupedScore(unasked, 8), by_alpha).error(2.0) == math.inf
+    # Two that happen to agree do not make the noise within them go away.
+    alike = {0.0: by_alpha[0.0], 2.0: rewards(1, 0, 0, 0, 0, 1, 0, 0)}
+    assert Scores(GroupedScore(unasked, 4), alike).error(2.0) == known(alike).error(2.0) > 0
+
+
+def test_a_group_without_any_score_is_no_prompt() -> None:
+    by_alpha = {0.0: torch.zeros(6, dtype=torch.float64), 2.0: rewards(1, 1, NAN, NAN, 0, NAN)}
+    assert Scores(GroupedScore(unasked, 2), by_alpha).error(2.0) == pytest.approx(0.5)
 
 
 def test_staying_put_wins_ties_and_everything_within_the_noise() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.judge.guard import Answers, Guard, pooled
-from nextrl.judge.paired_search import SEED_STRIDE, Refused, Score
+from nextrl.judge.paired_search import SEED_STRIDE, GroupedScore, Refused, Score
 
 Candidate = Callable[[float], State]
 """alpha -> the adapter's factors after that leap."""
@@ -29,16 +29,21 @@ class Rollouts(Protocol):
 
     Attributes:
         completions: completions generated so far.
+        group: rows beside each other that are the same one, as far as rewards need whole groups of completions; else 1.
         mean_length: mean length in tokens of the latest ones; NaN where unknown.
         truncated: share of the latest ones that did not end by themselves; NaN where unknown.
     """
 
     completions: int
+    group: int
     mean_length: float
     truncated: float
 
     def rewards(self, rows: Sequence[Row], seed: int) -> Tensor:
-        """Reward of one completion per row, (n,) float64: the same random numbers for the same rows and seed."""
+        """Reward of one completion per row, (n,) float64: the same random numbers for the same rows and seed.
+
+        NaN where it could not be graded.
+        """
         ...
 
     def log_probabilities(self) -> Tensor | None:
@@ -113,7 +118,7 @@ class CandidateScores:
                     raise Refused(because, len(rewards))
             return rewards
 
-        return score
+        return GroupedScore(score, self._rollouts.group)
 
     def _answer(
         self, state: State, end: State, rows: Sequence[Row], seed: int, alpha: float

@@ -106,6 +106,8 @@ class ModelRollouts:
         task: grades; its `max_completion_length` bounds completions.
     """
 
+    group = 1
+
     def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
         self._model, self._tokenizer, self._task = model, tokenizer, task
         self.completions = 0

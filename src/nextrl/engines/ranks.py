@@ -8,6 +8,7 @@ process 0 alone decides; it broadcasts to the others what to call, and the resul
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -57,6 +58,8 @@ class Ranks:
 
     def _lead(self, decide: Callable[..., T], tools: Sequence[Callable[..., Any]]) -> T:
         def announced(index: int) -> Callable[..., Any]:
+            # A tool may say things about itself (`GroupedScore.group`): they come along.
+            @functools.wraps(tools[index])
             def call(*arguments: Any) -> Any:
                 _tell((index, arguments))
                 return tools[index](*arguments)

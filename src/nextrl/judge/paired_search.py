@@ -19,13 +19,28 @@ from torch import Tensor
 Score = Callable[[float, int, int], Tensor]
 """(alpha, start, stop) -> rewards (stop - start,) float64 of the shared prompts start..stop - 1.
 
-A prompt has the same random numbers for every alpha. The function is asked for alpha 0 on a stretch of prompts
-before it is asked for any other alpha on it."""
+NaN where a prompt could not be scored: it is left out of every comparison with that candidate. A prompt has the same
+random numbers for every alpha. The function is asked for alpha 0 on a stretch of prompts before it is asked for any
+other alpha on it."""
 
 
 SEED_STRIDE = 1_000_003
 """A score function seeds the prompts from `start` on with `seed + SEED_STRIDE * start`: so far apart that no two
 stretches of prompts, of any two searches, share their random numbers."""
+
+
+@dataclass(frozen=True)
+class GroupedScore:
+    """A `Score` whose prompts come in groups: `group` of them in a row are the same one, answered so often.
+
+    Answers to one prompt share what a leap does to that prompt, so they are not independent (`Scores.error`).
+    """
+
+    score: Score
+    group: int
+
+    def __call__(self, alpha: float, start: int, stop: int) -> Tensor:
+        return self.score(alpha, start, stop)
 
 
 class Refused(Exception):
@@ -87,19 +102,36 @@ class Scores:
         return len(self.rewards.get(alpha, ()))
 
     def mean(self, alpha: float) -> float:
-        """Mean reward of a candidate."""
-        return float(self.rewards[alpha].mean())
+        """Mean reward of a candidate; NaN where no prompt could be scored."""
+        return float(self.rewards[alpha].nanmean())
+
+    def unscored(self, alpha: float) -> int:
+        """Prompts on which a candidate could not be compared with staying put."""
+        return int(self._difference(alpha, 0.0).isnan().sum())
 
     def gain(self, alpha: float, over: float = 0.0) -> float:
-        """Mean paired difference of a candidate over another (default: staying put); -inf if refused."""
-        return -math.inf if alpha in self.refused else float(self._difference(alpha, over).mean())
+        """Mean paired difference of a candidate over another (default: staying put).
+
+        -inf if it is refused, or if no prompt was scored for both.
+        """
+        if alpha in self.refused:
+            return -math.inf
+        gain = float(self._difference(alpha, over).nanmean())
+        return -math.inf if math.isnan(gain) else gain
 
     def error(self, alpha: float, over: float = 0.0) -> float:
-        """Standard error of `gain`: deviation of the paired differences over sqrt(n)."""
+        """Standard error of `gain`: deviation of the paired differences over sqrt(n); inf where n is below 2.
+
+        Where several answers are to one prompt (`GroupedScore`) it is that of the prompts' means, if that is larger.
+        """
         if alpha in self.refused:
             return 0.0
         difference = self._difference(alpha, over)
-        return float(difference.std(unbiased=True)) / math.sqrt(len(difference))
+        error, group = _standard_error(difference), getattr(self.score, "group", 1)
+        if group == 1:
+            return error
+        means = torch.stack([answers.nanmean() for answers in torch.split(difference, group)])
+        return max(error, _standard_error(means))
 
     def _difference(self, alpha: float, over: float) -> Tensor:
         shared = min(self.prompts(alpha), self.prompts(over))
@@ -129,6 +161,12 @@ class Scores:
     def means(self) -> dict[float, float]:
         """alpha -> mean reward, for logs."""
         return {a: self.mean(a) for a in sorted(self.rewards)}
+
+
+def _standard_error(differences: Tensor) -> float:
+    """Of their mean, what is NaN left out; inf for fewer than two."""
+    known = differences[~differences.isnan()]
+    return float(known.std(unbiased=True)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
 
 
 def grid_search(score: Score, candidates: Iterable[float], prompts: int) -> Scores:

@@ -106,7 +106,7 @@ def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return spread * 0.01 + {1: 0.0, 5: 1.0}.get(len(asked), 0.1)
 
     monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
-    callback = LeapCallback(2, "secant", at=[2], horizon=2, validation=VALIDATION, prompts=8)
+    callback = LeapCallback(2, "secant", at=[2], horizon=2, validation=VALIDATION, prompts=32)
     run(tmp_path, callback, max_steps=2)
     # Asked in the order 0, -0.5, 1, 2, 4, ...
     assert callback.decisions[0].alpha == 4.0

@@ -13,8 +13,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, Sequ
 from trl import SFTTrainer
 
 import trl_runs
-from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts, set_rate_factor
-from nextrl.errors import InputError
+from nextrl.engines.trl.rollouts import InGroups, RewardMeter, TrainerRollouts, set_rate_factor
+from trl_runs import VALIDATION
+
+
+def in_groups(*places: int) -> list[Any]:
+    """Some validation rows, each as often as a training batch has it."""
+    return list(InGroups([VALIDATION[i] for i in places], 4))
 
 
 def fake() -> Any:
@@ -105,15 +110,8 @@ def test_rewards_weigh_the_trainer_s_functions_and_skip_what_was_not_graded(tmp_
 
     trainer = trl_runs.trainer(tmp_path, rewards=[ones, some], reward_weights=[0.5, 2.0])
     rollouts = TrainerRollouts(trainer)
-    rewards = rollouts.rewards([trl_runs.VALIDATION[i] for i in range(4)], seed=0)
+    rewards = rollouts.rewards(in_groups(0), seed=0)
     assert rewards.tolist() == [0.5, 20.5, 0.5, 20.5]
     assert rewards.dtype == torch.float64
     assert rollouts.completions == 4
     assert 1 <= rollouts.mean_length <= 6
-
-
-def test_environments_are_refused(tmp_path: Any) -> None:
-    trainer = trl_runs.trainer(tmp_path)
-    trainer.environment_factories = {"a": object}
-    with pytest.raises(InputError, match="environments"):
-        TrainerRollouts(trainer)

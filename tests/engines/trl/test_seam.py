@@ -22,16 +22,16 @@ from nextrl import LeapCallback
 from nextrl.engines.trl import seam as module
 from nextrl.engines.trl.fused_head import score_labelled_columns
 from nextrl.engines.trl.rollouts import TrainerRollouts
-from nextrl.engines.trl.seam import Attribute, Generated, Method, Seam, check
+from nextrl.engines.trl.seam import Attribute, Method, Seam, check
 from nextrl.errors import InputError
 from nextrl.tasks.bases import tiny
 from prefix_batches import llama
 from trl_runs import COMMON, TASK, VALIDATION, fresh_model, trainer
 
 NEEDS: dict[str, tuple[Method | Attribute, ...]] = {
-    "grpo": module.GENERATING + module.ENVIRONMENTS,
+    "grpo": module.GENERATING,
     "rloo": module.GENERATING,
-    "vllm": module.GENERATING + module.ENVIRONMENTS + module.ENGINE,
+    "vllm": module.GENERATING + module.ENGINE,
     "sft": module.SUPERVISED,
 }
 EACH = [(kind, need) for kind, needs in NEEDS.items() for need in needs]
@@ -169,6 +169,7 @@ def test_a_subclass_with_overrides_of_its_own_works(tmp_path: Path) -> None:
 
     run = trainer(tmp_path)
     run.__class__ = Own
+    assert run.num_generations == 4
     assert len(TrainerRollouts(run).rewards([VALIDATION[i] for i in range(3)], seed=0)) == 3
     assert Own.called == 1
 
@@ -180,7 +181,7 @@ def test_another_trainer_is_refused(built: dict[str, Any]) -> None:
         check(DPOTrainer())
 
 
-@pytest.mark.parametrize("name", ["_buffered_inputs", "_generate", "environment_factories"])
+@pytest.mark.parametrize("name", ["_buffered_inputs", "_generate_and_score_completions"])
 def test_a_run_is_refused_before_its_first_step(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,15 +257,21 @@ def test_rollouts_without_the_parts_that_are_read_are_refused(built: dict[str, A
         run._buffered_inputs = None
 
 
+def rows_of(*places: int) -> list[dict[str, Any]]:
+    """Each of some validation rows as often as a training batch has it."""
+    return [dict(VALIDATION[i]) for i in places for _ in range(COMMON["num_generations"])]
+
+
 def test_vllm_takes_the_weights_again_at_the_same_step_only_when_told(built: dict[str, Any]) -> None:
     run = built["vllm"]
-    seam, engine, prompts = Seam(run), run.vllm_generation, [VALIDATION[0]["prompt"]]
+    seam, engine, rows = Seam(run), run.vllm_generation, rows_of(0)
+    run.model.eval()
     with seam.untouched():
         for expected in (1, 1):
-            seam.generate(prompts)
+            seam.score(rows)
             assert engine.syncs == expected
         seam.weights_changed()
-        seam.generate(prompts)
+        seam.score(rows)
         assert engine.syncs == 2
 
 
@@ -275,39 +282,42 @@ def test_without_vllm_nothing_is_marked(built: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 def test_scoring_goes_through_the_trainer_and_leaves_no_trace(built: dict[str, Any], kind: str) -> None:
-    run, rows = built[kind], [VALIDATION[i] for i in range(3)]
-    seam, prompts = Seam(run), [row["prompt"] for row in rows]
-    before = run.num_generations_eval
+    run, rows = built[kind], rows_of(0, 1, 2)
+    seam, graded = Seam(run), []
+    own = run.reward_funcs[0]
+    run.reward_funcs[0] = lambda **options: graded.append(options) or own(**options)
+    before, held = run.num_generations_eval, {k: v for k, v in vars(run).items() if k != "reward_funcs"}
     run.model.eval()
     with seam.untouched():
-        made = seam.generate(prompts)
-        rewards = seam.rewards_of(rows, prompts, made)
-        length, truncated = seam.generation_lengths()
-    expected = [TASK.reward(c, row["answer"]) for c, row in zip(made.completions, rows, strict=True)]
-    assert rewards.tolist() == expected
-    assert rewards.dtype == torch.float64
-    assert length == pytest.approx(sum(map(len, made.completion_ids)) / 3)
-    assert 0.0 <= truncated <= 1.0
-    assert made.own_tokens is None
+        scored = seam.score(rows)
+    run.reward_funcs[0] = own
+    completions = graded[0]["completions"]
+    expected = [TASK.reward(c, row["answer"]) for c, row in zip(completions, rows, strict=True)]
+    assert seam.combined(scored).tolist() == expected
+    assert scored.by_function.dtype == torch.float64
+    assert scored.length == pytest.approx(sum(map(len, graded[0]["completion_ids"])) / 12)
+    assert 0.0 <= scored.truncated <= 1.0
+    ids, attention, mask = scored.tokens
+    assert ids.shape == attention.shape
+    assert mask.sum(1).tolist() == [len(c) for c in graded[0]["completion_ids"]]
     assert not any(run._metrics["eval"].values())
     assert run.num_generations_eval == before
+    assert {k: v for k, v in vars(run).items() if k != "reward_funcs"} == held
+    assert not any(run._logs["prompt"])
     ids, mask = torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.long)
     assert seam.per_token_logps(ids, mask, 3).shape == (2, 3)
+
+
+PARTS = dict.fromkeys(("prompt_ids", "completion_ids", "prompt_mask", "completion_mask"), torch.ones(8, 2))
 
 
 @pytest.mark.parametrize(
     ("name", "returns", "call", "clause"),
     [
-        ("_generate", [1, 2, 3], lambda s: s.generate(["a"]), "a list from _generate"),
-        ("_generate", ([[1]], [[2]], None, [[-0.5]]), lambda s: s.generate(["a"]), "other things from _gen"),
-        ("_generate", ([[1]], [[-0.5]], ["b"]), lambda s: s.generate(["a"]), "other things from _generate"),
-        ("_generate", ([[1]], [[2]], ["b", "c"]), lambda s: s.generate(["a"]), "other things from _generate"),
-        (
-            "_calculate_rewards",
-            torch.zeros(1),
-            lambda s: s.rewards_of([{}], ["a"], Generated([[1]], [[2]], ["b"], None)),
-            "no reward of each function",
-        ),
+        (module.SCORE.name, [1, 2, 3], lambda s: s.score(rows_of(0)), "no rollouts from _generate_and"),
+        (module.SCORE.name, {"prompt_ids": 1}, lambda s: s.score(rows_of(0)), "no rollouts from _generate"),
+        (module.SCORE.name, PARTS, lambda s: s.score(rows_of(0)), "calls no _calculate_rewards"),
+        ("_calculate_rewards", torch.zeros(4), lambda s: s.score(rows_of(0)), "no reward of each function"),
         (
             module.PER_TOKEN.name,
             {"logps": torch.zeros(1, 2)},
@@ -320,7 +330,7 @@ def test_scoring_goes_through_the_trainer_and_leaves_no_trace(built: dict[str, A
             lambda s: s.per_token_logps(torch.ones(1, 3), torch.ones(1, 3), 2),
             "log-probabilities",
         ),
-        ("_metrics", {"train": {}, "eval": {}}, lambda s: s.generation_lengths(), "mean_length"),
+        ("_metrics", {"train": {}, "eval": {}}, lambda s: s._generation_lengths(), "mean_length"),
         (
             "_metrics",
             {"train": {"completions/mean_length": [1.0]}},
@@ -339,6 +349,7 @@ def test_a_result_of_another_form_is_refused(
 ) -> None:
     seam = Seam(built["rloo"])
     made = returns if name == "_metrics" else lambda *arguments, **options: returns
+    built["rloo"].model.eval()
     monkeypatch.setattr(built["rloo"], name, made)
     with pytest.raises(InputError, match=clause):
         call(seam)

@@ -11,6 +11,7 @@ from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood
+from nextrl.engines.trl.optimizers import check_optimizer
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 
@@ -42,8 +43,10 @@ def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveAdapter, ranks: 
         ranks: the run's processes.
 
     Raises:
-        InputError: it is another trainer, not as TRL's was read (`seam.check`), or its rollouts need an environment.
+        InputError: it is another trainer, not as TRL's was read (`seam.check`), or its optimizer keeps weights of its
+            own (`check_optimizer`).
     """
+    check_optimizer(trainer.optimizer)
     if not Seam(trainer).generates:
         texts = FreshTexts(trainer, adapter, [rows[i] for i in range(min(len(rows), _TEXTS))])
         return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)

@@ -29,9 +29,11 @@ class HeldOutLikelihood:
     Attributes:
         completions: rows scored so far, over all processes.
         mean_length, truncated: NaN, for nothing is generated.
+        group: 1, for the same reason.
     """
 
     mean_length = truncated = math.nan
+    group = 1
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

@@ -6,8 +6,8 @@ another name, a run would go on training on rollouts from before a leap, and not
 be checked before a call, such as the form of a result, is checked at every call. No other module of nextrl names a
 private attribute of a trainer, and a test holds that.
 
-Three kinds of trainers need three sets of names: GRPOTrainer and RLOOTrainer generate completions and hold rollouts,
-GRPOTrainer alone has environments, SFTTrainer neither. A subclass may override any of it with a compatible signature.
+Two kinds of trainers need two sets of names: GRPOTrainer and RLOOTrainer generate completions and hold rollouts,
+SFTTrainer does not. A subclass may override any of it with a compatible signature.
 
 The dataset's sampler, inside a chain of wrappers of accelerate's, is found here as well.
 """
@@ -18,8 +18,10 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import random
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,25 +93,36 @@ PER_TOKEN = Method(
     ("batch_size",),
 )
 
+SCORE = Method("_generate_and_score_completions", ("inputs",))
+REWARDS = Method("_calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list"))
+
 # What scoring a candidate writes into a trainer: metrics, logs, and what reward functions log themselves.
 _WRITTEN_BY_SCORING = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs")
 
+# What is bound anew for each batch besides: the tools and environments of its rows.
+_REBOUND_BY_SCORING = (
+    *_WRITTEN_BY_SCORING,
+    "num_generations_eval",
+    "_sync_tool_dicts",
+    "_async_tool_dicts",
+    "_batch_environments",
+    "environments",
+)
+
 GENERATING: tuple[Method | Attribute, ...] = (
-    Method("_generate", ("prompts",)),
-    Method("_calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list")),
+    SCORE,
+    REWARDS,
     PER_TOKEN,
     Attribute("_buffered_inputs"),
     Attribute("_step"),
     Attribute("num_iterations"),
     *map(Attribute, _WRITTEN_BY_SCORING),
     Attribute("reward_weights"),
+    Attribute("num_generations"),
     Attribute("num_generations_eval"),
     Attribute("use_vllm"),
 )
 """Of GRPOTrainer and RLOOTrainer."""
-
-ENVIRONMENTS: tuple[Method | Attribute, ...] = (Attribute("environment_factories"),)
-"""Of GRPOTrainer alone."""
 
 ENGINE: tuple[Method | Attribute, ...] = (Attribute("_last_loaded_step"),)
 """Of a generating trainer with vLLM."""
@@ -140,14 +153,13 @@ def _needs(trainer: Any) -> tuple[Method | Attribute, ...]:
     if isinstance(trainer, trl.SFTTrainer):
         return SUPERVISED
     ours = isinstance(trainer, (trl.GRPOTrainer, trl.RLOOTrainer))
-    if not ours and not (hasattr(trainer, "_generate") and hasattr(trainer, "_calculate_rewards")):
+    if not ours and not all(hasattr(trainer, method.name) for method in (SCORE, REWARDS)):
         raise InputError(
             f"{type(trainer).__name__} generates no completions to score: LeapCallback needs TRL's "
             "GRPOTrainer or RLOOTrainer (or SFTTrainer, as a control)"
         )
-    environments = ENVIRONMENTS if isinstance(trainer, trl.GRPOTrainer) else ()
     engine = ENGINE if getattr(trainer, "use_vllm", False) else ()
-    return GENERATING + environments + engine
+    return GENERATING + engine
 
 
 def _changed(owner: Any, problem: str) -> InputError:
@@ -171,23 +183,31 @@ def _mention_newer(installed: str) -> None:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Completions of a trainer, one for each prompt.
+class Scored:
+    """Completions of a trainer, one for each of its rows, graded as it grades them.
 
     Attributes:
-        prompt_ids, completion_ids: token ids of each prompt and each completion, unpadded.
-        completions: as reward functions take them, texts or lists of messages.
-        own_tokens: for each completion 1 where the model itself wrote the token, 0 where a tool did; None: all are.
+        by_function: (n, functions) float64 on the CPU over all processes, in their order: what each reward function
+            returned, NaN where it returned None.
+        penalty: (n,) float64 alike: what the trainer takes off the weighted rewards before it makes advantages of them.
+        length: mean tokens per completion, over all processes.
+        truncated: share of the completions that did not end by themselves, over all processes.
+        tokens: this process's ids (n, prompt + completion), attention mask alike, and mask (n, completion) of the
+            tokens that the model itself wrote; None where a forward pass needs more than tokens (images).
     """
 
-    prompt_ids: Sequence[Sequence[int]]
-    completion_ids: Sequence[Sequence[int]]
-    completions: Sequence[Any]
-    own_tokens: Sequence[Sequence[int]] | None
+    by_function: Tensor
+    penalty: Tensor
+    length: float
+    truncated: float
+    tokens: tuple[Tensor, Tensor, Tensor] | None
 
 
 Heard = Callable[[Tensor, Tensor, Tensor, int], None]
 """Called with log-probabilities (n, length), ids and attention mask (n, prompt + length), length."""
+
+Seen = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], None]
+"""Called with the result, the arguments and the options of a call."""
 
 # Options of the method of log-probabilities that do not change what it computes.
 _HARMLESS = frozenset({"batch_size", "compute_entropy", "compute_aux_loss"})
@@ -210,11 +230,6 @@ class Seam:
         check(trainer)
         self.trainer = trainer
         self.generates = not isinstance(trainer, trl.SFTTrainer)
-
-    @property
-    def has_environments(self) -> bool:
-        """Whether completions are episodes in environments, which a mere prompt does not start."""
-        return getattr(self.trainer, "environment_factories", None) is not None
 
     @property
     def has_engine(self) -> bool:
@@ -256,22 +271,83 @@ class Seam:
         """Forget the rollouts that the trainer holds: it samples anew at its next step."""
         self.trainer._buffered_inputs = None
 
-    def generate(self, prompts: list[Any]) -> Generated:
-        """Completions of prompts, by the trainer's own path (chat template, tools, vLLM). A collective operation.
+    @property
+    def group(self) -> int:
+        """Completions of one prompt in a training batch, beside each other; 1 where nothing is generated."""
+        return int(self.trainer.num_generations) if self.generates else 1
 
-        Metrics are written, and the model's mode decides where: wrap it in `untouched()` and evaluation mode.
+    @property
+    def normalises_each_function(self) -> bool:
+        """Whether each reward function is divided by its spread within the groups before they are added up."""
+        return getattr(self.trainer, "multi_objective_aggregation", None) == "normalize_then_sum"
+
+    def score(self, rows: list[dict[str, Any]]) -> Scored:
+        """Complete and grade rows as the trainer does with a batch of its own. A collective operation.
+
+        It goes through all that the trainer does with a batch: images, tools, environments, `rollout_func` and what
+        that adds to the rows. Metrics are written, and the model's mode decides where: wrap it in `untouched()` and
+        evaluation mode.
+
+        Args:
+            rows: this process's, each prompt `group` times one after the other; all with the same columns, equally
+                many on each process. The trainer may add columns to them.
         """
-        found = self.trainer._generate(prompts)
-        # GRPO returns (prompt ids, ids, tool mask, completions, ...), RLOO the same three without the mask.
-        if not isinstance(found, tuple) or len(found) < 3:
-            raise _changed(self.trainer, f"returns a {type(found).__name__} from _generate")
-        own, completions = (None, found[2]) if len(found) == 3 else (found[2], found[3])
-        generated = Generated(found[0], found[1], completions, own)
-        if not _is_generation(generated, len(prompts)):
-            raise _changed(self.trainer, "returns other things from _generate than ids and completions")
-        return generated
+        graded, passes = _Calls(self._check_rewards), _Calls()
+        with self._watched(REWARDS, graded), self._watched(PER_TOKEN, passes):
+            batch = getattr(self.trainer, SCORE.name)(rows)
+        if not isinstance(batch, Mapping) or any(part not in batch for part in _ROLLOUT_PARTS):
+            raise _changed(self.trainer, f"returns no rollouts from {SCORE.name}")
+        if not graded.results:
+            raise _changed(self.trainer, f"calls no {REWARDS.name} in {SCORE.name}")
+        by_function = graded.results[-1]
+        ids = graded.arguments[-1][len(REWARDS.arguments) - 1]
+        if len(ids) != len(rows) or batch["completion_ids"].shape[:1] != (len(rows),):
+            raise _changed(self.trainer, f"returns other completions from {SCORE.name} than one for each row")
+        return Scored(
+            by_function.double().cpu(),
+            self._penalty(batch, passes.results, len(by_function)),
+            *self._generation_lengths(),
+            None if "num_images" in batch else _tokens(batch, [len(completion) for completion in ids]),
+        )
 
-    def generation_lengths(self) -> tuple[float, float]:
+    def combined(self, scored: Scored, spread: Tensor | None = None) -> Tensor:
+        """(n,) float64: the reward of each completion as it reaches the advantage, NaN where no function graded it.
+
+        Args:
+            spread: (functions,) what each function is divided by before they are added up; None for nothing.
+        """
+        weights = self.trainer.reward_weights.double().cpu()
+        if spread is not None:
+            weights = weights / spread
+        rewards: Tensor = (scored.by_function * weights).nansum(dim=1)
+        if clip := getattr(self.trainer, "reward_clip_range", None):  # RLOO's
+            rewards = rewards.clamp(min=clip[0], max=clip[1])
+        rewards = rewards - scored.penalty
+        rewards[scored.by_function.isnan().all(dim=1)] = math.nan
+        return rewards
+
+    def _check_rewards(self, by_function: Any) -> None:
+        if not isinstance(by_function, Tensor) or by_function.shape[1:] != self.trainer.reward_weights.shape:
+            raise _changed(self.trainer, f"returns no reward of each function from {REWARDS.name}")
+
+    def _penalty(self, batch: Mapping[str, Any], passes: list[Any], n: int) -> Tensor:
+        """(n,) float64 over all processes: beta times the log-ratio to the reference, which RLOO counts as a reward."""
+        if not isinstance(self.trainer, trl.RLOOTrainer) or not self.trainer.beta:
+            return torch.zeros(n, dtype=torch.float64)
+        if len(passes) != 2:
+            raise _changed(
+                self.trainer, f"does not compute the policy's and the reference's {PER_TOKEN.name}"
+            )
+        # Its first pass is the policy's, its second the reference's.
+        policy, reference = (
+            self._logps_in(found, batch["completion_ids"], batch["completion_ids"].size(1))
+            for found in passes
+        )
+        divergence = ((policy - reference) * batch["completion_mask"]).sum(1)
+        gathered: Tensor = self.trainer.accelerator.gather(divergence)
+        return float(self.trainer.beta) * gathered.double().cpu()
+
+    def _generation_lengths(self) -> tuple[float, float]:
         """(mean tokens per completion, share that did not end by themselves) of the latest evaluation rollouts.
 
         Over all processes.
@@ -281,18 +357,6 @@ class Seam:
         if missing := [name for name in names if not metrics.get(name)]:
             raise _changed(self.trainer, f"measures no {missing[0]}")
         return float(metrics[names[0]][-1]), float(metrics[names[1]][-1])
-
-    def rewards_of(self, rows: Sequence[Mapping[str, Any]], prompts: list[Any], made: Generated) -> Tensor:
-        """(n,) float64 on the CPU: the sum of the reward functions by the trainer's weights, over all processes.
-
-        In the order of the processes. A collective operation.
-        """
-        by_function = self.trainer._calculate_rewards(rows, prompts, made.completions, made.completion_ids)
-        weights = self.trainer.reward_weights
-        if not isinstance(by_function, Tensor) or by_function.shape[1:] != weights.shape:
-            raise _changed(self.trainer, "returns no reward of each function from _calculate_rewards")
-        rewards: Tensor = (by_function * weights.to(by_function.device).unsqueeze(0)).nansum(dim=1)
-        return rewards.double().cpu()
 
     def per_token_logps(self, ids: Tensor, attention: Tensor, length: int) -> Tensor:
         """(n, length) float32: log-probabilities of the last `length` tokens, at the trainer's temperature, nats."""
@@ -316,16 +380,26 @@ class Seam:
 
         What the method returns is not changed. Passes that are given more than tokens (images) are left out.
         """
-        trainer, name = self.trainer, PER_TOKEN.name
-        computed, own = getattr(trainer, name), vars(trainer).get(name)
 
-        def listening(*arguments: Any, **options: Any) -> Any:
-            found = computed(*arguments, **options)
+        def listening(found: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             more = [key for key, value in options.items() if value is not None and key not in _HARMLESS]
             if torch.is_grad_enabled() and len(arguments) == len(PER_TOKEN.arguments) and not more:
                 _, ids, attention, length = arguments
                 heard(self._logps_in(found, ids, length).detach(), ids, attention, length)
-            return found
+
+        return self._watch(PER_TOKEN, listening)
+
+    def _watch(
+        self, method: Method, seen: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], None]
+    ) -> Callable[[], None]:
+        """Have `seen` called with (result, arguments, options) of each call of a method; returns what ends it."""
+        trainer, name = self.trainer, method.name
+        plain, own = getattr(trainer, name), vars(trainer).get(name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            result = plain(*arguments, **options)
+            seen(result, arguments, options)
+            return result
 
         def stop() -> None:
             if own is None:
@@ -333,8 +407,16 @@ class Seam:
             else:
                 setattr(trainer, name, own)
 
-        setattr(trainer, name, listening)
+        setattr(trainer, name, watched)
         return stop
+
+    @contextmanager
+    def _watched(self, method: Method, calls: _Calls) -> Iterator[None]:
+        stop = self._watch(method, calls.add)
+        try:
+            yield
+        finally:
+            stop()
 
     def training_metric(self, name: str) -> list[float]:
         """What the trainer has measured under a name since it last logged; the list that it goes on to fill itself."""
@@ -357,38 +439,73 @@ class Seam:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """The trainer's metrics, logs, token count and the random states outside torch as they were, afterwards.
+        """The trainer and the random states outside torch as they were, afterwards.
 
-        Inside, each prompt is one completion's: vLLM is handed every `num_generations_eval`-th prompt only, as a
-        trainer's batch repeats each prompt that often, and would answer other rows than those that are graded.
+        Inside, metrics and logs are copies, and groups are as large as in training, whatever evaluation makes of them:
+        reward functions may compare the completions of a group. Whatever else is bound anew (tools and environments of
+        the batch) is put back; what a trainer of TRL's holds besides is not written in evaluation mode.
         """
         trainer = self.trainer
-        kept = {name: copy.deepcopy(getattr(trainer, name)) for name in _WRITTEN_BY_SCORING}
-        tokens, generations = trainer.state.num_input_tokens_seen, trainer.num_generations_eval
-        states = random.getstate(), np.random.get_state()
-        trainer.num_generations_eval = 1
+        held = dict(vars(trainer))
+        tokens, states = trainer.state.num_input_tokens_seen, (random.getstate(), np.random.get_state())
+        for name in _WRITTEN_BY_SCORING:
+            if name in held:
+                setattr(trainer, name, _copied(held[name]))
+        if self.generates:
+            trainer.num_generations_eval = trainer.num_generations
         try:
             yield
         finally:
-            for name, value in kept.items():
-                setattr(trainer, name, value)
+            for name in _REBOUND_BY_SCORING:
+                if name in held:
+                    setattr(trainer, name, held[name])
+                else:
+                    vars(trainer).pop(name, None)
             trainer.state.num_input_tokens_seen = tokens
-            trainer.num_generations_eval = generations
             random.setstate(states[0])
             np.random.set_state(states[1])
 
 
-def _is_generation(made: Generated, prompts: int) -> bool:
-    """Whether it has ids and a completion for each prompt, each of its own kind."""
-    ids = (made.prompt_ids, made.completion_ids)
+class _Calls:
+    """What a method was called with and what it returned, in order."""
+
+    def __init__(self, check: Callable[[Any], None] = lambda result: None) -> None:
+        self.results: list[Any] = []
+        self.arguments: list[tuple[Any, ...]] = []
+        self._check = check
+
+    def add(self, result: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        """Note one call, whose result passes the check."""
+        self._check(result)
+        self.results.append(result)
+        self.arguments.append((*arguments, *options.values()))
+
+
+def _copied(written: Any) -> Any:
+    """Nested dictionaries and lists copied, so that they can be written to; what they hold is the same."""
+    if isinstance(written, dict):
+        made = copy.copy(written)
+        made.update((key, _copied(value)) for key, value in written.items())
+        return made
+    return copy.copy(written) if isinstance(written, (list, deque)) else written
+
+
+def _tokens(batch: Mapping[str, Any], lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, attention mask, mask of the model's own tokens) of a batch, see `Scored.tokens`.
+
+    A trainer may mask whole completions that were truncated; they are there all the same.
+    """
+    completions = batch["completion_ids"]
+    places = torch.arange(completions.size(1), device=completions.device)
+    present = (places < torch.tensor(lengths, device=completions.device).unsqueeze(1)).long()
+    own = present
+    if "tool_mask" in batch:
+        mask = batch["tool_mask"].long() * present
+        own = torch.where(mask.any(dim=1, keepdim=True), mask, present)
     return (
-        all(len(part) == prompts for part in (*ids, made.completions))
-        # Floats would be log-probabilities.
-        and not any(isinstance(token, float) for part in ids for row in part for token in row[:1])
-        and all(
-            isinstance(c, str) or (isinstance(c, list) and all(isinstance(m, Mapping) for m in c))
-            for c in made.completions
-        )
+        torch.cat([batch["prompt_ids"], completions], dim=1),
+        torch.cat([batch["prompt_mask"], present], dim=1),
+        own,
     )
 
 

@@ -10,81 +10,161 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.trl.seam import dataset_sampler, replace_dataset_sampler, training_loader
+from nextrl.engines.trl.rollouts import InGroups
+from nextrl.engines.trl.seam import Seam, dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.errors import InputError
 
 log = logging.getLogger(__name__)
+
+_SEARCHES = 8  # that find other prompts each time, before the first prompts are taken again
+_PICTURES = ("image", "images")
 
 
 def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
     """Rows to validate on: `given`, else the trainer's eval_dataset, else rows held back from its training data.
 
+    Each of them comes as often as a training batch has it (`InGroups`), one after the other.
+
     Args:
-        given: a list of rows, a datasets.Dataset, a stream (its first rows are taken), a dict of them, or None.
+        given: a list of rows, a dataset with or without a transform, a stream (its first rows are taken), a dict of
+            them, or None.
         prompts: rows that one scoring takes.
 
     Raises:
         InputError: there are fewer than 2 rows, or none can be held back.
     """
+    group = Seam(trainer).group
     given = given if given is not None else getattr(trainer, "eval_dataset", None)
-    rows = hold_back(trainer, prompts) if given is None else _indexable(given, 8 * prompts)
+    wanted = _SEARCHES * -(-prompts // group)
+    rows = hold_back(trainer, wanted) if given is None else _indexable(given, wanted)
     if len(rows) < 2:
-        raise InputError(f"validation has {len(rows)} rows: give at least 2, better {4 * prompts}")
-    return rows
+        raise InputError(
+            f"validation has {len(rows)} rows: give at least 2, better {max(2, 4 * prompts // group)}"
+        )
+    if prompts < 2 * group:
+        log.warning(
+            "a search of %d completions in groups of %d sees a single prompt, which no leap can be accepted on: give "
+            "LeapCallback(prompts=%d) or more",
+            prompts,
+            group,
+            8 * group,
+        )
+    return rows if group == 1 else InGroups(rows, group)
 
 
 def _indexable(given: Any, most: int) -> Sequence[Row]:
+    """The rows of a dataset or of several, of a stream the first."""
     if isinstance(given, Mapping):
-        return [row for part in given.values() for row in itertools.islice(iter(part), most)]
+        return _Mixed([_indexable(part, most) for part in given.values()])
     if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         rows: Sequence[Row] = given
         return rows
     return list(itertools.islice(iter(given), most))
 
 
-def hold_back(trainer: Any, prompts: int) -> Sequence[Row]:
-    """Rows of the training dataset that the trainer will not train on from now on.
+class _Mixed(Sequence[Row]):
+    """Several datasets as one, each spread evenly over it, so that every search sees all of them."""
 
-    They are spread evenly over the dataset, a tenth of it at most. Where the sampler draws one of them (or another
-    row with the same prompt) a row that stays takes its place, so that the length of an epoch, and with it the
-    number of steps and the learning-rate schedule, stay what they were.
+    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+        places = [(part, i) for part in range(len(parts)) for i in range(len(parts[part]))]
+        self._places = sorted(places, key=lambda place: (place[1] + 0.5) / len(parts[place[0]]))
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part, place = self._places[index]
+        return self._parts[part][place]
+
+
+def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:
+    """One row of each of some prompts of the training dataset, which the trainer will not train on from now on.
+
+    They are spread evenly over the dataset. With all their copies they are a tenth of it at most. Where the sampler
+    draws one of them, a row that stays takes its place, so that the length of an epoch, and with it the number of steps
+    and the learning-rate schedule, stay what they were. A line in the log says how many rows of how many prompts.
+
+    Args:
+        wanted: prompts to hold back, at most.
 
     Raises:
-        InputError: the dataset is a stream, or too small to give any away.
+        InputError: the dataset is a stream, or has too few rows or prompts to give any away.
     """
     dataset, loader = trainer.train_dataset, training_loader(trainer)
     sampler = dataset_sampler(loader)
-    if not hasattr(dataset, "__len__") or sampler is None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or sampler is None:
         raise InputError(
-            "the training dataset cannot be split: give LeapCallback(validation=rows) held-out rows"
+            "the training dataset is a stream, of which no rows can be held back to validate leaps: give the trainer "
+            "an eval_dataset, or LeapCallback(validation=rows)"
         )
-    held = min(8 * prompts, len(dataset) // 10)
-    if held < 2:
-        raise InputError(f"the training dataset has {len(dataset)} rows: give LeapCallback(validation=rows)")
-    chosen = [i * len(dataset) // held for i in range(held)]
-    rows = [dataset[i] for i in chosen]
-    # A dataset that was tokenised for supervised fine-tuning has no prompts any more.
-    column = "prompt" if "prompt" in rows[0] else "input_ids"
-    seen = {str(row[column]) for row in rows}
-    barred = [i for i, value in enumerate(dataset[column]) if str(value) in seen]
+    copies = _places_by_prompt(dataset)
+    held = _spread(list(copies.values()), wanted, len(dataset) // 10)
+    if len(held) < 2:
+        raise InputError(
+            f"the training dataset has {len(dataset)} rows of {len(copies)} prompts, and no 2 prompts are within a "
+            "tenth of the rows: give the trainer an eval_dataset, or LeapCallback(validation=rows)"
+        )
+    barred = sorted(itertools.chain.from_iterable(held))
     replace_dataset_sampler(loader, _Without(sampler, barred, len(dataset)))
-    log.info("held back %d of %d training rows to validate leaps", len(barred), len(dataset))
-    return rows
+    if trainer.is_world_process_zero():
+        # A warning, because a run has fewer rows than its owner gave it, and INFO is not shown by default.
+        log.warning(
+            "held back %d of %d prompts (%d of %d rows) from training, to validate leaps on; with an eval_dataset, or "
+            "LeapCallback(validation=rows), nothing is held back",
+            len(held),
+            len(copies),
+            len(barred),
+            len(dataset),
+        )
+    return [dataset[places[0]] for places in held]
+
+
+def _places_by_prompt(dataset: Any) -> dict[str, list[int]]:
+    """Prompt -> the places of its rows, in the dataset's order; with pictures each row is a prompt of its own.
+
+    The text alone says little about a row with a picture, and to compare the pictures all would have to be decoded.
+    """
+    first = dataset[0]
+    if any(key in first for key in _PICTURES):
+        return {str(place): [place] for place in range(len(dataset))}
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(_prompts(dataset, first)):
+        places.setdefault(str(prompt), []).append(place)
+    return places
+
+
+def _prompts(dataset: Any, first: Row) -> Iterator[Any]:
+    """Each row's prompt, or what stands for it; as stored, where a transform makes the rows out of what is stored."""
+    # A dataset that was tokenised for supervised fine-tuning has no prompts any more, one of environments has none.
+    column = next((key for key in ("prompt", "input_ids") if key in first), None)
+    if column is not None and column in (getattr(dataset, "column_names", None) or ()):
+        return iter(dataset.with_format(None)[column])
+    rows = (dataset[place] for place in range(len(dataset)))
+    return (row if column is None else row[column] for row in rows)
+
+
+def _spread(copies: Sequence[Sequence[int]], wanted: int, most: int) -> list[Sequence[int]]:
+    """Some of the prompts' places, spread evenly as far as they fit, which are `most` rows at most."""
+    held: list[Sequence[int]] = []
+    count = min(wanted, max(2, len(copies) // 10))
+    spread = [number * len(copies) // count for number in range(count)]
+    for number in dict.fromkeys((*spread, *range(len(copies)))):
+        if len(held) < count and len(copies[number]) <= most:
+            held.append(copies[number])
+            most -= len(copies[number])
+    return held
 
 
 class _Without(Sampler[int]):
     """A sampler that never yields some indices: each gives way to one that stays, always to the same one."""
 
     def __init__(self, sampler: Any, barred: Sequence[int], size: int) -> None:
-        """Wrap `sampler` over `range(size)`.
-
-        Raises:
-            InputError: nothing would stay.
-        """
+        """Wrap `sampler` over `range(size)`, of which some are not barred."""
         gone = set(barred)
         stays = [i for i in range(size) if i not in gone]
-        if not stays:
-            raise InputError("every training row has a held-out prompt: give LeapCallback(validation=rows)")
         stride = max(1, len(stays) // len(gone))
         self._sampler = sampler
         self._instead = {index: stays[k * stride % len(stays)] for k, index in enumerate(barred)}

@@ -1,0 +1,36 @@
+"""Optimizers under which a leap would not stay where it landed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nextrl.errors import InputError
+
+# A part of the class's name -> what such an optimizer holds besides moments.
+_HOLDS_WEIGHTS = {
+    "ScheduleFree": "the point z that it steps from, and the average x that a run ends with",
+    "Lookahead": "the slow weights that it goes back to",
+}
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """See that an optimizer's weights are the model's alone.
+
+    A leap moves the weights in the model. A second copy of them in the optimizer's state stays behind, and the next
+    steps draw the model back to it: under schedule-free AdamW (Defazio et al., 2405.15682) half of a leap was gone
+    after six steps.
+
+    Args:
+        optimizer: the trainer's, or accelerate's wrapper around it.
+
+    Raises:
+        InputError: it keeps weights of its own.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    names = [kind.__name__ for kind in type(inner).__mro__]
+    for part, held in _HOLDS_WEIGHTS.items():
+        if any(part in name for name in names):
+            raise InputError(
+                f"{type(inner).__name__} keeps weights of its own ({held}), which a leap would not move, so that the "
+                "next steps would undo it: leave LeapCallback out, or train with another optimizer (adamw_torch)"
+            )

@@ -1,0 +1,107 @@
+"""Optimizers of users' runs: each takes a leap as AdamW does, or is refused by name before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nextrl import LeapCallback
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.trl.optimizers import check_optimizer
+from nextrl.engines.trl.rollback import read_moments, write_moments
+from nextrl.errors import InputError
+from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer
+
+
+class AdamWScheduleFree(torch.optim.AdamW):
+    """Called as the real one."""
+
+
+class Lookahead:
+    """Called as the real ones, which wrap another optimizer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.inner = optimizer
+
+
+def leaping(out: Path, optimizer: Any = None, model: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
+    callback = LeapCallback(policy=scripted_policy(Scripted([(2.0, 1.0)])), validation=VALIDATION)
+    return trainer(out, [callback], model=model, optimizers=(optimizer, None), **options), callback
+
+
+def test_an_optimizer_that_keeps_weights_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = fresh_model()
+    before = trainable(model)
+    optimizer = AdamWScheduleFree([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    run, _ = leaping(tmp_path, optimizer, model)
+    with pytest.raises(InputError, match="AdamWScheduleFree keeps weights of its own") as refusal:
+        run.train()
+    assert "\n" not in str(refusal.value)
+    assert same(trainable(model), before)
+
+
+def test_a_wrapped_one_is_found_and_others_pass() -> None:
+    plain = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    check_optimizer(plain)
+    check_optimizer(None)
+    check_optimizer(SimpleNamespace(optimizer=plain))
+    with pytest.raises(InputError, match="slow weights"):
+        check_optimizer(Lookahead(plain))
+
+
+@pytest.mark.parametrize(
+    "name", ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree", "ScheduleFreeWrapper"]
+)
+def test_the_real_schedule_free_optimizers_are_known(name: str) -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    p = [torch.nn.Parameter(torch.ones(2))]
+    given = torch.optim.SGD(p, lr=0.1) if name == "ScheduleFreeWrapper" else p
+    with pytest.raises(InputError, match=f"{name} keeps weights"):
+        check_optimizer(getattr(schedulefree, name)(given))
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [("adamw_torch", None), ("sgd", None), ("adafactor", None), ("rmsprop", None), ("adamw_8bit", "bitsandbytes"),
+     ("adamw_torch_8bit", "torchao"), ("lion_32bit", "bitsandbytes")],
+)  # fmt: skip
+def test_a_leap_stays_where_it_landed(tmp_path: Path, name: str, needs: str | None) -> None:
+    """With a rate of 0 in effect after the leap, the weights are those of the leap at the end."""
+    if needs:
+        pytest.importorskip(needs)
+    landed: list[Any] = []
+    # Wide enough that 8-bit optimizers keep 8 bits: below 4096 numbers a tensor's moments are not quantised.
+    wide = LoraSettings(r=64, alpha=64, target_modules=["q_proj"])
+    run, callback = leaping(tmp_path, model=fresh_model(wide), optim=name, max_steps=6)
+
+    class Still:
+        """Takes steps of no length from the leap on."""
+
+        def __call__(self, step: int) -> float:
+            return 1.0 if step < 2 else 0.0
+
+    run.create_optimizer()
+    run.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, Still())
+    real = callback.on_step_end
+
+    def after(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        before = trainable(run.model)
+        real(args, state, control, **kwargs)
+        landed.append((before, trainable(run.model)))
+
+    callback.on_step_end = after  # type: ignore[method-assign]
+    run.train()
+    (walked, leapt) = landed[1]
+    assert not same(walked, leapt)
+    assert callback.decisions[0].alpha == 2.0
+    assert same(trainable(run.model), leapt)
+    kept = read_moments(run.optimizer)
+    write_moments(run.optimizer, kept)
+    for before, now in zip(kept, read_moments(run.optimizer), strict=True):
+        assert all(torch.equal(v, now[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
+    if name == "adamw_8bit":
+        assert kept[0]["state1"].dtype == torch.uint8
