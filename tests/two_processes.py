@@ -23,7 +23,6 @@ from transformers import TrainerCallback
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.policies import Auto
-from nextrl.judge.acceptance import stages_up_to
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.config import RunConfig
@@ -113,14 +112,14 @@ class Deciding(Controller):
 
     asked = 0
 
-    def step(self, *arguments: Any) -> Any:
+    def window(self, *arguments: Any) -> Any:
         Deciding.asked += 1
-        return super().step(*arguments)
+        return super().window(*arguments)
 
 
 def real_run(out: Path) -> dict[str, Any]:
-    """TRL's own sampling, the real controller, validation rows held back from the training data."""
-    policy = Auto(ControllerConfig(every=2, stages=stages_up_to(8)), Deciding)
+    """TRL's own sampling, the real controller."""
+    policy = Auto(ControllerConfig(every=2), Deciding)
     watch, leaps = Watch(), LeapCallback(policy=policy)
     built = trainer(out, [leaps, watch], max_steps=4, per_device_train_batch_size=16, learning_rate=1e-3)
     built.train()

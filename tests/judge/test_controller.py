@@ -201,7 +201,8 @@ def test_windows_that_go_far_and_earn_nothing_lower_the_rate() -> None:
 def test_far_and_falling_halves_the_rate() -> None:
     falling = window(rewards=(0.5, 0.55, 0.5, 0.46, 0.46, 0.45))
     assert 1.5 < falling.fall < 3.5
-    assert settled().window(falling, Looks(am1=seen(0.0, nats=0.3))).rate_factor == 0.5
+    assert settled().window(falling, Looks(am1=seen(1.5, nats=0.3))).rate_factor == 0.5
+    assert settled().window(falling, Looks(am1=seen(1.5, nats=0.1))).rate_factor == 1.0
     assert settled().window(falling, Looks(am1=seen(-2.0, nats=0.3))).rate_factor == 1.0
 
 

@@ -102,9 +102,10 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {alpha: 2}", (), "leap.alpha: auto decides that itself"),
         ("leap: {controller: {targt: 1}}", (), "did you mean leap.controller.target?"),
         ("leap: {controller: {target: 1}}", (), "leap.controller: target must be above 0 and at most far, not 1.0"),
-        ("leap: {controller: {beta1: 1}}", (), "leap.controller: beta1 must be from 0 to below 1, not 1.0"),
-        ("leap: {controller: {beta1: -.1}}", (), "leap.controller: beta1 must be from 0 to below 1, not -0.1"),
-        ("leap: {method: next, at: [50], controller: {level: 1}}", (), "a named method has no controller"),
+        ("leap: {controller: {undo: -1}}", (), "leap.controller: undo must be at least 0 standard errors, not -1.0"),
+        ("leap: {method: next, at: [50], controller: {undo: 1}}", (), "a named method has no controller"),
+        ("leap: {prompts: 32}", (), "leap.prompts: auto asks no validation prompts"),
+        ("engine: verl\nleap: {controller: {undo: 1}}", (), "a run through verl has no such dials yet"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
         ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
@@ -153,8 +154,9 @@ def test_what_follows_from_a_config() -> None:
 
 
 def test_the_arm_is_what_the_config_says() -> None:
-    auto = config(leap={"every": 5, "prompts": 32}).arm()
-    assert (auto.kind, auto.auto, auto.window, auto.prompts, auto.leap) == ("auto", True, 5, 32, None)
+    auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
+    assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
+    assert auto.dials["undo"] == 3.0
     none = config(leap={"method": "none", "at": [10]}).arm()
     assert (none.kind, none.auto, none.leap) == ("plain", False, None)
     fixed = config(leap={"method": "secant", "at": 100, "alpha": 2}).arm().leap

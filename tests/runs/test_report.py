@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from nextrl.errors import InputError
-from nextrl.judge.controller import ControllerConfig
-from nextrl.judge.regime import MEANING, OSCILLATES
+from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.runs import report
 from nextrl.runs.report.arms import read_arms, tuned_arm
 from nextrl.runs.report.charts import chart_data, embed
@@ -315,13 +314,12 @@ def test_a_single_run_has_its_evaluations_and_no_empty_comparison() -> None:
     assert f"{arm['accuracy'][-1]:.3f}" in words
 
 
-def test_the_page_quotes_regime_and_auto_instead_of_numbers_of_its_own(result: dict[str, Any]) -> None:
+def test_the_page_quotes_regimes_instead_of_numbers_of_its_own(result: dict[str, Any]) -> None:
     page = render(result)
     assert f"({MEANING['signal']})" in html.unescape(page)
-    dials = ControllerConfig()
-    for number in (OSCILLATES, dials.oscillates, dials.screen):
+    for number in (OSCILLATES, SIGNAL):
         assert f"{number:g}".replace("-", "−") in page
-    assert json.loads(Page(page).data)["guides"] == [dials.screen, dials.oscillates]
+    assert json.loads(Page(page).data)["guides"] == [SIGNAL, OSCILLATES]
 
 
 def test_an_arm_with_a_lost_target_still_compares(result: dict[str, Any]) -> None:

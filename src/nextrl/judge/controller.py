@@ -111,11 +111,11 @@ class Controller:
             return replace(
                 stay("the window's start was better: undone"), alpha=-1.0, rate_factor=1 / 3, back="window"
             )
-        if nats > config.far and window.fall > config.undo - 1.0 and not _earned(back, 1.0):
+        if nats > config.far and _both(_harm(back), window.fall) > config.undo - 0.5:
             return _rate(
                 0.5, f"the window moved the policy {nats:.2g} nats per token, and the reward fell in it"
             )
-        if _earned(back, config.sure / 2) and (alpha := self._further(look, looks)):
+        if _harm(back) < -config.sure / 2 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         if self._stalled(window, back):
             return _rate(0.6, f"{config.patience} windows moved the policy far and earned nothing")
@@ -161,7 +161,7 @@ class Controller:
         early, late = self._windows[:half], self._windows[n - half :]
         rise = sum(w[3] for w in late) - sum(w[3] for w in early)
         noise = math.sqrt(sum(w[4] for w in (*early, *late)))
-        return gain < error and not rise > noise
+        return _both(gain / error if error else 0.0, rise / noise if noise else 0.0) < 0.5
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
@@ -186,9 +186,14 @@ def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
     return not back.left_out and back.gain.z > errors
 
 
-def _earned(back: BatchGain, errors: float) -> bool:
-    """Whether the window was worth so many standard errors to the batch after it."""
-    return (back.slope if back.degenerate else back.gain).z < -errors
+def _harm(back: BatchGain) -> float:
+    """Standard errors by which the batch after a window finds its start better."""
+    return (back.slope if back.degenerate else back.gain).z
+
+
+def _both(first: float, second: float) -> float:
+    """Two independent pieces of evidence as one, in standard errors (Stouffer)."""
+    return (first + second) / math.sqrt(2)
 
 
 def _undone(reason: str) -> Decision:

@@ -189,7 +189,7 @@ def _leaper(
     seed, validation = arm.train.seed, as_dataset(base.get(arm.task).examples("validation"))
     if arm.auto:
         config = ControllerConfig(**{"every": arm.window, **arm.dials})
-        return LeapCallback(policy=Auto(config), validation=validation, seed=seed)
+        return LeapCallback(policy=Auto(config), seed=seed)
     if arm.leap is None:
         return None
     policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / "leaps", writes=launched().leader))
