@@ -121,7 +121,7 @@ def real_run(out: Path) -> dict[str, Any]:
     """TRL's own sampling, the real controller."""
     policy = Auto(ControllerConfig(every=2), Deciding)
     watch, leaps = Watch(), LeapCallback(policy=policy)
-    built = trainer(out, [leaps, watch], max_steps=4, per_device_train_batch_size=16, learning_rate=1e-3)
+    built = trainer(out, [leaps, watch], max_steps=5, per_device_train_batch_size=16, learning_rate=1e-3)
     built.train()
     return {
         "adapters": watch.adapters,

@@ -186,8 +186,8 @@ def test_a_candidate_that_rules_out_what_was_sampled_is_no_gain() -> None:
 
 def test_windows_that_go_far_and_earn_nothing_lower_the_rate() -> None:
     controller = settled()
-    factors = [controller.window(window(), Looks(am1=seen(0.0, nats=0.05))).rate_factor for _ in range(8)]
-    assert factors == [1.0, 1.0, 1.0, 0.6, 1.0, 1.0, 1.0, 0.6]
+    factors = [controller.window(window(), Looks(am1=seen(0.2, nats=0.05))).rate_factor for _ in range(8)]
+    assert factors == [1.0, 1.0, 1.0, 0.7, 1.0, 1.0, 1.0, 0.7]
     earning = settled()
     assert all(earning.window(window(), Looks(am1=seen(-1.5, nats=0.5))).rate_factor == 1.0 for _ in range(8))
     rising = settled()
@@ -233,10 +233,10 @@ def test_what_was_seen_is_in_the_decision() -> None:
 def test_memory_goes_through_json_and_on() -> None:
     first, second = settled(), Controller()
     for _ in range(3):
-        first.window(window(), Looks(am1=seen(0.0, nats=0.05)))
+        first.window(window(), Looks(am1=seen(0.2, nats=0.05)))
     second.restore(json.loads(json.dumps(first.state())))
     assert second.state() == first.state()
-    assert second.window(window(), Looks(am1=seen(0.0, nats=0.05))).rate_factor == 0.6
+    assert second.window(window(), Looks(am1=seen(0.2, nats=0.05))).rate_factor == 0.7
     assert [s for s in range(1, 20) if second.checks(s)] == [s for s in range(1, 20) if first.checks(s)]
 
 

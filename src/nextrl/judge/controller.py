@@ -118,7 +118,7 @@ class Controller:
         if _harm(back) < -config.sure / 2 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         if self._stalled(window, back):
-            return _rate(0.6, f"{config.patience} windows moved the policy far and earned nothing")
+            return _rate(0.7, f"{config.patience} windows moved the policy far and earned nothing")
         if back.gain.z > 1.0 and self._worse(look, looks):
             return _rate(0.7, "going further is worse, and going back no loss")
         return stay("nothing speaks for another rate")
@@ -161,7 +161,7 @@ class Controller:
         early, late = self._windows[:half], self._windows[n - half :]
         rise = sum(w[3] for w in late) - sum(w[3] for w in early)
         noise = math.sqrt(sum(w[4] for w in (*early, *late)))
-        return _both(gain / error if error else 0.0, rise / noise if noise else 0.0) < 0.5
+        return _both(gain / error if error else 0.0, rise / noise if noise else 0.0) < 0.0
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
