@@ -307,6 +307,7 @@ def main() -> None:
     arguments.add_argument("--tasks", nargs="+", default=[])
     arguments.add_argument("--only", nargs="+", default=[], help="rules, such as auto")
     arguments.add_argument("--names", nargs="+", default=[])
+    arguments.add_argument("--rates", type=float, nargs="+", default=[])
     arguments.add_argument("--workers", type=int, default=2)
     given = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -317,6 +318,7 @@ def main() -> None:
         if (not given.tasks or arm.task in given.tasks)
         and (not given.only or arm.rule in given.only)
         and (not given.names or arm.name in given.names)
+        and (not given.rates or arm.rate in given.rates)
     ]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
         for line in pool.map(work, jobs, [given.out] * len(jobs)):
