@@ -1,4 +1,4 @@
-"""The tables of docs/auto.md from the records of studies/auto/run.py: means over seeds, with standard errors.
+"""The table of controls of docs/auto.md from the records of studies/auto/run.py: means over seeds, with errors.
 
 python -m studies.auto.table
 """
@@ -9,7 +9,6 @@ import json
 import math
 from pathlib import Path
 
-from nextrl.judge.controller_config import ControllerConfig
 from studies.folders import records_to_read
 from studies.over_seeds import mean_and_error
 
@@ -39,64 +38,19 @@ def print_task(folder: Path, task: str) -> None:
     if not arms:
         return
     print(f"\n### {task}\n")
-    print(
-        "| arm | seeds | "
-        + " | ".join(f"step {s}" for s in STEPS)
-        + " | searched | share of completions | s |"
-    )
-    print("|---|---|" + "---|" * (len(STEPS) + 3))
+    print("| arm | seeds | " + " | ".join(f"step {s}" for s in STEPS) + " |")
+    print("|---|---|" + "---|" * len(STEPS))
     for name in sorted(arms, key=lambda n: (n.split("-")[0], rate_of(n))):
         runs = arms[name]
         cells = [mean_and_error([r["accuracy"][r["steps"].index(s)] for r in runs]) for s in STEPS]
-        searched = sum(r["search_completions"] for r in runs) / len(runs)
-        share = searched / (200 * 128)
-        seconds = sum(r["search_seconds"] / r["train_seconds"] for r in runs) / len(runs)
-        print(
-            f"| {name} | {len(runs)} | "
-            + " | ".join(cells)
-            + f" | {searched:.0f} | {share:.1%} | {seconds:.1%} |"
-        )
-
-
-def print_paired(folder: Path, task: str, name: str, other: str) -> None:
-    """Mean difference of two arms over the seeds that both have, step by step."""
-    by_seed = [
-        {r["name"].rsplit("/", 1)[1]: dict(zip(r["steps"], r["accuracy"], strict=True)) for r in runs}
-        for runs in (records(folder, task).get(arm, []) for arm in (name, other))
-    ]
-    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
-    if len(shared) < 2:
-        return
-    print(f"\n{task}, {name} minus {other}, {len(shared)} seeds:")
-    for step in by_seed[0][shared[0]]:
-        differences = [by_seed[0][s][step] - by_seed[1][s][step] for s in shared]
-        print(f"step {step}: {mean_and_error(differences)}")
-
-
-def print_too_far(folder: Path) -> None:
-    """How many windows of `auto` went too far, and how many of them persistence alone would not have shown."""
-    windows = [
-        decision["excess"]
-        for task in TASKS
-        for name, runs in records(folder, task).items()
-        if name.startswith("auto-")
-        for run in runs
-        for decision in run["decisions"]
-        if decision["reason"].startswith("the window moved") and decision["excess"] is not None
-    ]
-    quiet = sum(excess <= ControllerConfig().screen for excess in windows)
-    print(
-        f"\nToo far after the first window: {len(windows)}, of them with an excess below the screen: {quiet}"
-    )
+        print(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
-    """Both tasks, and whether a tuned rate loses."""
+    """Each task."""
     folder = records_to_read("auto", __doc__)
     for task in TASKS:
         print_task(folder, task)
-    print_paired(folder, "chain-wrong-rule", "auto-0.002", "plain-0.002")
-    print_too_far(folder)
 
 
 if __name__ == "__main__":

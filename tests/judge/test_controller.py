@@ -173,8 +173,27 @@ def test_the_rate_rises_where_going_on_would_gain_for_sure() -> None:
     assert risky.rate_factor == 1.0  # more nats, more evidence
 
 
+def test_what_several_windows_agree_on_counts_as_one() -> None:
+    controller = settled()
+    factors = [controller.window(window(), Looks(am1=seen(-1.4), a1=seen(1.6))).rate_factor for _ in range(4)]
+    assert factors == [1.0, 1.0, 1.0, pytest.approx(math.sqrt(2.0))]
+    again = settled()
+    assert all(
+        again.window(window(), Looks(am1=seen(-1.4), a1=seen(1.0))).rate_factor == 1.0 for _ in range(8)
+    )
+
+
+def test_windows_are_short_after_a_change_of_the_rate() -> None:
+    controller, lengths = settled(), []
+    for z in (0.0, 0.0, 0.0, 3.0, 0.0, 0.0):
+        lengths.append(controller.length)
+        controller.window(window(), Looks(am1=seen(z)))
+    assert lengths == [3, 5, 10, 10, 3, 5]
+    assert Controller(ControllerConfig(every=1)).length == 1
+
+
 def test_a_window_that_earned_nothing_is_not_looked_ahead_of() -> None:
-    looks = Looks(am1=seen(-1.0), a1=seen(9.0))
+    looks = Looks(am1=seen(-0.9), a1=seen(9.0))
     settled().window(window(), looks)
     assert looks.asked == [-1.0]
 

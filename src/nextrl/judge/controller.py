@@ -41,6 +41,10 @@ class Controller:
         self._changes = 0  # of the rate, by steps
         self._settled = False  # whether a step was seen to move the policy enough
         self._windows: list[tuple[float, ...]] = []  # at the present rate, see `_stalled`
+        self._ahead: list[
+            float
+        ] = []  # at the present rate, what windows like the last ones would gain, in errors
+        self._judged = 0  # windows at the present rate
 
     def checks(self, step: int) -> bool:
         """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
@@ -83,7 +87,16 @@ class Controller:
         return None
 
     def _changed(self, step: int) -> None:
-        self._since, self._changes, self._windows = step, self._changes + 1, []
+        self._since, self._changes = step, self._changes + 1
+        self._new_rate()
+
+    def _new_rate(self) -> None:
+        self._windows, self._ahead, self._judged = [], [], 0
+
+    @property
+    def length(self) -> int:
+        """Steps of the window under way: short ones after a change of the rate, to see soon whether it was right."""
+        return max(1, round(self.config.every / (3.0, 2.0, 1.0)[min(self._judged, 2)]))
 
     def window(self, window: Window, look: Look) -> Decision:
         """Decide at the end of a window, by the batch that was sampled after it."""
@@ -92,8 +105,9 @@ class Controller:
             return stay("no rollouts are there to judge the window by")
         looks = {-1.0: back}
         decision = self._decide(window, back, look, looks)
+        self._judged += 1
         if decision.rate_factor != 1.0:
-            self._windows = []
+            self._new_rate()
         if decision.rate_factor > 1.0:
             self._since = window.step
         nats = back.nats_k2
@@ -115,7 +129,7 @@ class Controller:
             return _rate(
                 0.5, f"the window moved the policy {nats:.2g} nats per token, and the reward fell in it"
             )
-        if _harm(back) < -config.sure / 2 and (alpha := self._further(look, looks)):
+        if _harm(back) < -1.0 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         if self._stalled(window, back):
             return _rate(0.7, f"{config.patience} windows moved the policy far and earned nothing")
@@ -124,7 +138,7 @@ class Controller:
         return stay("nothing speaks for another rate")
 
     def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:
-        """The alpha whose gain is the largest for sure; 0.0 where none is."""
+        """The alpha whose gain is the largest for sure, by this window or by the last ones together; 0.0 if none is."""
         config, alpha, best = self.config, 0.0, 0.0
         for candidate in FURTHER:
             found = look(candidate)
@@ -135,8 +149,11 @@ class Controller:
             needed = config.sure + config.surer * max(0.0, math.log2(found.nats_k2 / config.target))
             if (lower := gain.value - needed * gain.error) > best:
                 alpha, best = candidate, lower
-            if found.degenerate:  # the slope grows with alpha for ever
-                break
+            if found.degenerate or _harm(looks[-1.0]) > -config.sure / 2:
+                break  # a slope grows with alpha for ever, and what barely pays need not be looked at further out
+        if 1.0 in looks and not alpha:
+            self._ahead = [*self._ahead, _harm(looks[1.0])][-config.patience :]
+            alpha = 1.0 if sum(self._ahead) / math.sqrt(len(self._ahead)) > config.sure else 0.0
         return alpha
 
     def _worse(self, look: Look, looks: dict[float, BatchGain]) -> bool:
@@ -170,12 +187,15 @@ class Controller:
             "changes": self._changes,
             "settled": self._settled,
             "windows": [list(window) for window in self._windows],
+            "ahead": list(self._ahead),
+            "judged": self._judged,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._windows = [tuple(window) for window in state["windows"]]
+        self._ahead, self._judged = list(state["ahead"]), state["judged"]
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:

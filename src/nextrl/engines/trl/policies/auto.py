@@ -50,8 +50,8 @@ class Auto:
         return self._controller.checks(step)
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
-        """After the first step on fresh rollouts that follows on `every` steps, or on a fall of the reward."""
-        return fresh and (window.step - began >= self.every or self._controller.alarmed(window))
+        """After as many steps as the controller wants, or on a fall of the reward, where fresh rollouts follow."""
+        return fresh and (window.step - began >= self._controller.length or self._controller.alarmed(window))
 
     def waits_for_checkpoint(self, step: int) -> bool:
         """Never: what is needed is in memory."""
