@@ -153,7 +153,8 @@ class Controller:
                 break  # a slope grows with alpha for ever, and what barely pays need not be looked at further out
         if 1.0 in looks and not alpha:
             self._ahead = [*self._ahead, _harm(looks[1.0])][-config.patience :]
-            alpha = 1.0 if sum(self._ahead) / math.sqrt(len(self._ahead)) > config.sure else 0.0
+            n = len(self._ahead)
+            alpha = 1.0 if n >= 3 and sum(self._ahead) / math.sqrt(n) > config.sure else 0.0
         return alpha
 
     def _worse(self, look: Look, looks: dict[float, BatchGain]) -> bool:
