@@ -3,10 +3,10 @@
     python benchmarks/bench_loop.py [--steps 60]
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
-Callback: CPU time of the callback's own hooks in windows without a search (saving its memory apart) over
-that of ten steps. Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the
-ten steps between two; CPU time, because wall time of a busy machine stretches either at will. Search: seconds and
-completions of `auto` over those of the run. Fit: seconds of `next` and `next-paper` on the run's own trajectory.
+Callback: CPU time of the callback's own hooks (saving its memory apart) over that of the rest of the run.
+Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the ten steps between
+two; CPU time, because wall time of a busy machine stretches either at will. Fit: seconds of `next` and `next-paper` on
+the run's own trajectory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ import torch
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl import memory
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
+from nextrl.engines.trl.trainer import build_trainer, with_adapter
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.runs.arm import ArmRecord
@@ -71,9 +71,9 @@ def instrument(trainer: Any, seconds: dict[str, float]) -> None:
 
 
 def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, list[float]]:
-    """CPU seconds of the callback's hooks, saving apart, one entry a window: "quiet" without a search, "searched"."""
-    spent: dict[str, list[float]] = {"quiet": [], "searched": []}
-    window = [0.0]
+    """CPU seconds of the callback's hooks, saving apart: one entry per decision, and what came after the last."""
+    spent: dict[str, list[float]] = {"windows": [], "rest": [0.0]}
+    window = spent["rest"]
 
     def clocked(hook: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -81,8 +81,7 @@ def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, 
             hook(*args, **kwargs)
             window[0] += time.process_time() - began - (seconds["saving cpu"] - saved)
             if len(callback.decisions) > seen:
-                kind = "searched" if callback.decisions[-1].scores else "quiet"
-                spent[kind].append(window[0])
+                spent["windows"].append(window[0])
                 window[0] = 0.0
 
         return wrapper
@@ -99,8 +98,7 @@ def measure(
     model, tokenizer = tiny.load("chain")
     task = get("chain")
     settings = TrainSettings(steps=steps, learning_rate=rate)
-    validation = as_dataset(task.examples("validation"))
-    callback = LeapCallback(validation=validation) if auto else None
+    callback = LeapCallback() if auto else None
     seconds: dict[str, float] = defaultdict(float)
     hooks = clock_hooks(callback, seconds) if callback else {}
     trainer = build_trainer(
@@ -158,19 +156,13 @@ def main() -> None:
         seconds, wall, callback, hooks = measure(options.steps, options.rate, folder / "auto", auto=True)
         cpu = seconds["whole cpu"]
         print(f"the same with LeapCallback's memory: {saved_share(seconds):.1%}")
-        costs = callback.costs
         own = sum(map(sum, hooks.values()))
-        if hooks["quiet"]:
-            of_steps = [spent / ((cpu - own) / options.steps * 10) for spent in hooks["quiet"]]
-            print(
-                f"callback in a window without a search: {fmean(of_steps):.2%} of its ten steps (CPU time), median "
-                f"{median(of_steps):.2%}; each: {', '.join(f'{share:.2%}' for share in of_steps)}"
-            )
-        quiet = [d for d in callback.decisions if not d.scores]
+        of_steps = [spent / ((cpu - own) / options.steps * 10) for spent in hooks["windows"]]
         print(
-            f"search of auto: {costs.search_completions / (options.steps * 128):.1%} of the completions, "
-            f"{costs.search_seconds / wall:.1%} of the seconds ({len(quiet)} of {len(callback.decisions)} windows free)"
+            f"callback: {own / (cpu - own):.2%} of the run's CPU time; by decision, of ten steps: median "
+            f"{median(of_steps):.2%}; each: {', '.join(f'{share:.2%}' for share in of_steps)}"
         )
+        print(f"completions searched: {callback.costs.search_completions}")
 
 
 if __name__ == "__main__":

@@ -189,6 +189,9 @@ def test_windows_are_short_after_a_change_of_the_rate() -> None:
         lengths.append(controller.length)
         controller.window(window(), Looks(am1=seen(z)))
     assert lengths == [3, 5, 10, 10, 3, 5]
+    for _ in range(4):
+        controller.window(window(), Looks(am1=seen(0.0)))
+    assert controller.length == 20  # where nothing has changed for long, half as many looks
     assert Controller(ControllerConfig(every=1)).length == 1
 
 

@@ -94,8 +94,15 @@ class Controller:
         self._windows, self._ahead, self._judged = [], [], 0
 
     @property
+    def settled(self) -> bool:
+        """Whether the rate's order of magnitude is known: a few completions are enough for a look at a step then."""
+        return self._settled
+
+    @property
     def length(self) -> int:
-        """Steps of the window under way: short ones after a change of the rate, to see soon whether it was right."""
+        """Steps of the window under way: few after a change of the rate, many where it has held for long."""
+        if self._judged >= 2 + self.config.patience:
+            return 2 * self.config.every
         return max(1, round(self.config.every / (3.0, 2.0, 1.0)[min(self._judged, 2)]))
 
     def window(self, window: Window, look: Look) -> Decision:

@@ -12,7 +12,8 @@ class ControllerConfig:
     """The dials of `auto`, each in the unit of what it is compared with (docs/auto.md has the trials).
 
     Attributes:
-        every: optimizer steps per window, at least; a third and a half of it after a change of the rate.
+        every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
+            nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
         reckless: nats per token beyond which a single step is taken back.
         target: nats per token that a window may move the policy by without showing that it paid.

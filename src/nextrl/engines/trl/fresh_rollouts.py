@@ -22,7 +22,7 @@ from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference
 
-MOST = 512  # completions of each process that are looked at
+FEW, MOST = 48, 512  # completions of each process that are looked at
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class FreshRollouts:
             self._stop()
             self._stop = None
 
-    def moved(self, anchor: State) -> float:
+    def moved(self, anchor: State, most: int = MOST) -> float:
         """Divergence between the weights that the step began from and the present ones, nats per token.
 
-        Mean over the tokens of its completions of `log(p_now / p_anchor)^2 / 2`; NaN where it cannot be measured.
+        Mean over the tokens of `most` completions of `log(p_now / p_anchor)^2 / 2`; NaN where it cannot be measured.
         """
-        part, rows = torch.zeros(2, dtype=torch.float64), self._trained_on(anchor)
+        part, rows = torch.zeros(2, dtype=torch.float64), self._trained_on(anchor, most)
         if rows is not None:
             change = (self._read(rows) - rows.logps).double().square() / 2 * rows.mask
             part = torch.stack([change.sum(), rows.mask.sum().double()]).cpu()
@@ -101,13 +101,13 @@ class FreshRollouts:
         with inference(self._trainer.model):
             return self._seam.per_token_logps(rows.ids, rows.attention, rows.mask.size(1))
 
-    def _trained_on(self, anchor: State) -> _Rows | None:
+    def _trained_on(self, anchor: State, most: int) -> _Rows | None:
         """Rows that the step was trained on."""
         heard = self._heard()
         if heard is None:
             rows = self._buffered()
-            return None if rows is None else self._anchored(_cut(rows, MOST), anchor)
-        return _cut(heard, MOST)
+            return None if rows is None else self._anchored(_cut(rows, most), anchor)
+        return _cut(heard, most)
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""

@@ -84,7 +84,7 @@ class FreshTexts:
     def stop(self) -> None:
         """Nothing."""
 
-    def moved(self, anchor: State) -> float:
+    def moved(self, anchor: State, most: int = 0) -> float:
         """Divergence between the anchor and the present weights, nats per token (`log(p_now / p_anchor)^2 / 2`)."""
         pairs = list(zip(self._read(None), self._read(anchor), strict=True))
         nats = sum(float((now - before).square().sum()) / 2 for (now, _), (before, _) in pairs)

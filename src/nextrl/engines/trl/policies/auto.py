@@ -8,6 +8,7 @@ from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import along
+from nextrl.engines.trl.fresh_rollouts import FEW, MOST
 from nextrl.engines.trl.policies.base import View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller import Controller
@@ -59,7 +60,7 @@ class Auto:
 
     def decide_step(self, view: View, step: int, share: float) -> Decision | None:
         """The controller's decision on the step just taken."""
-        moved = view.moved()
+        moved = view.moved(FEW if self._controller.settled else MOST)
         return agreed(view.ranks, self, partial(self._controller.step, step, moved, share))
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:

@@ -31,7 +31,8 @@ class View:
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
         look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
-        moved: how far the step that those rollouts were for moved the policy, nats per token; NaN where unknown.
+        moved: how far the step that those rollouts were for moved the policy, by so many completions of each process,
+            nats per token; NaN where unknown.
     """
 
     window: Window
@@ -42,7 +43,7 @@ class View:
     ranks: Ranks
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]
-    moved: Callable[[], float]
+    moved: Callable[[int], float]
 
 
 class Policy(Protocol):
