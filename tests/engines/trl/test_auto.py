@@ -1,0 +1,154 @@
+"""`auto` in real TRL runs: what it takes back it takes back to the bit, and what it only looks at stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import RLOOTrainer
+
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.fresh_rollouts import FreshRollouts
+from nextrl.engines.trl.policies import Auto
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision, stay
+from trl_runs import same, trainable, trainer, weights
+
+QUIET = ControllerConfig(every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99)
+BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
+
+
+class Watch(TrainerCallback):
+    """The adapter, the first moments and the rate where each step begins and ends."""
+
+    def __init__(self) -> None:
+        self.begins: dict[int, Any] = {}
+        self.ends: dict[int, Any] = {}
+
+    def _seen(self, kwargs: Any) -> Any:
+        state = kwargs["optimizer"].state
+        moments = [state[p]["exp_avg"].clone() for p in state if "exp_avg" in state[p]]
+        return trainable(kwargs["model"]), moments, kwargs["optimizer"].param_groups[0]["lr"]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begins[state.global_step + 1] = self._seen(kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends[state.global_step] = self._seen(kwargs)
+
+
+class Undoing(Controller):
+    """Undoes the first window, whatever it is shown."""
+
+    windows = 0
+
+    def checks(self, step: int) -> bool:
+        return False
+
+    def window(self, window: Any, look: Any) -> Decision:
+        self.windows += 1
+        self.seen = look(-1.0)
+        if self.windows > 1:
+            return stay("enough")
+        return replace(stay("undone"), alpha=-1.0, back="window", rate_factor=0.5)
+
+
+def test_a_rate_far_too_low_is_raised_after_the_first_step(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        seen.extend(prompts)
+        return [float("3" in c) for c in completions]
+
+    callback = LeapCallback()
+    run = trainer(tmp_path, [callback], rewards=reward, learning_rate=1e-6, max_steps=3)
+    run.train()
+    first = callback.decisions[0]
+    assert (first.step, first.back, first.alpha) == (1, "", 0.0)
+    assert first.learning_rate > 1e-3
+    assert "less than it should" in first.reason
+    assert len(seen) == 3 * 32  # not one completion more than training's
+    assert callback.costs.search_completions == 0
+    assert len(run.train_dataset) == 400
+
+
+def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    callback = LeapCallback()
+    trainer(tmp_path, [before, callback, after], learning_rate=0.5, max_steps=2).train()
+    first = callback.decisions[0]
+    assert (first.step, first.back, first.alpha) == (1, "step", -1.0)
+    assert first.learning_rate < 0.05
+    assert same(after.ends[1][0], before.begins[1][0])
+    assert not same(before.ends[1][0], before.begins[1][0])
+    assert after.ends[1][1] == []  # Adam has not taken a step yet
+    assert after.ends[1][2] == pytest.approx(first.learning_rate)
+
+
+def test_an_undone_window_is_as_it_began_to_the_bit_moments_too(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    policy = Auto(ControllerConfig(every=3), Undoing)
+    run = trainer(tmp_path, [before, LeapCallback(policy=policy), after], learning_rate=1e-3, max_steps=5)
+    run.train()
+    # Windows are short at first: one step, judged after the second, whose rollouts were sampled where it ended.
+    assert policy._controller.windows >= 1
+    assert same(after.ends[2][0], before.begins[1][0])
+    assert after.ends[2][1] == before.begins[1][1] == []
+    assert after.ends[2][2] == pytest.approx(5e-4)
+    assert policy._controller.seen.nats_k2 > 0.0
+
+
+@pytest.mark.parametrize("options", [{}, BUFFERED, {"kind": RLOOTrainer}, {"num_iterations": 2}])
+def test_looking_changes_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = trainer(tmp_path / "plain", max_steps=9, learning_rate=1e-3, **options)
+    plain.train()
+    callback = LeapCallback(config=QUIET)
+    watched = trainer(tmp_path / "watched", [callback], max_steps=9, learning_rate=1e-3, **options)
+    watched.train()
+    assert callback.decisions
+    assert all(d.gains for d in callback.decisions)
+    assert same(weights(watched.model), weights(plain.model))
+
+
+def test_windows_end_where_the_buffer_turns_over(tmp_path: Path) -> None:
+    callback = LeapCallback(config=QUIET)
+    trainer(tmp_path, [callback], max_steps=14, learning_rate=1e-3, **BUFFERED).train()
+    # Steps 1, 5, 9 and 13 begin with fresh rollouts; the first window of a run begins at 0.
+    assert [d.step for d in callback.decisions] == [5, 9, 13]
+
+
+def test_switched_off_it_only_watches(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "plain", learning_rate=1e-6)
+    plain.train()
+    callback = LeapCallback(adapt_lr=False, leaps=False)
+    watched = trainer(tmp_path / "watched", [callback], learning_rate=1e-6)
+    watched.train()
+    assert same(weights(watched.model), weights(plain.model))
+    assert all(d.learning_rate == pytest.approx(1e-6) for d in callback.decisions)
+
+
+def test_a_window_is_judged_at_its_last_weights_by_what_they_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    real = FreshRollouts.gain
+
+    def gain(self: Any, anchor: Any, candidate: Any) -> Any:
+        asked.append((anchor, candidate))
+        return real(self, anchor, candidate)
+
+    monkeypatch.setattr(FreshRollouts, "gain", gain)
+    before = Watch()
+    callback = LeapCallback(policy=Auto(ControllerConfig(every=3), Undoing))
+    trainer(tmp_path, [before, callback], learning_rate=1e-3, max_steps=2).train()
+    (anchor, candidate), *more = asked
+    assert not more
+    assert all(torch.equal(a, b) for a, b in zip(anchor.values(), before.begins[2][0].values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(candidate.values(), before.begins[1][0].values(), strict=True)
+    )
