@@ -134,6 +134,7 @@ class DecisionRecord(BaseModel):
     gains: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     back: Back = ""
+    rate_factor: float = 1.0
 
     @field_validator("persistence", "excess", "divergence", "reward", "saved_steps_estimate", mode="before")
     @classmethod
@@ -182,5 +183,6 @@ class DecisionRecord(BaseModel):
 
     @property
     def asked(self) -> bool:
-        """Whether a leap was tried or taken back: candidates were scored, or a named method was asked, or one moved."""
-        return bool(self.scores) or self.accepted or self.horizon is not None or self.rolled_back is not None
+        """Whether something was tried or done: a leap scored, made or taken back, a method asked, a rate changed."""
+        done = self.accepted or self.rolled_back is not None or self.rate_factor != 1.0
+        return done or bool(self.scores) or self.horizon is not None

@@ -94,7 +94,7 @@ def _against_plain(arms: Mapping[str, ArmRecord], result: Result) -> str:
     return (
         f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
         f"learning rate, is there at step {at.steps}: {_percent(result.saved['auto'].completions)} of the "
-        "completions saved, its search charged."
+        "completions saved."
     )
 
 
@@ -121,7 +121,9 @@ def _about_leap(plain: ArmRecord, leap: ArmRecord) -> str:
 
 
 def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]) -> str:
-    name = "auto" if arm.auto else arm.leap.method if arm.leap else "it"
+    if arm.auto:
+        return _about_auto(record)
+    name = arm.leap.method if arm.leap else "it"
     if not taken:
         return f"{name} saw no reason to try a leap."
     accepted = [leap.step for leap in taken if leap.taken]
@@ -133,3 +135,13 @@ def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]
     if back := [str(d.rolled_back) for d in record.decisions if d.rolled_back is not None]:
         outcome += f"; what was done at step {', '.join(back)} was taken back, since the reward fell"
     return f"{name} tried candidates for a leap {looked} and {outcome}; the search took {cost}."
+
+
+def _about_auto(record: ArmRecord) -> str:
+    changes = [d for d in record.decisions if d.rate_factor != 1.0]
+    back = [str(d.step) for d in record.decisions if d.back]
+    if not changes and not back:
+        return "auto saw no reason to change anything."
+    times = f"{len(changes)} time{'' if len(changes) == 1 else 's'}"
+    undone = f", and took back what had done harm at step {', '.join(back)}" if back else ""
+    return f"auto changed the learning rate {times}{undone}; it searched no completions."

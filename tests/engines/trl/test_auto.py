@@ -58,7 +58,9 @@ class Undoing(Controller):
         return replace(stay("undone"), alpha=-1.0, back="window", rate_factor=0.5)
 
 
-def test_a_rate_far_too_low_is_raised_after_the_first_step(tmp_path: Path) -> None:
+def test_a_rate_far_too_low_is_raised_after_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[str] = []
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -72,6 +74,9 @@ def test_a_rate_far_too_low_is_raised_after_the_first_step(tmp_path: Path) -> No
     assert (first.step, first.back, first.alpha) == (1, "", 0.0)
     assert first.learning_rate > 1e-3
     assert "less than it should" in first.reason
+    assert first.rate_factor == pytest.approx(first.learning_rate / 1e-6)
+    said = [r.message for r in caplog.records if r.message.startswith("nextrl, step 1: learning rate times ")]
+    assert len(said) == 1  # a line that is seen by default
     assert len(seen) == 3 * 32  # not one completion more than training's
     assert callback.costs.search_completions == 0
     assert len(run.train_dataset) == 400

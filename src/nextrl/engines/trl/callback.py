@@ -1,9 +1,9 @@
 """`LeapCallback`: leaps in place inside a user's own TRL trainer.
 
-One line in an existing script: `nextrl.attach(trainer, every=10)`. At the end of each window the callback looks at what
-is free (persistence, training rewards, divergence), lets its policy decide, moves the LoRA factors in place and scales
-the learning rate. Adam's moments, the scheduler's shape, base weights and a reference adapter stay as they are. What it
-remembers lies in the trainer's checkpoints, so that a resumed run goes on as if it had never stopped.
+One line in an existing script: `nextrl.attach(trainer, every=10)`. The callback lets its policy decide at the ends of
+windows, moves the LoRA factors in place and scales the learning rate. The scheduler's shape, base weights and a
+reference adapter stay as they are, and so do Adam's moments, but where something is taken back. What it remembers lies
+in the trainer's checkpoints, so that a resumed run goes on as if it had never stopped.
 
 This file is the order of events. What is decided is in `policies`, what candidates are worth in `candidate_scores`, how
 a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint in `memory`; `session` ends the windows.
@@ -46,21 +46,24 @@ class LeapCallback(TrainerCallback):
 
     Args:
         every: optimizer steps per window (default: the configuration's, which is 10).
-        method: "auto", or an extrapolator's name (`nextrl.extrapolators.names()`): fitted on the run's own checkpoints,
-            one per window, kept in memory since the last leap. A named method never changes the learning rate.
+        method: "auto", which sets the rate and takes back what did harm, by what training samples anyway; or an
+            extrapolator's name (`nextrl.extrapolators.names()`): fitted on the run's own checkpoints, one per window,
+            kept in memory since the last leap. A named method leaps, and never changes the learning rate.
         at: steps at which a named method leaps; None at the end of every window, as soon as its horizon allows.
         horizon: steps ahead that a named method's alpha = 1 stands for.
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put.
         validation: rows (a list of dicts or a datasets.Dataset, with `prompt` and the reward functions' columns) to
-            score candidates on. Without it the trainer's eval_dataset serves, else rows held back from training.
-        prompts: most held-out prompts that a candidate is scored on; a search begins with a quarter of them.
-        config: the controller's other dials. Where its beta1 is None, the optimizer's own is read.
+            score a named method's candidates on. Without it the trainer's eval_dataset serves, else rows held back from
+            training.
+        prompts: most completions of held-out prompts that a named method's candidate is scored on; a search begins with
+            a quarter of them.
+        config: the dials of auto.
         policy: what decides, in place of all the arguments above but `validation`.
-        adapt_lr: let the learning rate follow what was validated.
-        leaps: move the weights; False keeps the search and the learning rate only.
+        adapt_lr: let the learning rate follow.
+        leaps: move the weights, forward or back; False keeps the learning rate only.
         rollback: take a leap forward back (adapter, rate, Adam's moments) when the training reward of the window after
-            it falls, as far as `config.fall` and `config.fall_errors` say, below that of the window before.
+            it falls, as far as the policy's `fall` and `fall_errors` say, below that of the window before.
         longest: a leap forward is refused if its completions are on average this many times as long as without it.
         truncated: ... if the share of completions that do not end grows by more than this.
         divergence: ... if it leaves the current policy by more than this, in nats per token.

@@ -57,6 +57,21 @@ def append(output_dir: Path, decision: DecisionRecord) -> None:
         file.write(decision.model_dump_json() + "\n")
 
 
+def line(decision: DecisionRecord) -> str | None:
+    """One line for people about what was done; None where nothing was."""
+    if decision.back:
+        done = f"the {decision.back} is taken back"
+    elif decision.rolled_back is not None:
+        done = f"the leap of step {decision.rolled_back} is taken back"
+    elif decision.alpha:
+        done = f"leapt, alpha {decision.alpha:g}"
+    elif decision.rate_factor != 1.0:
+        done = f"learning rate times {decision.rate_factor:.3g}"
+    else:
+        return None
+    return f"nextrl, step {decision.step}: {done}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
+
+
 def show(metrics: Any, decision: DecisionRecord) -> None:
     """Put a decision's numbers among the metrics that the trainer logs next."""
     for field, name in _LOGGED.items():

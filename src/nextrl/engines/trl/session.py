@@ -10,6 +10,7 @@ window's end are there: the window ended where that step began.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,8 @@ from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,8 @@ class Session:
         decision_log.show(run.seam.training_metrics(), record)
         if run.trainer.args.should_save:
             decision_log.append(Path(run.trainer.args.output_dir), record)
+            if said := decision_log.line(record):
+                log.warning("%s", said)
 
     def _begin_window(self, step: int) -> None:
         kept = self.memory
