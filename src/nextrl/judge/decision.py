@@ -165,6 +165,7 @@ class DecisionRecord(BaseModel):
             "discarded",
             "completions",
             "back",
+            "rate_factor",
         )
         looks = {
             alpha: look.slope if look.degenerate else look.gain for alpha, look in decision.looks.items()
