@@ -124,6 +124,9 @@ class Scripted:
     def ends_window(self, window: Any, began: int, fresh: bool) -> bool:
         return window.step % self.every == 0
 
+    def cooled(self, step: int, steps: int) -> float:
+        return 1.0
+
     def waits_for_checkpoint(self, step: int) -> bool:
         return False
 

@@ -252,6 +252,13 @@ def test_what_was_seen_is_in_the_decision() -> None:
     assert set(decision.looks) >= {-1.0, 1.0}
 
 
+def test_the_rate_falls_at_the_end_of_a_run() -> None:
+    shares = [Controller().cooled(step, 100) for step in (1, 80, 81, 82, 91, 100)]
+    assert shares == [1.0, 1.0, 1.0, pytest.approx(0.95), 0.5, 0.05]
+    assert Controller(ControllerConfig(cooldown=0.0)).cooled(100, 100) == 1.0
+    assert Controller().cooled(1, 1) == 1.0  # too short to have an end
+
+
 def test_memory_goes_through_json_and_on() -> None:
     first, second = settled(), Controller()
     for _ in range(3):
@@ -271,6 +278,7 @@ def test_memory_goes_through_json_and_on() -> None:
         ({"goal": 1.0}, "below reckless"),
         ({"target": 0.2}, "at most far"),
         ({"undo": -1.0}, "undo must be at least 0"),
+        ({"cooldown": 1.0}, "cooldown must be from 0"),
         ({"sure": NAN}, "sure must be at least 0"),
     ],
 )

@@ -51,6 +51,19 @@ class Controller:
         n = step - self._since
         return not self._settled or (n > 0 and n & (n - 1) == 0)
 
+    def cooled(self, step: int, steps: int) -> float:
+        """The share of the rate that a step is to be taken at, so that a run does not end at the height of its noise.
+
+        It falls linearly over the last steps, as schedules with a decay at the end have it (Hu et al., "MiniCPM",
+        2404.06395, second-hand).
+
+        Args:
+            step: the step to be taken, from 1.
+            steps: of the whole run.
+        """
+        last = round(self.config.cooldown * steps)
+        return min(1.0, max(0, steps - step + 1) / last) if last else 1.0
+
     def alarmed(self, window: Window) -> bool:
         """Whether the reward has fallen so far within a window that it is to be judged before its time."""
         return window.fall > self.config.alarm

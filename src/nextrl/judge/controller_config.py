@@ -25,6 +25,7 @@ class ControllerConfig:
         surer: see `sure`.
         patience: windows that may move the policy by more than `target` and earn nothing before the rate falls.
         informative: prompts with unequal rewards that a batch must have to be listened to.
+        cooldown: share of a run's steps, at its end, over which a constant rate falls linearly towards 0.
     """
 
     every: int = 10
@@ -38,6 +39,7 @@ class ControllerConfig:
     surer: float = 0.75
     patience: int = 4
     informative: int = 4
+    cooldown: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("every", "patience", "informative"):
@@ -47,6 +49,8 @@ class ControllerConfig:
             raise InputError(f"goal must be above 0 and below reckless, not {self.goal} and {self.reckless}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
+        if not 0.0 <= self.cooldown < 1.0:
+            raise InputError(f"cooldown must be from 0 to below 1, not {self.cooldown}")
         for name in ("undo", "alarm", "sure", "surer"):
             if not getattr(self, name) >= 0.0:
                 raise InputError(f"{name} must be at least 0 standard errors, not {getattr(self, name)}")

@@ -19,7 +19,9 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from trl_runs import same, trainable, trainer, weights
 
-QUIET = ControllerConfig(every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99)
+QUIET = ControllerConfig(
+    every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99, cooldown=0.0
+)
 BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
 
 
@@ -157,3 +159,16 @@ def test_a_window_is_judged_at_its_last_weights_by_what_they_sampled(
     assert all(
         torch.equal(a, b) for a, b in zip(candidate.values(), before.begins[1][0].values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("schedule", "cooled"), [("constant", True), ("linear", False)])
+def test_a_constant_rate_falls_at_the_end_and_a_schedule_is_left_alone(
+    tmp_path: Path, schedule: str, cooled: bool
+) -> None:
+    plain, watch = Watch(), Watch()
+    options = {"max_steps": 10, "learning_rate": 1e-3, "lr_scheduler_type": schedule}
+    trainer(tmp_path / "plain", [plain], **options).train()
+    callback = LeapCallback(config=replace(QUIET, cooldown=0.5))
+    trainer(tmp_path / "auto", [callback, watch], **options).train()
+    shares = [watch.begins[s][2] / plain.begins[s][2] for s in range(1, 11)]
+    assert shares == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2] if cooled else [1] * 10)

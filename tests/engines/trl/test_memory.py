@@ -40,11 +40,11 @@ class Acting(Controller):
         return replace(seen, alpha=-1.0, back="window", rate_factor=0.5)
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "windows": self.windows}
+        return {**super().state(), "acted": self.windows}
 
     def restore(self, state: Any) -> None:
         super().restore(state)
-        self.windows = state["windows"]
+        self.windows = state["acted"]
 
 
 QUIET = ControllerConfig(every=100, goal=1e-30)  # never finds a step too short
@@ -126,7 +126,7 @@ def test_without_its_state_a_run_goes_on_with_the_next_full_window(
     (out / "checkpoint-4" / JSON).unlink()
     _, callback = run(out, resume=True)
     assert "checkpoint-4 holds no state of LeapCallback (nextrl_state.json not there)" in caplog.text
-    assert [d.step for d in callback.decisions if d.back != "step"] == [7, 10]
+    assert [d.step for d in callback.decisions if d.back != "step"] == [6, 8, 10]
 
 
 def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
@@ -171,7 +171,7 @@ def test_windows_of_another_length_begin_anew(
     other = LeapCallback(4)
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
-    assert [d.step for d in other.decisions] == [9]
+    assert [d.step for d in other.decisions] == [6, 8]
 
 
 def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def memory() -> Memory:
     before = {n: t + 1 for n, t in start.items()}
     snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("nan"), before, moments)
     history = AdapterHistory([10, 20], [start, before], {20: 0.25})
-    return Memory(start, moments, 7, [0.5, float("nan")], 1e-4, 128, 3.0, False, snapshot, history)
+    return Memory(start, moments, 7, [0.5, float("nan")], 1e-4, 128, 3.0, 0.5, False, snapshot, history)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert again.start["b"].dtype == torch.bfloat16
     assert torch.equal(again.moments[0]["exp_avg"], kept.moments[0]["exp_avg"])
     assert (again.moments[0]["plain"], again.moments[1], again.began) == (7, {}, 7)
-    assert str((again.rewards, again.rate, again.offset, again.factor)) == str(
-        ([0.5, float("nan")], 1e-4, 128, 3.0)
+    assert str((again.rewards, again.rate, again.offset, again.factor, again.cooled)) == str(
+        ([0.5, float("nan")], 1e-4, 128, 3.0, 0.5)
     )
     assert rest["controller"] == {"x": 1}
     there, back = kept.snapshot, again.snapshot

@@ -44,6 +44,7 @@ class Memory:
         rate: highest learning rate that the window was trained at so far.
         offset: validation rows used up by earlier searches.
         factor: product of all the factors by which the learning rate was changed.
+        cooled: share of the rate that the latest step was taken at, at the end of a run.
         partial: the window did not begin where windows begin (a run resumed without a state).
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.
@@ -57,6 +58,7 @@ class Memory:
     rate: float = 0.0
     offset: int = 0
     factor: float = 1.0
+    cooled: float = 1.0
     partial: bool = False
     snapshot: Snapshot | None = None
     history: AdapterHistory = field(default_factory=AdapterHistory)
@@ -79,6 +81,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
         "rate": memory.rate,
         "offset": memory.offset,
         "factor": memory.factor,
+        "cooled": memory.cooled,
         "partial": memory.partial,
         "waiting": memory.waiting,
         "moments": moments,
@@ -162,6 +165,7 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
         window["rate"],
         window["offset"],
         window["factor"],
+        window["cooled"],
         window["partial"],
         _joined_snapshot(window["snapshot"], tensors, like),
         AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),

@@ -119,6 +119,7 @@ class Session:
     def step_begins(self, step: int) -> None:
         """Note the rate that the step after `step` is taken at, and listen to it where the policy will ask about it."""
         run, policy = self.run, self.policy
+        self._cool(step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
@@ -126,6 +127,16 @@ class Session:
         if ends or policy.checks(step + 1):
             self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.share, ends)
             run.tools.fresh.listen()
+
+    def _cool(self, step: int) -> None:
+        """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
+        kept, steps = self.memory, int(self.run.trainer.state.max_steps)
+        cooled = self.policy.cooled(step, steps) if self._adapt_lr else 1.0
+        if kept.cooled == 1.0 and self.run.share < 1.0:
+            return
+        if cooled != kept.cooled:
+            apply_leap.scale_rate(self.run, kept, cooled / kept.cooled)
+            kept.cooled = cooled
 
     def _fresh(self) -> bool:
         return not self.run.seam.generates or self.run.seam.samples_next

@@ -104,6 +104,10 @@ class AtSteps:
     def decide_step(self, view: View, step: int, share: float) -> None:
         """Nothing."""
 
+    def cooled(self, step: int, steps: int) -> float:
+        """All of the rate: a named method never changes it."""
+        return 1.0
+
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""
         return (self._windows and window.step % self.every == 0) or self._named(window.step)

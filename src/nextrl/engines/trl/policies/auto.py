@@ -54,6 +54,10 @@ class Auto:
         """After as many steps as the controller wants, or on a fall of the reward, where fresh rollouts follow."""
         return fresh and (window.step - began >= self._controller.length or self._controller.alarmed(window))
 
+    def cooled(self, step: int, steps: int) -> float:
+        """The controller's."""
+        return self._controller.cooled(step, steps)
+
     def waits_for_checkpoint(self, step: int) -> bool:
         """Never: what is needed is in memory."""
         return False

@@ -102,6 +102,10 @@ class Policy(Protocol):
         """
         ...
 
+    def cooled(self, step: int, steps: int) -> float:
+        """The share of the rate that this step of a run of so many is to be taken at."""
+        ...
+
     def waits_for_checkpoint(self, step: int) -> bool:
         """Whether the decision after this step needs the trainer's checkpoint of it."""
         ...
