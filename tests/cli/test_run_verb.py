@@ -22,7 +22,7 @@ from nextrl.tasks.bases import tiny
 
 SMALL: dict[str, Any] = {
     "train": {"steps": 4, "save_every": 2, "prompts_per_step": 4, "completions_per_prompt": 4},
-    "leap": {"every": 2, "prompts": 8},
+    "leap": {"every": 2},
     "eval": {"every": 4, "prompts": 20},
 }
 

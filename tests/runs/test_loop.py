@@ -68,13 +68,11 @@ def test_progress_is_told_every_step(tmp_path: Path) -> None:
     assert seen == [("lr", s) for s in (1, 2, 3, 4)]
 
 
-def test_an_arm_with_auto_is_charged_for_its_search(tmp_path: Path) -> None:
-    record = run_arm(arm("auto", "auto", auto=True, window=2, prompts=8), tmp_path, tmp_path)
-    assert [d.step for d in record.decisions] == [2, 4]
-    spent = [d.cost_completions for d in record.decisions]
-    assert spent[0] > 0
-    assert record.completions == [0, 32 + spent[0], 64 + spent[1]]
-    assert record.search_completions == spent[1]
+def test_an_arm_with_auto_is_charged_for_its_looks(tmp_path: Path) -> None:
+    record = run_arm(arm("auto", "auto", auto=True, window=2), tmp_path, tmp_path)
+    assert record.decisions
+    assert record.completions == [0, 32, 64]
+    assert record.search_completions == 0
     assert record.search_seconds > 0
 
 

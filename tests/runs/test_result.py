@@ -19,7 +19,7 @@ from nextrl.errors import InputError
 from nextrl.judge.advice import advise
 from nextrl.judge.regime import MEANING, regime_of
 from nextrl.leaps.leap import leap
-from nextrl.runs.loop import ArmRecord, ArmSettings
+from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings
 from nextrl.runs.report import render
 from nextrl.runs.result import FORMAT, RESULT, Result, parse_result, read_result, write_result
 from nextrl.runs.summary import summarise, summarise_run, trajectory_figures
@@ -169,14 +169,30 @@ def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> Non
 
 
 def test_a_leap_that_was_taken_back_is_not_told_as_one_that_stayed(plain_run: Path) -> None:
-    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    leap = LeapSettings(method="secant")
+    arm = ArmSettings(name="run", kind="leap", label="run", train=TrainSettings(), eval_at=(40,), leap=leap)
     decided = [
         {"step": s, "alpha": a, "reason": "r", "rolled_back": b}
         for s, a, b in ((10, 8.0, None), (20, 0.0, 10), (30, 2.0, None))
     ]
-    leapt = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
+    leapt = record("run", "leap", [0, 40], [0.3, 0.4], decisions=decided)
     verdict = str(summarise_run(leapt, arm, {}, Trajectory.load(plain_run)).verdict)
     assert "took 2 of them (at step 10, 30); what was done at step 10 was taken back" in verdict
+
+
+def test_what_auto_changed_and_took_back_is_told(plain_run: Path) -> None:
+    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    decided = [
+        {"step": 1, "alpha": 0.0, "reason": "r", "rate_factor": 40.0},
+        {"step": 11, "alpha": -1.0, "reason": "r", "rate_factor": 0.5, "back": "window"},
+        {"step": 21, "alpha": 0.0, "reason": "r"},
+    ]
+    changed = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
+    result = summarise_run(changed, arm, {}, Trajectory.load(plain_run))
+    assert "auto changed the learning rate 2 times, and took back what had done harm at step 11" in str(
+        result.verdict
+    )
+    assert [entry.step for entry in result.leaps["run"]] == [1, 11]
 
 
 def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:
