@@ -108,6 +108,8 @@ def replacing_folder(path: Path, replaced: Callable[[Path], bool]) -> Iterator[P
         raise InputError(
             f"{given}: is the working folder or holds it, and is replaced as a whole: name another"
         )
+    if path.is_symlink():
+        raise InputError(f"{given}: is a link that leads back to itself; remove it or name another folder")
     with writing(given), _parents_of(path):
         prefix = f".{path.name[:60]}."
         _remove_left_over(path.parent, prefix)

@@ -33,7 +33,7 @@ def starts_at_zero(init: object) -> bool:
 # Every option of PEFT's LoraConfig (read from peft 0.21.2) is in one of the three tables below; a test compares them
 # with the installed PEFT. Configurations of another `peft_type` are refused as a whole.
 
-# Options under which the weight is no longer W_base + s B A with the stored B and A, on every token.
+# Options under which the weight is no longer W_base + s B A with the stored B and A.
 NONLINEAR = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -41,7 +41,6 @@ NONLINEAR = {
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
-    "alora_invocation_tokens": "activated LoRA, which is off before its invocation tokens",
 }
 # Options that change what the adapter adds and that are followed exactly: the scaling, the shapes, what is carried
 # along or merged, and where the adapter starts.
@@ -60,6 +59,7 @@ FOLLOWED = {
     "init_lora_weights",
     "layer_replication",
     "trainable_token_indices",
+    "alora_invocation_tokens",
 }
 # Options that do not: who is adapted (the file's tensors say so), how training initialised or sped it up, notes.
 INERT = {
@@ -90,6 +90,7 @@ INERT = {
 UNMERGEABLE = {
     "layer_replication": "the model has copies of the base's layers",
     "trainable_token_indices": "single rows of the embeddings were trained beside the adapter",
+    "alora_invocation_tokens": "activated LoRA acts on the tokens after its invocation only",
 }
 
 
