@@ -65,7 +65,11 @@ class _Short(reprlib.Repr):
     """Python's own short `repr`: cut, bounded in depth, and with a stand-in for an object whose `repr` fails."""
 
     def repr_int(self, x: int, level: int) -> str:
-        return f"a number of about {x.bit_length() * 3 // 10} digits" if x.bit_length() > 200 else repr(x)
+        return (
+            f"a number of about {x.bit_length() * 30103 // 100000} digits"
+            if x.bit_length() > 200
+            else repr(x)
+        )
 
 
 def shown(value: object, longest: int = 80) -> str:

@@ -181,10 +181,17 @@ def _real(text: str) -> float:
 
 
 def _refuse_halves(text: str, where: str) -> None:
+    if not encodable(text):
+        raise InputError(f"{where}: {shown(text)} holds half a surrogate pair, which is no text")
+
+
+def encodable(text: str) -> bool:
+    """Whether a text is one: half a surrogate pair is in a Python string and in no file or tokenizer."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: {shown(text)} holds half a surrogate pair, which is no text") from None
+        return False
+    return True
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

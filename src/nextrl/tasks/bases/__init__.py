@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nextrl.errors import needs
+from nextrl.files import usable_path
 from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
 
@@ -44,6 +45,7 @@ def load(name: str, task: str) -> tuple[Any, Any]:
     """
     if name in _MODELS:
         return _MODELS.get(name)(task)
+    name = str(usable_path(name))
     if not (Path(name) / "config.json").is_file():
         raise _MODELS.unknown(name, otherwise="a local folder with a config.json")
     with needs("trl", f"model '{name}'"):
