@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,10 @@ def _with_adapter(model: Any, checkpoint: AdapterCheckpoint) -> Any:
         from peft import PeftModel, get_peft_model_state_dict
     folder = checkpoint.folder
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is compared below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+            loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except UNREADABLE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{folder}: PEFT cannot put the adapter on this model ({line})") from error
