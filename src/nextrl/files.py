@@ -96,11 +96,13 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
     """
     path = regular_file(path)
     try:
+        # The size first, so that nothing is allocated for what is refused; it may have grown since.
+        too_long = path.stat().st_size > limit
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            data = b"" if too_long else file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(data) > limit:
+    if too_long or len(data) > limit:
         raise InputError(f"{path}: has more than {limit:,} bytes, far more than such a file has: not read")
     return data
 

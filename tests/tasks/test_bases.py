@@ -60,9 +60,9 @@ def test_weights_that_are_missing_or_pickled_are_not_made_up(tmp_path: Path) -> 
     file = tmp_path / "model.safetensors"
     state = load_file(file)
     save_file({k: t for k, t in state.items() if "layers.0" not in k}, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="the weights lack 'model.layers.0"):
+    with pytest.raises(InputError, match=r"the weights lack 'model\.layers\.0"):
         bases.load(str(tmp_path), "chain")
     torch.save(state, tmp_path / "pytorch_model.bin")
     file.unlink()
-    with pytest.raises(InputError, match="a pickle, pytorch_model.bin, is not read"):
+    with pytest.raises(InputError, match=r"a pickle, pytorch_model\.bin, is not read"):
         bases.load(str(tmp_path), "chain")

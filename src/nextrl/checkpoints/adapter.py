@@ -26,6 +26,9 @@ from nextrl.files import NoSuchFile, read_json
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+LARGEST = 1e15
+"""Of a weight. Weights of models are near 1; products of four beyond this leave the range of float64 in sums."""
+
 MAX_EXPERTS = 4096
 """In one stack of PEFT's `target_parameters`; the largest models have some hundreds."""
 NOTE = "nextrl.json"
@@ -135,7 +138,8 @@ class AdapterCheckpoint:
         )
         if check and not (finite(a) and finite(b)):
             raise InputError(
-                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint "
+                f"{self.file.path}: NaN or Inf (or a weight beyond {LARGEST:.0e}) in {module}; this step of the "
+                "run is broken: leave the checkpoint "
                 "out (--skip-bad-checkpoints) and look at what training did there"
             )
         return a, b
@@ -160,7 +164,8 @@ class AdapterCheckpoint:
         tensor = self.file.get(key)
         if tensor.is_floating_point() and not finite(tensor):
             raise InputError(
-                f"{self.file.path}: NaN or Inf in {shown(key)}; this step of the run is broken: leave the checkpoint "
+                f"{self.file.path}: NaN or Inf (or a weight beyond {LARGEST:.0e}) in {shown(key)}; this step of "
+                "the run is broken: leave the checkpoint "
                 "out (--skip-bad-checkpoints) and look at what training did there"
             )
         return tensor
@@ -270,11 +275,11 @@ def weights_path(folder: Path) -> Path:
 
 
 def finite(t: Tensor) -> bool:
-    """No NaN, no Inf. The extremes of a tensor are finite iff all of it is (NaN propagates through both)."""
+    """No NaN, no Inf, nothing beyond `LARGEST`: asked of the two extremes (NaN propagates through both)."""
     if t.numel() == 0:
         return True
     low, high = torch.aminmax(t)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return bool((low >= -LARGEST) & (high <= LARGEST))
 
 
 def _refuse(path: Path, keys: KeyMap) -> None:

@@ -78,6 +78,7 @@ class TensorFile:
         except NoSuchFile as error:
             raise InputError(f"{error}; restore it or leave this checkpoint out") from None
         if path.suffix == ".safetensors":
+            _refuse_length(path)
             try:
                 with safe_open(path, framework="pt"):
                     pass  # the library's own checks: sizes, overlaps, JSON, truncation
@@ -121,6 +122,18 @@ class TensorFile:
         if len(view):
             raise InputError(f"{self.path}: became shorter while it was read; is the run still writing it?")
         return raw.view(dtype).view(shape)
+
+
+def _refuse_length(path: Path) -> None:
+    """Refuse what cannot be a header before the library maps the whole file, which may be sparse and of any size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise InputError(
+            f"{path}: truncated or not a safetensors file (a header of {length} bytes in {size}); copy it again from "
+            "where it was written"
+        )
 
 
 def _read_header(

@@ -19,7 +19,7 @@ from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.task_name import parse
 
 _NAME = re.compile(r"(?P<file>.*\.jsonl)(?::(?P<verifier>[^:]*))?")
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 

@@ -59,6 +59,13 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    rows = model.get_input_embeddings().weight.shape[0]
+    for name, number in (("eos", tokenizer.eos_token_id), ("pad", tokenizer.pad_token_id)):
+        if number is None or not 0 <= number < rows:
+            raise InputError(
+                f"{folder}: the tokenizer's {name} token is {shown(number)}, and the model has tokens 0 to {rows - 1}: "
+                "restore tokenizer.json and tokenizer_config.json"
+            )
     tokenizer.padding_side = "left"
     return model, tokenizer
 
