@@ -391,8 +391,8 @@ def fresh(template: Path, place: Path) -> Path:
     return place
 
 
-def in_child(work: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Run in a forked process that may take `MEMORY` more than it has, and give back what it returns."""
+def in_child(work: Callable[[], dict[str, Any]], seconds: float, memory: int = MEMORY) -> dict[str, Any]:
+    """Run in a forked process that may take `memory` bytes more than it has, and give back what it returns."""
     import resource
 
     reader, writer = os.pipe()
@@ -402,7 +402,7 @@ def in_child(work: Callable[[], dict[str, Any]], seconds: float) -> dict[str, An
         try:
             signal.alarm(int(seconds))
             held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+            resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found = work()
             found["megabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000

@@ -112,7 +112,7 @@ REFUSED_OVERRIDES = (
     f"seed={2**64}", "seed=.nan", "train.steps=1" + "0" * 30, "train.learning_rate=.inf", "train.temperature=1e400",
     "train.completions_per_prompt=1000000000", "eval.prompts=1e30", "leap.every=0", "leap.at=[1,2]", "model=nope",
     "model=/dev/zero", "task=nope", "task=/dev/zero.py", "task=x.jsonl", "output_dir=/dev/null/x", "output_dir=",
-    "output_dir=~nobody-at-all/x", "output_dir=[a]", "output_dir='a\\0b'", "report_to=nope", "engine=nope", "a.b.c.d=1",
+    "output_dir=~nobody-at-all/x", "output_dir=[a]", 'output_dir="a\\0b"', "report_to=nope", "engine=nope", "a.b.c.d=1",
     "train=1", "=1", "x", "lora.r=*a", "lora.r=" + "[" * 3000,
 )  # fmt: skip
 
@@ -216,7 +216,7 @@ def cases(place: Path, template: Path, base: Path) -> dict[str, Any]:
             folder = place / f"{name}-{number}"
             folder.mkdir()
             os.chdir(folder)
-            (folder / "file").touch()
+            (folder / "file").write_text("[1]")
             (folder / "loop").symlink_to("loop")
             os.mkfifo(folder / "pipe")
             given = make(random.Random(f"{hostile.SEED} {name} {number}"), folder, template)
@@ -253,7 +253,7 @@ def test_the_command_line_answers_or_refuses_in_one_line(
     monkeypatch.setattr("nextrl.checkpoints.patterns.SECONDS", 0.5)
     total = sum(count for _, count in KINDS.values())
     assert total >= 300
-    found = hostile.in_child(lambda: cases(root / "cases", template, root / "base"), 600)
+    found = hostile.in_child(lambda: cases(root / "cases", template, root / "base"), 600, 3 * hostile.MEMORY)
     assert not found["broken"], f"{len(found['broken'])} of {total}\n" + "\n\n".join(found["broken"][:8])
     assert found["0"] + found["2"] == total
     assert found["2"] > total / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection
@@ -100,7 +101,12 @@ def main() -> None:
         raise SystemExit(1) from None
     except OSError as error:
         _refuse(f"{error.filename or 'a file'}: cannot be used ({error.strerror or error})")
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch's own, on a CPU and on a GPU, is a RuntimeError.
+        if isinstance(error, RuntimeError) and not re.search(
+            r"can't allocate memory|out of memory", str(error)
+        ):
+            raise
         _refuse("out of memory: the input needs more than there is; give fewer steps, modules or prompts")
     raise SystemExit(code if isinstance(code, int) else 0)
 

@@ -44,6 +44,9 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        # Much of a config is read only when the model is used: use it once.
+        start = torch.tensor([[tokenizer.eos_token_id or 0]])
+        model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=1, do_sample=False)
     except InputError:
         raise
     except Exception as error:
@@ -107,7 +110,9 @@ def _check_numbers(folder: Path, tensors: int, numbers: int) -> None:
             for key, value in part.items():
                 if isinstance(value, dict):
                     inner.append(value)
-                elif isinstance(value, int) and value > (tensors if key in _LAYERS else _LARGEST):
+                elif isinstance(value, int) and (
+                    value > (tensors if key in _LAYERS else _LARGEST) or (key in _LAYERS and value < 1)
+                ):
                     raise InputError(
                         f"{path}: {shown(key)} is {shown(value)}, and the weights beside it are {tensors} tensors of "
                         f"{numbers:,} numbers in all: the two are not of one model; restore them"
