@@ -136,12 +136,8 @@ class AdapterCheckpoint:
         a, b = self.split(
             module, self.file.get(self.slots[module].keys.a), self.file.get(self.slots[module].keys.b)
         )
-        if check and not (finite(a) and finite(b)):
-            raise InputError(
-                f"{self.file.path}: NaN or Inf (or a weight beyond {LARGEST:.0e}) in {module}; this step of the "
-                "run is broken: leave the checkpoint "
-                "out (--skip-bad-checkpoints) and look at what training did there"
-            )
+        if check:
+            self._refuse_broken(module, a, b)
         return a, b
 
     def broken_values(self) -> Problem | None:
@@ -162,13 +158,18 @@ class AdapterCheckpoint:
             InputError: a value is NaN or Inf.
         """
         tensor = self.file.get(key)
-        if tensor.is_floating_point() and not finite(tensor):
-            raise InputError(
-                f"{self.file.path}: NaN or Inf (or a weight beyond {LARGEST:.0e}) in {shown(key)}; this step of "
-                "the run is broken: leave the checkpoint "
-                "out (--skip-bad-checkpoints) and look at what training did there"
-            )
+        if tensor.is_floating_point():
+            self._refuse_broken(shown(key), tensor)
         return tensor
+
+    def _refuse_broken(self, name: str, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            if not finite(tensor):
+                broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
+                raise InputError(
+                    f"{self.file.path}: {broken} in {name}; this step of the run is broken: leave the checkpoint out "
+                    "(--skip-bad-checkpoints) and look at what training did there"
+                )
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
