@@ -8,7 +8,7 @@ SEED ?= 0
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench picture install clean
+.PHONY: demo test test-slow lint bench picture install clean
 
 install: $(STAMP)
 
@@ -28,6 +28,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Fifty kills, and five draws of the hostile inputs: some ten minutes.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	for seed in 1 2 3 4 5; do NEXTRL_HOSTILE_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
