@@ -57,7 +57,6 @@ def leap(
     prompts: Annotated[
         int,
         typer.Option(
-            min=2,
             max=values.MAX_PROMPTS,
             help="Most held-out prompts that --alpha auto scores a candidate on.",
         ),
