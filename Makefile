@@ -8,7 +8,7 @@ SEED ?= 0
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench picture install clean
+.PHONY: demo test test-slow test-lowest test-newest lint bench picture install clean
 
 install: $(STAMP)
 
@@ -28,6 +28,31 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Fifty kills, and five draws of the hostile inputs: some ten minutes.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	for seed in 1 2 3 4 5; do NEXTRL_HOSTILE_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile || exit 1; done
+
+# The two ends of the ranges in pyproject.toml, each in an environment of its own, on the half of the suite that trains
+# little. TORCH takes the place of torch's bound: old builds for the CPU alone are on PyTorch's own index.
+FAST := tests/checkpoints tests/trajectory tests/extrapolators tests/judge tests/leaps tests/tasks/test_bases.py \
+	tests/tasks/test_jsonl.py tests/tasks/test_python_file.py tests/cli tests/runs/test_config.py tests/runs/test_result.py \
+	tests/runs/test_run.py tests/hostile
+TORCH ?= 2.4
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tools/bounds.py torch=$(TORCH) > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet -c .venv-lowest/lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet -c .venv-lowest/lowest.txt -e '.[all,dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(FAST)
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade torch
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[all,dev]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(FAST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

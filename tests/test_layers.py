@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "nextrl"
 # From the bottom up. A room is a package or a module of src/nextrl; rooms on one floor do not import each other.
 FLOORS = (
     {"errors", "version", "nested"},
-    {"registry"},
+    {"files", "registry"},
     {"checkpoints", "tasks"},
     {"trajectory"},
     {"extrapolators"},

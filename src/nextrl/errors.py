@@ -7,6 +7,7 @@ and keeps its traceback.
 from __future__ import annotations
 
 import importlib.util
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -39,8 +40,51 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
 """Extra -> module -> the package that brings it; `pyproject.toml` lists the same packages under the same extras."""
 
 
+LONGEST = 2000
+"""Characters of a message, or of a name in one: what a stranger's file says is shown, and not at any length."""
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would act on or could not show; line ends stay.
+
+    Control characters (an escape sequence can retitle, clear or rewrite a terminal), marks that turn the direction of
+    writing around, and halves of surrogate pairs, which cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, printable, and its middle left out where it is longer than `LONGEST` characters."""
+    line = printable(" ".join(text[: 8 * LONGEST].split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+class _Short(reprlib.Repr):
+    """Python's own short `repr`: cut, bounded in depth, and with a stand-in for an object whose `repr` fails."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return (
+            f"a number of about {x.bit_length() * 30103 // 100000} digits"
+            if x.bit_length() > 200
+            else repr(x)
+        )
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A value as a message quotes it: its `repr`, cut, whatever object a stranger's code made it."""
+    short = _Short()
+    short.maxstring = short.maxother = longest
+    text = short.repr(value)
+    return text if len(text) <= 2 * longest else f"{text[: 2 * longest]}..."
+
+
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: which file or option, what is wrong, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class MissingExtra(InputError):

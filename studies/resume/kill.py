@@ -2,10 +2,10 @@
 
     python -m studies.resume.kill --kills 50 --out /tmp/killed
 
-Three small runs take turns: `auto` with its search, a named method with a search in two cycles, and an unsearched
-leap. Each is killed until it gets through; then its adapter must be that of the unkilled run byte for byte, its
-record must be the same but for the clock, and nothing half-written may be left. Prints one JSON object; exit code 1
-where anything differs.
+Four small runs take turns: `auto` with its search, a named method with a search in two cycles, an unsearched leap, and
+no leap at all. Each is killed until it gets through; then its adapter must be that of the unkilled run byte for byte,
+its record must be the same but for the clock, and nothing half-written may be left. Prints one JSON object; exit code
+1 where anything differs.
 
 A run is a forked child of a process that has imported everything and computed nothing, so that a kill costs a second,
 not ten.
@@ -44,6 +44,7 @@ LEAPS: dict[str, dict[str, Any]] = {
     "auto": {"method": "auto", "every": 2, "prompts": 16},
     "searched": {"method": "secant", "at": [2, 4], "prompts": 16},
     "fixed": {"method": "secant", "every": 2, "alpha": 1.0},
+    "none": {"method": "none"},
 }
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer import Typer
 from typer.testing import CliRunner, Result
 
@@ -73,3 +75,76 @@ def test_bad_input(arguments: tuple[str, ...], message: str) -> None:
     error = call(*arguments).exception
     assert isinstance(error, InputError)
     assert message in str(error)
+
+
+def saved(folder: Path) -> Path:
+    """An adapter of `tiny` that moves it."""
+    model = trl_runs.fresh_model()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 1.0
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def spoilt(folder: Path, how: str) -> None:
+    file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    state = load_file(file)
+    first = next(key for key in state if "lora_B" in key)
+    if how == "pickle":
+        torch.save(state, folder / "adapter_model.bin")
+        file.unlink()
+    elif how == "no B":
+        save_file({key: t for key, t in state.items() if key != first}, file)
+    elif how == "NaN":
+        save_file({**state, first: state[first] * torch.nan}, file)
+    elif how == "other names":
+        save_file({key.replace("layers.", "blocks."): t for key, t in state.items()}, file)
+    elif how == "compiled":
+        save_file(
+            {key.replace("base_model.model.", "base_model.model._orig_mod."): t for key, t in state.items()},
+            file,
+        )
+    elif how == "other modules":
+        raw = json.loads(config.read_text())
+        config.write_text(json.dumps({**raw, "target_modules": ["no_such"]}))
+    elif how == "fewer modules":
+        raw = json.loads(config.read_text())
+        config.write_text(json.dumps({**raw, "target_modules": ["q_proj"]}))
+    elif how == "dora":
+        raw = json.loads(config.read_text())
+        config.write_text(json.dumps({**raw, "use_dora": True}))
+    elif how == "other shapes":
+        save_file({key: t.repeat(1, 2) if "lora_A" in key else t for key, t in state.items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        ("pickle", "a pickle, which can run code"),
+        ("no B", "has only one of lora_A and lora_B"),
+        ("NaN", "NaN or Inf"),
+        ("other names", "does not act on this model"),
+        ("compiled", "does not act on this model"),
+        ("other modules", "PEFT cannot put the adapter on this model"),
+        ("fewer modules", "does not act on this model"),
+        ("dora", "use_dora is set"),
+        ("other shapes", "PEFT cannot put the adapter on this model"),
+    ],
+)
+def test_an_adapter_that_does_not_act_is_an_error_and_not_the_base(
+    tmp_path: Path, how: str, wanted: str
+) -> None:
+    folder = saved(tmp_path / "adapter")
+    spoilt(folder, how)
+    error = call("tiny", "--adapter", str(folder), "--prompts", "4").exception
+    assert isinstance(error, InputError), error
+    assert wanted in str(error)
+
+
+def test_a_pickled_adapter_is_read_when_it_is_allowed(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter")
+    wanted = call("tiny", "--adapter", str(folder), "--prompts", "20", "--json").stdout
+    spoilt(folder, "pickle")
+    found = call("tiny", "--adapter", str(folder), "--prompts", "20", "--json", "--allow-pickle")
+    assert found.stdout == wanted, found.exception

@@ -34,10 +34,10 @@ def test_the_page_is_rebuilt(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (None, "holds no result.json"),
-        ("{", "is not JSON"),
+        ("{", "not readable as JSON"),
         ("[]", "not an object"),
         ("{}", "no arms"),
-        ("\udcff", "is not JSON"),
+        ("\udcff", "not UTF-8 text"),
     ],
 )
 def test_bad_folders(tmp_path: Path, content: str | None, says: str) -> None:

@@ -151,7 +151,7 @@ def test_leap_reads_a_pickle_only_when_told(run_dir: Path, tmp_path: Path) -> No
         (("--alpha", "1000"), "alpha must be"),
         (("--at", "7"), "no checkpoint at step 7"),
         (("--as", "merged"), "needs --base"),
-        (("--rank", "0"), "at least 1"),
+        (("--rank", "0"), "whole number from 1"),
     ],
 )
 def test_bad_input_writes_nothing(

@@ -131,7 +131,7 @@ def test_merging_refuses_the_wrong_base_and_tied_embeddings(tmp_path):
     write_run(tmp_path / "run", lora(target_modules=["embed_tokens"]), steps=(10,))
     traj = Trajectory.load(tmp_path / "run")
     model("gpt2").save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match=r"has no model.embed_tokens.weight; is it the base"):
+    with pytest.raises(InputError, match=r"has no 'model.embed_tokens.weight', which the adapter moves"):
         write_merged(traj, 10, {}, tmp_path / "other", tmp_path / "out")
     model("llama").save_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())

@@ -253,7 +253,12 @@ def test_a_file_without_a_version_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "holds no result.json"), ("{", "is not JSON"), ("[]", "not an object"), ("{}", "no arms")],
+    [
+        (None, "holds no result.json"),
+        ("{", "not readable as JSON"),
+        ("[]", "not an object"),
+        ("{}", "no arms"),
+    ],
 )
 def test_files_that_hold_no_result(tmp_path: Path, content: str | None, says: str) -> None:
     if content is not None:

@@ -19,7 +19,7 @@ from peft import PeftModel
 
 from nextrl.errors import InputError
 from nextrl.runs.config import RunConfig
-from nextrl.runs.resume import MARKER
+from nextrl.runs.resume import MARKER, last_checkpoint, sealed
 from nextrl.runs.run import CONFIG, LOCK, Outcome, run
 from nextrl.runs.stop import StopSignal
 from nextrl.tasks import base
@@ -167,7 +167,7 @@ def test_the_clock_goes_on_too(tmp_path: Path) -> None:
     assert spent > 0
     # As if those three steps had taken an hour: it must be on the bill at the end.
     marker["record"]["train_seconds"] = 3600.0
-    (tmp_path / "trajectory" / "checkpoint-3" / MARKER).write_text(json.dumps(marker))
+    (tmp_path / "trajectory" / "checkpoint-3" / MARKER).write_text(json.dumps(sealed(marker)))
     result = run(here).result
     assert result is not None
     assert 3600 < result.arms["run"].seconds[-1] < 3600 + 100
@@ -195,8 +195,72 @@ def test_an_incomplete_checkpoint_is_removed_and_the_one_before_is_used(
     BREAK[how](tmp_path / "out" / "trajectory" / "checkpoint-4")
     lines: list[str] = []
     run(here, say=lines.append)
-    assert lines == ["checkpoint 4 is incomplete: removed", "going on from step 2 of 6"]
+    assert [line.split(" (")[0] for line in lines] == [
+        "checkpoint 4 is incomplete or damaged",
+        "going on from step 2 of 6",
+    ]
     assert adapter(tmp_path / "out") == adapter(out)
+
+
+def test_one_bit_in_any_file_of_the_newest_checkpoint_is_seen(
+    whole: tuple[str, Path, Any], tmp_path: Path
+) -> None:
+    """Each file in turn, sizes unchanged: the run goes on from the checkpoint before, to the bit."""
+    kind, out, _ = whole
+    if kind != "auto":
+        pytest.skip("the checkpoints of auto hold most")
+    stop(config(tmp_path / "start"), 4)
+    newest = tmp_path / "start" / "trajectory" / "checkpoint-4"
+    names = sorted(file.relative_to(newest).as_posix() for file in newest.rglob("*") if file.is_file())
+    assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json", MARKER} <= set(names)
+    for name in names:
+        place = tmp_path / "damaged"
+        shutil.copytree(tmp_path / "start", place)
+        file = place / "trajectory" / "checkpoint-4" / name
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+        lines: list[str] = []
+        found = last_checkpoint(place / "trajectory", place / "stopped", lambda step: True, lines.append)
+        assert found is not None, name
+        assert found.step == 2, name
+        assert len(lines) == 1
+        if name == "adapter_model.safetensors":
+            run(config(place))
+            assert adapter(place) == adapter(out)
+        shutil.rmtree(place)
+
+
+def test_an_earlier_adapter_that_was_changed_is_refused_and_nothing_removed(tmp_path: Path) -> None:
+    stop(config(tmp_path, "fixed"), 4)
+    file = tmp_path / "trajectory" / "checkpoint-2" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        InputError, match=r"checkpoint-2: adapter_model\.safetensors is not as it was written"
+    ):
+        run(config(tmp_path, "fixed"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_of_an_earlier_version_that_knows_sizes_alone_is_taken(
+    whole: tuple[str, Path, Any], tmp_path: Path
+) -> None:
+    kind, out, _ = whole
+    if kind != "none":
+        pytest.skip("one kind is enough")
+    stop(config(tmp_path, kind), 4)
+    for marker in tmp_path.glob(f"trajectory/*/{MARKER}"):
+        value = json.loads(marker.read_text())
+        del value["digest"]
+        value["files"] = {name: size["bytes"] for name, size in value["files"].items()}
+        marker.write_text(json.dumps(value))
+    lines: list[str] = []
+    run(config(tmp_path, kind), say=lines.append)
+    assert lines == ["going on from step 4 of 6"]
+    assert adapter(tmp_path) == adapter(out)
 
 
 def test_without_a_whole_checkpoint_it_begins_again(whole: tuple[str, Path, Any], tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def test_a_repeated_line_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2: not JSON"),
-        ("[" * 100_000, r"line 2: not JSON"),
+        ("{", r"line 2: not readable as JSON"),
+        ("[" * 100_000, r"line 2: not readable as JSON"),
         (b"\xff\xfe", r"line 2: not UTF-8"),
         ("[1, 2]", r"line 2: not an object"),
         ('{"prompt": "x"}', r"line 2: no 'answer' \(it has prompt\)"),
@@ -81,7 +81,7 @@ def test_a_file_that_is_empty_small_or_not_there(tmp_path: Path) -> None:
         tasks.get(str(_write(tmp_path, "", "  ")))
     with pytest.raises(InputError, match="too few examples for the"):
         tasks.get(str(_write(tmp_path, *GOOD[:3])))
-    with pytest.raises(InputError, match=r"none\.jsonl cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         tasks.get(str(tmp_path / "none.jsonl"))
 
 

@@ -89,3 +89,69 @@ def test_a_reward_is_a_number_from_0_to_1(tmp_path: Path, value: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         tasks.get(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ValueError('no')", r"line 16: reward\(\) failed: ValueError: no"),
+        ("import sys; sys.exit(0)", r"line 16: reward\(\) failed: SystemExit: 0"),
+        ("raise BaseException", r"line 16: reward\(\) failed: BaseException"),
+        (
+            "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})",
+            r"line 16: reward\(\) failed: .*Odd",
+        ),
+        (
+            "return type('Odd', (), {'__repr__': lambda self: 1 / 0})()",
+            r"number from 0 to 1, not <Odd instance",
+        ),
+        (
+            "return type('Odd', (), {'__float__': lambda self: exit(3)})()",
+            r"cannot be read as a number: SystemExit",
+        ),
+        ("return 10**5000", "number from 0 to 1, not a number of about 5000 digits"),
+        ("return [1.0]", r"number from 0 to 1, not \[1\.0\]"),
+        ("raise OSError(28, 'No space left')", r"reward\(\) failed: OSError"),
+    ],
+)
+def test_what_a_user_s_code_raises_is_one_line_with_its_place(
+    tmp_path: Path, body: str, message: str
+) -> None:
+    task = tasks.get(_task(tmp_path, GOOD.replace("return completion.strip() == answer", body)))
+    with pytest.raises(InputError, match=message) as error:
+        task.reward("1", "1")
+    assert "\n" not in str(error.value)
+    if "their traceback: " in str(error.value):
+        log = Path(str(error.value).rpartition("their traceback: ")[2].rstrip(")"))
+        assert "in reward" in log.read_text()
+        log.unlink()
+
+
+def test_ctrl_c_in_a_reward_is_ctrl_c(tmp_path: Path) -> None:
+    task = tasks.get(
+        _task(tmp_path, GOOD.replace("return completion.strip() == answer", "raise KeyboardInterrupt"))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        task.reward("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    while True:\n        yield ('a', 'b')", "gives more than 1,000: give fewer"),
+        ("    exit()", r"examples\('train'\) failed: SystemExit"),
+        ("    return None", r"examples\('train'\) failed: TypeError"),
+        ("    return [('\\ud800', 'b')] * 3", "half a surrogate pair"),
+        (
+            "    return [('a', type('Odd', (), {'__str__': lambda self: 1 / 0})())]",
+            r"\[0\] cannot be read: ZeroDivisionError",
+        ),
+    ],
+)
+def test_examples_that_never_end_or_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.setattr("nextrl.tasks.python_file.MAX_EXAMPLES", 1000)
+    text = f"def examples(split):\n{body}\ndef reward(completion, answer): return 1\n"
+    with pytest.raises(InputError, match=message):
+        tasks.get(_task(tmp_path, text))

@@ -16,6 +16,7 @@ from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
 from nextrl.errors import InputError
+from nextrl.files import usable_path
 from nextrl.registry import Registry
 
 __all__ = [
@@ -97,6 +98,7 @@ def detect(run: Path, layout: str | None = None) -> Layout:
         InputError: no such folder, unknown `layout`, nothing found, or two layouts found.
     """
     readers = {name: READERS.get(name) for name in (READERS.names() if layout is None else (layout,))}
+    run = usable_path(run)
     if run.is_file():
         return folders.read_list(run)
     if not run.is_dir():

@@ -8,7 +8,6 @@ differ in where they put them. This file knows nothing of runs.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,17 @@ from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
 from nextrl.checkpoints.run import Problem
 from nextrl.checkpoints.tensorfile import TensorFile
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import NoSuchFile, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+LARGEST = 1e15
+"""Of a weight. Weights of models are near 1; products of four beyond this leave the range of float64 in sums."""
+
+MAX_EXPERTS = 4096
+"""In one stack of PEFT's `target_parameters`; the largest models have some hundreds."""
 NOTE = "nextrl.json"
 """What nextrl writes beside an adapter of its own making (`leaps.provenance`)."""
 
@@ -115,11 +120,9 @@ class AdapterCheckpoint:
         """
         path = self.folder / NOTE
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            note = read_json(path)
+        except NoSuchFile:
             return False
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path}: not readable as JSON ({error}); restore or remove it") from error
         # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
         moved = isinstance(note, dict) and note.get("alpha") and note.get("method") not in (None, "none")
         return bool(moved)
@@ -133,21 +136,40 @@ class AdapterCheckpoint:
         a, b = self.split(
             module, self.file.get(self.slots[module].keys.a), self.file.get(self.slots[module].keys.b)
         )
-        if check and not (finite(a) and finite(b)):
-            raise InputError(
-                f"{self.file.path}: NaN or Inf in {module}; this step of the run is broken: leave the checkpoint "
-                "out (--skip-bad-checkpoints) and look at what training did there"
-            )
+        if check:
+            self._refuse_broken(module, a, b)
         return a, b
 
     def broken_values(self) -> Problem | None:
-        """The first module with a NaN or Inf, as a problem; None if all values are finite. Reads everything once."""
-        for module in self.modules:
-            try:
+        """The first tensor with a NaN or Inf, as a problem; None if all values are finite. Reads everything once."""
+        try:
+            for module in self.modules:
                 self.factors(module)
-            except InputError as error:
-                return Problem(self.file.path, str(error), self.step)
+            for key in self.carried:
+                self.carried_tensor(key)
+        except InputError as error:
+            return Problem(self.file.path, str(error), self.step)
         return None
+
+    def carried_tensor(self, key: str) -> Tensor:
+        """A tensor that belongs to no A or B, as it is stored.
+
+        Raises:
+            InputError: a value is NaN or Inf.
+        """
+        tensor = self.file.get(key)
+        if tensor.is_floating_point():
+            self._refuse_broken(shown(key), tensor)
+        return tensor
+
+    def _refuse_broken(self, name: str, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            if not finite(tensor):
+                broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
+                raise InputError(
+                    f"{self.file.path}: {broken} in {name}; this step of the run is broken: leave the checkpoint out "
+                    "(--skip-bad-checkpoints) and look at what training did there"
+                )
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """The module's part of the stored tensors as two matrices (expert stacks cut, convolutions flattened)."""
@@ -203,6 +225,13 @@ def arrange(
     """
     keys = sort_out(header.entries)
     _refuse(header.path, keys)
+    for key, (shape, _) in header.entries.items():
+        if 0 in shape:
+            raise InputError(
+                f"{header.path}: {shown(key)} is empty ({list(shape)}), as DeepSpeed ZeRO-3 leaves parameters that "
+                "were not gathered before saving; save it again with stage3_gather_16bit_weights_on_model_save"
+            )
+    settings.check_patterns(keys.modules)
     slots: dict[str, Slot] = {}
     shapes: dict[str, tuple[int, int, int]] = {}
     for name, entry in keys.modules.items():
@@ -247,16 +276,20 @@ def weights_path(folder: Path) -> Path:
 
 
 def finite(t: Tensor) -> bool:
-    """No NaN, no Inf. The extremes of a tensor are finite iff all of it is (NaN propagates through both)."""
+    """No NaN, no Inf, nothing beyond `LARGEST`: asked of the two extremes (NaN propagates through both)."""
     if t.numel() == 0:
         return True
     low, high = torch.aminmax(t)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return bool((low >= -LARGEST) & (high <= LARGEST))
 
 
 def _refuse(path: Path, keys: KeyMap) -> None:
     for module, parameter in keys.refused.items():
         raise InputError(f"{path}: {module} has {parameter}: its weight is not W_base + s B A: not supported")
+    if keys.twice:
+        raise InputError(
+            f"{path}: {shown(keys.twice[0])} is there twice under two names; save the adapter again"
+        )
     if keys.halves:
         raise InputError(
             f"{path}: {keys.halves[0]} has only one of lora_A and lora_B; write the checkpoint again"
@@ -285,6 +318,11 @@ def _measure(file: Header, keys: ModuleKeys, settings: AdapterConfig) -> tuple[i
     if width == rank:
         return shape_b[0], columns, rank, 1
     if width % rank == 0 and settings.raw.get("target_parameters"):
+        if width // rank > MAX_EXPERTS:
+            raise InputError(
+                f"{file.path}: {keys.name} has rank {width}, {settings.path.name} says {rank}: {width // rank} experts "
+                f"in one stack, {MAX_EXPERTS} at most; correct r"
+            )
         return shape_b[0], columns, rank, width // rank
     raise InputError(
         f"{file.path}: {keys.name} has rank {width}, {settings.path.name} says {rank}; "

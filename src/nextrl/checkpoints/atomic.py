@@ -1,38 +1,195 @@
-"""Write files so that a crash leaves the old one or the new one, never half of one; and their checksums."""
+"""Write files and folders so that a crash leaves the old one or the new one, never half of one; and their checksums.
+
+Everything that nextrl writes comes through here. What cannot be written (no permission, a full disk, a name too long, a
+parent that is a file) is one `InputError`, and what was there before is as it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from nextrl.errors import InputError
+from nextrl.files import regular_file, usable_path
+
+_PARTIAL = ".partial"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextlib.contextmanager
+def writing(path: Path, left: str = "what was there before is unchanged") -> Iterator[None]:
+    """Around whatever writes to `path`.
+
+    Args:
+        left: what a failure leaves behind, as a clause.
+
+    Raises:
+        InputError: in place of an OSError, or of what safetensors and torch make of one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {left}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error}); {left}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        # torch.save on a full disk: the C++ writer does not pass the system's reason on.
+        raise InputError(f"{path}: cannot be written (is the disk full?); {left}") from error
+
+
+@contextlib.contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """The folder that holds `path`, made first; where what follows fails, those that were made are removed again."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is fsynced and renamed to `path`, on failure removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = usable_path(path)
+    with writing(path), _parents_of(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock other users of a shared run out
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, replaced: Callable[[Path], bool]) -> Iterator[Path]:
+    """A temporary folder beside `path`; on success it takes the place of `path` in one step, on failure it is removed.
+
+    A killed process leaves the old folder whole, and a hidden one that the next call for the same `path` removes.
+
+    Args:
+        replaced: of an entry of the old folder that the new one lacks: whether it belongs to what is replaced. The
+            others are a user's own and are carried over.
+
+    Raises:
+        InputError: it cannot be written, or is the working folder (or one that holds it).
+    """
+    given, path = path, Path(os.path.realpath(usable_path(path)))
+    if path in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(
+            f"{given}: is the working folder or holds it, and is replaced as a whole: name another"
+        )
+    if path.is_symlink():
+        raise InputError(f"{given}: is a link that leads back to itself; remove it or name another folder")
+    with writing(given), _parents_of(path):
+        prefix = f".{path.name[:60]}."
+        _remove_left_over(path.parent, prefix)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=path.parent))
+        try:
+            with _held(temporary):
+                yield temporary
+                if path.is_dir():
+                    _carry_over(path, temporary, replaced)
+                temporary.chmod(0o777 & ~_umask())
+                _sync_folder(temporary)
+                _exchange(temporary, path)
+                _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path, replaced: Callable[[Path], bool]) -> None:
+    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail."""
+    for entry in old.iterdir():
+        target = new / entry.name
+        if replaced(entry) or os.path.lexists(target):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True)
+            continue
+        try:
+            os.link(entry, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(entry, target, follow_symlinks=False)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; what was there is at `new` afterwards.
+
+    Linux swaps two folders in one step. Elsewhere the old one is moved aside first: a kill between the two renames
+    leaves it whole under the hidden name.
+    """
+    if not os.path.lexists(path):
+        new.rename(path)
+        return
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None, use_errno=True)
+        if hasattr(library, "renameat2"):
+            names = os.fsencode(new), os.fsencode(path)
+            if not library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+                return
+            code = ctypes.get_errno()
+            if code not in (errno.ENOSYS, errno.EINVAL):
+                raise OSError(code, os.strerror(code), str(path))
+    aside = Path(f"{new}.old")
+    path.rename(aside)
+    new.rename(path)
+    aside.rename(new)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """A lock on a folder that dies with its process, so that others can tell a killed one's leavings."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would lock other users of a shared run out
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_left_over(parent: Path, prefix: str) -> None:
+    """Remove temporary folders whose process is gone."""
+    if sys.platform == "win32":
+        return
+    for folder in parent.iterdir():
+        if folder.name.startswith(prefix) and folder.name.endswith(_PARTIAL):
+            with contextlib.suppress(OSError), _held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -54,12 +211,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Hex SHA-256 of a file, read in pieces.
+
+    Raises:
+        InputError: it is no file, or cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    try:
+        with regular_file(path).open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,6 +41,23 @@ def find(run: Path) -> dict[int, Path]:
     return {step: folder for step, folder in numbered(run, _FOLDER)[0] if holds_full_model(folder)}
 
 
+def _sharded(folder: Path) -> dict[str, TensorFile]:
+    """Tensor name -> the shard that holds it, as the index says and the shard confirms."""
+    index = folder / INDEX
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index}: no weight_map in it; restore it")
+    for name in names.values():
+        if Path(name).name != name:
+            raise InputError(f"{index}: {shown(name)} is no file beside it; restore it")
+    files = {name: TensorFile(folder / name) for name in sorted(set(names.values()))}
+    for key, name in names.items():
+        if key not in files[name].entries:
+            raise InputError(f"{index}: {shown(key)} is not in {name}; the two are from different models")
+    return {key: files[name] for key, name in names.items()}
+
+
 @dataclass(frozen=True)
 class FullModel:
     """The tensors of one model folder, whichever shard they lie in."""
@@ -56,12 +73,7 @@ class FullModel:
             InputError: no such files, a shard missing or truncated.
         """
         if (folder / INDEX).exists():
-            try:
-                names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(f"{folder / INDEX}: no weight_map in it ({error}); restore it") from error
-            files = {name: TensorFile(folder / name) for name in sorted(set(names.values()))}
-            return cls(folder, {key: files[name] for key, name in names.items()})
+            return cls(folder, _sharded(folder))
         if not (folder / SINGLE).exists():
             raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}; give a model's folder")
         file = TensorFile(folder / SINGLE)

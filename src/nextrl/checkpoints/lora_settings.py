@@ -5,15 +5,20 @@ Read from peft 0.21.2 (`tuners/lora/config.py`, `layer.py`, `utils/other.py:get_
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nextrl.errors import InputError
+from nextrl.checkpoints import patterns
+from nextrl.errors import InputError, shown
+from nextrl.files import NoSuchFile, is_number, read_json
+
+MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
+"""Of lora_alpha and of ranks: outside of it scalings and their squares leave the range of float32."""
 
 # Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa",
 # "olora", "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
@@ -25,6 +30,9 @@ def starts_at_zero(init: object) -> bool:
     return init is True or (isinstance(init, str) and init.lower() in _ZERO_START | {"true"})
 
 
+# Every option of PEFT's LoraConfig (read from peft 0.21.2) is in one of the three tables below; a test compares them
+# with the installed PEFT. Configurations of another `peft_type` are refused as a whole.
+
 # Options under which the weight is no longer W_base + s B A with the stored B and A.
 NONLINEAR = {
     "use_dora": "DoRA",
@@ -33,6 +41,56 @@ NONLINEAR = {
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
+}
+# Options that change what the adapter adds and that are followed exactly: the scaling, the shapes, what is carried
+# along or merged, and where the adapter starts.
+FOLLOWED = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "fan_in_fan_out",
+    "bias",
+    "lora_bias",
+    "modules_to_save",
+    "target_parameters",
+    "init_lora_weights",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+}
+# Options that do not: who is adapted (the file's tensors say so), how training initialised or sped it up, notes.
+INERT = {
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+}
+# Options under which the base model that the adapter belongs to is not the one that `base_model_name_or_path` names, or
+# has tensors of its own: what a merge cannot add to.
+UNMERGEABLE = {
+    "layer_replication": "the model has copies of the base's layers",
+    "trainable_token_indices": "single rows of the embeddings were trained beside the adapter",
+    "alora_invocation_tokens": "activated LoRA acts on the tokens after its invocation only",
 }
 
 
@@ -60,11 +118,9 @@ class AdapterConfig:
             InputError: it is missing, not JSON, not a LoRA adapter's, nonlinear, or says lora_alpha 0.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            raw = read_json(path)
+        except NoSuchFile as error:
             raise InputError(f"{path}: missing; the scaling of the adapter is unknown without it") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path}: not readable as JSON ({error}); restore it") from error
         if not isinstance(raw, dict):
             raise InputError(f"{path}: holds no JSON object; restore it")
         return cls.of({**raw, **(overrides or {})}, path)
@@ -80,28 +136,56 @@ class AdapterConfig:
                 raise InputError(
                     f"{path}: {option} is set ({name}); its weights are not W_base + s B A: not supported"
                 )
+        for option in sorted(set(raw) - FOLLOWED - INERT - set(NONLINEAR)):
+            # PEFT turns a method on by True or by an object of its options; numbers and names come with one.
+            if raw[option] is True or (isinstance(raw[option], dict) and raw[option]):
+                raise InputError(
+                    f"{path}: {shown(option)} is set, which PEFT's LoRA did not have when this version of nextrl was "
+                    "written, so its weights may not be W_base + s B A; if they are, remove it from the file"
+                )
+        for option in ("use_rslora", "fan_in_fan_out"):
+            if not isinstance(raw.get(option), bool | None):
+                raise InputError(f"{path}: {option} is {shown(raw[option])}; set it to true or false")
         rank, alpha = raw.get("r", 8), raw.get("lora_alpha", 8)
         if not _positive(rank) or not isinstance(rank, int):
-            raise InputError(f"{path}: r is {rank!r}; set it to the adapter's rank, a whole number >= 1")
+            raise InputError(f"{path}: r is {shown(rank)}; set it to the adapter's rank, a whole number >= 1")
         if not _positive(alpha):
             raise InputError(
-                f"{path}: lora_alpha is {alpha!r} (verl's model merger wrote 0 in some versions); "
+                f"{path}: lora_alpha is {shown(alpha)} (verl's model merger wrote 0 in some versions); "
                 "set it to the lora_alpha of the training configuration"
             )
-        patterns = {key: _pattern(raw.get(key) or {}, key, path) for key in ("alpha_pattern", "rank_pattern")}
-        if any(not isinstance(rank, int) for rank in patterns["rank_pattern"].values()):
+        alphas, ranks = (_pattern(raw.get(key) or {}, key, path) for key in ("alpha_pattern", "rank_pattern"))
+        if any(not isinstance(rank, int) for rank in ranks.values()):
             raise InputError(f"{path}: rank_pattern must map module names to whole numbers >= 1")
-        return cls(raw, path, patterns["alpha_pattern"], patterns["rank_pattern"])
+        return cls(raw, path, alphas, ranks)
+
+    def check_patterns(self, modules: Iterable[str]) -> None:
+        """Whether the patterns can be matched against these modules in reasonable time; `scaling` and `rank` do so.
+
+        Raises:
+            InputError: they cannot.
+        """
+        modules = tuple(modules)
+        for key in ("alpha_pattern", "rank_pattern"):
+            patterns.refuse_slow(getattr(self, key), modules, f"{self.path}: {key}")
+
+    @functools.cached_property
+    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
+        return [(patterns.suffix(key), value) for key, value in self.alpha_pattern.items()]
+
+    @functools.cached_property
+    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
+        return [(patterns.suffix(key), value) for key, value in self.rank_pattern.items()]
 
     def scaling(self, module: str) -> float:
         """s of one module (PEFT prefix stripped): alpha / r, or alpha / sqrt(r) with rsLoRA."""
-        alpha = float(_matched(self.alpha_pattern, module, self.raw.get("lora_alpha", 8)))
+        alpha = float(_matched(self._alphas, module, self.raw.get("lora_alpha", 8)))
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
 
     def rank(self, module: str) -> int:
         """The rank that the configuration gives the module."""
-        return int(_matched(self.rank_pattern, module, self.raw.get("r", 8)))
+        return int(_matched(self._ranks, module, self.raw.get("r", 8)))
 
     @property
     def starts_at_zero(self) -> bool:
@@ -118,27 +202,14 @@ def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
         raise InputError(f"{path}: {key} must map module names to positive numbers")
     for name in value:
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise InputError(
-                f"{path}: {key} has the name {name!r}, no regular expression ({error})"
-            ) from error
+        patterns.check(name, f"{path}: {key}")
     return value
 
 
 def _positive(number: object) -> bool:
-    return (
-        isinstance(number, (int, float))
-        and not isinstance(number, bool)
-        and math.isfinite(number)
-        and number > 0
-    )
+    return is_number(number) and MIN_ALPHA <= number <= MAX_ALPHA
 
 
-def _matched(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def _matched(table: Sequence[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
     """The first entry whose key matches the end of the module's name, as PEFT's get_pattern_key does."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    return next((value for pattern, value in table if pattern.match(module)), default)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 PEFT_PREFIX = "base_model.model."
 
+# Components that a wrapper puts into every name below it: FSDP, torch.compile, activation checkpointing. PEFT saves
+# them as they are and then loads nothing from such names: an adapter that acts as none.
+_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+
 _FACTOR = re.compile(
     r"^(?P<stem>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?!weight$|bias$)[^.]+)?(?P<weight>\.weight)?$"
 )
@@ -41,23 +45,41 @@ class KeyMap:
         carried: keys that are neither A nor B (`modules_to_save`, biases, resized embeddings).
         halves: modules of which only A or only B is there.
         refused: module -> the parameter that makes it nonlinear (DoRA's magnitude ...).
+        twice: keys that name a tensor that another key names too, wrappers left out.
     """
 
     modules: dict[str, ModuleKeys]
     carried: tuple[str, ...]
     halves: tuple[str, ...]
     refused: dict[str, str]
+    twice: tuple[str, ...] = ()
+
+
+def unwrapped(key: str) -> str:
+    """A key of a state dict without the components that wrappers of the model put into it."""
+    bare = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    return bare.removeprefix("module.") if bare.startswith(f"module.{PEFT_PREFIX}") else bare  # DDP
 
 
 def module_name(stem: str) -> str:
-    """The base model's name of a module: PEFT's (and a wrapper's) prefix stripped."""
-    return stem.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX)
+    """The base model's name of a module: PEFT's prefix, and those of wrappers, stripped."""
+    return unwrapped(stem).removeprefix(PEFT_PREFIX)
+
+
+def saved_key(module: str, side: str, embedding: bool) -> str:
+    """The key under which PEFT saves A or B of a module, and from which it loads it."""
+    return f"{PEFT_PREFIX}{module}." + (f"lora_embedding_{side}" if embedding else f"lora_{side}.weight")
+
+
+def carried_key(key: str) -> str:
+    """The key under which PEFT loads a tensor that is neither A nor B."""
+    return f"{PEFT_PREFIX}{module_name(key)}"
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which numbers inside names count as numbers."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
 
 
 def sort_out(keys: Iterable[str]) -> KeyMap:
@@ -66,13 +88,15 @@ def sort_out(keys: Iterable[str]) -> KeyMap:
     embeddings: set[str] = set()
     carried: list[str] = []
     refused: dict[str, str] = {}
+    twice: list[str] = []
     for key in sorted(keys, key=natural):
         match, bad = _FACTOR.match(key), _REFUSED.match(key)
         if bad:
             refused[module_name(bad["stem"])] = bad["what"]
         elif match and bool(match["embedding"]) != bool(match["weight"]):
             name = module_name(match["stem"])
-            sides[match["side"]][name] = key
+            if sides[match["side"]].setdefault(name, key) != key:
+                twice.append(key)
             if match["embedding"]:
                 embeddings.add(name)
         else:
@@ -83,4 +107,4 @@ def sort_out(keys: Iterable[str]) -> KeyMap:
         name: ModuleKeys(name, sides["A"][name], sides["B"][name], name in embeddings)
         for name in sorted(both, key=natural)
     }
-    return KeyMap(modules, tuple(carried), tuple(halves), refused)
+    return KeyMap(modules, tuple(carried), tuple(halves), refused, tuple(twice))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nextrl.errors import one_line
+
 
 class StoredCheckpoint(Protocol):
     """What a trajectory needs of one checkpoint, wherever it lies."""
@@ -40,7 +42,7 @@ class Problem(NamedTuple):
     fatal: bool = True
 
     def __str__(self) -> str:
-        return self.text
+        return one_line(self.text)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ kernel takes them back, and a file that shrinks under a map kills the process in
 
 from __future__ import annotations
 
-import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, one_line, shown
+from nextrl.files import NoSuchFile, parse_json, regular_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,6 +36,28 @@ OTHERS = {
 }
 
 
+# What `torch.load` raises on bytes that are no state dict. The pickle module's documentation says that unpickling may
+# raise whatever its opcodes lead to; these are the families that were met.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_NAME = 1000
+
+
 class TensorFile:
     """Named tensors of one file.
 
@@ -50,16 +73,19 @@ class TensorFile:
         self.path = path
         self._pickle: dict[str, Tensor] | None = None
         self._spans: dict[str, tuple[int, int]] = {}
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; restore it or leave this checkpoint out")
+        try:
+            regular_file(path)
+        except NoSuchFile as error:
+            raise InputError(f"{error}; restore it or leave this checkpoint out") from None
         if path.suffix == ".safetensors":
+            _refuse_length(path)
             try:
                 with safe_open(path, framework="pt"):
                     pass  # the library's own checks: sizes, overlaps, JSON, truncation
                 self._entries, self._spans = _read_header(path)
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, UnicodeEncodeError) as error:
                 raise InputError(
-                    f"{path}: truncated or not a safetensors file ({error}); "
+                    f"{path}: truncated or not a safetensors file ({one_line(str(error))}); "
                     "copy it again from where it was written"
                 ) from error
         else:
@@ -98,16 +124,32 @@ class TensorFile:
         return raw.view(dtype).view(shape)
 
 
+def _refuse_length(path: Path) -> None:
+    """Refuse what cannot be a header before the library maps the whole file, which may be sparse and of any size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise InputError(
+            f"{path}: truncated or not a safetensors file (a header of {length} bytes in {size}); copy it again from "
+            "where it was written"
+        )
+
+
 def _read_header(
     path: Path,
 ) -> tuple[dict[str, tuple[tuple[int, ...], torch.dtype | str]], dict[str, tuple[int, int]]]:
     """Shapes and dtypes, and each tensor's byte span in the file (format: 8 bytes of length, JSON, data)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(min(length, _MAX_HEADER)), str(path))
     entries: dict[str, tuple[tuple[int, ...], torch.dtype | str]] = {}
     spans: dict[str, tuple[int, int]] = {}
     for name, field in header.items():
+        if len(name) > _MAX_NAME:
+            raise InputError(
+                f"{path}: a tensor's name has {len(name)} characters ({shown(name, 40)}); save it again"
+            )
         if name != "__metadata__":
             start, stop = field["data_offsets"]
             entries[name] = tuple(field["shape"]), DTYPES.get(field["dtype"], field["dtype"])
@@ -122,12 +164,40 @@ def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
             "convert it to safetensors or pass --allow-pickle if you trust it"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        state = read_pickle(path)
+    except UNREADABLE as error:
+        line = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as a plain dictionary of tensors ({line})") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError(
             f"{path}: holds something else than a dictionary of tensors; save the adapter's state dict"
         )
+    for name, t in state.items():
+        if t.layout != torch.strided or t.device.type != "cpu":
+            raise InputError(f"{path}: {shown(name)} is a {t.layout} tensor on {t.device}, not a plain one")
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():
+            # Strides of zero make any shape out of one stored number: whatever is computed with it fills the memory.
+            raise InputError(f"{path}: {shown(name)} is larger than what is stored for it; save it again")
     return {str(name): t for name, t in state.items()}
+
+
+def read_pickle(path: Path, *, mmap: bool = False) -> object:
+    """What `torch.save` wrote, read with `weights_only=True`, which runs no code of the file's.
+
+    Only the zip format (torch 1.6 and later) with its records stored as they are, as torch writes it: there the sizes
+    are known before anything is allocated, and a compressed record could become any amount of memory.
+
+    Args:
+        mmap: read tensors only when they are used.
+
+    Raises:
+        one of `UNREADABLE`, or what `files.regular_file` raises.
+    """
+    regular_file(path)
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("a compressed record, which torch.save does not write")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("records larger than the file")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

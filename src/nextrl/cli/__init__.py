@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, one_line
 from nextrl.version import VERSION
 
 # Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function. It is imported
@@ -86,13 +87,30 @@ def main() -> None:
     try:
         # Without click's standalone mode its usage errors come here too, instead of a box of several lines.
         code = build([called])(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         _refuse(str(error))
     except _UsageError as error:
         _refuse(f"{error.format_message()} (see nextrl {called + ' ' if called in VERBS else ''}--help)")
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\n")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`). Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        _refuse(f"{error.filename or 'a file'}: cannot be used ({error.strerror or error})")
+    except (MemoryError, RuntimeError) as error:
+        # torch's own, on a CPU and on a GPU, is a RuntimeError.
+        if isinstance(error, RuntimeError) and not re.search(
+            r"can't allocate memory|out of memory", str(error)
+        ):
+            raise
+        _refuse("out of memory: the input needs more than there is; give fewer steps, modules or prompts")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _refuse(message: str) -> NoReturn:
-    sys.stderr.write(f"nextrl: {' '.join(message.split())}\n")
+    sys.stderr.write(f"nextrl: {one_line(message)}\n")
     raise SystemExit(2) from None

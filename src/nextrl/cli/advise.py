@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError
@@ -24,9 +25,12 @@ WORDS = {
 
 def advise(
     run: RunFolder,
-    at: Annotated[int | None, typer.Option(help="As if the run had ended at this checkpoint.")] = None,
+    at: Annotated[
+        int | None, typer.Option(help="As if the run had ended at this checkpoint.", callback=values.step)
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the advice is to average: write that adapter here.")
+        Path | None,
+        typer.Option(help="Where the advice is to average: write that adapter here.", callback=values.path),
     ] = None,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,

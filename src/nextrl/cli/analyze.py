@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from nextrl.checkpoints.atomic import replacing, write_json
+from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, require
@@ -22,20 +23,30 @@ from nextrl.trajectory.trajectory import Trajectory
 
 def analyze(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Folder for analysis.json and the plots.")] = None,
-    horizon: Annotated[int | None, typer.Option(help="h of the target deltas, in steps.")] = None,
-    windows: Annotated[str | None, typer.Option(help="Window lengths in steps, comma-separated.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for analysis.json and the plots.", callback=values.path)
+    ] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="h of the target deltas, in steps.", callback=values.steps)
+    ] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="Window lengths in steps, comma-separated.", callback=values.lengths)
+    ] = None,
     beta1: Annotated[
-        float | None, typer.Option(help="Adam's beta1, for persistence; the run's own by default, else .9.")
+        float | None,
+        typer.Option(
+            help="Adam's beta1, for persistence; the run's own by default, else .9.", callback=values.beta1
+        ),
     ] = None,
     plots: Annotated[
         str, typer.Option(help="png, svg, pdf or png,svg; none for analysis.json alone.")
     ] = "png",
     layout: Layout = None,
     base: Annotated[
-        Path | None, typer.Option(help="Base model's folder, for full-weight checkpoints.")
+        Path | None,
+        typer.Option(help="Base model's folder, for full-weight checkpoints.", callback=values.path),
     ] = None,
-    rank: Annotated[int, typer.Option(help="Rank kept of full-weight deltas.")] = 16,
+    rank: Annotated[int, typer.Option(help="Rank kept of full-weight deltas.", callback=values.rank)] = 16,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
@@ -136,10 +147,8 @@ def _cell(x: float | None) -> str:
 def _lengths(text: str | None) -> list[int] | None:
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--windows {text}: must be whole numbers of steps, like 10,20,50")
-    return [int(part) for part in parts]
+    values.lengths(text)
+    return [int(part) for part in text.split(",")]
 
 
 def _formats(text: str) -> list[str]:

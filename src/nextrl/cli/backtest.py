@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, require
@@ -20,12 +21,17 @@ FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
 def backtest(
     run: RunFolder,
     horizon: Annotated[
-        list[int] | None, typer.Option(help="Steps ahead; repeat for several. Default: 1, 2 and 5 spacings.")
+        list[int] | None,
+        typer.Option(
+            help="Steps ahead; repeat for several. Default: 1, 2 and 5 spacings.", callback=values.every_step
+        ),
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; default: all but next-paper.")] = None,
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture here (png, svg or pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture here (png, svg or pdf).", callback=values.path)
+    ] = None,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,

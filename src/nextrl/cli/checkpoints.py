@@ -8,15 +8,19 @@ from typing import Annotated
 import typer
 
 from nextrl.cli.console import err_console
+from nextrl.cli.values import MAX_SEED, path
+from nextrl.errors import one_line
 from nextrl.trajectory.trajectory import Trajectory
 
-RunFolder = Annotated[Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.")]
+RunFolder = Annotated[
+    Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.", callback=path)
+]
 Layout = Annotated[
     str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
 ]
 SkipBadCheckpoints = Annotated[bool, typer.Option(help="Leave broken checkpoints out.")]
 AllowPickle = Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")]
-Seed = Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of methods that draw random numbers.")]
 
 
 def load_run(run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool) -> Trajectory:
@@ -35,4 +39,4 @@ def load_run(run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pi
 
 def say_left_out(reason: str) -> None:
     """One line on stderr, whole on any terminal."""
-    err_console.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+    err_console.print(f"left out: {one_line(reason)}", highlight=False, soft_wrap=True)

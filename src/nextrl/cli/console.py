@@ -1,4 +1,8 @@
-"""What every verb shares: two consoles, the option `--json` and its output, and a progress bar."""
+"""What every verb shares: two consoles, the option `--json` and its output, and a progress bar.
+
+Whatever is printed may hold a stranger's names. So neither console reads markup or emoji codes, and what a terminal
+would act on is escaped in the one function through which rich takes every text.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,23 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from nextrl.errors import printable
 from nextrl.nested import json_ready
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
 
-console = Console()
-err_console = Console(stderr=True)
+
+class _Plain(Console):
+    """A console on which text is text: `[bold]` is printed as it stands, an escape sequence as `\\x1b[...`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Plain(markup=False, emoji=False)
+err_console = _Plain(stderr=True, markup=False, emoji=False)
 
 
 def emit_json(value: Any) -> None:
@@ -33,7 +47,7 @@ def emit_json(value: Any) -> None:
 def training_bar(visible: bool) -> Progress:
     """A bar that counts steps on stderr, on a terminal only."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps,"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from nextrl.cli import values
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
 from nextrl.engines.settings import require_optimizer
 from nextrl.errors import needs
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, prompts and rollouts.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything the demo writes.", callback=values.path)
+    ] = Path("demo-out"),
+    seed: Annotated[
+        int, typer.Option(min=0, max=values.MAX_SEED, help="Seeds weights, prompts and rollouts.")
+    ] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")
     ] = False,

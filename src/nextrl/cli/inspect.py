@@ -13,7 +13,7 @@ from nextrl.checkpoints import AdapterCheckpoint, OpenedRun, open_run
 from nextrl.checkpoints.adapter import weights_path
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
-from nextrl.errors import InputError
+from nextrl.errors import InputError, one_line
 
 
 def inspect(
@@ -97,7 +97,7 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_row("steps", _steps(facts["steps"]))
     if facts["steps"]:
         table.add_row(
-            "modules", f"{len(facts['modules'])} ({facts['modules'][0]} ... {facts['modules'][-1]})"
+            "modules", one_line(f"{len(facts['modules'])} ({facts['modules'][0]} ... {facts['modules'][-1]})")
         )
         for shape in facts["shapes"]:
             table.add_row("", f"{shape['modules']} of {shape['m']} x {shape['n']}, rank {shape['rank']}")
@@ -106,12 +106,14 @@ def _show(facts: dict[str, Any]) -> None:
         table.add_row("size", _size(facts["bytes"]))
         if facts["carried"]:
             some = ", ".join(facts["carried"][:3]) + (" ..." if len(facts["carried"]) > 3 else "")
-            table.add_row("carried", f"{len(facts['carried'])} tensors, kept but not extrapolated: {some}")
+            table.add_row(
+                "carried", f"{len(facts['carried'])} tensors, kept but not extrapolated: {one_line(some)}"
+            )
     console.print(table)
     if facts["problems"]:
-        err_console.print(f"[bold]{len(facts['problems'])} problems[/bold]")
+        err_console.print(f"{len(facts['problems'])} problems", style="bold", highlight=False)
         for problem in facts["problems"]:
-            err_console.print(f"- {problem}", markup=False, highlight=False, soft_wrap=True)
+            err_console.print(f"- {one_line(problem)}", highlight=False, soft_wrap=True)
     else:
         console.print("no problems")
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextrl.checkpoints import dense
+from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, needs, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.leaps.leap import Leap
 from nextrl.leaps.leap import leap as make_leap
+from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
@@ -30,15 +32,21 @@ class As(str, Enum):
 
 def leap(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.", callback=values.path)],
     method: Annotated[str, typer.Option(help="Extrapolator; `nextrl backtest` compares them.")] = "factors",
-    horizon: Annotated[int | None, typer.Option(help="Steps ahead; 50 or what the run has.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
+    ] = None,
     alpha: Annotated[
         str, typer.Option(help="Step length; 1 is `horizon` steps, below 0 goes back; or auto (see --task).")
     ] = "1.0",
-    at: Annotated[int | None, typer.Option(help="Leap from this checkpoint; the last by default.")] = None,
+    at: Annotated[
+        int | None, typer.Option(help="Leap from this checkpoint; the last by default.", callback=values.step)
+    ] = None,
     kind: Annotated[As, typer.Option("--as", help="A PEFT adapter or a merged model.")] = As.adapter,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter; the run's by default.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter; the run's by default.", callback=values.rank)
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -47,9 +55,15 @@ def leap(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task that --alpha auto scores candidates on.")] = None,
     prompts: Annotated[
-        int, typer.Option(help="Most held-out prompts that --alpha auto scores a candidate on.")
+        int,
+        typer.Option(
+            max=values.MAX_PROMPTS,
+            help="Most held-out prompts that --alpha auto scores a candidate on.",
+        ),
     ] = 64,
-    level: Annotated[float, typer.Option(help="Standard errors that auto's gain must exceed.")] = 2.0,
+    level: Annotated[
+        float, typer.Option(help="Standard errors that auto's gain must exceed.", callback=values.level)
+    ] = 2.0,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
@@ -75,13 +89,11 @@ def leap(
             f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
             "(analyze --base MODEL reads full weights)"
         ) from error
-    base = base or traj.adapter_config.get("base_model_name_or_path")
+    base = values.place(base) or _named_base(traj)
     if kind is As.merged and not base:
         raise InputError("--as merged needs --base: the adapter does not name its base model")
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
-    if rank is not None and rank < 1:
-        raise InputError(f"the rank of an adapter must be at least 1, not {rank}")
     result = make_leap(traj, method, horizon, 1.0 if fixed is None else fixed, at, seed)
     choice = _search(result, base, task, prompts, level, seed) if fixed is None and task else None
     if choice is not None:
@@ -104,11 +116,21 @@ def leap(
         _report(result, rank, out)
 
 
+def _named_base(traj: Trajectory) -> str | None:
+    """The base model that the run's own configuration names."""
+    named = traj.adapter_config.get("base_model_name_or_path")
+    if named is not None and not isinstance(named, str):
+        raise InputError(
+            f"base_model_name_or_path is {shown(named)}, no name or folder; name the base with --base"
+        )
+    return named or None
+
+
 def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise InputError(f"--alpha {text}: must be a number or auto") from error
+        raise InputError(f"--alpha {shown(text)}: must be a number or auto") from error
     return check_alpha(value)
 
 

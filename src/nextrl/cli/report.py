@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nextrl.cli import values
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError
 from nextrl.runs.report import write_report
@@ -15,7 +16,10 @@ from nextrl.runs.result import RESULT, read_result
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder with a result.json, as demo and run write it.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder with a result.json, as demo and run write it.", callback=values.path
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

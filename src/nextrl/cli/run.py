@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from nextrl.cli import values
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
 from nextrl.engines.settings import require_optimizer
 from nextrl.engines.verl.config import DEFAULT_WINDOW
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 def run(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train; docs/run.md has every key.")
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="What to train; docs/run.md has every key.", callback=values.path
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Over the file, as train.steps=100.")

@@ -12,16 +12,31 @@ from nextrl.errors import require
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
 
+# What no run of this kind comes near. A number beyond them is a slip, and lists and memory are as long as it is.
+MAX_STEPS = 10**6
+MAX_PROMPTS = 10**7
+MAX_SEED = 2**32 - 1
+"""numpy's, through transformers' `set_seed`."""
+
 
 class LoraSettings(BaseModel):
     """The adapter. By default rank 8, alpha 16, on all linear layers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    r: int = Field(8, ge=1, description="rank of the adapter")
-    alpha: int = Field(16, ge=1, description="scaling numerator: a module's delta is alpha / r times B A")
+    r: int = Field(8, ge=1, le=2**16, description="rank of the adapter")
+    alpha: int = Field(
+        16, ge=1, le=10**6, description="scaling numerator: a module's delta is alpha / r times B A"
+    )
     target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some(cls, value: str | list[str]) -> str | list[str]:
+        if not value or (isinstance(value, list) and not all(value)):
+            raise ValueError("names no module: give all-linear, or module names as PEFT takes them")
+        return value
 
 
 class TrainSettings(BaseModel):
@@ -34,19 +49,21 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     algorithm: str = "grpo"
-    steps: int = Field(400, ge=1, description="optimizer steps in all")
-    save_every: int = Field(10, ge=1, description="steps between two checkpoints of the trajectory")
-    learning_rate: float = Field(
-        5e-5, gt=0, description="of `adamw`; constant, until a leap's search changes it"
+    steps: int = Field(400, ge=1, le=MAX_STEPS, description="optimizer steps in all")
+    save_every: int = Field(
+        10, ge=1, le=MAX_STEPS, description="steps between two checkpoints of the trajectory"
     )
-    prompts_per_step: int = Field(16, ge=1, description="prompts per step")
+    learning_rate: float = Field(
+        5e-5, gt=0, le=1e3, description="of `adamw`; constant, until a leap's search changes it"
+    )
+    prompts_per_step: int = Field(16, ge=1, le=MAX_PROMPTS, description="prompts per step")
     completions_per_prompt: int = Field(
-        8, ge=2, description="completions sampled for each prompt (the group)"
+        8, ge=2, le=10**5, description="completions sampled for each prompt (the group)"
     )
     max_completion_length: int | None = Field(
-        None, ge=1, description="most tokens per completion; null: the task's own"
+        None, ge=1, le=10**7, description="most tokens per completion; null: the task's own"
     )
-    temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    temperature: float = Field(1.0, gt=0, le=1e3, description="of the rollouts")
     share_prefixes: bool = Field(
         False, description="compute prompts that completions share once; for long prompts without vLLM"
     )

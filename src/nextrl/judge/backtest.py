@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.checkpoints.atomic import replacing
 from nextrl.errors import InputError, MissingExtra, needs
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
@@ -101,7 +102,8 @@ class Backtest:
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
-        figure.savefig(Path(path), dpi=150)
+        with replacing(Path(path)) as temporary:
+            figure.savefig(temporary, dpi=150, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def backtest(

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint
+from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.checkpoints.lora_settings import starts_at_zero
-from nextrl.checkpoints.naming import PEFT_PREFIX, natural
-from nextrl.errors import InputError
-from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
+from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
+from nextrl.errors import InputError, shown
+from nextrl.files import usable_path
+from nextrl.leaps.provenance import leap_folder, write_provenance
 from nextrl.leaps.rank import fit_to_rank
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -50,12 +51,11 @@ def write_adapter(
     Raises:
         InputError: a module that the run does not have, rank < 1, or a folder that holds another adapter.
     """
-    out = Path(out)
+    out = usable_path(out)
     if rank is not None and rank < 1:
         raise InputError(f"--rank {rank}: must be at least 1")
     if unknown := [module for module in tensors if module not in traj.modules]:
         raise InputError(f"{unknown[0]}: no such module in the run")
-    refuse_foreign_folder(out)
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
     _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))
@@ -63,14 +63,44 @@ def write_adapter(
     lost: dict[str, float] = {}
     for module in traj.modules:
         a, b, discarded = _fit(traj, step, module, tensors.get(module), ranks[module], config)
+        if not (finite(a) and finite(b)):
+            raise InputError(
+                f"{module}: the leap has NaN or Inf there: choose a smaller alpha or another method"
+            )
         written[module] = (a, b)
         if discarded > 0:
             lost[module] = discarded
-    write_tensors(out / WEIGHTS, _state(traj, step, written))
-    write_json(out / CONFIG, config)
     details = {"kind": "adapter", "discarded_energy": max(lost.values(), default=0.0), **(provenance or {})}
-    write_provenance(traj, step, out, details)
+    with leap_folder(out) as folder:
+        write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
+        write_json(folder / CONFIG, config)
+        _check_written(folder, traj, step, ranks)
+        write_provenance(traj, step, folder, details)
     return out
+
+
+def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:
+    """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names.
+
+    Raises:
+        InputError: PEFT would not load from it what was to be written.
+    """
+    back = AdapterCheckpoint.open(step, folder)
+    if set(back.modules) != set(traj.modules):
+        odd = sorted(set(back.modules) ^ set(traj.modules))[0]
+        raise InputError(
+            f"the leap was not written: {shown(odd)} would not be the same module when it is loaded"
+        )
+    for module in traj.modules:
+        m, n, _ = traj.shape(module)
+        slot = back.slots[module]
+        wanted = saved_key(slot.keys.name, "A", slot.keys.embedding)
+        same = math.isclose(back.scaling(module), traj.scaling(module), rel_tol=1e-6)
+        if back.shape(module) != (m, n, ranks[module]) or not same or slot.keys.a != wanted:
+            raise InputError(
+                f"the leap was not written: {shown(module)} would be loaded as {back.shape(module)} with scaling "
+                f"{back.scaling(module):g}, not as {(m, n, ranks[module])} with {traj.scaling(module):g}"
+            )
 
 
 def adapter_state(
@@ -189,8 +219,15 @@ def _written_scaling(config: Mapping[str, Any], stem: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _state(traj: Trajectory, step: int, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Factors under the file's own keys and in its own shapes, with what is carried along."""
+def _state(
+    traj: Trajectory, step: int, tensors: Mapping[str, tuple[Tensor, Tensor]], *, clean: bool = False
+) -> dict[str, Tensor]:
+    """Factors in the file's own shapes, with what is carried along.
+
+    Args:
+        clean: under the keys from which PEFT loads, whatever a wrapper (FSDP, torch.compile) made of them; else under
+            the file's own, which are those of the model that is being trained.
+    """
     stored = next(c for c in traj.checkpoints if c.step == step)
     if not isinstance(stored, AdapterCheckpoint):
         plain: dict[str, Tensor] = {}
@@ -198,11 +235,14 @@ def _state(traj: Trajectory, step: int, tensors: Mapping[str, tuple[Tensor, Tens
             plain[f"{PEFT_PREFIX}{module}.lora_A.weight"] = a.clone()
             plain[f"{PEFT_PREFIX}{module}.lora_B.weight"] = b.clone()
         return plain
-    state = {key: stored.file.get(key) for key in stored.carried}
+    state = {carried_key(key) if clean else key: stored.carried_tensor(key) for key in stored.carried}
     by_stem: dict[str, list[str]] = {}
     for module in stored.modules:
         by_stem.setdefault(stored.slots[module].keys.name, []).append(module)
     for modules in by_stem.values():
         keys = stored.slots[modules[0]].keys
-        state[keys.a], state[keys.b] = stored.join(modules, tensors)
+        names = (keys.a, keys.b)
+        if clean:
+            names = (saved_key(keys.name, "A", keys.embedding), saved_key(keys.name, "B", keys.embedding))
+        state |= zip(names, stored.join(modules, tensors), strict=True)
     return {key: state[key] for key in sorted(state, key=natural)}

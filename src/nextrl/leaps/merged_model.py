@@ -6,7 +6,6 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.adapter import AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_bytes, write_tensors
 from nextrl.checkpoints.dense import FullModel
+from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
-from nextrl.errors import InputError, needs
-from nextrl.leaps.provenance import refuse_foreign_folder, write_provenance
+from nextrl.errors import InputError, needs, shown
+from nextrl.files import read_bytes, read_json, usable_path
+from nextrl.leaps.provenance import leap_folder, write_provenance
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
+
+_MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
 
 def write_merged(
@@ -44,22 +47,37 @@ def write_merged(
     Raises:
         InputError: no such base, a module that it lacks, stacked experts, tied embeddings that were adapted.
     """
-    out, folder = Path(out), find_base(base)
+    out, folder = usable_path(out), find_base(base)
     model = FullModel.open(folder)
     changes = _changes(traj, step, weights, model)
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
-    refuse_foreign_folder(out)
-    for file in {id(f): f for f in model.places.values()}.values():
-        shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
-        write_tensors(out / file.path.name, shard)
-        del shard
-    for extra in sorted(folder.iterdir()):
-        if extra.is_file() and extra.suffix in {".json", ".txt", ".model", ".jinja", ".py"}:
-            write_bytes(out / extra.name, extra.read_bytes())
     details = {"kind": "merged", "base": str(base), **(provenance or {})}
-    write_provenance(traj, step, out, details)
+    with leap_folder(out) as place:
+        for file in {id(f): f for f in model.places.values()}.values():
+            shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
+            write_tensors(place / file.path.name, shard)
+            del shard
+        for extra in sorted(folder.iterdir()):
+            if extra.is_file() and extra.suffix in {".json", ".txt", ".model", ".jinja", ".py"}:
+                write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
+        _check_written(place, model)
+        write_provenance(traj, step, place, details)
     return out
+
+
+def _check_written(folder: Path, base: FullModel) -> None:
+    """Read the headers back before the folder gets its name: the base's tensors, each of its shape and dtype.
+
+    Raises:
+        InputError: transformers would not load from it what was to be written.
+    """
+    back = FullModel.open(folder)
+    for key, file in base.places.items():
+        if key not in back.places or back.places[key].entries[key] != file.entries[key]:
+            raise InputError(
+                f"the merged model was not written: {shown(key)} would not be what it is in the base"
+            )
 
 
 def find_base(base: str | Path) -> Path:
@@ -68,8 +86,10 @@ def find_base(base: str | Path) -> Path:
     Raises:
         InputError: neither.
     """
-    if Path(base).is_dir():
-        return Path(base)
+    if not isinstance(base, str | Path):
+        raise InputError(f"--base {shown(base)}: must be a folder or a model's name")
+    if usable_path(base).is_dir():
+        return usable_path(base)
     with needs("trl", f"a base model by its name ({base}), not its folder,"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -112,24 +132,57 @@ def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
             name = module_name(key).replace(".modules_to_save", "")
             if ".lora_B" in name:
                 module = name.split(".lora_B")[0]
-                found[f"+{module}.bias"] = stored.file.get(key) * stored.settings.scaling(module)
+                found[f"+{module}.bias"] = stored.carried_tensor(key) * stored.settings.scaling(module)
             else:
-                found[name.replace(".base_layer.", ".")] = stored.file.get(key)
+                found[name.replace(".base_layer.", ".")] = stored.carried_tensor(key)
     return found
 
 
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
-    for key in keys:
-        if key.removeprefix("+") not in model.places:
-            raise InputError(f"{model.folder}: has no {key.removeprefix('+')}; is it the base of this run?")
+    """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
-    embeddings = isinstance(last, AdapterCheckpoint) and any(s.keys.embedding for s in last.slots.values())
-    config = model.folder / "config.json"
-    if embeddings and config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
+    config_file = model.folder / "config.json"
+    config = read_json(config_file) if config_file.exists() else {}
+    if not isinstance(config, dict):
+        raise InputError(f"{config_file}: holds no JSON object; restore it")
+    if config.get("quantization_config"):
         raise InputError(
-            f"{config}: embeddings are tied to the output layer, but the adapter moves only the embeddings; "
+            f"{config_file}: the model is quantised (quantization_config), and a leap cannot be added to codes: give "
+            "its unquantised weights, or use --as adapter"
+        )
+    if isinstance(last, AdapterCheckpoint):
+        _refuse_other_base(last.settings)
+    for key in (key.removeprefix("+") for key in keys):
+        if key not in model.places:
+            raise InputError(
+                f"{model.folder}: has no {shown(key)}, which the adapter moves; a merge needs each of these weights "
+                "under the adapter's name for it"
+            )
+        dtype = model.places[key].entries[key][1]
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"{model.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
+                "model's float weights, or use --as adapter"
+            )
+    embeddings = isinstance(last, AdapterCheckpoint) and any(s.keys.embedding for s in last.slots.values())
+    if embeddings and config.get("tie_word_embeddings"):
+        raise InputError(
+            f"{config_file}: embeddings are tied to the output layer, but the adapter moves only the embeddings; "
             "merging would move both: use --as adapter"
         )
+
+
+def _refuse_other_base(settings: AdapterConfig) -> None:
+    """Refuse an adapter whose base is not the model's stored weights."""
+    init = settings.raw.get("init_lora_weights", True)
+    if isinstance(init, str) and not starts_at_zero(init):
+        raise InputError(
+            f"{settings.path}: init_lora_weights={init!r} took B_0 A_0 out of the base when training began, so the "
+            "stored base is not what the adapter adds to: use --as adapter"
+        )
+    for option, why in UNMERGEABLE.items():
+        if settings.raw.get(option):
+            raise InputError(f"{settings.path}: {option} is set ({why}): use --as adapter")
 
 
 def _moved(
@@ -138,6 +191,11 @@ def _moved(
     """One tensor of the merged model."""
     old = file.get(key)
     if key in replaced:  # modules_to_save, or an embedding that PEFT saved beside its factors
+        if replaced[key].shape != old.shape:
+            raise InputError(
+                f"{file.path}: {key} is {list(old.shape)}, the adapter's own copy {list(replaced[key].shape)}: resize "
+                "the base and its config.json first, or use --as adapter"
+            )
         old = replaced[key].to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
@@ -147,4 +205,9 @@ def _moved(
     delta = LowRank(changes[key].left.to(wide), changes[key].right.to(wide)).dense()
     if delta.shape != old.shape and (old.dim() == 2 or delta.numel() != old.numel()):
         raise InputError(f"{file.path}: {key} is {list(old.shape)}, the adapter's {list(delta.shape)}")
-    return (old.to(wide) + delta.reshape(old.shape)).to(old.dtype)
+    new = (old.to(wide) + delta.reshape(old.shape)).to(old.dtype)
+    if not finite(new):
+        raise InputError(
+            f"{file.path}: {key} would have NaN or Inf with the leap in it: choose a smaller alpha, or use --as adapter"
+        )
+    return new

@@ -1,16 +1,56 @@
-"""`nextrl.json`: where a written adapter or model came from. It is written last, so that it vouches for the rest."""
+"""A leap's folder: weights and `nextrl.json`, which says where they came from, appear together or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint
-from nextrl.checkpoints.atomic import sha256, write_json
+from nextrl.checkpoints.atomic import replacing_folder, sha256, write_json, writing
 from nextrl.errors import InputError
+from nextrl.files import read_json
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
+
+WEIGHTS = (
+    "adapter_config.json",
+    "adapter_model.*",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+)
+
+
+@contextlib.contextmanager
+def leap_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when everything in it is written; an older leap there stays until then.
+
+    What else a user keeps in an older leap's folder is carried over.
+
+    Raises:
+        InputError: `out` is somebody else's, or cannot be written.
+    """
+    with writing(out):
+        refuse_foreign_folder(out)
+    ours = _files_of(out / NOTE)
+
+    def replaced(entry: Path) -> bool:
+        return entry.name in ours or any(entry.match(pattern) for pattern in WEIGHTS)
+
+    with replacing_folder(out, replaced) as folder:
+        yield folder
+
+
+def _files_of(note: Path) -> set[str]:
+    """Names of the files that nextrl wrote beside a note, and the note's own."""
+    try:
+        value = read_json(note)
+    except InputError:
+        return {NOTE}
+    listed = value.get("files") if isinstance(value, dict) else None
+    return {NOTE, *(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))}
 
 
 def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[str, Any]) -> Path:
@@ -19,7 +59,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
     Args:
         traj: the trajectory that was used; each of its files is named with its SHA-256.
         step: T.
-        out: the folder that holds the result; its own tensor files are hashed too.
+        out: the folder that holds the result and nothing else; its own tensor files are hashed too.
         details: method, alpha, horizon ... as the caller knows them; JSON values.
     """
     sources = {
@@ -28,6 +68,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
         if isinstance(c, AdapterCheckpoint) and c.step <= step
     }
     path = out / NOTE
+    files = sorted(file.name for file in out.iterdir() if file.name != NOTE)
     write_json(
         path,
         {
@@ -38,6 +79,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
             "from_step": step,
             **details,
             "source_sha256": sources,
+            "files": files,
             "sha256": {file.name: sha256(file) for file in sorted(out.glob("*.safetensors"))},
         },
     )
@@ -54,6 +96,6 @@ def refuse_foreign_folder(out: Path) -> None:
         raise InputError(f"{out}: is a file; --out must name a folder")
     if (out / NOTE).exists():
         return
-    for pattern in ("adapter_config.json", "adapter_model.*", "*.safetensors", "pytorch_model*.bin"):
+    for pattern in WEIGHTS:
         for file in out.glob(pattern):
             raise InputError(f"{out}: already holds {file.name}, not written by nextrl; choose another --out")

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.errors import InputError
+from nextrl.files import read_json
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
@@ -142,8 +144,20 @@ def _named(leap: Mapping[str, Any], name: str, rate: float | None) -> dict[str, 
 
 
 def read_record(folder: Path) -> ArmRecord:
-    """The record of a finished arm."""
-    return ArmRecord.model_validate_json((folder / "record.json").read_text())
+    """The record of a finished arm.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    file = folder / "record.json"
+    try:
+        return ArmRecord.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{file}: damaged ({where}: {first['msg']}); remove it, and the arm is run again"
+        ) from None
 
 
 def settings_hash(arms: Sequence[ArmSettings]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
-from nextrl.engines.settings import LoraSettings, TrainSettings
+from nextrl.engines.settings import MAX_PROMPTS, MAX_SEED, MAX_STEPS, LoraSettings, TrainSettings
 from nextrl.engines.trl import algorithms
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
@@ -25,6 +25,7 @@ from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
 from nextrl.extrapolators import names as method_names
 from nextrl.extrapolators.alphas import candidate_alphas
+from nextrl.files import usable_path
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
@@ -70,11 +71,13 @@ class LeapSection(BaseModel):
     every: int | None = Field(
         None,
         ge=1,
+        le=MAX_STEPS,
         description=f"the same as a period; for `auto` the length of its windows ({DEFAULT_WINDOW})",
     )
     horizon: int | None = Field(
         None,
         ge=1,
+        le=MAX_STEPS,
         description=f"steps ahead; null: half the way between two leaps, {DEFAULT_HORIZON} at most",
     )
     alpha: float | Literal["auto"] = Field(
@@ -83,6 +86,7 @@ class LeapSection(BaseModel):
     prompts: int | None = Field(
         None,
         ge=2,
+        le=MAX_PROMPTS,
         description="most validation prompts per candidate of a named method; null: 128",
     )
 
@@ -111,10 +115,13 @@ class EvalSection(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     every: int = Field(
-        10, ge=1, description="steps between two evaluations; the start and the end always are"
+        10, ge=1, le=MAX_STEPS, description="steps between two evaluations; the start and the end always are"
     )
     prompts: int = Field(
-        1000, ge=2, description="held-out test prompts, one sampled and one greedy answer each"
+        1000,
+        ge=2,
+        le=MAX_PROMPTS,
+        description="held-out test prompts, one sampled and one greedy answer each",
     )
 
 
@@ -130,7 +137,7 @@ class RunConfig(BaseModel):
         description="how rewards become gradients: " + ", ".join(f"`{name}`" for name in algorithms.names()),
     )
     engine: Literal["trl", "verl"] = Field("trl", description="what trains")
-    seed: int = Field(0, ge=0, description="of weights, prompts and rollouts")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of weights, prompts and rollouts")
     output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
     lora: LoraSettings = LoraSettings()
@@ -147,6 +154,14 @@ class RunConfig(BaseModel):
         if name not in algorithms.names():
             raise ValueError(unknown(name, algorithms.names()))
         return name
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        """The folder as everything uses it: `~` is resolved here, once."""
+        if not isinstance(value, str | Path):
+            raise ValueError("must be a folder's path")
+        return usable_path(value)
 
     @field_validator("report_to", mode="before")
     @classmethod

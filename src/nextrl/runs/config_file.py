@@ -10,8 +10,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import MAX_DEPTH, encodable, read_text
 from nextrl.runs.config import LIFTED, SECTIONS, RunConfig, known_keys
+
+_MAX_BYTES = 2**16  # of a config, with 4 kB the longest there is; PyYAML reads this much in a second
+_LARGEST = 10**15
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -31,9 +35,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if not separator or not key:
             raise InputError(f"'{override}' is no key=value, as in train.learning_rate=1e-4")
         try:
-            _put(data, key.split("."), yaml.safe_load(text))
-        except (yaml.YAMLError, TypeError) as error:
-            raise InputError(f"{override}: {' '.join(str(error).split())}") from error
+            _put(data, key.split("."), parse_yaml(text, shown(override)))
+        except TypeError as error:
+            raise InputError(f"{override}: {error}") from error
         sources[key] = override
     try:
         return RunConfig.model_validate(data)
@@ -41,8 +45,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(_one_line(error, str(path), sources)) from error
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML's safe loader, except that a key written twice is an error and not silently the last one."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with bounds, and with a key that is written twice an error and not silently the last one."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # The scanner looks at every open bracket again at every token.
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+        if self.check_event(yaml.AliasEvent):
+            # Aliases of aliases make a file of 300 bytes stand for 10^9 values; no config needs one.
+            raise yaml.YAMLError("an alias (*name): write the value out")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -54,13 +75,48 @@ class _NoDuplicates(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text: what JSON could hold, and nothing longer or deeper than a config is.
+
+    Args:
+        where: for messages.
+
+    Raises:
+        InputError: it is no YAML, is too deep, has aliases, or a value that is no text, truth value or sane number.
+    """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _NoDuplicates)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not YAML: {error}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        # PyYAML's constructors, given `!!int ""`, `!!timestamp x` or a date that no calendar has.
+        raise InputError(f"{where} is not YAML: {error}") from None
+    _check(value, where)
+    return value
+
+
+def _check(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check(key, where)
+            _check(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, where)
+    elif isinstance(value, str):
+        if "\0" in value or not encodable(value):
+            raise InputError(f"{where}: {shown(value)} holds NUL or half a surrogate pair, which is no text")
+    elif isinstance(value, int):
+        if abs(value) > _LARGEST:
+            raise InputError(
+                f"{where}: {shown(value)} is larger than any number in a config ({_LARGEST:.0e})"
+            )
+    elif value is not None and not isinstance(value, float):
+        raise InputError(f"{where}: {shown(value)} is neither text nor a number; put it in quotes")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = parse_yaml(read_text(path, _MAX_BYTES), str(path))
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -100,7 +156,7 @@ def _one_line(error: ValidationError, path: str, sources: Mapping[str, str]) -> 
         message = f"{source}: {first['msg'].removeprefix('Value error, ')}"
     else:
         said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        message = f"{source}: {key or where} {said}, not {first['input']!r}"
+        message = f"{source}: {key or where} {said}, not {shown(first['input'])}"
         if first["type"] == "value_error":
             message = f"{source}: {key or where}: {said}"
     return message + (f" (and {more} more)" if more else "")

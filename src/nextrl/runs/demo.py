@@ -6,7 +6,6 @@ that is finished on disk is not run again, so a stopped demo goes on where it wa
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nextrl.checkpoints.atomic import write_json
 from nextrl.errors import InputError
+from nextrl.files import read_json
 from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
 from nextrl.runs.demo_plan import Plan, plan
 from nextrl.runs.loop import one_thread, run_arm, temperature_control
@@ -66,8 +66,8 @@ def claim(out: Path, what: Plan) -> None:
 def _claimed_by(marker: Path) -> object:
     """The settings' fingerprint in a marker, None where it is not one of ours."""
     try:
-        value = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
+        value = read_json(marker)
+    except InputError:
         return None
     return value.get("settings") if isinstance(value, dict) else None
 

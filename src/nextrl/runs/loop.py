@@ -8,7 +8,6 @@ run and are not part of it.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerState
 
-from nextrl.checkpoints.atomic import write_bytes
+from nextrl.checkpoints.atomic import replacing_folder, write_bytes
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.history import DiskHistory
@@ -92,7 +91,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     """
     done = folder / "record.json"
     if done.is_file():
-        return ArmRecord.model_validate_json(done.read_text())
+        return read_record(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = _model(arm, plain)
     plain_record = read_record(plain) if arm.start else None
@@ -169,11 +168,8 @@ def train(
 
 def write_final(model: Any, folder: Path) -> None:
     """The adapter as a PEFT folder, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(str(temporary))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with replacing_folder(folder, lambda entry: True) as temporary:
+        model.save_pretrained(str(temporary))
 
 
 def _leaper(
@@ -241,7 +237,7 @@ def temperature_control(
     """
     done = folder / "record.json"
     if done.is_file():
-        return ArmRecord.model_validate_json(done.read_text())
+        return read_record(folder)
     base_model, tokenizer = bases.load(arm.model, arm.task)
     model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"))
     task = base.get(arm.task)

@@ -31,6 +31,7 @@ from pydantic import (
 
 from nextrl.checkpoints.atomic import write_json
 from nextrl.errors import InputError
+from nextrl.files import NoSuchFile, read_json
 
 RESULT = "result.json"
 FORMAT = 2
@@ -282,17 +283,11 @@ def read_result(path: Path) -> Result:
         InputError: the file is not there, cannot be read, is not JSON, or holds no result.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        value = read_json(path)
+    except NoSuchFile:
         raise InputError(
             f"{path.parent} holds no {path.name}: its run has not finished; run the same command again"
         ) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not JSON ({error}): remove it and rebuild it with the command that made {path.parent}"
-        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object: it is no result of nextrl")
     try:

@@ -1,26 +1,31 @@
 """What makes a run survive being killed: checkpoints that say when they are whole, and the last of them.
 
 A trainer writes a checkpoint file by file, so a killed one leaves half a folder. `Resumable` writes
-`nextrl_checkpoint.json` into it last of all: the size of each file, and the arm's record so far. A folder without it,
-or with another size, is no checkpoint and is removed. Where a run was told to stop between two saves, its checkpoint
-is kept in `stopped/`, beside the trajectory and not in it, so that a leap sees the same trajectory as ever.
+`nextrl_checkpoint.json` into it last of all: the size and the SHA-256 of each file, the arm's record so far, and a
+digest of its own. A folder without it, or with a file that is not as it was written, is no checkpoint: the run goes on
+from the one before, and says so. Where a run was told to stop between two saves, its checkpoint is kept in `stopped/`,
+beside the trajectory and not in it, so that a leap sees the same trajectory as ever.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.adapter import WEIGHTS
+from nextrl.checkpoints.atomic import sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.seam import draw_orders_again
+from nextrl.errors import InputError
+from nextrl.files import read_json, whole
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
@@ -36,41 +41,79 @@ class Checkpoint:
     record: ArmRecord
 
 
-def read(folder: Path) -> Checkpoint | None:
-    """The checkpoint in a folder `checkpoint-N`, None where any part of it is missing."""
+class Damaged(NamedTuple):
+    """A folder that is no whole checkpoint, and which of its files says so."""
+
+    why: str
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A marker's content with its own digest in it, so that a changed digit of the record is seen."""
+    bare = {key: item for key, item in value.items() if key != "digest"}
+    return {**bare, "digest": hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
+
+
+def read(folder: Path, *, thorough: bool = True) -> Checkpoint | Damaged:
+    """The checkpoint in a folder `checkpoint-N`, or what is wrong with it.
+
+    Args:
+        thorough: compare the digest of each file; else of the adapter alone, which later leaps are fitted on.
+    """
     try:
-        value = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size for name, size in value["files"].items()):
-            return None
-        return Checkpoint(folder, int(value["step"]), ArmRecord.model_validate(value["record"]))
+        value = read_json(folder / MARKER)
+        if "digest" in value and value["digest"] != sealed(value)["digest"]:
+            return Damaged(f"{MARKER} is not as it was written")
+        for name, wanted in value["files"].items():
+            size, digest = (wanted["bytes"], wanted["sha256"]) if isinstance(wanted, dict) else (wanted, None)
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                return Damaged(f"{name} is missing or has another size")
+            # Earlier versions wrote down sizes alone.
+            if digest and (thorough or name == WEIGHTS) and sha256(file) != digest:
+                return Damaged(f"{name} is not as it was written")
+        return Checkpoint(folder, whole(value["step"], "step", 0), ArmRecord.model_validate(value["record"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, the run goes on from the checkpoint before.
-        return None
+        return Damaged(f"{MARKER} is missing or not readable")
 
 
 def last_checkpoint(
     trajectory: Path, stopped: Path, on_grid: Callable[[int], bool], say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The last whole checkpoint of a run; incomplete ones are removed, and `say` is told of each.
+    """The last whole checkpoint of a run; damaged ones after it are removed, and `say` is told of each.
+
+    The newest is looked at in full, down to the digest of every file. Of those before it, on which leaps and the
+    result rest, so is the adapter.
 
     Args:
         trajectory: folder of the run's checkpoints.
         stopped: folder for one that was written between two saves.
         on_grid: whether a checkpoint of that step belongs into the trajectory.
         say: told one line about each folder that is removed.
+
+    Raises:
+        InputError: an adapter of an earlier checkpoint was changed after it was written; nothing is removed then.
     """
-    found: list[Checkpoint] = []
-    for parent in (trajectory, stopped):
-        for step, folder in trainer_checkpoints(parent):
-            checkpoint = read(folder)
-            if checkpoint is None:
-                say(f"checkpoint {step} is incomplete: removed")
-                shutil.rmtree(folder)
-            else:
-                found.append(checkpoint)
-    if not found:
+    folders = [found for parent in (trajectory, stopped) for found in trainer_checkpoints(parent)]
+    last: Checkpoint | None = None
+    unusable: list[tuple[int, Path, str]] = []
+    for step, folder in sorted(folders, key=lambda found: -found.step):
+        found = read(folder, thorough=last is None)
+        if isinstance(found, Checkpoint):
+            last = last or found
+        elif last is not None and folder.parent == trajectory and found.why.startswith(WEIGHTS):
+            raise InputError(
+                f"{folder}: {found.why}, and leaps after it were fitted on it: restore it from a copy, or remove it "
+                "and the checkpoints after it, and the same command trains them anew"
+            )
+        else:
+            unusable.append((step, folder, found.why))
+    for step, folder, why in unusable:
+        say(f"checkpoint {step} is incomplete or damaged ({why}): removed")
+        with writing(folder):
+            shutil.rmtree(folder)
+    if last is None:
         return None
-    last = max(found, key=lambda c: c.step)
     return last if on_grid(last.step) or last.folder.parent == stopped else set_aside(last, stopped)
 
 
@@ -138,7 +181,11 @@ class Resumable(TrainerCallback):
             self._before_last(kwargs["model"], kwargs["optimizer"])
         self._update(state)
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != MARKER}
+        files = {
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(folder.rglob("*"))
+            if file.name != MARKER and file.is_file()
+        }
         record = self._record.model_dump(mode="json")
-        write_json(folder / MARKER, {"step": state.global_step, "files": files, "record": record})
+        write_json(folder / MARKER, sealed({"step": state.global_step, "files": files, "record": record}))
         shutil.rmtree(self._stopped, ignore_errors=True)

@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
-from nextrl.checkpoints.atomic import write_bytes
+from nextrl.checkpoints import patterns
+from nextrl.checkpoints.atomic import write_bytes, writing
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.decision_log import DECISIONS
+from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
@@ -92,6 +95,7 @@ def run(
                 return Outcome(config.train.steps, result, trained=False)
         _check_surroundings(config)
         loaded = bases.load(config.model, config.task)
+        _check_adapter(config, loaded[0])
         if not begun:
             stack.enter_context(_claimed(out, config))
         found = _checkpoint(config, say)
@@ -171,6 +175,25 @@ def _check_surroundings(config: RunConfig) -> None:
             raise InputError(f"task {config.task} has {rows[split]} {split} prompts, 2 are needed {purpose}")
 
 
+def _check_adapter(config: RunConfig, model: Any) -> None:
+    """Put the adapter on a copy of the model without weights, before anything is written.
+
+    Raises:
+        InputError: the model has none of the modules that it is to be put on, or ones that PEFT cannot adapt.
+    """
+    wanted = config.lora.target_modules
+    where = "lora: target_modules"
+    if isinstance(wanted, str):
+        patterns.check(wanted, where)
+        patterns.refuse_slow([wanted], [name for name, _ in model.named_modules()], where)
+    with torch.device("meta"):
+        bare = type(model)(model.config)
+    try:
+        with_adapter(bare, config.lora, config.train.seed)
+    except (ValueError, TypeError, RuntimeError, LookupError) as error:
+        raise InputError(f"lora: no adapter fits {config.model}: {str(error).splitlines()[0]}") from error
+
+
 @contextlib.contextmanager
 def _locked(out: Path) -> Any:
     lock = FileLock(out / LOCK)
@@ -226,7 +249,8 @@ def _train(
     if found and found.step == config.train.steps:
         # Killed between its last checkpoint, before which final/ was written, and its result.
         return found.record, found.step
-    return train(config.arm(), RunFolder(out, found, stop_asked, config.report_to), loaded, progress)
+    with writing(out, "free some space, and the same command goes on from the last whole checkpoint"):
+        return train(config.arm(), RunFolder(out, found, stop_asked, config.report_to), loaded, progress)
 
 
 def _finish(config: RunConfig, record: ArmRecord) -> Result:

@@ -127,7 +127,14 @@ def sample(
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
     ids, attention = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
     with inference(model):
-        out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+        try:
+            out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise InputError(
+                "the model's output is NaN or Inf: its weights, or its adapter's, are broken"
+            ) from error
     own = out[:, ids.shape[1] :]
     ends = own == tokenizer.eos_token_id
     # Tokens before the first end-of-sequence token, and that one.

@@ -6,19 +6,20 @@ line may say its `split`; the others are split by the hash of the prompt. Furthe
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import is_number, parse_json, read_bytes, usable_path
 from nextrl.tasks import verifiers
 from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.task_name import parse
 
 _NAME = re.compile(r"(?P<file>.*\.jsonl)(?::(?P<verifier>[^:]*))?")
+MAX_BYTES = 2**28
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -53,7 +54,7 @@ def build(name: str) -> JsonlTask:
     if match is None:
         raise InputError(f"task '{name}' is no FILE.jsonl:VERIFIER")
     verifier = verifiers.get(match["verifier"] if match["verifier"] is not None else "exact")
-    path = Path(match["file"]).expanduser()
+    path = usable_path(match["file"])
     return JsonlTask(name, parts.whole_number("tokens", 256, 1), verifier, _splits(path))
 
 
@@ -91,22 +92,12 @@ def checked(source: str, splits: dict[Split, list[Example]]) -> dict[Split, list
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every line that is not blank."""
-    try:
-        lines: Iterable[bytes] = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     found = False
-    for line, raw in enumerate(lines, 1):
+    for line, raw in enumerate(read_bytes(path, MAX_BYTES).splitlines(), 1):
         if not raw.strip():
             continue
         found = True
-        try:
-            row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
-        except UnicodeDecodeError:
-            raise InputError(f"{path}, line {line}: not UTF-8 text") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise InputError(f"{path}, line {line}: not JSON ({why})") from None
+        row = parse_json(raw, f"{path}, line {line}")
         if not isinstance(row, dict):
             raise InputError(f'{path}, line {line}: not an object; write {{"prompt": ..., "answer": ...}}')
         yield line, row
@@ -121,11 +112,17 @@ def _example(path: Path, line: int, row: dict[str, Any]) -> tuple[Example, Split
     prompt, answer = row["prompt"], row["answer"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"{path}, line {line}: 'prompt' must be text that is not empty")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+    if (
+        isinstance(answer, bool)
+        or not (isinstance(answer, str) or is_number(answer))
+        or not str(answer).strip()
+    ):
         raise InputError(f"{path}, line {line}: 'answer' must be text that is not empty, or a number")
     split = row.get("split", split_of(prompt))
     if split not in SPLITS:
-        raise InputError(f"{path}, line {line}: 'split' must be one of {', '.join(SPLITS)}, not {split!r}")
+        raise InputError(
+            f"{path}, line {line}: 'split' must be one of {', '.join(SPLITS)}, not {shown(split)}"
+        )
     return Example(prompt, str(answer)), split
 
 

@@ -11,19 +11,26 @@ The file is run as any Python program is: name only files that you trust.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import math
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, one_line, shown
+from nextrl.files import NoSuchFile, encodable, regular_file, usable_path
 from nextrl.tasks.base import Example, Split, register_source
 from nextrl.tasks.jsonl import SPLITS, checked
+
+MAX_EXAMPLES = 1_000_000
+"""Of a split; an `examples` that never ends would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,19 @@ class PythonTask:
         """What the file's `reward` says.
 
         Raises:
-            InputError: that is no number in [0, 1]. What the function itself raises goes through: its
-                traceback names the line in the user's file.
+            InputError: it raised (the message names its line, a log has its traceback), or what it returned is no
+                number in [0, 1].
         """
-        value = self.score(completion, answer)
-        try:
-            reward = float(value)
-        except (TypeError, ValueError):
-            reward = math.nan
+        path = Path(self.name).expanduser()
+        with _theirs(path, "reward() failed"):
+            value = self.score(completion, answer)
+        with _theirs(path, "what reward() returned cannot be read as a number"):
+            try:
+                reward = float(value)
+            except (TypeError, ValueError, OverflowError):
+                reward = math.nan
         if not 0.0 <= reward <= 1.0:
-            raise InputError(f"{self.name}: reward() must return a number from 0 to 1, not {value!r}")
+            raise InputError(f"{self.name}: reward() must return a number from 0 to 1, not {shown(value)}")
         return reward
 
 
@@ -62,9 +72,10 @@ def build(name: str) -> PythonTask:
     Raises:
         InputError: no such file, it fails when run (named by line), or it does not keep to the contract.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file, so no task")
+    try:
+        path = regular_file(usable_path(name))
+    except NoSuchFile:
+        raise InputError(f"{name}: there is no such file, so no task") from None
     module = _run(path)
     for function in ("examples", "reward"):
         if not callable(getattr(module, function, None)):
@@ -74,7 +85,7 @@ def build(name: str) -> PythonTask:
     length = getattr(module, "max_completion_length", 256)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise InputError(
-            f"{path}: max_completion_length must be a whole number of at least 1, not {length!r}"
+            f"{path}: max_completion_length must be a whole number of at least 1, not {shown(length)}"
         )
     splits = {split: _examples(path, module, split) for split in SPLITS}
     _disjoint(path, splits)
@@ -87,28 +98,62 @@ def _run(path: Path) -> ModuleType:
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
-    try:
+    with _theirs(path, "cannot be run"):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        raise _failed(path, "cannot be run", error) from error
     return module
 
 
 def _examples(path: Path, module: ModuleType, split: Split) -> list[Example]:
+    with _theirs(path, f"examples('{split}') failed"):
+        rows = list(itertools.islice(iter(module.examples(split)), MAX_EXAMPLES + 1))
+    if len(rows) > MAX_EXAMPLES:
+        raise InputError(f"{path}: examples('{split}') gives more than {MAX_EXAMPLES:,}: give fewer")
+    found = []
+    for i, row in enumerate(rows):
+        where = f"{path}: examples('{split}')[{i}]"
+        with _theirs(path, f"examples('{split}')[{i}] cannot be read"):
+            found.append(_example(where, row))
+    return found
+
+
+@contextlib.contextmanager
+def _theirs(path: Path, what: str) -> Iterator[None]:
+    """Around whatever runs a user's code: all that it raises is one line, but Ctrl-C, which is nobody's mistake.
+
+    `sys.exit` in a reward is a mistake like any other, and so is an exception whose text cannot be made.
+
+    Raises:
+        InputError: the innermost line of the user's file is in it, and the log that has their traceback.
+    """
     try:
-        rows = list(module.examples(split))
-    except Exception as error:
-        raise _failed(path, f"examples('{split}') failed", error) from error
-    return [_example(f"{path}: examples('{split}')[{i}]", row) for i, row in enumerate(rows)]
+        yield
+    except (KeyboardInterrupt, InputError):
+        raise
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except BaseException as error:
+        raise _failed(path, what, error) from error
 
 
-def _failed(path: Path, what: str, error: Exception) -> InputError:
-    """One line with the innermost line of the user's file in it; the full traceback stays chained to it."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+def _failed(path: Path, what: str, error: BaseException) -> InputError:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename) == path]
     where = f", line {lines[-1]}" if lines else ""
-    return InputError(f"{path}{where}: {what}: {type(error).__name__}: {error}")
+    # The traceback module's own way of making the text survives an exception whose `__str__` raises.
+    said = "".join(traceback.format_exception_only(error))
+    return InputError(f"{path}{where}: {what}: {one_line(said)}{_logged(frames, said)}")
+
+
+def _logged(frames: traceback.StackSummary, said: str) -> str:
+    """Keep the traceback in a file of the system's temporary folder; a clause that names it, or nothing."""
+    text = "".join(["Traceback (most recent call last):\n", *frames.format(), said])
+    try:
+        handle, name = tempfile.mkstemp(prefix="nextrl-", suffix=".log")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return ""
+    return f" (their traceback: {name})"
 
 
 def _example(where: str, row: Any) -> Example:
@@ -117,10 +162,15 @@ def _example(where: str, row: Any) -> Example:
     if isinstance(row, dict) and {"prompt", "answer"} <= row.keys():
         row = (row["prompt"], row["answer"])
     if not isinstance(row, tuple | list) or len(row) != 2:
-        raise InputError(f"{where} must be a dict with prompt and answer, or a pair of them, not {row!r:.80}")
+        raise InputError(
+            f"{where} must be a dict with prompt and answer, or a pair of them, not {shown(row)}"
+        )
     if not isinstance(row[0], str) or not row[0]:
-        raise InputError(f"{where}: the prompt must be text that is not empty, not {row[0]!r:.80}")
-    return Example(row[0], str(row[1]))
+        raise InputError(f"{where}: the prompt must be text that is not empty, not {shown(row[0])}")
+    answer = str(row[1])
+    if not encodable(row[0]) or not encodable(answer):
+        raise InputError(f"{where}: holds half a surrogate pair, which is no text")
+    return Example(row[0], answer)
 
 
 def _disjoint(path: Path, splits: dict[Split, list[Example]]) -> None:

@@ -1,21 +1,20 @@
 """What a trainer leaves beside its adapters and a trajectory does not hold: rewards and Adam's beta1.
 
 Read are `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of a trajectory's last checkpoint, so
-nothing later than that checkpoint is ever read. Absent files are no error: the caller says what it assumed.
+nothing later than that checkpoint is ever read. Files that are absent, damaged or of another kind are no error: the
+figure is unknown then, and the caller says what it assumed. `optimizer.pt` is a pickle and is read as data only
+(`checkpoints.tensorfile.read_pickle`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from nextrl.checkpoints import AdapterCheckpoint
+from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
+from nextrl.errors import InputError
+from nextrl.files import is_number, is_step, read_json
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -34,17 +33,20 @@ def rewards(traj: Trajectory) -> dict[int, float]:
     if place is None:
         return {}
     try:
-        state = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        state = read_json(place / "trainer_state.json")
+    except InputError:
         return {}
     history = state.get("log_history") if isinstance(state, dict) else None
     found: dict[int, float] = {}
     for entry in history if isinstance(history, list) else []:
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), (int, float)):
+        if not isinstance(entry, dict):
             continue
-        value = next((entry[k] for k in REWARD_KEYS if isinstance(entry.get(k), (int, float))), None)
-        if value is not None and math.isfinite(value) and entry["step"] <= traj.steps[-1]:
-            found[int(entry["step"])] = float(value)
+        step, value = (
+            entry.get("step"),
+            next((entry[k] for k in REWARD_KEYS if is_number(entry.get(k))), None),
+        )
+        if is_step(step) and value is not None and step <= traj.steps[-1]:
+            found[int(step)] = float(value)
     return dict(sorted(found.items()))
 
 
@@ -65,18 +67,17 @@ def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict
 def adam_beta1(traj: Trajectory) -> float | None:
     """beta1 from the param groups of `optimizer.pt`, or None where the file is absent or of another kind."""
     place = folder(traj)
-    if place is None or not (place / "optimizer.pt").is_file():
+    if place is None:
         return None
     try:
-        state = torch.load(place / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        state = read_pickle(place / "optimizer.pt", mmap=True)
+    except UNREADABLE:
         return None
     groups = state.get("param_groups") if isinstance(state, dict) else None
-    betas = groups[0].get("betas") if isinstance(groups, list) and groups else None
-    if not isinstance(betas, (tuple, list)) or not betas:
-        return None
-    beta1 = float(betas[0])
-    return beta1 if 0.0 <= beta1 < 1.0 else None
+    first = groups[0] if isinstance(groups, list) and groups else None
+    betas = first.get("betas") if isinstance(first, dict) else None
+    beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
+    return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
 
 
 def beta1_or_default(traj: Trajectory) -> float:

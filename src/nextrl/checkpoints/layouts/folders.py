@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located
 from nextrl.errors import InputError
+from nextrl.files import MAX_STEP, read_json, usable_path
 
 _FOLDER = re.compile(r"^(?:step[-_]?|adapter[-_])?(\d+)$")
 
@@ -34,16 +34,17 @@ def read_list(path: Path) -> Layout:
     Raises:
         InputError: no such mapping in the file.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable as JSON ({error}); it must map steps to adapter folders"
-        ) from error
+    raw = read_json(path)
     if not isinstance(raw, dict) or not all(
-        str(key).isdigit() and isinstance(v, str) for key, v in raw.items()
+        key.isdecimal() and len(key) < 20 and int(key) <= MAX_STEP and isinstance(folder, str)
+        for key, folder in raw.items()
     ):
         raise InputError(
-            f'{path}: must map steps to adapter folders, like {{"10": "runs/a", "20": "runs/b"}}'
+            f'{path}: must map steps (up to {MAX_STEP:,}) to adapter folders, like {{"10": "runs/a", "20": "runs/b"}}'
         )
-    return listed({int(step): path.parent / folder for step, folder in raw.items()})
+    by_step: dict[int, Path] = {}
+    for key, folder in raw.items():
+        if int(key) in by_step:
+            raise InputError(f"{path}: names step {int(key)} twice ({key}); keep one")
+        by_step[int(key)] = path.parent / usable_path(folder)
+    return listed(by_step)

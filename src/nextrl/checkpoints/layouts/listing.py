@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nextrl.checkpoints.run import Problem
 from nextrl.errors import InputError
+from nextrl.files import MAX_STEP
 
 TRAINER_FOLDER = re.compile(r"^checkpoint-(\d+)$")
 """How transformers' Trainer, and TRL with it, names its checkpoints (transformers 5.24.0, PREFIX_CHECKPOINT_DIR)."""
@@ -35,17 +36,32 @@ def numbered(run: Path, pattern: re.Pattern[str]) -> tuple[list[Numbered], list[
     found: list[Numbered] = []
     problems: list[Problem] = []
     for entry in entries:
-        match = pattern.match(entry.name)
+        match = pattern.fullmatch(entry.name)
         if match is None:
             continue
         step = int(match[1])
-        if entry.is_symlink() and (why := _dead_link(entry)):
+        if step > MAX_STEP:
+            problems.append(
+                Problem(entry, f"{entry}: no run has {step} steps; rename or remove the folder", step)
+            )
+        elif entry.is_symlink() and (why := _dead_link(entry)):
             problems.append(
                 Problem(entry, f"{entry}: {why}; remove the link or point it at the folder", step)
             )
         elif entry.is_dir():
             found.append(Numbered(step, entry))
-    return sorted(found), problems
+    return _once(sorted(found), problems), problems
+
+
+def _once(found: list[Numbered], problems: list[Problem]) -> list[Numbered]:
+    """One folder for each step; a second one (`checkpoint-010`) is a problem."""
+    by_step: dict[int, Numbered] = {}
+    for entry in found:
+        first = by_step.setdefault(entry.step, entry)
+        if first is not entry:
+            text = f"{entry.folder}: step {entry.step} is {first.folder.name} already; remove one of the two"
+            problems.append(Problem(entry.folder, text, entry.step))
+    return list(by_step.values())
 
 
 def trainer_checkpoints(run: Path) -> list[Numbered]:

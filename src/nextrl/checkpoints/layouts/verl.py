@@ -8,13 +8,14 @@ lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metada
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
+from nextrl.errors import InputError
+from nextrl.files import is_number, read_json
 
 _FOLDER = re.compile(r"^global_step_(\d+)$")
 _ADAPTER = "lora_adapter"
@@ -48,15 +49,15 @@ def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
         return {}
     for place in (folder / "actor", folder, adapter.parent):
         alpha = _json(place / _META).get("lora_alpha")
-        if isinstance(alpha, (int, float)) and alpha > 0:
+        if is_number(alpha) and alpha > 0:
             return {"lora_alpha": alpha}
     return {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = read_json(path)
+    except InputError:
         return {}  # whoever needs the file opens it again and reports it
     return value if isinstance(value, dict) else {}
 

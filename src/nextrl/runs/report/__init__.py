@@ -17,7 +17,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nextrl.checkpoints.atomic import write_bytes
-from nextrl.errors import InputError
 from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.nested import dotted
 from nextrl.runs.report import rows
@@ -54,12 +53,8 @@ def write_report(result: Result, out_dir: Path) -> Path:
     Raises:
         InputError: the page cannot be written.
     """
-    page = render(result)
     target = Path(out_dir) / NAME
-    try:
-        write_bytes(target, page.encode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}): choose another folder") from error
+    write_bytes(target, render(result).encode("utf-8"))
     return target
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nextrl.errors import needs
+from nextrl.files import usable_path
 from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
+from nextrl.tasks.bases.folder import load_folder
 
 Load = Callable[[str], tuple[Any, Any]]
 """Task name -> (model, tokenizer)."""
@@ -44,13 +43,7 @@ def load(name: str, task: str) -> tuple[Any, Any]:
     """
     if name in _MODELS:
         return _MODELS.get(name)(task)
+    name = str(usable_path(name))
     if not (Path(name) / "config.json").is_file():
         raise _MODELS.unknown(name, otherwise="a local folder with a config.json")
-    with needs("trl", f"model '{name}'"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return model, tokenizer
+    return load_folder(Path(name))

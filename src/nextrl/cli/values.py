@@ -1,0 +1,81 @@
+"""What an option may be, beyond what its type says: callbacks that every verb gives to typer, run before the verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nextrl.errors import InputError, shown
+from nextrl.files import MAX_STEP, finite, usable_path, whole
+
+MAX_SEED = 2**32 - 1
+"""numpy's; torch would take more."""
+
+MAX_PROMPTS = 10**7
+MAX_RANK = 2**16
+
+
+def path(value: Path | None) -> Path | None:
+    """A path, `~` resolved.
+
+    Raises:
+        InputError: it is none that a file system could have.
+    """
+    return None if value is None else usable_path(value)
+
+
+def place(value: str | None) -> str | None:
+    """A model: a name, or a path as `path` takes it."""
+    return None if value is None else str(usable_path(value))
+
+
+def steps(value: int | None) -> int | None:
+    """A number of steps ahead, of at least 1."""
+    return None if value is None else whole(value, "a horizon", 1)
+
+
+def every_step(value: list[int] | None) -> list[int] | None:
+    """The same of each in a list."""
+    return None if value is None else [whole(step, "--horizon", 1) for step in value]
+
+
+def step(value: int | None) -> int | None:
+    """A step of the run."""
+    return None if value is None else whole(value, "--at", 0)
+
+
+def rank(value: int | None) -> int | None:
+    """A rank of an adapter."""
+    return None if value is None else whole(value, "--rank", 1, MAX_RANK)
+
+
+def temperature(value: float) -> float:
+    """A sampling temperature; NaN passes every `min` and `max` of typer's."""
+    return finite(value, "--temperature", 0.01, 1000)
+
+
+def level(value: float) -> float:
+    """A number of standard errors."""
+    return finite(value, "--level", 0, 1000)
+
+
+def beta1(value: float | None) -> float | None:
+    """Adam's beta1.
+
+    Raises:
+        InputError: it is not in [0, 1).
+    """
+    if value is not None and not 0.0 <= value < 1.0:
+        raise InputError(f"--beta1 must be at least 0 and below 1, not {shown(value)}")
+    return value
+
+
+def lengths(value: str | None) -> str | None:
+    """Comma-separated numbers of steps.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    for part in [] if value is None else value.split(","):
+        if not (part.strip().isdecimal() and len(part) < 20 and 1 <= int(part) <= MAX_STEP):
+            raise InputError(f"--windows {shown(value)}: must be whole numbers of steps, like 10,20,50")
+    return value
