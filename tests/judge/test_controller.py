@@ -96,6 +96,14 @@ def test_a_step_without_a_gradient_says_nothing_and_the_next_one_is_asked() -> N
     assert decision.rate_factor == pytest.approx(math.sqrt(0.004 / 1e-8))
 
 
+def test_what_can_never_be_measured_is_not_asked_for_ever() -> None:
+    controller = Controller()
+    for step in range(1, 6):
+        if controller.checks(step):
+            assert controller.step(step, NAN) is None
+    assert [step for step in range(6, 40) if controller.checks(step)] == [8, 16, 32]
+
+
 def test_checks_thin_out_and_begin_again_after_a_raise() -> None:
     controller = settled()
     assert [step for step in range(1, 40) if controller.checks(step)] == [1, 2, 4, 8, 16, 32]

@@ -31,6 +31,9 @@ Look = Callable[[float], BatchGain | None]
 FURTHER = (1.0, 3.0, 7.0)
 """Windows trained on in the same direction that are looked at: the rate would be 1 + alpha times as high."""
 
+_BLIND = 3
+"""Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
+
 
 class Controller:
     """The decisions of `auto`, with the little memory they need."""
@@ -41,9 +44,7 @@ class Controller:
         self._changes = 0  # of the rate, by steps
         self._settled = False  # whether a step was seen to move the policy enough
         self._windows: list[tuple[float, ...]] = []  # at the present rate, see `_stalled`
-        self._ahead: list[
-            float
-        ] = []  # at the present rate, what windows like the last ones would gain, in errors
+        self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
 
     def checks(self, step: int) -> bool:
@@ -77,7 +78,10 @@ class Controller:
             share: of its full rate that the schedule (a warm-up) let it be taken at; divergence is quadratic in it.
         """
         config = self.config
-        if math.isnan(moved) or share <= 0.0:
+        if math.isnan(moved):
+            self._settled = step > self._since + _BLIND
+            return None
+        if share <= 0.0:
             return None
         if moved > config.reckless:
             # A rate that has held for a while is not far off: one step among many is a burst.
