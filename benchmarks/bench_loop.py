@@ -92,12 +92,12 @@ def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, 
 
 
 def measure(
-    steps: int, rate: float, folder: Path, auto: bool
+    steps: int, rate: float, folder: Path, auto: bool, tokens: int = 0
 ) -> tuple[dict[str, float], float, Any, dict[str, list[float]]]:
     """Train; returns the clocks, the wall time of training, the callback or None, its hooks' clocks."""
     model, tokenizer = tiny.load("chain")
     task = get("chain")
-    settings = TrainSettings(steps=steps, learning_rate=rate)
+    settings = TrainSettings(steps=steps, learning_rate=rate, max_completion_length=tokens or None)
     callback = LeapCallback() if auto else None
     seconds: dict[str, float] = defaultdict(float)
     hooks = clock_hooks(callback, seconds) if callback else {}
@@ -109,6 +109,8 @@ def measure(
         folder,
         callbacks=[*([callback] if callback else []), resumable(folder)],
     )
+    if tokens:
+        trainer.generation_config.min_new_tokens = tokens
     instrument(trainer, seconds)
     began, cpu = time.perf_counter(), time.process_time()
     trainer.train()
@@ -136,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rate", type=float, default=5e-5, help="learning rate of the run with the callback")
+    parser.add_argument("--tokens", type=int, default=0, help="of each completion; 0: as the task has them")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -153,7 +156,9 @@ def main() -> None:
                 print(f"fit of {method} on {options.steps} steps: {time.perf_counter() - began:.1f} s")
             except InputError as error:
                 print(f"fit of {method}: {error}")
-        seconds, wall, callback, hooks = measure(options.steps, options.rate, folder / "auto", auto=True)
+        seconds, wall, callback, hooks = measure(
+            options.steps, options.rate, folder / "auto", True, options.tokens
+        )
         cpu = seconds["whole cpu"]
         print(f"the same with LeapCallback's memory: {saved_share(seconds):.1%}")
         own = sum(map(sum, hooks.values()))

@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
     "eval": {"every": 3, "prompts": 20},
 }
 LEAPS: dict[str, dict[str, Any]] = {
-    "auto": {"method": "auto", "every": 2, "prompts": 16},
+    "auto": {"method": "auto", "every": 2},
     "searched": {"method": "secant", "at": [2, 4], "prompts": 16},
     "fixed": {"method": "secant", "every": 2, "alpha": 1.0},
     "none": {"method": "none"},

@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     },
     "lora": {"r": 4, "alpha": 8},
     "eval": {"every": 2, "prompts": 20},
-    "leap": {"method": "auto", "every": 2, "prompts": 16},
+    "leap": {"method": "auto", "every": 2},
 }
 
 

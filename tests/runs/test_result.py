@@ -169,7 +169,7 @@ def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> Non
 
 
 def test_a_leap_that_was_taken_back_is_not_told_as_one_that_stayed(plain_run: Path) -> None:
-    leap = LeapSettings(method="secant")
+    leap = LeapSettings(method="secant", horizon=10, alphas=(1.0,))
     arm = ArmSettings(name="run", kind="leap", label="run", train=TrainSettings(), eval_at=(40,), leap=leap)
     decided = [
         {"step": s, "alpha": a, "reason": "r", "rolled_back": b}

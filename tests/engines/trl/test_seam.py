@@ -185,7 +185,7 @@ def test_another_trainer_is_refused(built: dict[str, Any]) -> None:
 def test_a_run_is_refused_before_its_first_step(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trainer(tmp_path, [LeapCallback(2, validation=VALIDATION, prompts=16)])
+    run = trainer(tmp_path, [LeapCallback(2, validation=VALIDATION)])
     rename(run, name, monkeypatch)
     with pytest.raises(InputError, match=f"{name}: leaps lean on it"):
         run.train()

@@ -115,7 +115,6 @@ GENERATING: tuple[Method | Attribute, ...] = (
     PER_TOKEN,
     Attribute("_buffered_inputs"),
     Attribute("_step"),
-    Attribute("num_iterations"),
     *map(Attribute, _WRITTEN_BY_SCORING),
     Attribute("reward_weights"),
     Attribute("num_generations"),
@@ -264,7 +263,7 @@ class Seam:
     def samples_next(self) -> bool:
         """Whether the optimizer step to come begins with fresh rollouts, all sampled at the present weights."""
         trainer = self.trainer
-        batches = trainer.args.steps_per_generation * trainer.num_iterations
+        batches = trainer.args.steps_per_generation * trainer.args.num_iterations
         return trainer._buffered_inputs is None or trainer._step % batches == 0
 
     def drop_buffered_rollouts(self) -> None:
