@@ -50,11 +50,6 @@ def best_plain(runs: Runs, task: str, name: str) -> float:
     return max(rates, key=lambda rate: sum(map(area, rates[rate])) / len(rates[rate])) if rates else math.nan
 
 
-def share(record: dict[str, Any]) -> float:
-    """Seconds in the callback as a share of those trained."""
-    return float(record.get("callback_s", 0.0)) / float(record["trained_s"])
-
-
 def row(label: str, records: Sequence[dict[str, Any]], steps: Iterable[int]) -> str:
     """One arm."""
     cells = [mean_and_error([r["accuracy"][r["steps"].index(s)] for r in records]) for s in steps]
@@ -96,9 +91,9 @@ def print_starts(runs: Runs) -> None:
 def print_options(runs: Runs) -> None:
     """Each option: `auto` from two starts beside the best of three plain rates."""
     print(
-        "\n| option | best plain rate | its area, end | auto from 1e-5 | auto from 2e-2 | seconds in the callback |"
+        "\n| option | best plain rate | its area, end | auto from 1e-5 | auto from 2e-2 |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|")
     for name in dict.fromkeys(n for _, n, *_ in runs):
         best = best_plain(runs, "chain", name)
         cells = [
@@ -108,9 +103,7 @@ def print_options(runs: Runs) -> None:
                 for rule, rate in (("plain", best), ("auto", 1e-5), ("auto", 2e-2))
             )
         ]
-        autos = [r for (_, n, rule, _), found in runs.items() if (n, rule) == (name, "auto") for r in found]
-        seconds = f"{sum(map(share, autos)) / len(autos):.1%}" if autos else "-"
-        print(f"| {name} | {best:g} | " + " | ".join(cells) + f" | {seconds} |")
+        print(f"| {name} | {best:g} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
