@@ -90,9 +90,7 @@ def print_starts(runs: Runs) -> None:
 
 def print_options(runs: Runs) -> None:
     """Each option: `auto` from two starts beside the best of three plain rates."""
-    print(
-        "\n| option | best plain rate | its area, end | auto from 1e-5 | auto from 2e-2 |"
-    )
+    print("\n| option | best plain rate | its area, end | auto from 1e-5 | auto from 2e-2 |")
     print("|---|---|---|---|---|")
     for name in dict.fromkeys(n for _, n, *_ in runs):
         best = best_plain(runs, "chain", name)
