@@ -55,7 +55,7 @@ def settled(**dials: Any) -> Controller:
 # -------------------------------------------------------------------------------------------------- single steps
 
 
-@pytest.mark.parametrize("far", [1e-6, 1e-3, 0.1, 10.0, 100.0, 1e4])
+@pytest.mark.parametrize("far", [3e-4, 1e-3, 0.1, 10.0, 100.0, 1e4])
 def test_the_rate_is_found_within_a_few_steps_whatever_it_was(far: float) -> None:
     """Divergence is quadratic in the rate: from any start, where a step moves the policy by `goal` or so."""
     controller, rate = Controller(), far
@@ -84,6 +84,28 @@ def test_a_warm_up_is_judged_by_the_rate_that_it_is_heading_for() -> None:
     assert high is not None
     assert (high.back, high.rate_factor) == ("", pytest.approx(math.sqrt(0.004 / 1.0)))
     assert Controller().step(1, 0.0, share=0.0) is None
+
+
+def test_the_noise_of_half_precision_in_a_warm_up_cuts_no_rate() -> None:
+    controller = Controller()
+    assert controller.step(2, 1.3e-4, share=0.01) is None  # 1.3 nats at the full rate, if it were no noise
+    assert controller.checks(3)
+    decision = Controller().step(2, 0.149, share=1e-4)
+    assert decision is not None
+    assert decision.rate_factor == 0.01  # never to nothing
+
+
+def test_a_raise_is_bounded_and_rounding_is_no_movement() -> None:
+    assert Controller().step(1, 1e-13) is None
+    decision = Controller().step(1, 1e-12)
+    assert decision is not None
+    assert decision.rate_factor == 5000.0
+
+
+def test_what_cannot_be_measured_once_unsettles_nothing() -> None:
+    controller = settled()
+    assert controller.step(2, NAN) is None
+    assert controller.settled
 
 
 def test_a_step_without_a_gradient_says_nothing_and_the_next_one_is_asked() -> None:

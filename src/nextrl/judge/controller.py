@@ -34,6 +34,12 @@ FURTHER = (1.0, 3.0, 7.0)
 _BLIND = 3
 """Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
 
+_NOTHING = 2e-13
+"""Nats per token that are no movement but rounding in float32."""
+
+_MOST = 5000.0
+"""The largest factor of one raise; the next step says whether more is due."""
+
 
 class Controller:
     """The decisions of `auto`, with the little memory they need."""
@@ -79,7 +85,7 @@ class Controller:
         """
         config = self.config
         if math.isnan(moved):
-            self._settled = step > self._since + _BLIND
+            self._settled = self._settled or step > self._since + _BLIND
             return None
         if share <= 0.0:
             return None
@@ -92,14 +98,19 @@ class Controller:
             return None
         full = moved / share**2
         if full > config.reckless:
-            self._changed(step)
-            return _step(math.sqrt(config.goal / full), full, "at the rate that the schedule is heading for")
-        # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set.
-        if full < config.goal / (25.0 if self._changes else 5.0):
-            if full == 0.0:  # no reward differed from another one, so that there was no gradient
+            if (
+                moved < config.goal / 4
+            ):  # so little may be the noise of half precision, which no rate explains
                 return None
             self._changed(step)
-            return _step(math.sqrt(config.goal / full), full, "less than it should")
+            factor = max(0.01, math.sqrt(config.goal / full))
+            return _step(factor, full, "at the rate that the schedule is heading for")
+        # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set.
+        if full < config.goal / (25.0 if self._changes else 5.0):
+            if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
+                return None
+            self._changed(step)
+            return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
         self._settled = True
         return None
 

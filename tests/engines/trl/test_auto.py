@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nextrl.engines.trl.policies import Auto
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
-from trl_runs import same, trainable, trainer, weights
+from trl_runs import fresh_model, same, trainable, trainer, weights
 
 QUIET = ControllerConfig(
     every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99, cooldown=0.0
@@ -172,3 +173,52 @@ def test_a_constant_rate_falls_at_the_end_and_a_schedule_is_left_alone(
     trainer(tmp_path / "auto", [callback, watch], **options).train()
     shares = [watch.begins[s][2] / plain.begins[s][2] for s in range(1, 11)]
     assert shares == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2] if cooled else [1] * 10)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.05])
+def test_where_the_rate_is_to_stay_windows_are_judged_and_steps_left_alone(
+    tmp_path: Path, rate: float
+) -> None:
+    callback = LeapCallback(config=QUIET, adapt_lr=False)
+    trainer(tmp_path, [callback], learning_rate=rate, max_steps=7).train()
+    assert callback.decisions
+    assert all(d.gains and not d.back for d in callback.decisions)
+
+
+def test_a_mean_reward_counts_once_however_many_steps_it_is_trained_on(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Remember(Undoing):
+        windows = 1  # nothing is undone
+
+        def window(self, window: Any, look: Any) -> Decision:
+            seen.append(window.rewards)
+            return super().window(window, look)
+
+    callback = LeapCallback(policy=Auto(ControllerConfig(every=12), Remember))
+    trainer(tmp_path, [callback], learning_rate=1e-3, max_steps=9, **BUFFERED).train()
+    assert [not math.isnan(r) for r in seen[0]] == [True, False, False, False, True]
+
+
+def test_the_rate_is_given_back_when_training_has_ended(tmp_path: Path) -> None:
+    watch = Watch()
+    callback = LeapCallback(config=replace(QUIET, cooldown=0.5))
+    run = trainer(tmp_path, [callback, watch], max_steps=10, learning_rate=1e-3)
+    run.train()
+    assert watch.begins[10][2] == pytest.approx(2e-4)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_a_schedule_made_of_several_tells_its_share(tmp_path: Path) -> None:
+    from torch.optim.lr_scheduler import ConstantLR, LinearLR, SequentialLR
+
+    model = fresh_model()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    warm_up = LinearLR(optimizer, 0.01, total_iters=10)
+    schedule = SequentialLR(optimizer, [warm_up, ConstantLR(optimizer, 1.0)], [10])
+    callback = LeapCallback(config=replace(QUIET, goal=0.004))
+    run = trainer(tmp_path, [callback], model=model, optimizers=(optimizer, schedule), max_steps=1)
+    run.train()
+    assert (
+        run.optimizer.param_groups[0]["initial_lr"] < 0.1
+    )  # a hundredth of the rate was asked about as such

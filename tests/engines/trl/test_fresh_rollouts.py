@@ -154,3 +154,13 @@ def test_under_dropout_the_anchor_is_read_anew(tmp_path: Path) -> None:
     probe.run.train()
     assert probe.fresh._passes == []
     assert probe.moved == pytest.approx(probe.step, rel=1e-3)
+    assert probe.fresh._random
+
+
+def test_a_step_after_which_there_are_no_probabilities_went_too_far(tmp_path: Path) -> None:
+    probe = Probe(1)
+    probe.run = trainer(tmp_path, [probe], max_steps=1)
+    probe.run.train()
+    ruined = {name: torch.full_like(t, math.nan) for name, t in probe.adapter.read().items()}
+    probe.adapter.write(ruined)
+    assert probe.fresh.moved(probe.anchor) == math.inf

@@ -55,8 +55,10 @@ class LiveRun:
     @property
     def share(self) -> float:
         """The present rate as a share of the one that the schedule (its warm-up, its decay) began from."""
+        group = getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]
         scheduler = getattr(self.scheduler, "scheduler", self.scheduler)
-        full = getattr(scheduler, "base_lrs", [self.rate])[0]
+        # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
+        full = group.get("initial_lr", getattr(scheduler, "base_lrs", [self.rate])[0])
         return self.rate / float(full) if full else 1.0
 
     @property

@@ -128,6 +128,8 @@ class LeapCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
+        if self._session is not None:  # an earlier training may have been cut off in the middle of a step
+            self._session.run.tools.fresh.stop()
         trainer = self._trainer or calling_trainer(self)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise InputError(
@@ -186,9 +188,19 @@ class LeapCallback(TrainerCallback):
                 memory.write(folder, self._running().memory, self._running().state())
             memory.forget_pending(Path(args.output_dir))
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give back the rate that the end of the run took."""
+        self._running().train_ended()
+
     def _resume(self, args: TrainingArguments, step: int) -> None:
         session, folder = self._running(), resumed_from(Path(args.output_dir), step)
         found = memory.read(folder, session.memory.start)
+        if (
+            found is not None
+        ):  # whatever else is of use, the rates of optimizer and schedule hold these factors
+            session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
         if found is None or found[1]["every"] != self._policy.every:
             self._resume_without_memory(folder, step, known=found is not None)
             return

@@ -57,12 +57,14 @@ class FreshRollouts:
         self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._kept: _Rows | None = None
         self._stop: Callable[[], None] | None = None
+        self._random = False
 
     def listen(self) -> None:
         """Keep what the coming step's forward passes find; under dropout they are random, and are not kept."""
+        self.stop()
         self._passes, self._kept = [], None
-        random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
-        if not random:
+        self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
+        if not self._random:
             self._stop = self._seam.listen_to_logps(self._keep)
 
     def stop(self) -> None:
@@ -80,15 +82,16 @@ class FreshRollouts:
         if rows is not None:
             change = (self._read(rows) - rows.logps).double().square() / 2 * rows.mask
             part = torch.stack([change.sum(), rows.mask.sum().double()]).cpu()
+            if not math.isfinite(part[0]) and bool((rows.logps * rows.mask).isfinite().all()):
+                part[0] = math.inf  # the policy after the step has no probabilities any more
         nats, tokens = torch.stack(self._ranks.gather(part)).sum(0).tolist()
         return nats / tokens if tokens else math.nan
 
     def gain(self, anchor: State, candidate: State) -> BatchGain | None:
         """What the batch sampled at the anchor says of other weights; None where it cannot be measured."""
         rows = self._sampled(anchor)
-        if any(missing for missing in self._ranks.gather(rows is None)):
+        if rows is None:
             return None
-        assert rows is not None
         batch = self._seam.buffered_rollouts()
         advantages = torch.cat([part["advantages"] for part in batch])[: len(rows.ids)]
         with self._adapter.holding(candidate):
@@ -104,21 +107,33 @@ class FreshRollouts:
     def _trained_on(self, anchor: State, most: int) -> _Rows | None:
         """Rows that the step was trained on."""
         heard = self._heard()
-        if heard is None:
-            rows = self._buffered()
-            return None if rows is None else self._anchored(_cut(rows, most), anchor)
-        return _cut(heard, most)
+        # What follows is done by all processes or by none: reading other weights may be a collective operation.
+        if not self._ranks.any(heard is None):
+            assert heard is not None
+            return _cut(heard, most)
+        rows = self._buffered()
+        if self._ranks.any(rows is None):
+            return None
+        assert rows is not None
+        return self._anchored(_cut(rows, most), anchor)
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
-        if self._kept is None and (rows := self._buffered()) is not None:
-            heard = self._heard()
-            if not bool(rows.logps.isnan().any()):
-                self._kept = _cut(rows, MOST)
+        if self._kept is None:
+            rows, heard = self._buffered(), self._heard()
+            if self._ranks.any(rows is None):
+                return None
+            assert rows is not None
+            known: _Rows | None = None
+            if not self._random and not bool(rows.logps.isnan().any()):
+                known = rows
             elif heard is not None and torch.equal(heard.ids, rows.ids):
-                self._kept = _cut(_Rows(rows.ids, rows.attention, rows.mask, heard.logps), MOST)
-            else:
+                known = _Rows(rows.ids, rows.attention, rows.mask, heard.logps)
+            if self._ranks.any(known is None):
                 self._kept = self._anchored(_cut(rows, MOST), anchor)
+            else:
+                assert known is not None
+                self._kept = _cut(known, MOST)
         return self._kept
 
     def _anchored(self, rows: _Rows, anchor: State) -> _Rows:

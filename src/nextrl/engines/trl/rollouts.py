@@ -260,12 +260,14 @@ class RewardMeter:
         self._list: list[float] = []
         self._read = 0
         self.latest = math.nan
+        self.sampled = False  # whether the latest call of `new` found anything new
 
     def new(self) -> float:
         """Mean reward of what was sampled since the last call; where nothing was (buffered rollouts), the last mean."""
         values = self._seam.training_metric(self._name)
         fresh = values[self._read :] if values is self._list else values
         fresh = [float(v) for v in fresh if not math.isnan(v)]
+        self.sampled = bool(fresh)
         if fresh:
             self.latest = sum(fresh) / len(fresh)
         self.mark()

@@ -11,6 +11,7 @@ window's end are there: the window ended where that step began.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -124,9 +125,20 @@ class Session:
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
         self._watched = None
-        if ends or policy.checks(step + 1):
+        if ends or self._checks(step + 1):
             self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.share, ends)
             run.tools.fresh.listen()
+
+    def _checks(self, step: int) -> bool:
+        """Steps are looked at for the sake of the rate: not where it is to stay as it is."""
+        return self._adapt_lr and self.policy.checks(step)
+
+    def train_ended(self) -> None:
+        """Give the rate back that the end of the run took: whoever trains on begins with it."""
+        self.run.tools.fresh.stop()
+        if self.memory.cooled != 1.0:
+            apply_leap.scale_rate(self.run, self.memory, 1.0 / self.memory.cooled)
+            self.memory.cooled = 1.0
 
     def _cool(self, step: int) -> None:
         """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
@@ -144,7 +156,10 @@ class Session:
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
         self.run.tools.fresh.stop()
-        self.memory.rewards.append(self.run.tools.rewards.new())
+        rewards = self.run.tools.rewards
+        reward = rewards.new()
+        # A mean that several steps were trained on is one measurement, not several.
+        self.memory.rewards.append(math.nan if self.policy.undoes and not rewards.sampled else reward)
         self.run.check_delivery()
         if self._watched is not None:
             self._judge(step, self._watched)
@@ -158,7 +173,7 @@ class Session:
         began = time.perf_counter()
         # The latest reward is that of the weights at which the window ended.
         view = self._view(self._window(step - 1, self.memory.rewards), before.state)
-        decision = self.policy.decide_step(view, step, before.share) if self.policy.checks(step) else None
+        decision = self.policy.decide_step(view, step, before.share) if self._checks(step) else None
         if decision is not None:
             self._carry_out(decision, view, before, step, began)
         elif before.ends_window:
