@@ -154,6 +154,10 @@ def test_what_follows_from_a_config() -> None:
 
 
 def test_the_arm_is_what_the_config_says() -> None:
+    derived = config(leap={"every": 5}).derived()["leap"]
+    assert derived == {"method": "auto", "every": 5}  # it asks no prompts
+    through_verl = config(engine="verl", leap={"every": 5, "prompts": 32}).derived()["leap"]
+    assert through_verl == {"method": "auto", "every": 5, "prompts": 32}
     auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
     assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
     assert auto.dials["undo"] == 3.0

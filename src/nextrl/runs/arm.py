@@ -59,7 +59,6 @@ class ArmSettings(BaseModel):
         leap: leap by a named method.
         auto: run with `LeapCallback`.
         window: steps between two looks of `LeapCallback`.
-        prompts: held-out prompts that it scores a candidate on.
         dials: fields of `ControllerConfig` that differ from their defaults.
         save: keep checkpoints.
         eval_at: steps at which accuracy is measured, in the trainer's own count (a merged restart counts from 0).
@@ -79,7 +78,6 @@ class ArmSettings(BaseModel):
     leap: LeapSettings | None = None
     auto: bool = False
     window: int = Field(DEFAULT_WINDOW, ge=1)
-    prompts: int = Field(64, ge=2)
     dials: dict[str, Any] = {}
     save: bool = False
     eval_at: tuple[int, ...]

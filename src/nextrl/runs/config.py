@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from nextrl.engines.settings import MAX_PROMPTS, MAX_SEED, MAX_STEPS, LoraSettings, TrainSettings
 from nextrl.engines.trl import algorithms
 from nextrl.engines.verl.config import VerlSection, VerlSettings
+from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
@@ -287,7 +288,6 @@ class RunConfig(BaseModel):
             more = {
                 "auto": True,
                 "window": leap.every or DEFAULT_WINDOW,
-                "prompts": leap.prompts or 64,
                 "dials": leap.dials(),
             }
         elif kind == "leap":
@@ -334,7 +334,9 @@ class RunConfig(BaseModel):
                 "prompts": arm.leap.prompts,
             }
         elif arm.auto:
-            leap |= {"every": arm.window, "prompts": arm.prompts}
+            leap["every"] = arm.window
+            if self.engine == "verl":
+                leap["prompts"] = self.leap.prompts or SegmentConfig.stages[-1]
         return {
             "completions_per_step": train.completions_per_step,
             "completions": train.completions_per_step * train.steps,

@@ -182,12 +182,13 @@ def _leaper(
         out: `leaps/` in there gets the adapters that a named method's leaps leave.
         on_leap: called after a leap in the middle of the run.
     """
-    seed, validation = arm.train.seed, as_dataset(base.get(arm.task).examples("validation"))
+    seed = arm.train.seed
     if arm.auto:
         config = ControllerConfig(**{"every": arm.window, **arm.dials})
         return LeapCallback(policy=Auto(config), seed=seed)
     if arm.leap is None:
         return None
+    validation = as_dataset(base.get(arm.task).examples("validation"))
     policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / "leaps", writes=launched().leader))
     if arm.leap.accept == "argmax":
         return LeapCallback(
