@@ -34,6 +34,9 @@ FURTHER = (1.0, 3.0, 7.0)
 _BLIND = 3
 """Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
 
+_DRIFT = 0.5
+"""Standard errors by which each window is to do harm before it counts (CUSUM; Page 1954)."""
+
 _NOTHING = 2e-13
 """Nats per token that are no movement but rounding in float32."""
 
@@ -49,7 +52,7 @@ class Controller:
         self._since = 0  # step after which the present rate holds
         self._changes = 0  # of the rate, by steps
         self._settled = False  # whether a step was seen to move the policy enough
-        self._windows: list[tuple[float, ...]] = []  # at the present rate, see `_stalled`
+        self._harm = 0.0  # what windows at the present rate add up to, see `ControllerConfig.harm`
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
 
@@ -119,7 +122,7 @@ class Controller:
         self._new_rate()
 
     def _new_rate(self) -> None:
-        self._windows, self._ahead, self._judged = [], [], 0
+        self._harm, self._ahead, self._judged = 0.0, [], 0
 
     @property
     def settled(self) -> bool:
@@ -156,20 +159,14 @@ class Controller:
         if back.informative_groups < config.informative:
             return stay("too few prompts of the batch have unequal rewards")
         # A window that hardly moved the policy did no harm worth a step back, whatever its sign.
-        if nats > config.target / 16 and _harmed(back, window, config.undo):
-            return replace(
-                stay("the window's start was better: undone"), alpha=-1.0, rate_factor=1 / 3, back="window"
-            )
-        if nats > config.far and _both(_harm(back), window.fall) > config.undo - 0.5:
-            return _rate(
-                0.5, f"the window moved the policy {nats:.2g} nats per token, and the reward fell in it"
-            )
-        if _harm(back) < -1.0 and (alpha := self._further(look, looks)):
+        if nats > config.target / 16:
+            if _harmed(back, window, config.undo):
+                return _undone("the window's start was better: undone")
+            self._harm = max(0.0, self._harm + back.evidence - _DRIFT)
+            if self._harm > config.harm:
+                return _rate(0.6, "the last windows together did harm")
+        if back.evidence < -1.0 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
-        if self._stalled(window, back):
-            return _rate(0.7, f"{config.patience} windows moved the policy far and earned nothing")
-        if back.gain.z > 1.0 and self._worse(look, looks):
-            return _rate(0.7, "going further is worse, and going back no loss")
         return stay("nothing speaks for another rate")
 
     def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:
@@ -180,41 +177,16 @@ class Controller:
             if found is None or found.left_out or found.nats_k2 > config.far:
                 break
             looks[candidate] = found
-            gain = found.slope if found.degenerate else found.gain
             needed = config.sure + config.surer * max(0.0, math.log2(found.nats_k2 / config.target))
-            if (lower := gain.value - needed * gain.error) > best:
+            if (lower := found.lower(needed)) > best:
                 alpha, best = candidate, lower
-            if found.degenerate or _harm(looks[-1.0]) > -config.sure / 2:
+            if found.degenerate or looks[-1.0].evidence > -config.sure / 2:
                 break  # a slope grows with alpha for ever, and what barely pays need not be looked at further out
         if 1.0 in looks and not alpha:
-            self._ahead = [*self._ahead, _harm(looks[1.0])][-config.patience :]
+            self._ahead = [*self._ahead, looks[1.0].evidence][-config.patience :]
             n = len(self._ahead)
             alpha = 1.0 if n >= 3 and sum(self._ahead) / math.sqrt(n) > config.sure else 0.0
         return alpha
-
-    def _worse(self, look: Look, looks: dict[float, BatchGain]) -> bool:
-        found = looks.get(1.0) or look(1.0)
-        if found is None:
-            return False
-        looks[1.0] = found
-        return not found.degenerate and found.gain.z < -self.config.undo
-
-    def _stalled(self, window: Window, back: BatchGain) -> bool:
-        """Whether the last windows, this one included, moved the policy far and show no sign of having paid.
-
-        Neither in what the batches after them say, nor in the reward of the later ones against the earlier ones.
-        """
-        config, found = self.config, back.slope if back.degenerate else back.gain
-        latest = (-found.value, found.error, back.nats_k2, window.reward, window.variance)
-        self._windows = [*self._windows, latest][-config.patience :]
-        n, half = len(self._windows), len(self._windows) // 2
-        if n < config.patience or sum(w[2] for w in self._windows) / n <= config.target:
-            return False
-        gain, error = sum(w[0] for w in self._windows), math.sqrt(sum(w[1] ** 2 for w in self._windows))
-        early, late = self._windows[:half], self._windows[n - half :]
-        rise = sum(w[3] for w in late) - sum(w[3] for w in early)
-        noise = math.sqrt(sum(w[4] for w in (*early, *late)))
-        return _both(gain / error if error else 0.0, rise / noise if noise else 0.0) < 0.0
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
@@ -222,7 +194,7 @@ class Controller:
             "since": self._since,
             "changes": self._changes,
             "settled": self._settled,
-            "windows": [list(window) for window in self._windows],
+            "harm": self._harm,
             "ahead": list(self._ahead),
             "judged": self._judged,
         }
@@ -230,26 +202,15 @@ class Controller:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
-        self._windows = [tuple(window) for window in state["windows"]]
-        self._ahead, self._judged = list(state["ahead"]), state["judged"]
+        self._harm, self._ahead, self._judged = state["harm"], list(state["ahead"]), state["judged"]
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
     """Whether the window's start was better. Where the weights degenerated only a direction is known, so the reward
     must have fallen as well."""
     if back.degenerate:
-        return back.slope.z > errors and window.falls
-    return not back.left_out and back.gain.z > errors
-
-
-def _harm(back: BatchGain) -> float:
-    """Standard errors by which the batch after a window finds its start better."""
-    return (back.slope if back.degenerate else back.gain).z
-
-
-def _both(first: float, second: float) -> float:
-    """Two independent pieces of evidence as one, in standard errors (Stouffer)."""
-    return (first + second) / math.sqrt(2)
+        return back.evidence > errors and window.falls
+    return not back.left_out and back.evidence > errors
 
 
 def _undone(reason: str) -> Decision:

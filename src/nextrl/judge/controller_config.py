@@ -33,8 +33,9 @@ class ControllerConfig:
     reckless: float = 0.15
     target: float = 0.02
     far: float = 0.16
-    undo: float = 2.5
-    alarm: float = 3.5
+    undo: float = 3.3
+    alarm: float = 4.0
+    harm: float = 5.0
     sure: float = 3.0
     surer: float = 0.75
     patience: int = 4
@@ -51,6 +52,6 @@ class ControllerConfig:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
         if not 0.0 <= self.cooldown < 1.0:
             raise InputError(f"cooldown must be from 0 to below 1, not {self.cooldown}")
-        for name in ("undo", "alarm", "sure", "surer"):
+        for name in ("undo", "alarm", "harm", "sure", "surer"):
             if not getattr(self, name) >= 0.0:
                 raise InputError(f"{name} must be at least 0 standard errors, not {getattr(self, name)}")

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nextrl.judge.few_samples import normal_of_t
+
 Diverge = Callable[[float], float]
 """alpha -> divergence of the policy there from the current one, nats per token; NaN where it cannot be measured."""
 
@@ -50,7 +52,9 @@ class Window:
 
     @property
     def fall(self) -> float:
-        """Standard errors by which the last two steps earned less than the first ones did; 0.0 of fewer than five.
+        """How sure it is that the last two steps earned less than the first ones, on the scale of a standard normal.
+
+        0.0 of fewer than five steps.
 
         The noise of a step is taken from the differences between neighbours, which hardly see a trend, and from their
         median, which hardly sees a collapse; a third of their root mean square is its floor.
@@ -63,7 +67,8 @@ class Window:
         noise = max(statistics.median(changes) / _MEDIAN, math.hypot(*changes) / math.sqrt(len(changes)) / 3)
         error = noise * math.sqrt(1 / first + 1 / 2)
         lost = sum(measured[:first]) / first - sum(measured[-2:]) / 2
-        return lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
+        t = lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
+        return normal_of_t(t, len(measured) - 2)
 
     @property
     def falls(self) -> bool:
