@@ -156,15 +156,15 @@ class Controller:
         if nats > config.far and window.fall > config.alarm:
             # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say.
             return _undone("the reward fell: the window is undone")
-        if back.informative_groups < config.informative:
-            return stay("too few prompts of the batch have unequal rewards")
         # A window that hardly moved the policy did no harm worth a step back, whatever its sign.
         if nats > config.target / 16:
             if _harmed(back, window, config.undo):
                 return _undone("the window's start was better: undone")
-            self._harm = max(0.0, self._harm + back.evidence - _DRIFT)
+            self._harm = max(0.0, self._harm + _harm(back, window) - _DRIFT)
             if self._harm > config.harm:
                 return _rate(0.6, "the last windows together did harm")
+        if back.informative_groups < config.informative:
+            return stay("too few prompts of the batch have unequal rewards")
         if back.evidence < -1.0 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         return stay("nothing speaks for another rate")
@@ -211,6 +211,16 @@ def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
     if back.degenerate:
         return back.evidence > errors and window.falls
     return not back.left_out and back.evidence > errors
+
+
+def _harm(back: BatchGain, window: Window) -> float:
+    """Standard errors by which a window did harm: the batch's word, and with half its weight that of the reward.
+
+    A reward that does not fall is no sign of health where it has hit its floor.
+    """
+    if back.informative_groups < 2:
+        return window.fall
+    return (back.evidence + window.fall / 2) / math.sqrt(1.25)
 
 
 def _undone(reason: str) -> Decision:

@@ -35,11 +35,11 @@ class ControllerConfig:
     far: float = 0.16
     undo: float = 3.3
     alarm: float = 4.0
-    harm: float = 5.0
+    harm: float = 4.0
     sure: float = 3.0
     surer: float = 0.75
     patience: int = 4
-    informative: int = 4
+    informative: int = 2
     cooldown: float = 0.2
 
     def __post_init__(self) -> None:
