@@ -53,6 +53,7 @@ class Controller:
         self._changes = 0  # of the rate, by steps
         self._settled = False  # whether a step was seen to move the policy enough
         self._harm = 0.0  # what windows at the present rate add up to, see `ControllerConfig.harm`
+        self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
 
@@ -115,6 +116,8 @@ class Controller:
             self._changed(step)
             return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
         self._settled = True
+        if not self._changes:
+            self._hot = math.log2(full / config.goal)
         return None
 
     def _changed(self, step: int) -> None:
@@ -146,6 +149,7 @@ class Controller:
         self._judged += 1
         if decision.rate_factor != 1.0:
             self._new_rate()
+            self._hot += 2.0 * math.log2(decision.rate_factor)
         if decision.rate_factor > 1.0:
             self._since = window.step
         nats = back.nats_k2
@@ -161,7 +165,8 @@ class Controller:
             if _harmed(back, window, config.undo):
                 return _undone("the window's start was better: undone")
             self._harm = max(0.0, self._harm + _harm(back, window) - _DRIFT)
-            if self._harm > config.harm:
+            # The further the first step went, the less it takes to believe that the rate is too high.
+            if self._harm > config.harm - max(0.0, self._hot):
                 return _rate(0.6, "the last windows together did harm")
         if back.informative_groups < config.informative:
             return stay("too few prompts of the batch have unequal rewards")
@@ -195,6 +200,7 @@ class Controller:
             "changes": self._changes,
             "settled": self._settled,
             "harm": self._harm,
+            "hot": self._hot,
             "ahead": list(self._ahead),
             "judged": self._judged,
         }
@@ -202,7 +208,8 @@ class Controller:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`; the configuration stays the one this controller was built with."""
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
-        self._harm, self._ahead, self._judged = state["harm"], list(state["ahead"]), state["judged"]
+        self._harm, self._hot = state["harm"], state["hot"]
+        self._ahead, self._judged = list(state["ahead"]), state["judged"]
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
