@@ -166,7 +166,7 @@ class Controller:
                 return _undone("the window's start was better: undone")
             self._harm = max(0.0, self._harm + _harm(back, window) - _DRIFT)
             # The further the first step went, the less it takes to believe that the rate is too high.
-            if self._harm > config.harm - max(0.0, self._hot):
+            if self._harm > max(1.0, config.harm - max(0.0, self._hot)):
                 return _rate(0.6, "the last windows together did harm")
         if back.informative_groups < config.informative:
             return stay("too few prompts of the batch have unequal rewards")
