@@ -6,11 +6,12 @@ Nothing is sampled for it. Two things are looked at, both on completions that tr
    whatever the task: Adam's first step has the size of the rate, so the divergence is quadratic in it. A rate far too
    low is raised at once; a step that went recklessly far is taken back. Later steps are checked less and less often.
 2. *A window* of `every` steps, by the batch sampled after it (`fresh_batch`), which played no part in it: if its start
-   was better, it is undone; if training on the same way would gain for sure, the rate rises; if windows move the policy
-   far and earn nothing, it falls.
+   was better for sure, it is undone; if training on the same way would gain for sure, the rate rises; where the windows
+   at a rate together did harm, it falls.
 
 How many nats are healthy depends on the model and the task, so that beyond the first step only evidence of gain or
-harm decides, and nats say how much evidence is asked for.
+harm decides, and nats say how much evidence is asked for. A run is looked at some thirty times, so that what two
+standard errors would call sure happens by chance in every second one: no single look decides below three.
 """
 
 from __future__ import annotations
@@ -168,8 +169,6 @@ class Controller:
             # The further the first step went, the less it takes to believe that the rate is too high.
             if self._harm > max(1.0, config.harm - max(0.0, self._hot)):
                 return _rate(0.6, "the last windows together did harm")
-        if back.informative_groups < config.informative:
-            return stay("too few prompts of the batch have unequal rewards")
         if back.evidence < -1.0 and (alpha := self._further(look, looks)):
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         return stay("nothing speaks for another rate")

@@ -16,15 +16,17 @@ class ControllerConfig:
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
         reckless: nats per token beyond which a single step is taken back.
-        target: nats per token that a window may move the policy by without showing that it paid.
-        far: nats per token beyond which a window may have gone too far, and beyond which nothing is tried.
+        target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
+        far: nats per token beyond which a fallen reward undoes a window, and beyond which nothing is tried.
         undo: standard errors by which a window's start must be better for the window to be undone.
         alarm: standard errors by which the reward must fall within a window for the window to be judged at once.
+        harm: standard errors that the windows at one rate must have done harm by, added up (half of one for each
+            window is taken for noise), for the rate to fall; one less for each doubling of the first step's nats
+            beyond `goal`, but at least 1.
         sure: standard errors that training further the same way must gain for the rate to rise; more, by `surer` for
             each doubling of the nats beyond `target`.
         surer: see `sure`.
-        patience: windows that may move the policy by more than `target` and earn nothing before the rate falls.
-        informative: prompts with unequal rewards that a batch must have to be listened to.
+        patience: windows that may together be sure that the rate should rise.
         cooldown: share of a run's steps, at its end, over which a constant rate falls linearly towards 0.
     """
 
@@ -39,11 +41,10 @@ class ControllerConfig:
     sure: float = 3.0
     surer: float = 0.75
     patience: int = 4
-    informative: int = 2
     cooldown: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("every", "patience", "informative"):
+        for name in ("every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 < self.goal < self.reckless:
