@@ -168,7 +168,7 @@ def test_a_window_whose_start_was_better_is_undone() -> None:
 
 
 def test_few_prompts_are_believed_less() -> None:
-    """4.5 standard errors, themselves estimated from so few prompts, are 1 in 20,000 for 16 prompts, 1 in 100 for 4."""
+    """4.5 standard errors, themselves estimated from so few prompts, are 1 in 5,000 for 16 prompts, 1 in 100 for 4."""
     assert settled().window(window(), Looks(am1=seen(4.5, groups=16))).back == "window"
     assert settled().window(window(), Looks(am1=seen(4.5, groups=4))).back == ""
     raised = [
