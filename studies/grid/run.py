@@ -1,24 +1,26 @@
 """`auto` on tasks, starts and trainer options that it was not designed on, beside plain runs and other rules.
 
     python -m studies.grid.tasks            # the bases of the four tasks of this study, once
-    python -m studies.grid.run starts       # six starts, six tasks, controls
+    python -m studies.grid.run starts       # seven starts, six tasks, controls
     python -m studies.grid.run options      # trainer options on one task, `auto` from two starts, plain at three rates
+    python -m studies.grid.run watched      # plain runs at four rates: what `auto` would have seen of each window
     python -m studies.grid.table            # of the published records, or of the folder named
 
 Every run is TRL's GRPOTrainer, 200 (starts) or 100 (options) steps of 16 x 8 completions. One JSON record for each; a
-second call goes on with what is missing. Designed on seeds 10 to 12 of A, B and `half-nat`, and on seed 10 of the other
-tasks; reported on others.
+second call goes on with what is missing. Designed on seeds 10 to 13 of A, B, `half-nat` and `penalty`, and on seed 10
+of the other tasks; reported on others.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,10 @@ from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.policies import Auto
 from nextrl.engines.trl.trainer import as_dataset, with_adapter
-from nextrl.judge.controller import Controller
+from nextrl.judge.controller import Controller, Look
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
+from nextrl.judge.window import Window
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.loop import one_thread
 from nextrl.runs.meter import Meter
@@ -43,7 +46,7 @@ from nextrl.tasks.evaluate import evaluate
 from studies.folders import default_out, parser
 from studies.grid import tasks as own
 
-STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 2e-2)
+STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 5e-3, 2e-2)
 LAB, OWN = ("chain", "chain-wrong-rule"), ("partial", "penalty", "sparse", "half-nat")
 EVALUATIONS = (20, 40, 60, 100, 150, 200)
 AVERAGED = 60  # steps at a run's end whose adapters are averaged, every fifth of them
@@ -54,8 +57,8 @@ class Arm:
     """One run.
 
     Attributes:
-        rule: `auto`, `plain`, `kl` (each step's divergence is held at `goal`) or `kl-back` (and a step far beyond it is
-            taken back).
+        rule: `auto`, `plain`, `kl` (each step's divergence is held at `goal`), `kl-back` (and a step far beyond it is
+            taken back) or `watch` (plain, and what `auto` would have seen).
         rate: what it starts from.
         options: of GRPOConfig.
         lora: of LoraSettings.
@@ -97,7 +100,7 @@ class DivergenceRule(Controller):
             return Decision(-1.0, min(0.5, factor), "taken back", {}, 0, back="step")
         return Decision(0.0, factor, "rule", {}, 0)
 
-    def window(self, window: Any, look: Any) -> Decision:
+    def window(self, window: Window, look: Look) -> Decision:
         return stay("never judged")
 
 
@@ -107,7 +110,42 @@ class DivergenceRuleBack(DivergenceRule):
     back = True
 
 
-CONTROLLERS = {"auto": Controller, "kl": DivergenceRule, "kl-back": DivergenceRuleBack}
+class Watch(Controller):
+    """Looks at every window, and does nothing.
+
+    Attributes:
+        seen: of each window its last step, mean reward, nats per token, how sure the batch is that its start was
+            better, how sure it is that the reward fell, prompts that inform, and the harm added up.
+    """
+
+    def __init__(self, config: ControllerConfig) -> None:
+        never = {"undo": math.inf, "alarm": math.inf, "harm": math.inf, "sure": math.inf, "patience": 10**9}
+        super().__init__(replace(config, cooldown=0.0, **never))
+        self.seen: list[list[float]] = []
+
+    def checks(self, step: int) -> bool:
+        return False
+
+    @property
+    def length(self) -> int:
+        return self.config.every
+
+    def window(self, window: Window, look: Look) -> Decision:
+        decision = super().window(window, look)
+        if back := decision.looks.get(-1.0):
+            row = (
+                window.reward,
+                back.nats_k2,
+                back.evidence,
+                window.fall,
+                back.informative_groups,
+                self.harm,
+            )
+            self.seen.append([window.step, *(round(value, 4) for value in row)])
+        return stay("watched")
+
+
+CONTROLLERS = {"auto": Controller, "kl": DivergenceRule, "kl-back": DivergenceRuleBack, "watch": Watch}
 
 
 class Average(TrainerCallback):
@@ -184,8 +222,9 @@ def work(arm: Arm, out: Path) -> str:
     )
     record, average = ArmRecord(name=arm.name, kind="auto", label=arm.name), Average()
     meter, callbacks, leaper = Meter(described, tokenizer, record), [], None
+    policy = Auto(ControllerConfig(every=arm.every), CONTROLLERS.get(arm.rule, Controller))
     if arm.rule != "plain":
-        leaper = LeapCallback(policy=Auto(ControllerConfig(every=arm.every), CONTROLLERS[arm.rule]))
+        leaper = LeapCallback(policy=policy)
         meter.costs, callbacks = (lambda: leaper.costs), [leaper]
     given: dict[str, Any] = {
         "per_device_train_batch_size": 128,
@@ -237,6 +276,8 @@ def work(arm: Arm, out: Path) -> str:
     if leaper is not None:
         costs = leaper.costs
         kept |= {"callback_s": round(costs.search_seconds, 2), "searched": costs.search_completions}
+        if arm.rule == "watch":
+            kept["seen"] = policy.controller.seen
         if arm.rule == "auto":
             acted = [d for d in leaper.decisions if d.back or d.reason != "nothing speaks for another rate"]
             kept["decisions"] = [[d.step, d.back, d.learning_rate, d.reason] for d in acted]
@@ -247,7 +288,7 @@ def work(arm: Arm, out: Path) -> str:
 
 
 def starts(seeds: list[int]) -> Iterator[Arm]:
-    """`auto` from six starts on six tasks, plain at three rates, and the rule without a judge."""
+    """`auto` from seven starts on six tasks, plain at three rates, and the rule without a judge."""
     for seed in seeds:
         for task in (*LAB, *OWN):
             for rate in STARTS:
@@ -288,6 +329,14 @@ PLAIN = {
 }
 
 
+def watched(seeds: list[int]) -> Iterator[Arm]:
+    """Plain runs at four rates, with an eye on each window."""
+    for seed in seeds:
+        for task in (*LAB, *OWN):
+            for rate in (5e-4, 1e-3, 2e-3, 5e-3):
+                yield Arm("watched", "default", task, "watch", rate, seed)
+
+
 def options(seeds: list[int]) -> Iterator[Arm]:
     """Trainer options on task A: `auto` from two starts, and plain at three rates."""
     for seed in seeds:
@@ -298,10 +347,13 @@ def options(seeds: list[int]) -> Iterator[Arm]:
                     yield Arm("options", name, "chain", rule, rate, seed, **given)
 
 
+GROUPS = {"starts": starts, "options": options, "watched": watched}
+
+
 def main() -> None:
     """Run what is missing, two at a time."""
     arguments = parser(__doc__)
-    arguments.add_argument("group", choices=["starts", "options"])
+    arguments.add_argument("group", choices=[*GROUPS])
     arguments.add_argument("--out", type=Path, default=default_out("grid"), help="records")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments.add_argument("--tasks", nargs="+", default=[])
@@ -311,7 +363,7 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, default=2)
     given = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    arms = starts(given.seeds) if given.group == "starts" else options(given.seeds)
+    arms = GROUPS[given.group](given.seeds)
     jobs = [
         arm
         for arm in arms

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,25 @@ def print_options(runs: Runs) -> None:
         print(f"| {name} | {best:g} | " + " | ".join(cells) + " |")
 
 
+def print_watched(runs: Runs) -> None:
+    """Each plain run that was watched: its accuracy, and the most harm that its windows added up to."""
+    print("\n| task | plain rate | seed | accuracy at the end | largest S | nats per window: median, most |")
+    print("|---|---|---|---|---|---|")
+    for (task, _, _, rate), found in runs.items():
+        for record in found:
+            harm, nats = ([row[i] for row in record["seen"]] for i in (6, 2))
+            print(
+                f"| {task} | {rate:g} | {record['arm']['seed']} | {end(record):.3f} | {max(harm):.1f} | "
+                f"{statistics.median(nats):.2g}, {max(nats):.2g} |"
+            )
+
+
 def main() -> None:
     """All tables."""
     folder = records_to_read("grid", __doc__)
     print_starts(read(folder, "starts"))
     print_options(read(folder, "options"))
+    print_watched(read(folder, "watched"))
 
 
 if __name__ == "__main__":

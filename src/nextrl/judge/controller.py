@@ -134,6 +134,11 @@ class Controller:
         return self._settled
 
     @property
+    def harm(self) -> float:
+        """What the windows at the present rate add up to, in standard errors (CUSUM)."""
+        return self._harm
+
+    @property
     def length(self) -> int:
         """Steps of the window under way: few after a change of the rate, many where it has held for long."""
         if self._judged >= 2 + self.config.patience:

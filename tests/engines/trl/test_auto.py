@@ -104,11 +104,11 @@ def test_an_undone_window_is_as_it_began_to_the_bit_moments_too(tmp_path: Path) 
     run = trainer(tmp_path, [before, LeapCallback(policy=policy), after], learning_rate=1e-3, max_steps=5)
     run.train()
     # Windows are short at first: one step, judged after the second, whose rollouts were sampled where it ended.
-    assert policy._controller.windows >= 1
+    assert policy.controller.windows >= 1
     assert same(after.ends[2][0], before.begins[1][0])
     assert after.ends[2][1] == before.begins[1][1] == []
     assert after.ends[2][2] == pytest.approx(5e-4)
-    assert policy._controller.seen.nats_k2 > 0.0
+    assert policy.controller.seen.nats_k2 > 0.0
 
 
 @pytest.mark.parametrize("options", [{}, BUFFERED, {"kind": RLOOTrainer}, {"num_iterations": 2}])

@@ -23,7 +23,10 @@ class Auto:
 
     Args:
         config: the controller's dials.
-        controller: makes the controller (for tests that script one).
+        controller: makes the controller (for tests and studies that have their own).
+
+    Attributes:
+        controller: the controller of the run under way, or of the last one.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Auto:
     ) -> None:
         self.method, self.searches, self.keeps_history, self.undoes = "auto", False, False, True
         self._config, self._make = config or ControllerConfig(), controller
-        self._controller = controller(self._config)
+        self.controller = controller(self._config)
         self.every, self.acceptance = self._config.every, Acceptance()
         self.fall = self.fall_errors = 0.0  # it takes no leap back: none is made
 
@@ -44,19 +47,19 @@ class Auto:
 
     def begin(self, rows: int) -> None:
         """A new controller."""
-        self._controller = self._make(self._config)
+        self.controller = self._make(self._config)
 
     def checks(self, step: int) -> bool:
         """Where the controller does."""
-        return self._controller.checks(step)
+        return self.controller.checks(step)
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """After as many steps as the controller wants, or on a fall of the reward, where fresh rollouts follow."""
-        return fresh and (window.step - began >= self._controller.length or self._controller.alarmed(window))
+        return fresh and (window.step - began >= self.controller.length or self.controller.alarmed(window))
 
     def cooled(self, step: int, steps: int) -> float:
         """The controller's."""
-        return self._controller.cooled(step, steps)
+        return self.controller.cooled(step, steps)
 
     def waits_for_checkpoint(self, step: int) -> bool:
         """Never: what is needed is in memory."""
@@ -64,8 +67,8 @@ class Auto:
 
     def decide_step(self, view: View, step: int, share: float) -> Decision | None:
         """The controller's decision on the step just taken."""
-        moved = view.moved(FEW if self._controller.settled else MOST)
-        return agreed(view.ranks, self, partial(self._controller.step, step, moved, share))
+        moved = view.moved(FEW if self.controller.settled else MOST)
+        return agreed(view.ranks, self, partial(self.controller.step, step, moved, share))
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The controller's decision on the window."""
@@ -74,15 +77,15 @@ class Auto:
         def look(alpha: float) -> BatchGain | None:
             return view.look(candidate(alpha))
 
-        return agreed(view.ranks, self, partial(self._controller.window, view.window), look), candidate
+        return agreed(view.ranks, self, partial(self.controller.window, view.window), look), candidate
 
     def moved(self, step: int, alpha: float) -> None:
         """Nothing: a window never spans a leap, which the callback sees to."""
 
     def state(self) -> dict[str, Any]:
         """The controller's."""
-        return self._controller.state()
+        return self.controller.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`."""
-        self._controller.restore(state)
+        self.controller.restore(state)
