@@ -6,7 +6,8 @@ Importing this module registers the tasks `partial`, `penalty`, `sparse` and `ha
 is a different base for each of them: `bases.load("grid", "partial")`. Prompts are 6,000 random ones per task, split by
 hash (about 600 test prompts). Rewards are in the task's own units, and so is what `evaluate` calls accuracy.
 
-Seen on seed 10 (plain GRPO, 200 steps of 16 x 8, 500 test prompts; `studies.grid.run watched` does it on all of them). At each rate the mean reward
+Seen on seed 10 (plain GRPO, 200 steps of 16 x 8, 500 test prompts; `studies.grid.run watched` does it on all). At each
+rate the mean reward
 over the run (area under the curve) and at its end, then the nats per token of windows of ten steps at the rate with
 the greatest area:
 

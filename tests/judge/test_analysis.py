@@ -77,3 +77,21 @@ def test_the_zero_point_follows_the_run_s_own_beta1(tmp_path):
     dashed = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"]
     assert dashed == pytest.approx([adam_persistence(w, 0.5) for w in found.persistence])
     assert analyze(Trajectory.load(tmp_path), beta1=0.8).zero[10] == adam_persistence(10, 0.8)
+
+
+def test_lines_are_judged_on_checkpoints_after_the_fit(tmp_path):
+    write_run(tmp_path, lora(target_modules=["q_proj", "down_proj"]), steps=range(10, 160, 10))
+    found = analyze(Trajectory.load(tmp_path))
+    value = found.to_json()
+    assert set(value["linear_ahead"]) == {"u", "v", "sigma", "rank1"}
+    assert value["modules"][0]["linear_ahead"]["rank1"] <= 1.0
+    assert value["linear_ahead"]["u"]["median"] <= value["linear_r2"]
+    sigma = value["modules"][0]["sigma"]["global"]["150"]
+    share = found.modules[0].nuclear_share["global"][150]
+    assert share == pytest.approx(sigma[0] / sum(sigma), rel=1e-6)
+    assert share < found.modules[0].share["global"][150]  # E1 is of sigma, the energy of its squares
+    assert set(value["nuclear_share"]) == {"global", "local", "target"}
+
+
+def test_a_short_run_has_no_linearity_ahead(result):
+    assert result.to_json()["linear_ahead"] == {}

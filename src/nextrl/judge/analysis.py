@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from nextrl.errors import InputError
 from nextrl.nested import json_ready
 from nextrl.trajectory import trainer_log
+from nextrl.trajectory.linearity import COMPONENTS, linearity_ahead
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.precision import WARN_ABOVE, noise_share
 from nextrl.trajectory.spectra import KINDS, Spectrum, map_modules, module_spectra
@@ -43,7 +45,9 @@ class ModuleAnalysis:
         share: kind -> step -> sigma_1^2 over the delta's energy.
         cosines: kind -> step -> (cos of u1 and of v1 with the previous checkpoint's, and with the last's).
         persistence: of the most recent pair of windows, window -> cosine.
-        r2: straightness of the coefficient.
+        nuclear_share: kind -> step -> sigma_1 over the sum of all singular values.
+        r2: straightness of the coefficient, of the checkpoints that the line was fitted to.
+        ahead: R^2 of lines on checkpoints after the ones that they were fitted to, see `linearity_ahead`.
         norm: |W_T - W_0|.
     """
 
@@ -54,7 +58,9 @@ class ModuleAnalysis:
     share: dict[str, dict[int, float]] = field(default_factory=dict)
     cosines: dict[str, dict[int, tuple[float, float, float, float]]] = field(default_factory=dict)
     persistence: dict[int, float] = field(default_factory=dict)
+    nuclear_share: dict[str, dict[int, float]] = field(default_factory=dict)
     r2: float = math.nan
+    ahead: dict[str, float] = field(default_factory=dict)
     norm: float = 0.0
 
 
@@ -93,13 +99,36 @@ class Analysis:
                     found.setdefault(step, []).append(values[which])
         return {step: sum(x) / len(x) for step, x in sorted(found.items())}
 
+    def mean_nuclear_share(self, kind: str) -> dict[int, float]:
+        """step -> mean over modules of sigma_1 over the sum of all singular values (the paper's E1, second-hand)."""
+        found: dict[int, list[float]] = {}
+        for module in self.modules:
+            for step, share in module.nuclear_share[kind].items():
+                if not math.isnan(share):
+                    found.setdefault(step, []).append(share)
+        return {step: sum(x) / len(x) for step, x in sorted(found.items())}
+
+    def linearity(self) -> dict[str, dict[str, float]]:
+        """Component -> {"median": R^2 ahead over modules, "below_0": share of modules}; empty for few checkpoints."""
+        result: dict[str, dict[str, float]] = {}
+        for name in COMPONENTS:
+            found = [m.ahead[name] for m in self.modules if not math.isnan(m.ahead.get(name, math.nan))]
+            if found:
+                result[name] = {
+                    "median": statistics.median(found),
+                    "below_0": sum(r2 < 0 for r2 in found) / len(found),
+                }
+        return result
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `nextrl analyze --json`; numbers that are not defined are null."""
         result = {
             "steps": list(self.steps),
             "horizon": self.horizon,
             "energy_share": self.energy_share,
+            "nuclear_share": {kind: self.mean_nuclear_share(kind) for kind in KINDS},
             "linear_r2": self.line.r2,
+            "linear_ahead": self.linearity(),
             "cos_previous": {k: {"u": self.mean_cosine(k, 0), "v": self.mean_cosine(k, 1)} for k in KINDS},
             "cos_last": {k: {"u": self.mean_cosine(k, 2), "v": self.mean_cosine(k, 3)} for k in KINDS},
             "persistence": self.persistence,
@@ -113,6 +142,7 @@ class Analysis:
                     "name": m.name,
                     "norm": m.norm,
                     "linear_r2": m.r2,
+                    "linear_ahead": m.ahead,
                     "persistence": m.persistence,
                     "energy_share": m.share,
                     "sigma": m.sigma,
@@ -210,6 +240,7 @@ def _module(
     result = ModuleAnalysis(name, int(match[1]) if match else None, _type(name))
     for kind, spectrum in spectra.items():
         share = spectrum.share().tolist()
+        result.nuclear_share[kind] = dict(zip(spectrum.steps, spectrum.nuclear_share().tolist(), strict=True))
         leading = spectrum.sigma[:, : RANKS[-1]].tolist()
         result.sigma[kind] = dict(zip(spectrum.steps, leading, strict=True))
         result.share[kind] = dict(zip(spectrum.steps, share, strict=True))
@@ -217,6 +248,7 @@ def _module(
     for window, row in persistence_table(gram, traj.steps, windows, traj.start).items():
         if row:
             result.persistence[window] = row[max(row)]
+    result.ahead = linearity_ahead(spectra["global"])
     result.r2, result.norm = line(gram, traj.steps).r2, float(gram[-1, -1].clamp_min(0).sqrt())
     return result
 

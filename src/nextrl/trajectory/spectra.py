@@ -52,6 +52,13 @@ class Spectrum:
         energy = self.sigma.square()
         return energy[:, :k].sum(1) / energy.sum(1)
 
+    def nuclear_share(self) -> Tensor:
+        """(P) float64: sigma_1 over the sum of all singular values, the paper's E1 (second-hand); NaN for a zero delta.
+
+        Of a full-weight delta only the singular values that were kept of it are known, so that it comes out too large.
+        """
+        return self.sigma[:, 0] / self.sigma.sum(1)
+
 
 def iter_spectra(
     traj: Trajectory, horizon: int | None = None, *, workers: int | None = None
