@@ -33,6 +33,7 @@ from nextrl import LeapCallback
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.policies import Auto
+from nextrl.engines.trl.policies.effopd import EffOpd
 from nextrl.engines.trl.trainer import as_dataset, with_adapter
 from nextrl.judge.controller import Controller, Look
 from nextrl.judge.controller_config import ControllerConfig
@@ -58,7 +59,7 @@ class Arm:
 
     Attributes:
         rule: `auto`, `plain`, `kl` (each step's divergence is held at `goal`), `kl-back` (and a step far beyond it is
-            taken back) or `watch` (plain, and what `auto` would have seen).
+            taken back), `effopd` or `watch` (plain, and what `auto` would have seen).
         rate: what it starts from.
         options: of GRPOConfig.
         lora: of LoraSettings.
@@ -223,8 +224,11 @@ def work(arm: Arm, out: Path) -> str:
     record, average = ArmRecord(name=arm.name, kind="auto", label=arm.name), Average()
     meter, callbacks, leaper = Meter(described, tokenizer, record), [], None
     policy = Auto(ControllerConfig(every=arm.every), CONTROLLERS.get(arm.rule, Controller))
-    if arm.rule != "plain":
+    if arm.rule == "effopd":
+        leaper = LeapCallback(policy=EffOpd())
+    elif arm.rule != "plain":
         leaper = LeapCallback(policy=policy)
+    if leaper is not None:
         meter.costs, callbacks = (lambda: leaper.costs), [leaper]
     given: dict[str, Any] = {
         "per_device_train_batch_size": 128,
@@ -278,6 +282,8 @@ def work(arm: Arm, out: Path) -> str:
         kept |= {"callback_s": round(costs.search_seconds, 2), "searched": costs.search_completions}
         if arm.rule == "watch":
             kept["seen"] = policy.controller.seen
+        if arm.rule == "effopd":
+            kept["decisions"] = [[d.step, d.alpha, d.reason] for d in leaper.decisions]
         if arm.rule == "auto":
             acted = [d for d in leaper.decisions if d.back or d.reason != "nothing speaks for another rate"]
             kept["decisions"] = [[d.step, d.back, d.learning_rate, d.reason] for d in acted]
@@ -298,6 +304,8 @@ def starts(seeds: list[int]) -> Iterator[Arm]:
             for rate in (1e-5, 2e-2):
                 yield Arm("starts", "default", task, "kl-back", rate, seed)
             yield Arm("starts", "default", task, "kl", 2e-2, seed)
+            for rate in (1e-5, 5e-4, 2e-3):
+                yield Arm("starts", "default", task, "effopd", rate, seed)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

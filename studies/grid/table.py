@@ -61,7 +61,7 @@ def row(label: str, records: Sequence[dict[str, Any]], steps: Iterable[int]) -> 
 
 def print_starts(runs: Runs) -> None:
     """Each task: every start of `auto`, plain rates, rules without a judge; then the goals."""
-    order = {"auto": 0, "kl-back": 1, "kl": 2, "plain": 3}
+    order = {"auto": 0, "kl-back": 1, "kl": 2, "effopd": 3, "plain": 4}
     met: list[str] = []
     for task in dict.fromkeys(t for t, *_ in runs):
         steps = (20, 40, 60, 100, 200)

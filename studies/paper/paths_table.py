@@ -1,0 +1,76 @@
+"""The tables of studies/paper/README.md on paths, from the records of studies/paper/paths.py.
+
+python -m studies.paper.paths_table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nextrl.trajectory.linearity import COMPONENTS
+from studies.folders import parser, published
+from studies.over_seeds import mean_and_error
+
+REACHED = (0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+def read(folder: Path) -> dict[tuple[str, str, float], list[dict[str, Any]]]:
+    """(task, kind, rate) -> records, one a seed."""
+    found: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*/seed-*.json")):
+        record = json.loads(path.read_text())
+        run = record["run"]
+        found.setdefault((run["task"], run["kind"], run["rate"]), []).append(record)
+    return found
+
+
+def at_reward(record: dict[str, Any], reached: float) -> float | None:
+    """E1 at the first checkpoint by which accuracy was measured to have reached so much."""
+    for step, accuracy in record["accuracy"].items():
+        if accuracy >= reached and int(step) in record["steps"]:
+            return float(record["e1"][record["steps"].index(int(step))])
+    return None
+
+
+def main() -> None:
+    """R^2 ahead, E1 by step, E1 at the same accuracy."""
+    arguments = parser(__doc__)
+    arguments.add_argument("folder", type=Path, nargs="?", default=published("paper") / "paths")
+    runs = read(arguments.parse_args().folder)
+    print(
+        "| task | training | rate | seeds | accuracy | " + " | ".join(f"R² of {c}" for c in COMPONENTS) + " |"
+    )
+    print("|---|---|---|---|---|" + "---|" * len(COMPONENTS))
+    for (task, kind, rate), found in runs.items():
+        cells = [
+            f"{mean_and_error([r['linear_ahead'][c][0] for r in found], 2)} "
+            f"({fmean([r['linear_ahead'][c][3] / r['linear_ahead'][c][4] for r in found]):.0%})"
+            for c in COMPONENTS
+        ]
+        ends = mean_and_error([list(r["accuracy"].values())[-1] for r in found])
+        print(f"| {task} | {kind} | {rate:g} | {len(found)} | {ends} | " + " | ".join(cells) + " |")
+    steps = (10, 30, 60, 100, 150)
+    print(
+        "\n| task | training | rate | " + " | ".join(f"E1 at {s}" for s in steps) + " | energy share at 150 |"
+    )
+    print("|---|---|---|" + "---|" * (len(steps) + 1))
+    for (task, kind, rate), found in runs.items():
+        cells = [mean_and_error([r["e1"][r["steps"].index(s)] for r in found]) for s in steps]
+        cells.append(mean_and_error([r["energy_share"][-1] for r in found]))
+        print(f"| {task} | {kind} | {rate:g} | " + " | ".join(cells) + " |")
+    print("\n| task | training | rate | " + " | ".join(f"E1 at accuracy {x}" for x in REACHED) + " |")
+    print("|---|---|---|" + "---|" * len(REACHED))
+    for (task, kind, rate), found in runs.items():
+        at = [[e for r in found if (e := at_reward(r, x)) is not None] for x in REACHED]
+        print(
+            f"| {task} | {kind} | {rate:g} | "
+            + " | ".join(mean_and_error(v) if v else "-" for v in at)
+            + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()
