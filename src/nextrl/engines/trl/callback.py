@@ -27,7 +27,7 @@ from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.policies import Policy, policy_of
-from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.engines.trl.schedules import set_rate_factor
 from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows

@@ -22,7 +22,7 @@ import math
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -426,9 +426,9 @@ class Seam:
         found: list[float] = metrics.get(name, [])
         return found
 
-    def training_metrics(self) -> Mapping[str, list[float]]:
-        """All of the above by name: what is appended here is averaged into the trainer's next log."""
-        metrics: Mapping[str, list[float]] = self.trainer._metrics["train"]
+    def training_metrics(self) -> MutableMapping[str, list[float]]:
+        """All of the above by name: the mean of each list is in the trainer's next log."""
+        metrics: MutableMapping[str, list[float]] = self.trainer._metrics["train"]
         return metrics
 
     def prepared(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
