@@ -121,7 +121,7 @@ def carry_out(
                 reward=window.reward,
                 variance=window.variance,
                 state=run.adapter.read(),
-                moments=read_moments(run.optimizer),
+                moments=moments_of(run),
             )
         apply_leap(run, run.ranks.same(candidate(decision.alpha)))
     scale_rate(run, memory, decision.rate_factor)
@@ -149,8 +149,12 @@ def go_back(run: LiveRun, memory: Memory, decision: Decision, start: State, mome
 
 
 def moments_of(run: LiveRun) -> Moments:
-    """A copy of the optimizer's state; empty where each process holds but pieces of parameters."""
-    return read_moments(run.optimizer) if whole(run.adapter.parameters) else []
+    """A copy of the optimizer's state, and of what it trains beside the adapter.
+
+    Empty where each process holds but pieces of parameters.
+    """
+    factors = run.adapter.parameters
+    return read_moments(run.optimizer, factors.values()) if whole(factors) else []
 
 
 def scale_rate(run: LiveRun, memory: Memory, factor: float) -> None:
