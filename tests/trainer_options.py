@@ -367,6 +367,7 @@ OPTIONS: dict[str, Option] = {
         make=two_evaluated,
     ),
     "stream": Option("an iterable training dataset", make=stream),
+    "vllm": Option("`use_vllm=True` (there a stand-in engine)", test="trl/test_callback.py"),
     # Trainers.
     "rloo": Option("`RLOOTrainer`", make=lambda: {"kind": RLOOTrainer}),
     "rloo penalty": Option(
@@ -412,7 +413,7 @@ def table() -> list[str]:
         f"[{Path(option.test).name}](../tests/engines/{option.test}) |"
         for option in OPTIONS.values()
     ]
-    return ["| option | | test |", "|---|---|---|", *rows]
+    return ["| option | works, or refused | test |", "|---|---|---|", *rows]
 
 
 def said(verdict: str) -> str:
