@@ -34,8 +34,9 @@ def check_optimizer(optimizer: Any) -> None:
                 f"{type(inner).__name__} keeps weights of its own ({held}), which a leap would not move, so that the "
                 "next steps would undo it: leave LeapCallback out, or train with another optimizer (adamw_torch)"
             )
-    if any(group.get("lr") is None for group in getattr(inner, "param_groups", ())):
+    groups = getattr(inner, "param_groups", ())
+    if any(group.get("lr") is None or group.get("relative_step") for group in groups):
         raise InputError(
-            f"{type(inner).__name__} makes its own learning rate (lr=None), which nobody else can set or read: give it "
-            "one (Adafactor: lr=1e-3, relative_step=False), or leave LeapCallback out"
+            f"{type(inner).__name__} makes its own learning rate (relative_step), which nobody else can set or read: give "
+            "it one (Adafactor: lr=1e-3, relative_step=False), or leave LeapCallback out"
         )
