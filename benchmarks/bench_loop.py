@@ -3,7 +3,8 @@
     python benchmarks/bench_loop.py [--steps 60]
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
-Callback: CPU time of the callback's own hooks (saving its memory apart) over that of the rest of the run.
+Callback: CPU time of the callback's own hooks (saving its memory apart) over that of the rest of the run, for `auto`
+and for a named method, whose windows without a search and whose searches are told apart.
 Saving: CPU time of a checkpoint (trainer's files, callback's memory, resume marker) over that of the ten steps between
 two; CPU time, because wall time of a busy machine stretches either at will. Fit: seconds of `next` and `next-paper` on
 the run's own trajectory.
@@ -25,7 +26,7 @@ import torch
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl import memory
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.trainer import build_trainer, with_adapter
+from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.runs.arm import ArmRecord
@@ -92,13 +93,12 @@ def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, 
 
 
 def measure(
-    steps: int, rate: float, folder: Path, auto: bool, tokens: int = 0
+    steps: int, rate: float, folder: Path, callback: LeapCallback | None, tokens: int = 0
 ) -> tuple[dict[str, float], float, Any, dict[str, list[float]]]:
-    """Train; returns the clocks, the wall time of training, the callback or None, its hooks' clocks."""
+    """Train; returns the clocks, the wall time of training, the callback, its hooks' clocks."""
     model, tokenizer = tiny.load("chain")
     task = get("chain")
     settings = TrainSettings(steps=steps, learning_rate=rate, max_completion_length=tokens or None)
-    callback = LeapCallback() if auto else None
     seconds: dict[str, float] = defaultdict(float)
     hooks = clock_hooks(callback, seconds) if callback else {}
     trainer = build_trainer(
@@ -143,7 +143,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        seconds, wall, *_ = measure(options.steps, 5e-5, folder / "plain", auto=False)
+        seconds, wall, *_ = measure(options.steps, 5e-5, folder / "plain", None)
         bare = sum(seconds[k] for k in ("generation", "forward", "backward", "optimizer"))
         saving = seconds["saving"]
         print(f"bare model time {bare / options.steps:.3f} s a step; TRL's step {wall / options.steps:.3f} s")
@@ -157,7 +157,7 @@ def main() -> None:
             except InputError as error:
                 print(f"fit of {method}: {error}")
         seconds, wall, callback, hooks = measure(
-            options.steps, options.rate, folder / "auto", True, options.tokens
+            options.steps, options.rate, folder / "auto", LeapCallback(), options.tokens
         )
         cpu = seconds["whole cpu"]
         print(f"the same with LeapCallback's memory: {saved_share(seconds):.1%}")
@@ -168,6 +168,24 @@ def main() -> None:
             f"{median(of_steps):.2%}; each: {', '.join(f'{share:.2%}' for share in of_steps)}"
         )
         print(f"completions searched: {callback.costs.search_completions}")
+        named_method(options.steps, options.rate, folder / "named", options.tokens)
+
+
+def named_method(steps: int, rate: float, folder: Path, tokens: int) -> None:
+    """Windows of a named method with and without a search, and what a completion costs in one."""
+    held_out = as_dataset(get("chain").examples("validation")[:64])
+    leaping = LeapCallback(method="linear", at=[steps // 20 * 10], horizon=10, validation=held_out)
+    seconds, _, callback, hooks = measure(steps, rate, folder, leaping, tokens)
+    own = sum(map(sum, hooks.values()))
+    step = (seconds["whole cpu"] - own) / steps
+    trained = TrainSettings(steps=steps, learning_rate=rate).completions_per_step
+    pairs = list(zip(hooks["windows"], callback.decisions, strict=True))
+    quiet = [spent / (10 * step) for spent, decision in pairs if not decision.completions]
+    searches = [(spent, decision.completions) for spent, decision in pairs if decision.completions]
+    print(f"a named method's windows without a search: {max(quiet, default=0.0):.2%} of ten steps at most")
+    for spent, completions in searches:
+        dearer = spent / completions / (step / trained)
+        print(f"a search: {completions} completions, each {dearer:.2f} times a trained one's CPU time")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ class Scripted:
 
     def begin(self, rows: int) -> None: ...
 
+    def announced(self, steps: int, per_step: int, group: int) -> None: ...
+
     def checks(self, step: int) -> bool:
         return False
 

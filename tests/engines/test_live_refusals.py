@@ -17,10 +17,12 @@ from torch import nn
 import lora_runs
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
+from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
+from trl_runs import trainer
 
 PLAIN: Callable[[], Any] = lora_runs.lora
 
@@ -147,6 +149,19 @@ def test_the_live_adapter_and_the_reader_say_the_same(tmp_path: Path, option: st
     assert live == read
     assert (live is None) == (clause is None)
     assert clause is None or clause in str(live)
+
+
+@pytest.mark.parametrize("option", [name for name, (_, _, clause) in OPTIONS.items() if clause is not None])
+def test_the_callback_says_it_before_the_first_step(tmp_path: Path, option: str) -> None:
+    kind, config, _ = OPTIONS[option]
+    model = adapted(kind, config())
+    expected = file_refusal(model, tmp_path / "saved")
+    run = trainer(tmp_path, [LeapCallback()], model=model, max_steps=1)
+    with pytest.raises(InputError, match=r"^adapter 'default'") as refusal:
+        run.train()
+    assert str(refusal.value).split(": ", 1)[1] == expected
+    assert "\n" not in str(refusal.value)
+    assert run.state.global_step == 0
 
 
 @pytest.mark.parametrize("option", [name for name, (_, _, clause) in OPTIONS.items() if clause is None])

@@ -6,6 +6,7 @@ adapter are never touched, and the parameters keep their identity, so Adam's mom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -187,6 +188,11 @@ def _entry(parameter: nn.Parameter) -> tuple[tuple[int, ...], torch.dtype | str]
 def along(start: State, stop: State, alpha: float) -> State:
     """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206)."""
     return {name: torch.lerp(start[name], stop[name], 1.0 + alpha) for name in stop}
+
+
+def distance(start: State, stop: State) -> float:
+    """Length of the way between two states, over all factors."""
+    return math.sqrt(sum(float((stop[name].double() - start[name].double()).square().sum()) for name in stop))
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:

@@ -8,6 +8,7 @@ winner by noise (docs/predictors.md), and is there to reproduce them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,19 @@ class Acceptance:
     def within(self, rows: int) -> Acceptance:
         """The same rule where only so many held-out prompts are there."""
         return self if rows >= self.prompts else replace(self, stages=stages_up_to(rows))
+
+    def most(self, candidates: int, group: int = 1) -> int:
+        """Completions that a search of so many candidates takes at most; of each prompt a whole group is sampled."""
+
+        def cost(start: int, stop: int) -> int:
+            return (-(-stop // group) - start // group) * group
+
+        if self.argmax:
+            return (1 + candidates) * cost(0, self.prompts)
+        first, *later = [cost(start, stop) for start, stop in itertools.pairwise((0, *self.stages))]
+        # Two contenders are seen further at each stage, and either may have been left behind at the one before.
+        contenders = min(2, candidates) * sum(sum(later[: number + 1]) for number in range(len(later)))
+        return (1 + candidates) * first + sum(later) + min(contenders, candidates * sum(later))
 
     def choose(self, score: Score, candidates: Iterable[float]) -> tuple[float, Scores]:
         """The alpha to take (0.0: stay put), and what was seen of each candidate."""

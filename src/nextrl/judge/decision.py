@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Scores
 
 Back = Literal["", "step", "window"]
+
+_FORMER = {"saved_steps_estimate": "claimed_steps"}
+"""Names that fields had in files of earlier versions -> their names now."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Decision:
         reason: one clause for logs.
         scores: mean held-out reward by candidate; empty where nothing was searched.
         completions: completions that the search took.
+        unscored: those of them that could not be scored, and are in no comparison.
         divergence: what the window moved the policy by, nats per token; None where it could not be measured.
         refused: candidates that the score function would not have, with why.
         horizon: steps that a named method's alpha = 1 stands for; None for `auto` and where no leap was due.
@@ -52,6 +56,7 @@ class Decision:
     excess: float | None = None
     back: Back = ""
     looks: Mapping[float, BatchGain] = field(default_factory=dict)
+    unscored: int = 0
 
 
 def stay(reason: str) -> Decision:
@@ -79,6 +84,7 @@ def searched(why: str, alpha: float, scores: Scores, rate_factor: float = 1.0, *
         f"{why}: {outcome}{refusals}",
         scores.means(),
         scores.completions(),
+        unscored=scores.not_scored(),
         refused=dict(scores.refused),
         **facts,
     )
@@ -92,6 +98,7 @@ class DecisionRecord(BaseModel):
         method: "auto" or the extrapolator's name.
         alpha: the leap that was made; 0.0 where none was.
         learning_rate: the rate after the decision.
+        lr_factor: that rate over what the run would have without any change of it; None where that is not known.
         reason: one clause.
         persistence: cosine of the window's displacement with the one before, where it was measured.
         excess: that cosine over what Adam's memory explains.
@@ -104,10 +111,11 @@ class DecisionRecord(BaseModel):
         errors: their standard errors.
         back: what was taken back, "step" or "window".
         cost_completions: completions that searches have taken so far, this one included.
-        saved_steps_estimate: steps that leaps claim to have saved so far, the search charged.
+        claimed_steps: steps that leaps claim to have skipped so far, searches charged: nobody ran the other run.
         rolled_back: the step of the leap that was taken back here.
         horizon, discarded: of a named method, see `Decision`.
         completions: completions that this search took.
+        unscored: those of them that could not be scored, and are in no comparison.
         leg: of a run in segments, the one that the decision ended.
     """
 
@@ -117,6 +125,7 @@ class DecisionRecord(BaseModel):
     method: str = "auto"
     alpha: float
     learning_rate: float | None = None
+    lr_factor: float | None = None
     reason: str
     persistence: float | None = None
     excess: float | None = None
@@ -125,18 +134,26 @@ class DecisionRecord(BaseModel):
     scores: dict[str, float | None] = {}
     divergences: dict[str, float | None] = {}
     cost_completions: int = 0
-    saved_steps_estimate: float | None = None
+    claimed_steps: float | None = None
     rolled_back: int | None = None
     horizon: int | None = None
     discarded: float = 0.0
     completions: int = 0
+    unscored: int = 0
     leg: int | None = None
     gains: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     back: Back = ""
     rate_factor: float = 1.0
 
-    @field_validator("persistence", "excess", "divergence", "reward", "saved_steps_estimate", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {_FORMER.get(name, name): value for name, value in values.items()}
+
+    @field_validator("persistence", "excess", "divergence", "reward", "claimed_steps", mode="before")
     @classmethod
     def _measured(cls, value: Any) -> Any:
         # JSON has no NaN and no infinity: what could not be measured is null there.
@@ -164,6 +181,7 @@ class DecisionRecord(BaseModel):
             "horizon",
             "discarded",
             "completions",
+            "unscored",
             "back",
             "rate_factor",
         )

@@ -109,6 +109,10 @@ class Scores:
         """Prompts on which a candidate could not be compared with staying put."""
         return int(self._difference(alpha, 0.0).isnan().sum())
 
+    def not_scored(self) -> int:
+        """Completions that the scores cost and that could not be scored, over all candidates that were not refused."""
+        return sum(int(rewards.isnan().sum()) for rewards in self.rewards.values())
+
     def gain(self, alpha: float, over: float = 0.0) -> float:
         """Mean paired difference of a candidate over another (default: staying put).
 

@@ -23,7 +23,7 @@ from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.ranks import launched
-from nextrl.engines.trl.seam import draw_orders_again
+from nextrl.engines.trl.samplers import draw_orders_again
 from nextrl.errors import InputError
 from nextrl.files import read_json, whole
 from nextrl.runs.arm import ArmRecord

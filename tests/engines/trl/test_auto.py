@@ -185,6 +185,15 @@ def test_where_the_rate_is_to_stay_windows_are_judged_and_steps_left_alone(
     assert all(d.gains and not d.back for d in callback.decisions)
 
 
+def test_a_reckless_step_stays_where_the_rate_has_to_stay(tmp_path: Path) -> None:
+    """Taken back at the same rate, the next step would be as reckless, and the run would never get anywhere."""
+    before, after = Watch(), Watch()
+    callback = LeapCallback(config=QUIET, adapt_lr=False)
+    trainer(tmp_path, [before, callback, after], learning_rate=0.5, max_steps=1).train()
+    assert same(after.ends[1][0], before.ends[1][0])
+    assert not [d for d in callback.decisions if d.back]
+
+
 def test_a_mean_reward_counts_once_however_many_steps_it_is_trained_on(tmp_path: Path) -> None:
     seen: list[Any] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -520,9 +521,48 @@ def test_decisions_are_logged_and_written_beside_the_checkpoints(tmp_path: Path)
     assert lines[-1]["cost_completions"] == callback.costs.search_completions
     assert callback.costs.search_completions > 0
     per_step = 32
-    assert logged[4]["leap/saved_steps_estimate"] == pytest.approx(
+    assert logged[4]["leap/claimed_steps"] == pytest.approx(
         callback.costs.leapt_steps - callback.costs.search_completions / per_step
     )
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3, 10])
+def test_what_is_logged_of_a_window_is_its_own_however_seldom_the_trainer_logs(
+    tmp_path: Path, logging_steps: int
+) -> None:
+    controller = scripted((0.0, 3.0), (2.0, 0.5), (0.0, 1.0), (0.0, 4.0))
+    callback, watch = leaper(controller=controller, rollback=False), Watch()
+    options = {"max_steps": 10, "lr_scheduler_type": "linear", "logging_steps": logging_steps}
+    run = trainer(tmp_path, [callback, watch], **options)
+    run.train()
+    logged = [h for h in run.state.log_history if "leap/lr" in h]
+    ends = {d.step: d for d in callback.decisions}
+    assert sorted(ends) == [2, 4, 6, 8, 10]
+    assert [h["step"] for h in logged] == {1: [2, 4, 6, 8, 10], 3: [3, 6, 9, 10], 10: [10]}[logging_steps]
+    for entry in logged:
+        step = max(s for s in ends if s <= entry["step"])
+        assert entry["leap/lr"] == ends[step].learning_rate == watch.rates[step - 1]
+        assert (
+            entry["leap/lr_factor"]
+            == ends[step].lr_factor
+            == math.prod([3.0, 0.5, 1.0, 4.0, 1.0][: step // 2])
+        )
+        assert entry["leap/alpha"] == ends[step].alpha
+    assert [d.alpha for d in callback.decisions] == [0.0, 2.0, 0.0, 0.0, 0.0]
+
+
+def test_rows_that_could_not_be_scored_are_counted_in_the_decision(tmp_path: Path) -> None:
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [None if i % 4 == 1 and not run.model.training else 1.0 for i in range(len(completions))]
+
+    callback = leaper()
+    run = trainer(tmp_path, [callback], rewards=reward, max_steps=2)
+    run.train()
+    (decision,) = callback.decisions
+    assert decision.completions == callback.costs.search_completions > 0
+    assert decision.unscored == decision.completions // 4
+    line = (tmp_path / "nextrl_decisions.jsonl").read_text()
+    assert json.loads(line)["unscored"] == decision.unscored
 
 
 def test_a_second_training_starts_afresh(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_search_compares_with_staying_put_and_waits_where_nothing_wins(
         TrainerRollouts, "rewards", lambda self, rows, seed: torch.ones(len(rows), dtype=torch.float64)
     )
     callback = LeapCallback(1, "secant", horizon=1, validation=VALIDATION, prompts=8)
-    before, after, _ = run(tmp_path, callback, max_steps=6)
+    before, after, _ = run(tmp_path, callback, max_steps=7)
     assert all(d.alpha == 0.0 for d in callback.decisions)
     assert all(same(a, b) for a, b in zip(before.states[1:], after.states, strict=True))
     searched = [d.step for d in callback.decisions if d.scores]
@@ -110,7 +110,96 @@ def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run(tmp_path, callback, max_steps=2)
     # Asked in the order 0, -0.5, 1, 2, 4, ...
     assert callback.decisions[0].alpha == 4.0
-    assert callback.decisions[0].saved_steps_estimate == pytest.approx(4.0 * 2)
+    # The leap claims so many steps; the search is charged.
+    spent = callback.costs.search_completions / 32
+    assert callback.decisions[0].claimed_steps == pytest.approx(4.0 * 2 - spent)
+
+
+def searches(callback: LeapCallback) -> list[int]:
+    return [d.step for d in callback.decisions if d.completions]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 7}, [2, 4]),  # a search at step 6 would have one step left to pay in
+        ({"max_steps": 6}, [2, 4]),  # at 6 none
+        ({"max_steps": 10, "lr_scheduler_type": "cosine"}, [2, 4, 6, 8]),
+        # A warm-up is no end; the decay is at its end from step 6 on.
+        (
+            {"max_steps": 10, "schedule": [0.001, 0.002, 0.005, 1, 1, 1, 0.005, 0.005, 0.004, 0.004, 0]},
+            [2, 4],
+        ),
+    ],
+)
+def test_nothing_is_searched_where_nothing_can_come_of_it(
+    tmp_path: Path, options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextrl.engines.trl.policies.at_steps.PATIENCE", 0)
+    options = dict(options)
+    shape, model = options.pop("schedule", None), fresh_model()
+    callback = LeapCallback(2, "factors", horizon=1, validation=VALIDATION, prompts=4, alphas=[1.0])
+    built = trainer(tmp_path, [callback], model=model, **{"learning_rate": 1e-3, **options})
+    if shape:
+        built.create_optimizer()
+        built.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(built.optimizer, lambda step: shape[step])
+    built.train()
+    assert searches(callback) == expected
+    late = [d.reason for d in callback.decisions if d.step > max(expected)]
+    assert all("no search" in reason for reason in late)
+
+
+def test_a_named_step_is_searched_whatever_is_left(tmp_path: Path) -> None:
+    callback = LeapCallback(2, "factors", at=[4], horizon=1, validation=VALIDATION, prompts=4, alphas=[1.0])
+    trainer(tmp_path, [callback], max_steps=4, lr_scheduler_type="linear").train()
+    assert searches(callback) == [4]
+
+
+def priced(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "a search takes at most" in r.getMessage()]
+
+
+def test_the_price_of_searches_is_said_at_the_start_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 3 candidates on 4 + 4 + 8 prompts: all on 4, then two contenders at most beside staying put.
+    callback = LeapCallback(
+        1, "factors", at=[2, 4], horizon=1, validation=VALIDATION, prompts=16, alphas=[1, 2]
+    )
+    trainer(tmp_path, [callback], max_steps=4).train()
+    (line,) = priced(caplog)
+    assert line == (
+        "nextrl: factors: a search takes at most 48 completions of held-out prompts, 1.5 steps' worth; 2 of them are "
+        "75% of this run's (prompts= makes them cheaper)"
+    )
+    assert all(d.completions <= 48 for d in callback.decisions)
+
+
+def test_without_a_word_on_searches_they_take_a_tenth_of_what_was_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def built(name: str, steps: int) -> LeapCallback:
+        callback = LeapCallback(2, "factors", horizon=1, validation=VALIDATION, alphas=[1.0])
+        trainer(tmp_path / name, [callback], max_steps=steps, per_device_train_batch_size=96).train()
+        return callback
+
+    short = built("short", 4)
+    assert priced(caplog)[-1].endswith(
+        "at most 10% of the completions trained on, for which this run is too short: no leap will be made (give at= "
+        "or prompts=)"
+    )
+    assert searches(short) == []
+    assert "waiting" in short.decisions[0].reason
+    long = built("long", 20)
+    assert priced(caplog)[-1].endswith("searches take at most 10% of the completions trained on")
+    # 128 completions at most: a tenth of what was trained on from 1280 on, which is step 14.
+    assert searches(long)[0] == 14
+    assert all(d.cost_completions <= 0.1 * 96 * d.step for d in long.decisions)
+
+
+def test_auto_says_no_price(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, [LeapCallback()], max_steps=1).train()
+    assert priced(caplog) == []
 
 
 def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for(

@@ -73,7 +73,7 @@ def test_a_fall_after_a_leap_puts_everything_back(tmp_path: Path, monkeypatch: p
     third = callback.decisions[2]
     assert third.rolled_back == 4
     assert "the reward fell from 0.5 to 0.205 after the leap of step 4: rolled back" in third.reason
-    assert third.saved_steps_estimate == callback.costs.leapt_steps == -2.0
+    assert third.claimed_steps == callback.costs.leapt_steps == -2.0
     assert [d.rolled_back for d in callback.decisions] == [None, None, 4, None]
     lines = (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()
     assert json.loads(lines[2]) == third.model_dump(mode="json")

@@ -15,6 +15,7 @@ from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts, _prompts
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
+from trainer_options import OPTIONS, build
 from trl_runs import same, trainable, trainer
 
 
@@ -29,7 +30,7 @@ def log_probabilities(model: Any, batches: Any) -> tuple[torch.Tensor, torch.Ten
         ]
     every = torch.log_softmax(logits, -1)
     own = every.gather(-1, parts["completion_ids"].unsqueeze(-1)).squeeze(-1)
-    return every, own, parts["completion_mask"]
+    return every, own, parts["completion_mask"] * parts.get("tool_mask", 1)
 
 
 class Probe(TrainerCallback):
@@ -119,6 +120,21 @@ def test_a_step_s_divergence_is_between_its_two_ends(tmp_path: Path, kind: type)
     probe.run.train()
     assert probe.moved > 0.0
     assert probe.moved == pytest.approx(probe.step, rel=1e-3)
+
+
+def test_what_tools_answered_is_no_movement_of_the_policy(tmp_path: Path) -> None:
+    probe = Probe(1)
+    probe.run = build(OPTIONS["tools"], tmp_path, [probe], max_steps=1, learning_rate=1e-2)
+    probe.run.train()
+    batch = probe.run._buffered_inputs[0]
+    assert bool((batch["tool_mask"] == 0).any())
+    assert probe.moved > 0.0
+    assert probe.moved == pytest.approx(probe.step, rel=1e-3)
+    # Other rows than the trainer holds: the anchor is read anew.
+    probe.run._buffered_inputs = [
+        {**b, "prompt_ids": b["prompt_ids"] + 1} for b in probe.run._buffered_inputs
+    ]
+    assert probe.fresh._heard() is None
 
 
 def test_rows_of_one_prompt_have_one_number_whatever_their_order(tmp_path: Path) -> None:

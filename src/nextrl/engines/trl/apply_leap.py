@@ -18,7 +18,7 @@ from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.rollback import Moments, Snapshot, read_moments, whole, write_moments
-from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import Decision
 from nextrl.judge.window import Window
@@ -50,16 +50,21 @@ class LiveRun:
     @property
     def rate(self) -> float:
         """The present learning rate."""
-        return float(getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]["lr"])
+        return rate_of(self.optimizer)
 
     @property
     def share(self) -> float:
-        """The present rate as a share of the one that the schedule (its warm-up, its decay) began from."""
-        group = getattr(self.optimizer, "optimizer", self.optimizer).param_groups[0]
-        scheduler = getattr(self.scheduler, "scheduler", self.scheduler)
-        # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
-        full = group.get("initial_lr", getattr(scheduler, "base_lrs", [self.rate])[0])
-        return self.rate / float(full) if full else 1.0
+        """The present rate as a share of the schedule's height (below 1 in its warm-up and in its decay)."""
+        return share_of(self.optimizer, self.scheduler)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return int(self.trainer.state.max_steps)
+
+    def falls_by_itself(self, begin: int, end: int) -> bool:
+        """Whether the schedule lowers the rate between two steps."""
+        return falls_by_itself(self.scheduler, begin, end)
 
     @property
     def completions_per_step(self) -> int:
@@ -116,7 +121,7 @@ def carry_out(
                 reward=window.reward,
                 variance=window.variance,
                 state=run.adapter.read(),
-                moments=read_moments(run.optimizer),
+                moments=moments_of(run),
             )
         apply_leap(run, run.ranks.same(candidate(decision.alpha)))
     scale_rate(run, memory, decision.rate_factor)
@@ -144,8 +149,12 @@ def go_back(run: LiveRun, memory: Memory, decision: Decision, start: State, mome
 
 
 def moments_of(run: LiveRun) -> Moments:
-    """A copy of the optimizer's state; empty where each process holds but pieces of parameters."""
-    return read_moments(run.optimizer) if whole(run.adapter.parameters) else []
+    """A copy of the optimizer's state, and of what it trains beside the adapter.
+
+    Empty where each process holds but pieces of parameters.
+    """
+    factors = run.adapter.parameters
+    return read_moments(run.optimizer, factors.values()) if whole(factors) else []
 
 
 def scale_rate(run: LiveRun, memory: Memory, factor: float) -> None:

@@ -27,7 +27,7 @@ from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.policies import Policy, policy_of
-from nextrl.engines.trl.rollouts import set_rate_factor
+from nextrl.engines.trl.schedules import set_rate_factor
 from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class LeapCallback(TrainerCallback):
-    """A policy decides at the end of each window; the adapter leaps in place, and the learning rate follows.
+    """A policy decides what becomes of the learning rate, what is taken back, and where the adapter leaps, in place.
+
+    `auto` looks at single steps and at windows, on what training samples anyway; a named method searches or leaps at
+    the ends of windows. What cannot work is refused when training begins (docs/callback.md has the table of options).
 
     Args:
         every: optimizer steps per window (default: the configuration's, which is 10).
@@ -53,14 +56,15 @@ class LeapCallback(TrainerCallback):
         horizon: steps ahead that a named method's alpha = 1 stands for.
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put.
-        validation: rows (a list of dicts or a datasets.Dataset, with `prompt` and the reward functions' columns) to
-            score a named method's candidates on. Without it the trainer's eval_dataset serves, else rows held back from
-            training.
+        validation: rows (a list of dicts, a datasets.Dataset, a stream or a dict of them, with `prompt` and the reward
+            functions' columns) to score a named method's candidates on; of an SFTTrainer, what auto judges by as well.
+            Without it the trainer's eval_dataset serves, else rows held back from training.
         prompts: most completions of held-out prompts that a named method's candidate is scored on; a search begins with
-            a quarter of them.
+            a quarter of them. Without it, and without `at`, searches take a tenth of the completions trained on at
+            most.
         config: the dials of auto.
         policy: what decides, in place of all the arguments above but `validation`.
-        adapt_lr: let the learning rate follow.
+        adapt_lr: let the learning rate follow; False leaves single steps alone, too, and no cooldown ends the run.
         leaps: move the weights, forward or back; False keeps the learning rate only.
         rollback: take a leap forward back (adapter, rate, Adam's moments) when the training reward of the window after
             it falls, as far as the policy's `fall` and `fall_errors` say, below that of the window before.
@@ -71,6 +75,18 @@ class LeapCallback(TrainerCallback):
         seed: seeds the search's rollouts.
         trainer: the trainer, where it cannot be found by itself (a trainer that wraps another).
         on_leap: called with (step, model, optimizer) after a leap that waited for its checkpoint.
+
+    Attributes:
+        decisions: every decision so far, in order, as `nextrl_decisions.jsonl` has them.
+        costs: completions and seconds spent, and the steps that leaps claim to have skipped.
+
+    Raises:
+        InputError: arguments contradict each other or are out of range; and, when training begins: the trainer is none
+            of TRL's that can be scored, or not as TRL's was read, or has another LeapCallback; the model has no single
+            active LoRA adapter, or one that is no `W + s B A`; the optimizer keeps weights of its own, or makes its own
+            rate; no rows can be held back, or too few are given; a checkpoint's memory is damaged or of another
+            version.
+        StaleWeights: after a leap, if vLLM goes on sampling from the weights before it.
     """
 
     def __init__(
@@ -127,7 +143,11 @@ class LeapCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the trainer, the adapter and the validation rows; take up a resumed run's memory."""
+        """Find the trainer, the adapter and the validation rows; take up a resumed run's memory.
+
+        Raises:
+            InputError: see the class.
+        """
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
         trainer = self._trainer or calling_trainer(self)

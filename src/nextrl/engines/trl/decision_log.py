@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.judge.decision import DecisionRecord
@@ -16,9 +15,10 @@ DECISIONS = "nextrl_decisions.jsonl"
 _LOGGED = {
     "alpha": "leap/alpha",
     "learning_rate": "leap/lr",
+    "lr_factor": "leap/lr_factor",
     "divergence": "leap/divergence",
     "cost_completions": "leap/cost_completions",
-    "saved_steps_estimate": "leap/saved_steps_estimate",
+    "claimed_steps": "leap/claimed_steps",
     "rolled_back": "leap/rolled_back",
 }
 
@@ -40,8 +40,8 @@ class Costs:
     fit_seconds: float = 0.0
     leapt_steps: float = 0.0
 
-    def saved_steps(self, per_step: int) -> float:
-        """`leapt_steps` minus search completions in steps of `per_step`; an estimate: nobody ran the other run."""
+    def claimed_steps(self, per_step: int) -> float:
+        """`leapt_steps` minus search completions in steps of `per_step`: a claim, since nobody ran the other run."""
         return self.leapt_steps - self.search_completions / per_step
 
 
@@ -72,9 +72,15 @@ def line(decision: DecisionRecord) -> str | None:
     return f"nextrl, step {decision.step}: {done}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
 
 
-def show(metrics: Any, decision: DecisionRecord) -> None:
-    """Put a decision's numbers among the metrics that the trainer logs next."""
+def show(metrics: MutableMapping[str, list[float]], decision: DecisionRecord) -> None:
+    """Put a decision's numbers among the metrics that the trainer logs next, in the place of an earlier decision's.
+
+    The trainer logs the mean of what it has gathered since its last log: of one number, that number. The step of a leap
+    that was taken back stays until it is logged.
+    """
     for field, name in _LOGGED.items():
         value = getattr(decision, field)
         if value is not None:
-            metrics[name].append(float(value))
+            metrics[name] = [float(value)]
+        elif field != "rolled_back":
+            metrics.pop(name, None)

@@ -145,7 +145,24 @@ class FreshRollouts:
         if len({(ids.shape[1], mask.shape[1]) for ids, _, mask, _ in self._passes}) != 1:
             return None
         ids, attention, mask, logps = (torch.cat(part) for part in zip(*self._passes, strict=True))
-        return _Rows(ids, attention, mask, logps.float())
+        own = self._own(ids, mask)
+        return None if own is None else _Rows(ids, attention, own, logps.float())
+
+    def _own(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The mask without what tools answered; None where the trainer holds other rows, so that nobody knows."""
+        batches = self._seam.buffered_rollouts()
+        if not any("tool_mask" in batch for batch in batches):
+            return mask
+        known = {
+            _key(row): own
+            for batch in batches
+            for row, own in zip(
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1), batch["tool_mask"], strict=True
+            )
+        }
+        found = [known.get(_key(row)) for row in ids]
+        rows = [own for own in found if own is not None and own.shape == mask.shape[1:]]
+        return mask * torch.stack(rows) if len(rows) == len(found) else None
 
     def _buffered(self) -> _Rows | None:
         """The trainer's rollouts; log-probabilities are NaN where it did not compute them when it sampled."""
@@ -166,6 +183,11 @@ class FreshRollouts:
 
     def _keep(self, log_probabilities: Tensor, ids: Tensor, attention: Tensor, length: int) -> None:
         self._passes.append((ids, attention, attention[:, -length:], log_probabilities))
+
+
+def _key(row: Tensor) -> bytes:
+    """What a row of ids is found again by."""
+    return bytes(row.cpu().numpy().tobytes())
 
 
 def _cut(rows: _Rows, most: int) -> _Rows:

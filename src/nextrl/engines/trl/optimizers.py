@@ -1,4 +1,4 @@
-"""Optimizers under which a leap would not stay where it landed."""
+"""Optimizers under which a leap would not stay where it landed, or whose rate nobody can set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOLDS_WEIGHTS = {
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """See that an optimizer's weights are the model's alone.
+    """See that an optimizer's weights are the model's alone, and that it has a learning rate.
 
     A leap moves the weights in the model. A second copy of them in the optimizer's state stays behind, and the next
     steps draw the model back to it: under schedule-free AdamW (Defazio et al., 2405.15682) half of a leap was gone
@@ -24,7 +24,7 @@ def check_optimizer(optimizer: Any) -> None:
         optimizer: the trainer's, or accelerate's wrapper around it.
 
     Raises:
-        InputError: it keeps weights of its own.
+        InputError: it keeps weights of its own, or makes its rate itself.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     names = [kind.__name__ for kind in type(inner).__mro__]
@@ -34,3 +34,9 @@ def check_optimizer(optimizer: Any) -> None:
                 f"{type(inner).__name__} keeps weights of its own ({held}), which a leap would not move, so that the "
                 "next steps would undo it: leave LeapCallback out, or train with another optimizer (adamw_torch)"
             )
+    groups = getattr(inner, "param_groups", ())
+    if any(group.get("lr") is None or group.get("relative_step") for group in groups):
+        raise InputError(
+            f"{type(inner).__name__} makes its own learning rate (relative_step), which nobody else can set or read: give "
+            "it one (Adafactor: lr=1e-3, relative_step=False), or leave LeapCallback out"
+        )

@@ -8,7 +8,7 @@ is lost. `auto` takes back steps and windows with the same two functions for mom
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,11 @@ from nextrl.engines.live_adapter import State
 from nextrl.judge.window import Window
 
 Moments = list[dict[str, Any]]
-"""One dict per optimizer parameter, in the order of its groups: name of the state -> its tensor or number."""
+"""One dict per optimizer parameter, in the order of its groups: name of the state -> its tensor or number.
+
+A parameter that is trained beside the adapter (`modules_to_save`) has its value there as well, under `VALUE`."""
+
+VALUE = "nextrl_value"
 
 
 @dataclass
@@ -70,11 +74,17 @@ def parameters(optimizer: Any) -> list[Tensor]:
     return [p for group in inner.param_groups for p in group["params"]]
 
 
-def read_moments(optimizer: Any) -> Moments:
-    """A copy of the optimizer's state; an empty dict for a parameter without any."""
+def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Moments:
+    """A copy of the optimizer's state; an empty dict for a parameter without any.
+
+    Args:
+        adapter: parameters whose values are kept elsewhere, all others' are kept here; None keeps no values.
+    """
     inner = getattr(optimizer, "optimizer", optimizer)
+    known = None if adapter is None else {id(p) for p in adapter}
     return [
         {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in inner.state.get(p, {}).items()}
+        | ({} if known is None or id(p) in known else {VALUE: p.detach().clone()})
         for p in parameters(optimizer)
     ]
 
@@ -86,7 +96,9 @@ def write_moments(optimizer: Any, moments: Moments) -> None:
         return
     inner = getattr(optimizer, "optimizer", optimizer)
     for p, kept in zip(parameters(optimizer), moments, strict=True):
-        now = inner.state[p]
+        now, kept = inner.state[p], dict(kept)
+        if (value := kept.pop(VALUE, None)) is not None:
+            p.copy_(value)
         if not kept:  # it had taken no step yet, and makes its state anew at the next one
             now.clear()
         for name, value in kept.items():

@@ -1,28 +1,18 @@
 """The seam to TRL: every private name, and every undocumented behaviour, of its trainers that nextrl leans on.
 
-All of it was read in the source of TRL 1.16.0. `Seam(trainer)` checks that each name exists and takes the arguments
-that it is given here, and refuses a trainer where one does not: with `_buffered_inputs` or `_last_loaded_step` under
-another name, a run would go on training on rollouts from before a leap, and nothing in a log would say so. What cannot
-be checked before a call, such as the form of a result, is checked at every call. No other module of nextrl names a
-private attribute of a trainer, and a test holds that.
-
-Two kinds of trainers need two sets of names: GRPOTrainer and RLOOTrainer generate completions and hold rollouts,
-SFTTrainer does not. A subclass may override any of it with a compatible signature.
-
-The dataset's sampler, inside a chain of wrappers of accelerate's, is found here as well.
+`Seam(trainer)` checks that each name exists and takes the arguments that it is given here (`seam_names`), and refuses a
+trainer where one does not. What cannot be checked before a call, such as the form of a result, is checked at every
+call. No other module of nextrl names a private attribute of a trainer, and a test holds that.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-import logging
 import math
 import random
-import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,153 +22,17 @@ import torch
 import trl
 from torch import Tensor
 
-from nextrl.errors import InputError
-
-log = logging.getLogger(__name__)
-
-READ_IN = "1.16.0"
-"""The version of TRL whose source was read."""
-
-WORKS = "1.16"
-"""The releases of TRL that are known to work."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A trainer's method that nextrl calls.
-
-    Attributes:
-        name: the method's.
-        arguments: TRL's names of the positional arguments that it is given, in order.
-        options: names of its keyword arguments.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    options: tuple[str, ...] = ()
-
-    def problem(self, trainer: Any) -> str | None:
-        """What keeps it from being called as nextrl calls it; None where nothing does."""
-        method = getattr(trainer, self.name, None)
-        if not callable(method):
-            return f"has no method {self.name}"
-        signature = inspect.signature(method)
-        given, takes = (f"({', '.join(n)})" for n in ((*self.arguments, *self.options), signature.parameters))
-        try:
-            # Each name is bound as its own value, to see which parameter it would arrive at.
-            bound = signature.bind(*self.arguments, **{option: option for option in self.options}).arguments
-        except TypeError as error:
-            return f"has a {self.name}{takes} that cannot be given {given} ({error})"
-        # Parameters under names of their own are a subclass's business; TRL's names in another order are not.
-        known = {*self.arguments, *self.options}
-        if any(name in known and value in known and name != value for name, value in bound.items()):
-            return f"has a {self.name}{takes} whose arguments are not in the order {given}"
-        return None
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An attribute that every instance of a trainer has, with whatever value, from its `__init__` on."""
-
-    name: str
-
-    def problem(self, trainer: Any) -> str | None:
-        """That it is missing; None where it is there."""
-        return None if hasattr(trainer, self.name) else f"has no attribute {self.name}"
-
-
-PER_TOKEN = Method(
-    "_get_per_token_logps_and_entropies",
-    ("model", "input_ids", "attention_mask", "logits_to_keep"),
-    ("batch_size",),
-)
-
-SCORE = Method("_generate_and_score_completions", ("inputs",))
-REWARDS = Method("_calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list"))
-
-# What scoring a candidate writes into a trainer: metrics, logs, and what reward functions log themselves.
-_WRITTEN_BY_SCORING = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs")
-
-# What is bound anew for each batch besides: the tools and environments of its rows.
-_REBOUND_BY_SCORING = (
-    *_WRITTEN_BY_SCORING,
-    "num_generations_eval",
-    "_sync_tool_dicts",
-    "_async_tool_dicts",
-    "_batch_environments",
-    "environments",
-)
-
-GENERATING: tuple[Method | Attribute, ...] = (
-    SCORE,
-    REWARDS,
+from nextrl.engines.trl.seam_names import (
     PER_TOKEN,
-    Attribute("_buffered_inputs"),
-    Attribute("_step"),
-    *map(Attribute, _WRITTEN_BY_SCORING),
-    Attribute("reward_weights"),
-    Attribute("num_generations"),
-    Attribute("num_generations_eval"),
-    Attribute("use_vllm"),
+    REBOUND_BY_SCORING,
+    REWARDS,
+    ROLLOUT_PARTS,
+    SCORE,
+    WRITTEN_BY_SCORING,
+    Method,
+    changed,
+    check,
 )
-"""Of GRPOTrainer and RLOOTrainer."""
-
-ENGINE: tuple[Method | Attribute, ...] = (Attribute("_last_loaded_step"),)
-"""Of a generating trainer with vLLM."""
-
-SUPERVISED: tuple[Method | Attribute, ...] = (
-    Method("_prepare_inputs", ("inputs",)),
-    Attribute("_metrics"),
-    Attribute("padding_free"),
-)
-"""Of SFTTrainer."""
-
-_ROLLOUT_PARTS = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")
-
-
-def check(trainer: Any) -> None:
-    """See that a trainer has everything that nextrl leans on; a newer TRL is mentioned once in the log.
-
-    Raises:
-        InputError: it is no GRPOTrainer, RLOOTrainer or SFTTrainer, or something is missing or changed.
-    """
-    for need in _needs(trainer):
-        if problem := need.problem(trainer):
-            raise _changed(trainer, problem)
-    _mention_newer(trl.__version__)
-
-
-def _needs(trainer: Any) -> tuple[Method | Attribute, ...]:
-    if isinstance(trainer, trl.SFTTrainer):
-        return SUPERVISED
-    ours = isinstance(trainer, (trl.GRPOTrainer, trl.RLOOTrainer))
-    if not ours and not all(hasattr(trainer, method.name) for method in (SCORE, REWARDS)):
-        raise InputError(
-            f"{type(trainer).__name__} generates no completions to score: LeapCallback needs TRL's "
-            "GRPOTrainer or RLOOTrainer (or SFTTrainer, as a control)"
-        )
-    engine = ENGINE if getattr(trainer, "use_vllm", False) else ()
-    return GENERATING + engine
-
-
-def _changed(owner: Any, problem: str) -> InputError:
-    """The one line for a trainer, or a model that it made its own, that is not as it was read."""
-    return InputError(
-        f"{type(owner).__name__} (TRL {trl.__version__} is installed) {problem}: leaps lean on it as TRL {READ_IN} "
-        f"has it, and TRL {WORKS} is known to work; run `pip install 'trl=={WORKS}.*'`, or open an issue with this line"
-    )
-
-
-@functools.cache
-def _mention_newer(installed: str) -> None:
-    release = re.match(r"(\d+)\.(\d+)", installed)
-    newest = tuple(int(number) for number in WORKS.split("."))
-    if release and (int(release[1]), int(release[2])) > newest:
-        log.warning(
-            "TRL %s is newer than TRL %s, which nextrl was written against; all that leaps lean on is there",
-            installed,
-            READ_IN,
-        )
 
 
 @dataclass(frozen=True)
@@ -255,8 +109,8 @@ class Seam:
         """
         buffered = self.trainer._buffered_inputs or []
         for batch in buffered:
-            if missing := [part for part in _ROLLOUT_PARTS if part not in batch]:
-                raise _changed(self.trainer, f"holds rollouts without {missing[0]}")
+            if missing := [part for part in ROLLOUT_PARTS if part not in batch]:
+                raise changed(self.trainer, f"holds rollouts without {missing[0]}")
         return list(buffered)
 
     @property
@@ -294,14 +148,14 @@ class Seam:
         graded, passes = _Calls(self._check_rewards), _Calls()
         with self._watched(REWARDS, graded), self._watched(PER_TOKEN, passes):
             batch = getattr(self.trainer, SCORE.name)(rows)
-        if not isinstance(batch, Mapping) or any(part not in batch for part in _ROLLOUT_PARTS):
-            raise _changed(self.trainer, f"returns no rollouts from {SCORE.name}")
+        if not isinstance(batch, Mapping) or any(part not in batch for part in ROLLOUT_PARTS):
+            raise changed(self.trainer, f"returns no rollouts from {SCORE.name}")
         if not graded.results:
-            raise _changed(self.trainer, f"calls no {REWARDS.name} in {SCORE.name}")
+            raise changed(self.trainer, f"calls no {REWARDS.name} in {SCORE.name}")
         by_function = graded.results[-1]
         ids = graded.arguments[-1][len(REWARDS.arguments) - 1]
         if len(ids) != len(rows) or batch["completion_ids"].shape[:1] != (len(rows),):
-            raise _changed(self.trainer, f"returns other completions from {SCORE.name} than one for each row")
+            raise changed(self.trainer, f"returns other completions from {SCORE.name} than one for each row")
         return Scored(
             by_function.double().cpu(),
             self._penalty(batch, passes.results, len(by_function)),
@@ -327,16 +181,14 @@ class Seam:
 
     def _check_rewards(self, by_function: Any) -> None:
         if not isinstance(by_function, Tensor) or by_function.shape[1:] != self.trainer.reward_weights.shape:
-            raise _changed(self.trainer, f"returns no reward of each function from {REWARDS.name}")
+            raise changed(self.trainer, f"returns no reward of each function from {REWARDS.name}")
 
     def _penalty(self, batch: Mapping[str, Any], passes: list[Any], n: int) -> Tensor:
         """(n,) float64 over all processes: beta times the log-ratio to the reference, which RLOO counts as a reward."""
         if not isinstance(self.trainer, trl.RLOOTrainer) or not self.trainer.beta:
             return torch.zeros(n, dtype=torch.float64)
         if len(passes) != 2:
-            raise _changed(
-                self.trainer, f"does not compute the policy's and the reference's {PER_TOKEN.name}"
-            )
+            raise changed(self.trainer, f"does not compute the policy's and the reference's {PER_TOKEN.name}")
         # Its first pass is the policy's, its second the reference's.
         policy, reference = (
             self._logps_in(found, batch["completion_ids"], batch["completion_ids"].size(1))
@@ -354,7 +206,7 @@ class Seam:
         metrics = self.trainer._metrics["eval"]
         names = ("completions/mean_length", "completions/clipped_ratio")
         if missing := [name for name in names if not metrics.get(name)]:
-            raise _changed(self.trainer, f"measures no {missing[0]}")
+            raise changed(self.trainer, f"measures no {missing[0]}")
         return float(metrics[names[0]][-1]), float(metrics[names[1]][-1])
 
     def per_token_logps(self, ids: Tensor, attention: Tensor, length: int) -> Tensor:
@@ -369,7 +221,7 @@ class Seam:
         """The log-probabilities in what the trainer's method returns, a tuple that begins with them."""
         logps = found[0] if isinstance(found, tuple) else None
         if not isinstance(logps, Tensor) or logps.shape != (len(ids), length):
-            raise _changed(
+            raise changed(
                 self.trainer, f"returns no (rows, {length}) log-probabilities from {PER_TOKEN.name}"
             )
         return logps
@@ -422,13 +274,13 @@ class Seam:
         metrics = self.trainer._metrics["train"]
         # Each generation writes both; where only one is there, rewards have got another name.
         if name == "reward" and name not in metrics and "completions/mean_length" in metrics:
-            raise _changed(self.trainer, "measures completions and no metric 'reward'")
+            raise changed(self.trainer, "measures completions and no metric 'reward'")
         found: list[float] = metrics.get(name, [])
         return found
 
-    def training_metrics(self) -> Mapping[str, list[float]]:
-        """All of the above by name: what is appended here is averaged into the trainer's next log."""
-        metrics: Mapping[str, list[float]] = self.trainer._metrics["train"]
+    def training_metrics(self) -> MutableMapping[str, list[float]]:
+        """All of the above by name: the mean of each list is in the trainer's next log."""
+        metrics: MutableMapping[str, list[float]] = self.trainer._metrics["train"]
         return metrics
 
     def prepared(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -447,7 +299,7 @@ class Seam:
         trainer = self.trainer
         held = dict(vars(trainer))
         tokens, states = trainer.state.num_input_tokens_seen, (random.getstate(), np.random.get_state())
-        for name in _WRITTEN_BY_SCORING:
+        for name in WRITTEN_BY_SCORING:
             if name in held:
                 setattr(trainer, name, _copied(held[name]))
         if self.generates:
@@ -455,7 +307,7 @@ class Seam:
         try:
             yield
         finally:
-            for name in _REBOUND_BY_SCORING:
+            for name in REBOUND_BY_SCORING:
                 if name in held:
                     setattr(trainer, name, held[name])
                 else:
@@ -520,37 +372,4 @@ def check_fused_head(model: Any) -> None:
     # TRL's head shows the signature of the forward that it replaced; its own is below.
     takes = inspect.signature(model.forward, follow_wrapped=False).parameters
     if "fused_lm_head" in takes and "shift_labels" not in takes:
-        raise _changed(model, "has a fused head that takes no shift_labels")
-
-
-def training_loader(trainer: Any) -> Any:
-    """The loader of training batches, from the start of `train()` on: callbacks are handed the same one."""
-    return trainer.callback_handler.train_dataloader
-
-
-def dataset_sampler(loader: Any) -> Any:
-    """The sampler of a loader's dataset, None where it has none (a stream)."""
-    return getattr(_sampling(loader), "sampler", None)
-
-
-def replace_dataset_sampler(loader: Any, sampler: Any) -> None:
-    """Draw from another sampler of the same dataset, from the next epoch that begins on."""
-    _sampling(loader).sampler = sampler
-
-
-def draw_orders_again(loader: Any, epochs: int) -> None:
-    """Bring the order of prompts to where it is after some epochs, for a run that goes on from a checkpoint.
-
-    TRL's RepeatSampler shuffles with a generator of its own, one permutation of the dataset an epoch, and no checkpoint
-    holds that generator.
-    """
-    sampler = dataset_sampler(loader)
-    for _ in range(epochs):
-        torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-
-def _sampling(loader: Any) -> Any:
-    """What holds the dataset's sampler: the batch sampler inside all that accelerate wraps around it."""
-    while getattr(loader, "batch_sampler", None) is not None:
-        loader = loader.batch_sampler
-    return loader
+        raise changed(model, "has a fused head that takes no shift_labels")

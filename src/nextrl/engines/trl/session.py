@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_adapter import State, distance
 from nextrl.engines.trl import apply_leap, decision_log
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
 from nextrl.engines.trl.rollback import Moments, Snapshot
+from nextrl.engines.trl.schedules import RateCheck
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
 
 log = logging.getLogger(__name__)
+
+_DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class _Beginning:
 
     Attributes:
         state, moments: the adapter's factors and the optimizer's state.
-        share: the step's rate as a share of what the schedule began from.
+        rate, share: the step's rate, and that as a share of the schedule's height.
         ends_window: whether a window ended here, which the step's rollouts judge.
     """
 
     state: State
     moments: Moments
+    rate: float
     share: float
     ends_window: bool
 
@@ -85,6 +89,9 @@ class Session:
         self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
         policy.begin(len(rows))
+        said = policy.announced(run.steps - step, run.completions_per_step, run.seam.group)
+        if said and run.ranks.leader:
+            log.warning("nextrl: %s", said)
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
         self.decisions: list[DecisionRecord] = []
         self.costs = Costs()
@@ -92,6 +99,8 @@ class Session:
         self._begin_window(step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
+        self._rates = RateCheck()
+        self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
         self._begin_history(step)
 
     def state(self) -> dict[str, Any]:
@@ -125,8 +134,11 @@ class Session:
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
         self._watched = None
+        self._began = (run.adapter.read(), run.rate) if self._rates.waiting else None
         if ends or self._checks(step + 1):
-            self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.share, ends)
+            self._watched = _Beginning(
+                run.adapter.read(), apply_leap.moments_of(run), run.rate, run.share, ends
+            )
             run.tools.fresh.listen()
 
     def _checks(self, step: int) -> bool:
@@ -142,9 +154,11 @@ class Session:
 
     def _cool(self, step: int) -> None:
         """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
-        kept, steps = self.memory, int(self.run.trainer.state.max_steps)
-        cooled = self.policy.cooled(step, steps) if self._adapt_lr else 1.0
-        if kept.cooled == 1.0 and self.run.share < 1.0:
+        kept, run = self.memory, self.run
+        cooled = self.policy.cooled(step, run.steps) if self._adapt_lr else 1.0
+        if kept.cooled == 1.0 and (
+            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.steps))
+        ):
             return
         if cooled != kept.cooled:
             apply_leap.scale_rate(self.run, kept, cooled / kept.cooled)
@@ -161,12 +175,35 @@ class Session:
         # A mean that several steps were trained on is one measurement, not several.
         self.memory.rewards.append(math.nan if self.policy.undoes and not rewards.sampled else reward)
         self.run.check_delivery()
+        self._check_rate(step)
         if self._watched is not None:
             self._judge(step, self._watched)
         elif not self.policy.undoes:
             window = self._window(step, self.memory.rewards)
             if self.policy.ends_window(window, self.memory.began, True):
                 self._end_window(window)
+
+    def _check_rate(self, step: int) -> None:
+        """See whether the first step at another rate had the length that belongs to it; where not, leave the rate."""
+        run, began, self._began = self.run, self._began, None
+        if began is None:
+            return
+        state, rate = began
+        ignored = self._rates.ignored(run.ranks.tell(distance(state, run.adapter.read())), rate)
+        if not ignored or not self._adapt_lr:
+            return
+        kept, self._adapt_lr = self.memory, False
+        name = type(getattr(run.optimizer, "optimizer", run.optimizer)).__name__
+        if run.ranks.leader:
+            log.warning(
+                "nextrl, step %d: the learning rate was multiplied by %.3g, and the steps stayed as long as they were: "
+                "%s does not take its rate from its param_groups, so that auto leaves it alone from now on",
+                step,
+                kept.factor,
+                name,
+            )
+        apply_leap.scale_rate(run, kept, 1.0 / kept.factor)
+        kept.factor = kept.cooled = 1.0
 
     def _judge(self, step: int, before: _Beginning) -> None:
         """Decide on the step just taken, and on the window that ended where it began."""
@@ -185,6 +222,9 @@ class Session:
     def _carry_out(self, decision: Decision, view: View, before: _Beginning, step: int, began: float) -> None:
         """Take back what the decision says, scale the rate, and begin the next window."""
         acted = self._allowed(decision)
+        if acted.rate_factor != 1.0 and not self._rates.settled:
+            length = distance(before.state, self.run.adapter.read())
+            self._rates.changed(self.run.ranks.tell(length), before.rate)
         if acted.back == "step":
             apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
         elif acted.back == "window":
@@ -254,6 +294,9 @@ class Session:
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
             partial(run.tools.fresh.moved, end),
+            run.steps - window.step,
+            run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
+            self.costs.search_completions,
         )  # fmt: skip
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
@@ -315,7 +358,8 @@ class Session:
             reward=window.reward,
             **({"divergences": self.scores.divergences} if decision.completions else {}),
             cost_completions=costs.search_completions,
-            saved_steps_estimate=costs.saved_steps(run.completions_per_step),
+            claimed_steps=costs.claimed_steps(run.completions_per_step),
+            lr_factor=self.memory.factor,
             rolled_back=taken_back,
         )
         self.decisions.append(record)

@@ -11,7 +11,8 @@ from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.trl.rollouts import InGroups
-from nextrl.engines.trl.seam import Seam, dataset_sampler, replace_dataset_sampler, training_loader
+from nextrl.engines.trl.samplers import dataset_sampler, replace_dataset_sampler, training_loader
+from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nextrl.engines.trl.policies.at_steps import AtSteps
+from nextrl.engines.trl.policies.at_steps import SEARCHED, AtSteps
 from nextrl.engines.trl.policies.auto import Auto
 from nextrl.engines.trl.policies.base import Policy, View
 from nextrl.errors import InputError
@@ -56,4 +56,5 @@ def policy_of(
         at=at,
         every=DEFAULT_WINDOW if every is None else every,
         acceptance=Acceptance() if prompts is None else Acceptance(stages_up_to(prompts)),
+        share=SEARCHED if prompts is None and at is None else None,
     )

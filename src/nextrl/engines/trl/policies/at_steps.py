@@ -30,6 +30,9 @@ FALL, FALL_ERRORS = 0.08, 2.5
 
 PATIENCE = 8  # most windows without a search after searches in which staying put won
 
+SEARCHED = 0.1
+"""Share of the completions trained on that searches may take, where a user has set neither their steps nor prompts."""
+
 
 class AtSteps:
     """A method of the registry, fitted on the run's own checkpoints: at named steps, or at the end of every window.
@@ -45,6 +48,7 @@ class AtSteps:
         every: optimizer steps per window; None ends windows at `at` alone. Nothing can be taken back then, and a method
             that cannot be fitted there stops the run.
         acceptance: how a candidate is accepted.
+        share: most completions of searches, as a share of those that the run has been trained on; None for no bound.
         disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
         seed: of methods that draw random numbers.
         fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
@@ -63,6 +67,7 @@ class AtSteps:
         at: Sequence[int] | None = None,
         every: int | None = 10,
         acceptance: Acceptance | None = None,
+        share: float | None = None,
         disk: DiskHistory | None = None,
         seed: int = 0,
         fall: float = FALL,
@@ -80,9 +85,10 @@ class AtSteps:
         self._windows, self.every = every is not None, every or 1
         self.searches, self.keeps_history, self.undoes = alpha is None, disk is None, False
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
-        self._disk, self._seed = disk, seed
+        self._share, self._disk, self._seed = share, disk, seed
         self.fall, self.fall_errors = fall, fall_errors
         self._fruitless = self._wait = 0
+        self._group = 1
         self._fitted: Leap | None = None
 
     @property
@@ -96,6 +102,30 @@ class AtSteps:
         self._fruitless = self._wait = 0
         if self._disk is not None:
             self._disk.begin()
+
+    @property
+    def _price(self) -> int:
+        """Completions that one search takes at most."""
+        return self.acceptance.most(len(set(self._alphas) - {0.0}), self._group)
+
+    def announced(self, steps: int, per_step: int, group: int) -> str | None:
+        """What searches will take of the run's completions; None of a run whose configuration says it (`disk`)."""
+        self._group = group
+        if not self.searches or self._disk is not None:
+            return None
+        price, whole = self._price, steps * per_step
+        one = (
+            f"{self.method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
+            "steps' worth"
+        )
+        if self._share is None:
+            most = len(self._at) if self._at is not None else max(0, steps // self.every - 1)
+            share = most * price / whole
+            return f"{one}; {most} of them are {share:.0%} of this run's (prompts= makes them cheaper)"
+        bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
+        if price > self._share * whole:
+            return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
+        return bound
 
     def checks(self, step: int) -> bool:
         """Never."""
@@ -124,7 +154,7 @@ class AtSteps:
         step, nothing = view.window.step, partial(along, view.start, view.end)
         if self._disk is None:
             view.history.add(step, view.end, view.window.reward)
-        if because := self._resting(step):
+        if because := self._resting(view):
             return stay(f"{self.method}: {because}"), nothing
         began = time.perf_counter()
         try:
@@ -142,13 +172,29 @@ class AtSteps:
         lost = replace(fitted, alpha=decision.alpha).discarded if decision.alpha else 0.0
         return replace(decision, horizon=self._horizon, fit_seconds=seconds, discarded=float(lost)), candidate
 
-    def _resting(self, step: int) -> str | None:
+    def _resting(self, view: View) -> str | None:
         """Why nothing is tried after this step; None where something is."""
         if self._at is not None:
-            return None if step in self._at else "no leap is due"
+            return None if view.window.step in self._at else "no leap is due"
+        if self.searches and (because := self._not_worth_a_search(view)):
+            return because
         if self._wait:
             self._wait -= 1
             return "the last searches stayed put: waiting"
+        return None
+
+    def _not_worth_a_search(self, view: View) -> str | None:
+        if view.steps_left < self.every:
+            return "less than a window of the run is left: no search"
+        if view.decayed:
+            return "the schedule has brought the rate down to nothing: no search"
+        trained = view.window.trained
+        if (
+            self._share is not None
+            and trained is not None
+            and view.searched + self._price > self._share * trained
+        ):
+            return f"searches have had their {self._share:.0%} of the completions: waiting"
         return None
 
     def _fit(self, view: View, step: int) -> Leap:

@@ -49,6 +49,9 @@ class Auto:
         """A new controller."""
         self.controller = self._make(self._config)
 
+    def announced(self, steps: int, per_step: int, group: int) -> None:
+        """Nothing: it samples nothing."""
+
     def checks(self, step: int) -> bool:
         """Where the controller does."""
         return self.controller.checks(step)

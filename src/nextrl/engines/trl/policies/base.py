@@ -31,6 +31,9 @@ class View:
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
         look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
+        steps_left: optimizer steps of the run that are still to come.
+        decayed: whether the schedule has brought the rate down to hardly anything.
+        searched: completions that searches have taken so far.
         moved: how far the step that those rollouts were for moved the policy, by so many completions of each process,
             nats per token; NaN where unknown.
     """
@@ -44,6 +47,9 @@ class View:
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]
     moved: Callable[[int], float]
+    steps_left: int
+    decayed: bool
+    searched: int
 
 
 class Policy(Protocol):
@@ -77,6 +83,16 @@ class Policy(Protocol):
 
         Args:
             rows: held-out prompts that are there.
+        """
+        ...
+
+    def announced(self, steps: int, per_step: int, group: int) -> str | None:
+        """What a user should read when a run begins, as one line: what searches will cost; None where nothing does.
+
+        Args:
+            steps: of the run, those to come.
+            per_step: completions that a step is trained on.
+            group: completions of each held-out prompt.
         """
         ...
 

@@ -1,0 +1,142 @@
+"""The learning rate of a trainer under its schedule: multiply it, so that the schedule's shape stays, and read it.
+
+A schedule computes rates from numbers of its own: most from one base rate, which is scaled with the rate, others from
+rates besides (the height of `OneCycleLR`, the floor of a cosine). Those of torch and transformers are known here by
+name, so that every later rate is the factor times what it would have been.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+# In an optimizer's groups: rates that schedules left there (the base rate; OneCycleLR's height and end; SWALR's).
+_IN_GROUPS = ("initial_lr", "max_lr", "min_lr", "swa_lr")
+
+# A schedule's class -> its attributes that are rates, or differences of rates, besides `base_lrs`.
+_RATES = {
+    "CosineAnnealingLR": ("eta_min",),
+    "CosineAnnealingWarmRestarts": ("eta_min",),
+    "CyclicLR": ("max_lrs",),
+    "ReduceLROnPlateau": ("min_lrs", "default_min_lr", "eps"),
+    "GreedyLR": ("min_lrs", "max_lrs", "_init_lrs", "eps"),
+}
+
+# Schedules that lower the rate by themselves when they see fit, whatever share of their height it has.
+_FALLING = ("ReduceLROnPlateau", "GreedyLR", "OneCycleLR", "CyclicLR", "CosineAnnealingWarmRestarts")
+
+
+def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
+    """Multiply the learning rate, and all that the schedule makes later rates from, by the same factor."""
+    inner = _optimizer(optimizer)
+    # A compiled step may hold a rate that is a tensor: it stays the same one. Several groups may share it.
+    shared = {id(group["lr"]): group["lr"] for group in inner.param_groups if isinstance(group["lr"], Tensor)}
+    for rate in shared.values():
+        rate.mul_(factor)
+    for group in inner.param_groups:
+        for name in ("lr", *_IN_GROUPS):
+            if name in group and id(group[name]) not in shared:
+                group[name] = _times(group[name], factor)
+    _scale(_scheduler(scheduler), inner, factor)
+
+
+def rate_of(optimizer: Any) -> float:
+    """The present learning rate, of the first group."""
+    return float(_optimizer(optimizer).param_groups[0]["lr"])
+
+
+def share_of(optimizer: Any, scheduler: Any) -> float:
+    """The present rate as a share of the schedule's height: below 1 in a warm-up and in a decay."""
+    group, inner = _optimizer(optimizer).param_groups[0], _scheduler(scheduler)
+    rate = float(group["lr"])
+    # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
+    full = group.get("initial_lr", next(iter(getattr(inner, "base_lrs", ())), rate))
+    if "max_lr" in group:
+        full = group["max_lr"]
+    elif isinstance(inner, lr_scheduler.CyclicLR):
+        full = inner.max_lrs[0]
+    return rate / float(full) if full else 1.0
+
+
+def falls_by_itself(scheduler: Any, begin: int, end: int) -> bool:
+    """Whether a schedule lowers the rate between two steps of the run (from 1), as far as that can be known."""
+    inner = _scheduler(scheduler)
+    if isinstance(inner, lr_scheduler.LambdaLR):
+        return any(scale(end - 1) < scale(begin - 1) for scale in inner.lr_lambdas)
+    return any(name in _FALLING for name in _classes(inner))
+
+
+def _scale(scheduler: Any, optimizer: torch.optim.Optimizer, factor: float) -> None:
+    # A SequentialLR or ChainedScheduler holds others, each with base rates of its own.
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _scale(inner, optimizer, factor)
+    own = [name for kind in _classes(scheduler) for name in _RATES.get(kind, ())]
+    for name in ("base_lrs", *own):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, _times(getattr(scheduler, name), factor))
+    if hasattr(scheduler, "_last_lr"):
+        scheduler._last_lr = [_times(group["lr"], 1.0) for group in optimizer.param_groups]
+
+
+def _times(rate: Any, factor: float) -> Any:
+    """A rate, or a list of rates, multiplied."""
+    return [_times(one, factor) for one in rate] if isinstance(rate, (list, tuple)) else rate * factor
+
+
+def _classes(scheduler: Any) -> list[str]:
+    return [kind.__name__ for kind in type(scheduler).__mro__]
+
+
+def _optimizer(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _scheduler(scheduler: Any) -> Any:
+    """The scheduler inside accelerate's wrapper."""
+    return getattr(scheduler, "scheduler", scheduler)
+
+
+class RateCheck:
+    """Whether an optimizer's steps follow the rate in its groups, by their lengths before and after a change of it.
+
+    A step of Adam, of Lion, of SGD is as long as the rate says, times what the gradients say; from one step to the next
+    that is taken to vary by a factor of `e^SPREAD` (one standard deviation). Each change adds the log-likelihood ratio
+    of "the length followed the rate" against "it did not" to the evidence.
+    """
+
+    SPREAD, SURE = 0.7, 6.0
+
+    def __init__(self) -> None:
+        self.evidence = 0.0
+        self._before: tuple[float, float] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the rate has changed, and the next step's length is to be seen."""
+        return self._before is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough was seen."""
+        return abs(self.evidence) > self.SURE
+
+    def changed(self, length: float, rate: float) -> None:
+        """The rate was changed after a step of this length, which was taken at this rate."""
+        if not self.settled and self._before is None and length > 0.0 and rate > 0.0:
+            self._before = length, rate
+
+    def ignored(self, length: float, rate: float) -> bool:
+        """Whether, by this step of this length at this rate and all before it, the rate is ignored.
+
+        A step without any length (no reward differed from another one) says nothing, and the next is waited for.
+        """
+        if self._before is None or not (length > 0.0 and rate > 0.0 and math.isfinite(length)):
+            return False
+        expected, found = math.log(rate / self._before[1]), math.log(length / self._before[0])
+        self.evidence += expected * (found - expected / 2) / self.SPREAD**2
+        self._before = None
+        return self.evidence < -self.SURE

@@ -1,0 +1,203 @@
+"""The rate under a schedule: scaled whole, read as a share of its height; a rate that is ignored is noticed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+from transformers import TrainerCallback
+from transformers.optimization import GreedyLR, get_scheduler
+
+from nextrl import LeapCallback
+from nextrl.engines.trl.schedules import RateCheck, falls_by_itself, rate_of, set_rate_factor, share_of
+from trl_runs import fresh_model, trainer
+
+
+def optimizer(lr: Any = 1e-3) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr)
+
+
+# Schedules that make rates of more than one number.
+SCHEDULES: dict[str, Any] = {
+    "OneCycleLR": lambda o: OneCycleLR(o, max_lr=2e-3, total_steps=12),
+    "three phases": lambda o: OneCycleLR(
+        o, max_lr=2e-3, total_steps=12, three_phase=True, anneal_strategy="linear"
+    ),
+    "CyclicLR": lambda o: CyclicLR(o, base_lr=1e-4, max_lr=1e-3, step_size_up=3, cycle_momentum=False),
+    "restarts": lambda o: CosineAnnealingWarmRestarts(o, T_0=4, eta_min=1e-4),
+    "plateau": lambda o: ReduceLROnPlateau(o, patience=0, factor=0.5, min_lr=2e-4),
+    "greedy": lambda o: GreedyLR(o, patience=0, factor=0.5, min_lr=2e-4, max_lr=4e-3),
+    "sequence": lambda o: SequentialLR(
+        o, [ConstantLR(o, 0.5, 3), OneCycleLR(o, max_lr=2e-3, total_steps=12)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.25])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_later_rate_is_the_factor_times_what_it_would_have_been(name: str, factor: float) -> None:
+    plain, scaled = optimizer(), optimizer()
+    schedules = [(o, SCHEDULES[name](o)) for o in (plain, scaled)]
+    rates = []
+    for step in range(11):
+        if step == 2:
+            set_rate_factor(scaled, schedules[1][1], factor)
+        rates.append(rate_of(plain))
+        assert rate_of(scaled) == (factor if step >= 2 else 1.0) * rates[-1]
+        for o, schedule in schedules:
+            o.step()
+            schedule.step(*([1.0] if name in ("plateau", "greedy") else []))
+    assert len(set(rates)) > 2
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor() -> None:
+    rate = torch.tensor(1e-3)
+    made = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(2))]} for _ in range(2)], lr=rate)
+    held = [group["lr"] for group in made.param_groups]
+    schedule = LambdaLR(made, lambda step: 1.0)
+    set_rate_factor(made, schedule, 4.0)
+    assert [float(group["lr"]) for group in made.param_groups] == pytest.approx([4e-3] * 2)
+    assert all(group["lr"] is one for group, one in zip(made.param_groups, held, strict=True))
+    schedule.step()
+    assert rate_of(made) == pytest.approx(4e-3)
+
+
+def test_a_share_is_of_the_schedule_s_height() -> None:
+    made = optimizer()
+    schedule = OneCycleLR(made, max_lr=2e-3, total_steps=12, pct_start=0.5)
+    shares = []
+    for _ in range(12):
+        shares.append(share_of(made, schedule))
+        made.step()
+        if len(shares) < 12:
+            schedule.step()
+    assert shares[0] == pytest.approx(1 / 25)
+    assert max(shares) == pytest.approx(1.0, abs=0.02)
+    assert shares[-1] < 0.01
+    made = optimizer()
+    assert share_of(made, CyclicLR(made, 1e-4, 1e-3, cycle_momentum=False)) == pytest.approx(0.1)
+    assert share_of(optimizer(), None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "falls"),
+    [
+        ("constant", {}, False),
+        ("constant_with_warmup", {"num_warmup_steps": 3}, False),
+        ("linear", {"num_warmup_steps": 3, "num_training_steps": 10}, True),
+        ("cosine_with_restarts", {"num_warmup_steps": 0, "num_training_steps": 10}, True),
+        # At its height where the cooldown would begin, and down at the end.
+        (
+            "warmup_stable_decay",
+            {
+                "num_warmup_steps": 1,
+                "num_training_steps": 10,
+                "scheduler_specific_kwargs": {"num_decay_steps": 1},
+            },
+            True,
+        ),
+    ],
+)
+def test_a_schedule_that_falls_by_itself_is_known_beforehand(name: str, options: Any, falls: bool) -> None:
+    assert falls_by_itself(get_scheduler(name, optimizer(), **options), 8, 11) is falls
+
+
+def test_schedules_that_lower_the_rate_when_they_see_fit_are_known() -> None:
+    for name in ("OneCycleLR", "CyclicLR", "restarts", "plateau", "greedy"):
+        assert falls_by_itself(SCHEDULES[name](optimizer()), 8, 11), name
+    assert not falls_by_itself(None, 8, 11)
+
+
+# A rate that is ignored.
+
+
+class Deaf(torch.optim.AdamW):
+    """Steps at the rate that it was made with."""
+
+    def step(self, closure: Any = None) -> None:
+        held = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = 1e-6
+        super().step()
+        for group, lr in zip(self.param_groups, held, strict=True):
+            group["lr"] = lr
+
+
+class Rates(TrainerCallback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("kind", [Deaf, torch.optim.AdamW])
+def test_an_optimizer_that_ignores_the_rate_is_noticed_by_its_next_step(
+    tmp_path: Path, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, rates = fresh_model(), Rates()
+    made = kind([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    callback = LeapCallback()
+    run = trainer(tmp_path, [callback, rates], model=model, optimizers=(made, None), max_steps=5)
+    run.train()
+    assert callback.decisions[0].rate_factor > 100
+    lines = [
+        r.getMessage()
+        for r in caplog.records
+        if "does not take its rate from its param_groups" in r.getMessage()
+    ]
+    if kind is not Deaf:
+        assert lines == []
+        assert rates.rates[1] > 1e-4
+        return
+    (line,) = lines
+    assert line.startswith("nextrl, step 2: the learning rate was multiplied by")
+    assert "Deaf does not" in line
+    assert "\n" not in line
+    assert [r.levelno for r in caplog.records if r.getMessage() == line] == [logging.WARNING]
+    assert rates.rates[1] > 1e-4
+    assert rates.rates[2:] == pytest.approx([1e-6] * 3)  # as if it had never been changed
+    assert [d.step for d in callback.decisions if d.rate_factor != 1.0] == [1]
+
+
+def test_one_step_of_another_length_is_no_evidence_against_a_small_change() -> None:
+    check = RateCheck()
+    check.changed(1.0, 1e-3)
+    assert not check.ignored(1.0, 2e-3)
+    assert not check.settled
+    assert not check.waiting
+
+
+def test_small_changes_add_up() -> None:
+    def noticed(follow: bool) -> int:
+        check = RateCheck()
+        for number in range(1, 40):
+            check.changed(1.0, 1e-3)
+            if check.ignored(0.5 if follow else 1.0, 5e-4):
+                return number
+        return 0
+
+    assert noticed(follow=True) == 0
+    assert 8 < noticed(follow=False) < 20
+
+
+def test_a_step_of_no_length_is_waited_out() -> None:
+    check = RateCheck()
+    check.changed(1.0, 1e-6)
+    assert not check.ignored(0.0, 1e-3)
+    assert check.waiting
+    assert not check.ignored(math.nan, 1e-3)
+    assert check.ignored(1.0, 1e-3)

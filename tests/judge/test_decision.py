@@ -1,0 +1,47 @@
+"""A decision as it is written down, now and by earlier versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from nextrl.judge.decision import Decision, DecisionRecord, searched
+from nextrl.judge.paired_search import Scores
+
+PUBLISHED = Path(__file__).parents[2] / "studies/algorithms/raw/dr_grpo/auto/seed-0/record.json"
+
+
+def test_a_field_s_former_name_is_read_and_its_present_one_written() -> None:
+    former = {"step": 3, "alpha": 0.0, "reason": "r", "saved_steps_estimate": 2.5}
+    record = DecisionRecord.model_validate(former)
+    assert record.claimed_steps == 2.5
+    assert "saved_steps_estimate" not in record.model_dump_json()
+    assert DecisionRecord.model_validate_json(record.model_dump_json()) == record
+    with pytest.raises(ValidationError):
+        DecisionRecord.model_validate({**former, "saved": 1})
+
+
+def test_published_decisions_are_still_read() -> None:
+    decisions = json.loads(PUBLISHED.read_text(encoding="utf-8"))["decisions"]
+    assert decisions
+    for decision in decisions:
+        assert DecisionRecord.model_validate(decision).claimed_steps == decision["saved_steps_estimate"]
+
+
+def test_what_could_not_be_scored_is_counted_over_all_candidates() -> None:
+    import torch
+
+    nan = float("nan")
+    scores = Scores(
+        lambda alpha, start, stop: torch.tensor([1.0, nan, nan if alpha else 0.0][start:stop]).double()
+    )
+    for alpha in (0.0, 2.0):
+        scores.extend(alpha, 3)
+    decision = searched("why", 0.0, scores)
+    assert (decision.completions, decision.unscored) == (6, 3)
+    record = DecisionRecord.of(decision, step=1)
+    assert (record.completions, record.unscored) == (6, 3)
+    assert DecisionRecord.of(Decision(0.0, 1.0, "r", {}, 0), step=1).unscored == 0
