@@ -115,6 +115,10 @@ class LiveAdapter:
         finally:
             self.write(now)
 
+    def along(self, start: State, stop: State, alpha: float) -> State:
+        """`stop + alpha (stop - start)`, see the function `along`."""
+        return along(start, stop, alpha)
+
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
         return {

@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_step_end(args, state, control, **kwargs)
             if state.global_step == 1 and self._session.memory.factor == 1.0:
-                from nextrl.engines.trl.rollouts import set_rate_factor
+                from nextrl.engines.trl.schedule import set_rate_factor
 
                 set_rate_factor(kwargs["optimizer"], kwargs["lr_scheduler"], 3.0)
                 self._session.memory.factor = 3.0

@@ -72,9 +72,13 @@ def line(decision: DecisionRecord) -> str | None:
     return f"nextrl, step {decision.step}: {done}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
 
 
+def logged(decision: DecisionRecord) -> dict[str, float]:
+    """A decision's numbers by their names in the trainer's log."""
+    values = {name: getattr(decision, field) for field, name in _LOGGED.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
 def show(metrics: Any, decision: DecisionRecord) -> None:
     """Put a decision's numbers among the metrics that the trainer logs next."""
-    for field, name in _LOGGED.items():
-        value = getattr(decision, field)
-        if value is not None:
-            metrics[name].append(float(value))
+    for name, value in logged(decision).items():
+        metrics[name].append(value)

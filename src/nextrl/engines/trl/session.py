@@ -10,18 +10,16 @@ window's end are there: the window ended where that step began.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.live_adapter import State
-from nextrl.engines.trl import apply_leap, decision_log
+from nextrl.engines.trl import apply_leap
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
@@ -30,8 +28,6 @@ from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Session:
 
     def __init__(
         self,
-        run: apply_leap.LiveRun,
+        run: apply_leap.Run,
         policy: Policy,
         guard: Guard,
         rows: Sequence[Row],
@@ -79,7 +75,7 @@ class Session:
         rollback: bool = True,
         keep: int = 15,
         seed: int = 0,
-        on_leap: Callable[[int, Any, Any], None] | None = None,
+        on_leap: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.policy, self.rows = run, policy, rows
         self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
@@ -123,7 +119,7 @@ class Session:
         self._cool(step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
         window = self._window(step, self.memory.rewards)
-        ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
+        ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
         if ends or self._checks(step + 1):
             self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.share, ends)
@@ -142,16 +138,13 @@ class Session:
 
     def _cool(self, step: int) -> None:
         """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
-        kept, steps = self.memory, int(self.run.trainer.state.max_steps)
+        kept, steps = self.memory, self.run.max_steps
         cooled = self.policy.cooled(step, steps) if self._adapt_lr else 1.0
         if kept.cooled == 1.0 and self.run.share < 1.0:
             return
         if cooled != kept.cooled:
             apply_leap.scale_rate(self.run, kept, cooled / kept.cooled)
             kept.cooled = cooled
-
-    def _fresh(self) -> bool:
-        return not self.run.seam.generates or self.run.seam.samples_next
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
@@ -241,7 +234,7 @@ class Session:
             began, self.memory.waiting, end = time.perf_counter(), False, self.run.adapter.read()
             decision = self._decide(self._window(step, self.memory.rewards), end, began)
             if decision.alpha and self._on_leap is not None:
-                self._on_leap(step, self.run.trainer.model, self.run.optimizer)
+                self._on_leap(step)
 
     def _window(self, step: int, rewards: Sequence[float]) -> Window:
         """What the window shows for free."""
@@ -319,11 +312,7 @@ class Session:
             rolled_back=taken_back,
         )
         self.decisions.append(record)
-        decision_log.show(run.seam.training_metrics(), record)
-        if run.trainer.args.should_save:
-            decision_log.append(Path(run.trainer.args.output_dir), record)
-            if said := decision_log.line(record):
-                log.warning("%s", said)
+        run.tell(record)
 
     def _begin_window(self, step: int) -> None:
         kept = self.memory

@@ -18,6 +18,8 @@ from nextrl.judge.window import Window
 
 D = TypeVar("D", Decision, Decision | None)
 
+FEW, MOST = 48, 512  # completions of each process that are looked at
+
 
 @dataclass(frozen=True)
 class View:
