@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nextrl.engines.verl.segment_config import SegmentConfig
 
 import synthetic_runs as synthetic
-from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.judge.advice import Thresholds, features
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (

@@ -4,8 +4,9 @@ A leap inside the factors, taking one back, and the candidates between are eleme
 own part by itself, on its own shards: nothing is gathered. Copies lie in the host's memory; on the GPU nothing is
 added. What a copy is called is the driver's affair (`remote.Held`): here it is a number.
 
-FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. FSDP keeps what it gathered
-for a forward pass where it is told to (`reshard_after_forward`), so it is made to forget that after each change.
+FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward
+pass alone, FSDP may go on showing what it gathered (`reshard_after_forward`), so it is made to drop that first, and
+after each change.
 """
 
 from __future__ import annotations
@@ -77,6 +78,16 @@ class Shards:
         self._copies: dict[int, Copy] = {}
         self._moments: dict[int, MomentsCopy] = {}
 
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters as they are sharded."""
+        self._reshard()
+        return trained(self._module)
+
+    def _reshard(self) -> None:
+        for module in self._module.modules():
+            if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
+                reshard()
+
     def drop(self, keys: Sequence[int]) -> None:
         """Forget copies."""
         for key in keys:
@@ -85,7 +96,7 @@ class Shards:
 
     def keep(self, key: int) -> None:
         """Copy the factors as they are."""
-        self._copies[key] = {name: local(p).to("cpu", copy=True) for name, p in trained(self._module).items()}
+        self._copies[key] = {name: local(p).to("cpu", copy=True) for name, p in self._trained().items()}
 
     def keep_along(self, key: int, start: int, stop: int, alpha: float) -> None:
         """Make the factors `stop + alpha (stop - start)`, without writing them."""
@@ -96,11 +107,9 @@ class Shards:
         """Write a copy into the live parameters, bit for bit."""
         copy = self._copies[key]
         with torch.no_grad():
-            for name, p in trained(self._module).items():
+            for name, p in self._trained().items():
                 local(p).copy_(copy[name])
-        for module in self._module.modules():
-            if hasattr(module, "reshard") and hasattr(module, "unshard"):
-                module.reshard()
+        self._reshard()
 
     def keep_moments(self, key: int) -> None:
         """Copy the optimizer's state."""
@@ -181,7 +190,7 @@ class Shards:
             raise InputError(
                 f"{path} is missing: resume from another checkpoint, or on as many GPUs as before"
             )
-        live = trained(self._module)
+        live = self._trained()
         with safe_open(path, "pt") as file:
             names, numbers = list(file.keys()), json.loads((file.metadata() or {})["numbers"])
             for name, key in copies.items():

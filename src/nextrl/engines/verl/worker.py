@@ -21,8 +21,7 @@ class LeapWorker(ActorRolloutRefWorker):
         engine = self.actor.engine
         return Shards(engine.module, engine.optimizer, engine.lr_scheduler)
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def nextrl(self, forgotten: Sequence[int], call: str, *arguments: Any) -> Any:
+    def _nextrl(self, forgotten: Sequence[int], call: str, *arguments: Any) -> Any:
         """Do something with this process's shards.
 
         Args:
@@ -34,3 +33,5 @@ class LeapWorker(ActorRolloutRefWorker):
         here = {"world": os.environ["WORLD_SIZE"], "rank": os.environ["RANK"]}
         own = [a.format(**here) if isinstance(a, str) else a for a in arguments]
         return getattr(self._shards, call)(*own)
+
+    nextrl: Any = register(dispatch_mode=Dispatch.ONE_TO_ALL)(_nextrl)
