@@ -5,6 +5,7 @@ What is special about a CPU (the platform shim, the sizes) stands here; what nex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -127,6 +128,21 @@ def start(arguments: Sequence[str], log: Path, **environment: str) -> subprocess
             start_new_session=True,
             env={**os.environ, **ENVIRONMENT, **environment},
         )
+
+
+def kill(running: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for verl's own process and all it started; Ray's own follow it."""
+    import psutil
+
+    try:
+        found = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+    except psutil.NoSuchProcess:
+        found = []
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(found, timeout=60)
+    running.wait(60)
 
 
 def run(arguments: Sequence[str], log: Path, timeout: float = 900.0, **environment: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import metadata
 from typing import Any
 
 from nextrl.errors import InputError
@@ -78,18 +79,26 @@ def check_versions(verl: str) -> None:
     """
     if not verl.startswith(WORKS):
         raise InputError(f"nextrl works in verl {WORKS}x, and this is verl {verl}: install verl==0.9.1")
-    if importlib.util.find_spec("trl") is not None:
-        from importlib.metadata import PackageNotFoundError, version
+    if not _sees_trl():
+        return
+    try:
+        trl = metadata.version("trl")
+    except metadata.PackageNotFoundError:
+        return
+    if int(trl.split(".")[0]) >= 1:
+        raise InputError(
+            f"TRL {trl} is installed beside verl {verl}, which imports a class that TRL 1.0 dropped and stops: "
+            "pip uninstall trl, or give verl an environment of its own"
+        )
 
-        try:
-            trl = version("trl")
-        except PackageNotFoundError:
-            return
-        if int(trl.split(".")[0]) >= 1:
-            raise InputError(
-                f"TRL {trl} is installed beside verl {verl}, which imports a class that TRL 1.0 dropped and stops: "
-                "pip uninstall trl, or give verl an environment of its own"
-            )
+
+def _sees_trl() -> bool:
+    """Whether verl takes TRL for installed (models/transformers/monkey_patch.py asks before it imports)."""
+    try:
+        from verl.utils.import_utils import is_trl_available
+    except ImportError:  # of what verl needs itself
+        return importlib.util.find_spec("trl") is not None
+    return bool(is_trl_available())
 
 
 def check_run(config: Any) -> None:

@@ -197,17 +197,18 @@ class LatestBatch:
             batch_sums((found - known)[keep], batch.advantages[keep], batch.groups[keep], batch.mask[keep])
         )
 
-    def stale(self, before: Held) -> bool:
-        """Whether the batch was sampled with `before` and not with the weights that the step began from."""
-        batch = self._known()
+    def distances(self, before: Held, anchor: Held) -> tuple[float, float]:
+        """How far the rollouts' own log-probabilities lie from those of two policies.
+
+        Returns:
+            Mean absolute difference, nats per token, from the weights that the step began from, and from `before`.
+        """
+        batch, new = self._known(), self._at(anchor)
         known = (batch.mask != 0) & batch.sampled.isfinite()
-        if not bool(known.any()):
-            return False
         with self._adapter.holding(before):
             old = self._read().double()
-        assert self._anchor is not None
-        off_new, off_old = ((batch.sampled - own)[known].abs().mean() for own in (self._anchor, old))
-        return bool(off_old < STALE * off_new)
+        to_new, to_old = ((batch.sampled - own)[known].abs().mean() for own in (new, old))
+        return float(to_new), float(to_old)
 
     def _at(self, anchor: Held) -> Tensor:
         if self._anchor is None:
@@ -265,7 +266,7 @@ class VerlRun:
         self.metrics: dict[str, float] = {}
         self._rates: tuple[float, float] | None = None
         self._moments: Held | None = None
-        self._undelivered: Held | None = None
+        self._undelivered: tuple[Held, Held] | None = None
 
     @property
     def rate(self) -> float:
@@ -296,7 +297,7 @@ class VerlRun:
 
     def move(self, state: Held) -> None:
         """Write the factors; verl delivers what it finds in the actor before it samples again."""
-        self._undelivered = self.adapter.read()
+        self._undelivered = self.adapter.read(), state
         self.adapter.write(state)
 
     def moments(self) -> Any:
@@ -322,8 +323,12 @@ class VerlRun:
         Raises:
             StaleRollouts: they came from the weights before it.
         """
-        before, self._undelivered = self._undelivered, None
-        if before is not None and self.latest.stale(before):
+        moved, self._undelivered = self._undelivered, None
+        if moved is None:
+            return
+        to_new, to_old = self.latest.distances(*moved)
+        self.metrics |= {"leap/rollout_off": to_new, "leap/rollout_off_before": to_old}
+        if to_old < STALE * to_new:  # NaN, where no rollout says anything, compares as False
             raise StaleRollouts(
                 "the rollout servers sampled with the weights before nextrl changed them: the change did not reach "
                 "them (training/rollout_probs_diff_mean in verl's log shows it); check that weights are synchronised"
