@@ -22,7 +22,7 @@ MISSING = [
 ]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"real engines: {MISSING} not installed")
 if not MISSING:
-    from . import verl_command as verl
+    import verl_command as verl
 
 LEAPING = ("trainer.v1.trainer_mode=nextrl",)
 
@@ -99,7 +99,7 @@ def test_auto_raises_a_cautious_rate_and_survives_a_kill(base, tmp_path):
     log, kill_at = tmp_path / "log.txt", random.randint(2, 8)
     running = verl.start(words, log)
     try:
-        deadline = time.monotonic() + 1200
+        deadline = time.monotonic() + 2400
         while running.poll() is None and time.monotonic() < deadline:
             if (tmp_path / "metrics.jsonl").is_file() and max(verl.metrics(tmp_path), default=0) >= kill_at:
                 break
@@ -133,7 +133,7 @@ def test_a_deaf_rollout_is_caught(base, tmp_path):
         tmp_path / "log.txt",
         **watched(tmp_path, VERL_DEAF="1"),
     )
-    assert started.wait(900) != 0
+    assert started.wait(2400) != 0
     assert (
         "StaleRollouts: the rollout servers sampled with the weights before"
         in (tmp_path / "log.txt").read_text()

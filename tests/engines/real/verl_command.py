@@ -145,7 +145,7 @@ def kill(running: subprocess.Popen[bytes]) -> None:
     running.wait(60)
 
 
-def run(arguments: Sequence[str], log: Path, timeout: float = 900.0, **environment: str) -> str:
+def run(arguments: Sequence[str], log: Path, timeout: float = 2400.0, **environment: str) -> str:
     """Run verl to its end.
 
     Returns:
