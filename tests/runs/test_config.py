@@ -105,7 +105,6 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {controller: {undo: -1}}", (), "leap.controller: undo must be at least 0 standard errors, not -1.0"),
         ("leap: {method: next, at: [50], controller: {undo: 1}}", (), "a named method has no controller"),
         ("leap: {prompts: 32}", (), "leap.prompts: auto asks no validation prompts"),
-        ("engine: verl\nverl: {strategy: fsdp}", (), "leaps inside verl need fsdp2"),
         ("engine: verl\nleap: {method: linear, at: [40]}", (), "engine verl takes auto or none"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),

@@ -201,8 +201,6 @@ class RunConfig(BaseModel):
             )
         if self.engine == "verl" and self.leap.method not in ("auto", "none"):
             raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
-        if self.engine == "verl" and self.leap.method == "auto" and self.verl.strategy != "fsdp2":
-            raise ValueError("verl.strategy: leaps inside verl need fsdp2")
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")

@@ -1,12 +1,16 @@
-"""The adapter in shards: elementwise on DTensors of FSDP2, to the bit, as two processes hold them and as one does."""
+"""The adapter in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in two processes as in one."""
 
 import os
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
 from nextrl.engines.verl.shards import Shards, local, trained
 from nextrl.errors import InputError
@@ -43,10 +47,18 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def whole(module: nn.Module) -> dict[str, torch.Tensor]:
-    found = trained(module)
-    return {
-        n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in found.items()
-    }
+    """The adapter's tensors as one process would have them."""
+    found = {n: t.detach().clone() for n, t in trained(module).items()}
+    if not isinstance(module, FullyShardedDataParallel):
+        return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in found.items()}
+    plain = {n.replace(".weight", ""): p for n, p in model().named_parameters()}
+    joined = {}
+    for name, piece in found.items():
+        pieces = [torch.empty_like(piece) for _ in range(2)]
+        torch.distributed.all_gather(pieces, piece)
+        own = name.replace("_fsdp_wrapped_module.", "").replace("._flat_param", "")
+        joined[f"{own}.weight"] = torch.cat(pieces)[: plain[own].numel()].reshape(plain[own].shape)
+    return joined
 
 
 def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
@@ -101,17 +113,42 @@ def same(ours: dict, theirs: dict) -> bool:
     return mine.keys() == others.keys() and all(torch.equal(t, others[name]) for name, t in mine.items())
 
 
-def one_of_two(rank: int, store: str, folder: str) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def fsdp2(module: nn.Module, mesh: object) -> nn.Module:
+    """Gathered weights are kept after a forward pass: the case that a change could go unseen in."""
+    for layer in module:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+    return fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
+
+def fsdp1(module: nn.Module, mesh: object, strategy: str) -> nn.Module:
+    """Each matrix of an adapter in a unit of its own, as verl's wrap policy has it under LoRA."""
+
+    def alone(inner: nn.Module) -> bool:
+        weight = getattr(inner, "weight", None)
+        return not list(inner.children()) and weight is not None and weight.requires_grad
+
+    policy = partial(lambda_auto_wrap_policy, lambda_fn=alone)
+    how = ShardingStrategy[strategy]
+    return FullyShardedDataParallel(
+        module,
+        auto_wrap_policy=policy,
+        device_mesh=mesh,
+        sharding_strategy=how,
+        device_id=torch.device("cpu"),
+    )
+
+
+WRAPPED = {
+    "fsdp2": fsdp2,
+    "fsdp1": partial(fsdp1, strategy="FULL_SHARD"),
+    "fsdp1-zero2": partial(fsdp1, strategy="SHARD_GRAD_OP"),
+}
+
+
+def one_of_two(rank: int, store: str, folder: str, how: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    mesh, module = init_device_mesh("cpu", (2,)), model()
-    for layer in module:
-        # Gathered weights are kept after a forward pass: the case that a change could go unseen in.
-        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    module = WRAPPED[how](model(), init_device_mesh("cpu", (2,)))
     os.makedirs(f"{folder}/{rank}")
     seen = leap(module, f"{folder}/{rank}")
     torch.save(seen, f"{folder}/{rank}.pt")
@@ -123,10 +160,10 @@ def alone(tmp_path_factory):
     return leap(model(), str(tmp_path_factory.mktemp("alone")))
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
+@pytest.fixture(scope="module", params=sorted(WRAPPED))
+def two(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
-    mp.spawn(one_of_two, (str(root / "store"), str(root)), nprocs=2)
+    mp.spawn(one_of_two, (str(root / "store"), str(root), request.param), nprocs=2)
     return [torch.load(root / f"{rank}.pt") for rank in (0, 1)]
 
 

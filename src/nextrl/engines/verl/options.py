@@ -123,11 +123,6 @@ def check_run(config: Any) -> None:
             f"nextrl in verl was built for FSDP, not for actor_rollout_ref.actor.strategy={actor.strategy}: "
             "set it to fsdp2"
         )
-    if actor.strategy == "fsdp":
-        raise InputError(
-            "nextrl in verl cannot yet move an adapter inside FSDP1's flat tensors: set "
-            "actor_rollout_ref.actor.strategy=fsdp2"
-        )
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")
     rollout = config.actor_rollout_ref.rollout

@@ -4,9 +4,10 @@ A leap inside the factors, taking one back, and the candidates between are eleme
 own part by itself, on its own shards: nothing is gathered. Copies lie in the host's memory; on the GPU nothing is
 added. What a copy is called is the driver's affair (`remote.Held`): here it is a number.
 
-FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward
-pass alone, FSDP may go on showing what it gathered (`reshard_after_forward`), so it is made to drop that first, and
-after each change.
+FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass alone,
+either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that first, and
+after each change. FSDP1 holds flat tensors; verl wraps each LoRA matrix by itself
+(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded.
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ class Shards:
         for module in self._module.modules():
             if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
                 reshard()
+            handle = getattr(
+                module, "_handle", None
+            )  # of FSDP1, as verl itself does on leaving its eval mode
+            # Before the first forward pass there is nothing to drop, and no such attribute.
+            if (
+                handle is not None
+                and handle.uses_sharded_strategy
+                and hasattr(handle.flat_param, "_local_shard")
+            ):
+                handle.reshard(True)
 
     def drop(self, keys: Sequence[int]) -> None:
         """Forget copies."""
