@@ -72,7 +72,7 @@ FEATURES = {
     "eval": ("trl", "eval tiny --prompts 8"),
     "leap with a search": ("trl", "leap {run} --alpha auto --task chain --base tiny --out {out}"),
     "leap into a hub's model": ("trl", f"leap {{run}} {SECANT} --as merged --base some/model --out {{out}}"),
-    "verl": ("verl", "run {root}/examples/verl.yaml model={base} output_dir={out} --print-config"),
+    "verl": ("verl", "run {root}/examples/verl.yaml model={base} output_dir={out}"),
     "figures": ("plots", "analyze {run} --out {out}"),
     "plot": ("plots", "backtest {run} --methods secant --horizon 20 --plot {out}.png"),
     "alpharl in a backtest": ("rivals", "backtest {run} --methods alpharl --horizon 20"),

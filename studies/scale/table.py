@@ -6,16 +6,14 @@ is measured by this file.
 
 from dataclasses import dataclass
 
-from nextrl.engines.verl.segment_config import SegmentConfig
 from studies.folders import parser
 
-# docs/benchmarks-engine.md (b): GFLOP/s in float64 that one core reached on blocks 32 wide, the lower of its two.
-FLOPS_CPU = 25e9
-# vllm-project/vllm pull request 11267: Llama-2-7B with one rank-8 adapter on one A100, output tokens a second.
-VLLM_7B = 1787.78
-# Assumed, not measured: bytes a second of storage that all nodes see; 40 % of an H100's 989 bf16 TFLOP/s (data sheet).
-STORAGE = 2e9
+# Assumed, not measured: 40 % of an H100's 989 bf16 TFLOP/s (data sheet); bytes a second between a host and its GPU.
 FLOPS_GPU = 0.4 * 989e12
+HOST = 20e9
+# Copies of its shard that a worker holds at most (tests/engines/verl/test_remote.py counts them): three of the adapter,
+# and three of Adam's two moments.
+COPIES = 3 + 3 * 2
 
 GB = 1e9
 
@@ -49,7 +47,7 @@ class Run:
     """A run of verl."""
 
     steps: int = 200
-    every: int = 20
+    every: int = 10
     prompts: int = 128
     completions: int = 8
     tokens: int = 1024
@@ -63,41 +61,28 @@ POLICIES = [
 ]
 
 
-def persistence_seconds(p: Policy) -> float:
-    """Three inner products of displacements of width 2r: two (2r x 2r) Gram blocks a module, 2 (m + n) (2r)^2 FLOP."""
-    flop = 3 * p.layers * sum(2 * (m + n) * (2 * p.rank) ** 2 for m, n in p.shapes)
-    return flop / FLOPS_CPU
-
-
 def rows(p: Policy, run: Run, gpus: int) -> list[tuple[str, str]]:
     """One column of the table."""
-    config = SegmentConfig(every=run.every)
-    adapter, windows = p.adapter * 4, run.steps // run.every
-    trained = run.steps * run.prompts * run.completions
-    search = config.advance + config.share * trained
-    looked = 32 * run.tokens
-    # A forward pass (2 FLOP a parameter and token) of the current policy and one for each alpha: 1, or 7 in a search.
-    forward = 2 * p.parameters * looked / FLOPS_GPU
+    adapter = p.adapter * 4
+    shard = adapter / gpus
+    tokens = run.prompts * run.completions * run.tokens
+    forward = 2 * p.parameters * tokens / FLOPS_GPU / gpus
+    # A step's own passes: one for the old log-probabilities, three forward passes' worth for the update.
+    step = 4 * forward
     return [
         ("LoRA parameters", f"{p.adapter / 1e6:.0f} M"),
         ("adapter, float32", f"{adapter / GB:.2f} GB"),
-        ("Adam's moments of it (lost in a restart)", f"{2 * adapter / GB:.2f} GB"),
-        ("GPU memory added in a training step", "0"),
-        ("one verl save: adapter only (`save_lora_only`)", f"{3 * adapter / GB:.2f} GB with moments"),
-        ("one verl save: whole model in float32", f"{(p.parameters * 4 + 3 * adapter) / GB:.0f} GB"),
-        (f"read from each of {gpus} ranks' files a window", f"{adapter / gpus / 1e6:.0f} MB"),
-        ("trajectory on storage, all windows", f"{(windows + 1) * adapter / GB:.1f} GB"),
-        ("host memory of a decision (2 adapters, float32)", f"{2 * adapter / GB:.1f} GB"),
-        ("persistence, one core", f"{persistence_seconds(p):.0f} s a window"),
-        ("sent to verl at a restart", f"{adapter / GB:.2f} GB"),
-        (
-            "the base read again for scoring, bf16",
-            f"{p.parameters * 2 / GB:.0f} GB, {p.parameters * 2 / STORAGE:.0f} s",
-        ),
-        ("divergence, one GPU's worth of FLOP", f"{2 * forward:.0f} s, {8 * forward:.0f} s with a search"),
-        ("completions of searches, at most", f"{search:.0f} of {trained} ({search / trained:.1%})"),
-        ("merged restart: model written, bf16", f"{p.parameters * 2 / GB:.0f} GB"),
-        ("verl's merger: host memory, bf16", f"{(p.parameters + p.adapter) * 2 / GB:.0f} GB and the shards"),
+        (f"its shard on each of {gpus} GPUs", f"{shard / 1e6:.0f} MB"),
+        ("GPU memory added", "0"),
+        ("host memory added, each worker, at most", f"{COPIES * shard / GB:.2f} GB"),
+        ("gathered, or sent between GPUs", "0"),
+        ("writing a candidate and putting back what was there", f"{2 * shard / HOST * 1e3:.0f} ms"),
+        ("one pass over the step's batch (a look)", f"{forward:.0f} s"),
+        ("a step's own passes, sampling not counted", f"{step:.0f} s"),
+        (f"looks in a window of {run.every} steps, 1 to 4", f"{forward:.0f} to {4 * forward:.0f} s"),
+        ("of the window's own passes", f"{1 / (4 * run.every):.1%} to {4 / (4 * run.every):.0%}"),
+        ("completions generated", "0"),
+        ("nextrl's part of a checkpoint, each worker", f"{3 * shard / 1e6:.0f} MB"),
     ]
 
 
@@ -115,10 +100,6 @@ def main() -> None:
     for pair in zip(*columns, strict=True):
         label = pair[0][0] if pair[0][0] == pair[1][0] else pair[0][0].replace("of 8 ", "of 8 (32) ")
         print(f"| {label} | {pair[0][1]} | {pair[1][1]} |")
-    one = 64 * run.tokens / VLLM_7B
-    print(
-        f"\n64 completions a candidate on one A100 with vLLM (7B): {one:.0f} s; three candidates {3 * one:.0f} s."
-    )
 
 
 if __name__ == "__main__":

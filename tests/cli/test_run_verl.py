@@ -1,7 +1,6 @@
 """`nextrl run` with `engine: verl`: what it would start, and what it refuses."""
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,14 @@ from nextrl.errors import InputError
 from nextrl.runs import config_file
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "verl.yaml")
-BASE = str(resources.files("nextrl.tasks") / "bases" / "chain")
 
 
-def test_print_config_shows_verls_command_and_writes_nothing(tmp_path):
+def test_print_config_shows_verls_command_and_needs_no_model(tmp_path):
     out = tmp_path / "run"
     arguments = [
         "run",
         EXAMPLE,
-        f"model={BASE}",
+        "model=/models/that are not here",
         f"output_dir={out}",
         "verl.nodes=4",
         "--print-config",
@@ -31,13 +29,14 @@ def test_print_config_shows_verls_command_and_writes_nothing(tmp_path):
     command = json.loads(found.stdout)["derived"]["command"]
     assert "-m verl.trainer.main_ppo" in command
     assert "trainer.nnodes=4" in command
-    assert "trainer.save_freq=20" in command
+    assert "trainer.save_freq=10" in command
     assert "actor_rollout_ref.rollout.n=8" in command
+    assert "trainer.v1.trainer_mode=nextrl +trainer.v1.nextrl.every=20" in command
     assert not out.exists()
 
 
 def test_named_methods_and_overrides_of_ours_are_refused():
-    with pytest.raises(InputError, match="engine verl leaps by auto only"):
+    with pytest.raises(InputError, match="engine verl takes auto or none"):
         config_file.load(Path(EXAMPLE), ["leap.method=linear", "leap.at=[40]", "leap.every=null"])
     with pytest.raises(InputError, match="nextrl sets this key"):
         config_file.load(Path(EXAMPLE), ['verl.overrides=["trainer.save_freq=1"]'])

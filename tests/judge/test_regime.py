@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import synthetic_runs as synthetic
-from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.judge.advice import Thresholds, features
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (
@@ -64,4 +63,4 @@ def test_a_run_that_does_not_move_has_no_windows() -> None:
 
 
 def test_the_windows_of_auto_and_of_pages_are_as_long_by_default() -> None:
-    assert ControllerConfig().every == SegmentConfig().every == DEFAULT_WINDOW == 10
+    assert ControllerConfig().every == DEFAULT_WINDOW == 10

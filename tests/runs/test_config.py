@@ -105,7 +105,7 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {controller: {undo: -1}}", (), "leap.controller: undo must be at least 0 standard errors, not -1.0"),
         ("leap: {method: next, at: [50], controller: {undo: 1}}", (), "a named method has no controller"),
         ("leap: {prompts: 32}", (), "leap.prompts: auto asks no validation prompts"),
-        ("engine: verl\nleap: {controller: {undo: 1}}", (), "a run through verl has no such dials yet"),
+        ("engine: verl\nleap: {method: linear, at: [40]}", (), "engine verl takes auto or none"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
         ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
@@ -156,8 +156,9 @@ def test_what_follows_from_a_config() -> None:
 def test_the_arm_is_what_the_config_says() -> None:
     derived = config(leap={"every": 5}).derived()["leap"]
     assert derived == {"method": "auto", "every": 5}  # it asks no prompts
-    through_verl = config(engine="verl", leap={"every": 5, "prompts": 32}).derived()["leap"]
-    assert through_verl == {"method": "auto", "every": 5, "prompts": 32}
+    through_verl = config(engine="verl", leap={"every": 5, "controller": {"goal": 0.01}})
+    assert through_verl.verl_settings().dials == {"every": 5, "goal": 0.01}
+    assert config(engine="verl", leap={"method": "none"}).verl_settings().dials is None
     auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
     assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
     assert auto.dials["undo"] == 3.0

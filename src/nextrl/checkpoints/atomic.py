@@ -198,10 +198,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
-        save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+        header = {"format": "pt", **(metadata or {})}
+        save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata=header)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

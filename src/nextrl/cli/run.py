@@ -14,11 +14,8 @@ from rich.table import Table
 from nextrl.cli import values
 from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
 from nextrl.engines.settings import require_optimizer
-from nextrl.engines.verl.config import DEFAULT_WINDOW
-from nextrl.engines.verl.segment_config import SegmentConfig
-from nextrl.engines.verl.segments import VerlRun
+from nextrl.engines.verl import job as verl_job
 from nextrl.errors import needs
-from nextrl.judge.acceptance import stages_up_to
 from nextrl.runs import config_file
 from nextrl.runs.config import RunConfig
 from nextrl.runs.result import Result
@@ -78,8 +75,8 @@ def run(
 
 def _print(settings: RunConfig, as_json: bool) -> None:
     if settings.engine == "verl":
-        # The command is checked against verl's own config tree; nothing is started.
-        command = _verl(settings).plan()
+        # Nothing is started, and neither verl nor the model has to be here.
+        command = verl_job.plan(settings.verl_settings(), settings.output_dir)
         if as_json:
             emit_json({"config": settings.as_dict(), "derived": {"command": command}})
             return
@@ -94,37 +91,24 @@ def _print(settings: RunConfig, as_json: bool) -> None:
         console.print(f"#   {key}: {value}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _verl(settings: RunConfig) -> VerlRun:
-    """The run through verl, in windows of `leap.every` steps; by default long ones: each pays for a start of verl."""
-    leap = settings.leap
-    stages = SegmentConfig.stages if leap.prompts is None else stages_up_to(leap.prompts)
-    controller = SegmentConfig(every=leap.every or DEFAULT_WINDOW, stages=stages)
-    return VerlRun(settings.verl_settings(), settings.output_dir, controller=controller)
-
-
 def _run_verl(settings: RunConfig, as_json: bool) -> None:
     """Train through verl. The accuracy over steps is in verl's own logs, so there is no result page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that verl is stopped with us
     try:
-        state = _verl(settings).run()
+        outcome = verl_job.run(settings.verl_settings(), settings.output_dir)
     except KeyboardInterrupt:
-        err_console.print("stopped; the same command goes on from the last window", style="yellow")
+        err_console.print("stopped; the same command goes on from verl's last checkpoint", style="yellow")
         raise typer.Exit(130) from None
-    adapter = settings.output_dir / str(state.final)
+    rate = outcome.decisions[-1].learning_rate if outcome.decisions else settings.train.learning_rate
     if as_json:
-        decisions = [decision.model_dump(mode="json") for decision in state.decisions]
-        facts = {"engine": "verl", "step": state.step, "adapter": str(adapter), "decisions": decisions}
-        facts |= {
-            "learning_rate": state.leg.rate,
-            "search_completions": state.spent,
-            "seconds": state.seconds,
-        }
-        emit_json(facts)
+        decisions = [decision.model_dump(mode="json") for decision in outcome.decisions]
+        facts = {"engine": "verl", "step": outcome.step, "adapter": str(outcome.adapter)}
+        emit_json({**facts, "learning_rate": rate, "decisions": decisions})
         return
-    leaps = sum(1 for decision in state.decisions if decision.accepted)
+    asked = sum(1 for decision in outcome.decisions if decision.asked)
     console.print(
-        f"{state.step} steps through verl, {leaps} leaps, {state.spent} completions of search, learning rate "
-        f"{state.leg.rate:.2g} at the end\nThe adapter: {adapter}",
+        f"{outcome.step} steps through verl, {asked} changes, learning rate {rate:.2g} after the last\n"
+        f"The adapter: {outcome.adapter}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -116,6 +116,14 @@ class LiveAdapter:
         finally:
             self.write(now)
 
+    def along(self, start: State, stop: State, alpha: float) -> State:
+        """`stop + alpha (stop - start)`, see the function `along`."""
+        return along(start, stop, alpha)
+
+    def distance(self, start: State, stop: State) -> float:
+        """Length of the way between two states, over all factors."""
+        return math.sqrt(sum(float((stop[n].double() - start[n].double()).square().sum()) for n in stop))
+
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
         return {
@@ -188,11 +196,6 @@ def _entry(parameter: nn.Parameter) -> tuple[tuple[int, ...], torch.dtype | str]
 def along(start: State, stop: State, alpha: float) -> State:
     """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206)."""
     return {name: torch.lerp(start[name], stop[name], 1.0 + alpha) for name in stop}
-
-
-def distance(start: State, stop: State) -> float:
-    """Length of the way between two states, over all factors."""
-    return math.sqrt(sum(float((stop[name].double() - start[name].double()).square().sum()) for name in stop))
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:

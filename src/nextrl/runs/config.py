@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from nextrl.engines.settings import MAX_PROMPTS, MAX_SEED, MAX_STEPS, LoraSettings, TrainSettings
 from nextrl.engines.trl import algorithms
 from nextrl.engines.verl.config import VerlSection, VerlSettings
-from nextrl.engines.verl.segment_config import SegmentConfig
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
@@ -200,8 +199,8 @@ class RunConfig(BaseModel):
                 f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
                 "of rollouts, and a checkpoint between them could not be gone on from"
             )
-        if self.engine == "verl" and self.leap.method != "auto":
-            raise ValueError("leap.method: engine verl leaps by auto only (docs/verl.md)")
+        if self.engine == "verl" and self.leap.method not in ("auto", "none"):
+            raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
@@ -217,10 +216,8 @@ class RunConfig(BaseModel):
                 raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
         if self.leap.alpha != "auto":
             raise ValueError("leap.alpha: auto decides that itself; leave it out or name a method")
-        if self.engine == "trl" and self.leap.prompts is not None:
+        if self.leap.prompts is not None:
             raise ValueError("leap.prompts: auto asks no validation prompts; leave it out or name a method")
-        if self.engine == "verl" and self.leap.controller != ControllerSection():
-            raise ValueError("leap.controller: a run through verl has no such dials yet; leave it out")
         try:
             ControllerConfig(**self.leap.dials())
         except InputError as error:
@@ -314,8 +311,9 @@ class RunConfig(BaseModel):
         )
 
     def verl_settings(self) -> VerlSettings:
-        """The run as `engines.verl.VerlRun` takes it."""
+        """The run as `engines.verl.job` takes it."""
         values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
+        values["dials"] = self.leap.dials() if self.leap.method == "auto" else None
         return VerlSettings(**values, train=self.train, lora=self.lora, **self.verl.model_dump())
 
     def derived(self) -> dict[str, Any]:
@@ -335,8 +333,6 @@ class RunConfig(BaseModel):
             }
         elif arm.auto:
             leap["every"] = arm.window
-            if self.engine == "verl":
-                leap["prompts"] = self.leap.prompts or SegmentConfig.stages[-1]
         return {
             "completions_per_step": train.completions_per_step,
             "completions": train.completions_per_step * train.steps,

@@ -1,8 +1,7 @@
-"""Adapters out of verl's checkpoints: shards as two real processes write them, the merger, and what can be broken."""
+"""Adapters out of verl's checkpoints: shards as two real processes write them, and what can be broken."""
 
 import json
 import os
-import sys
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch.multiprocessing as mp
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+import nextrl
 from nextrl.engines.settings import LoraSettings
 from nextrl.engines.verl.adapters import collect, fresh_adapter, read_shards
 from nextrl.errors import InputError
@@ -110,10 +110,11 @@ def test_a_fresh_adapter_starts_as_pefts_own(tmp_path):
 def test_collect_writes_a_peft_adapter_with_the_runs_own_configuration(tmp_path):
     like = fresh(tmp_path / "like")
     write_plain(tmp_path / "global_step_2" / "actor", like)
-    collect(tmp_path / "global_step_2", like, tmp_path / "out", "shards")
-    found, start = load_file(tmp_path / "out" / WEIGHTS), load_file(like / WEIGHTS)
+    out = collect(tmp_path / "global_step_2", like)
+    found, start = load_file(out / WEIGHTS), load_file(like / WEIGHTS)
     assert all(torch.equal(found[name], start[name] + 1) for name in start)
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_alpha"] == 8
+    assert json.loads((out / "adapter_config.json").read_text())["lora_alpha"] == 8
+    assert nextrl.Trajectory.load(tmp_path).steps == (2,)  # where `nextrl analyze` finds it
 
 
 def test_an_adapter_that_an_older_verl_saved_is_taken(tmp_path):
@@ -121,9 +122,9 @@ def test_an_adapter_that_an_older_verl_saved_is_taken(tmp_path):
     saved = tmp_path / "global_step_2" / "actor" / "lora_adapter"
     saved.mkdir(parents=True)
     save_file({k: v + 2 for k, v in load_file(like / WEIGHTS).items()}, saved / WEIGHTS)
-    collect(tmp_path / "global_step_2", like, tmp_path / "out", "shards")
+    assert collect(tmp_path / "global_step_2", like) == saved
     start = load_file(like / WEIGHTS)
-    assert all(torch.equal(t, start[n] + 2) for n, t in load_file(tmp_path / "out" / WEIGHTS).items())
+    assert all(torch.equal(t, start[n] + 2) for n, t in load_file(saved / WEIGHTS).items())
 
 
 def drop_one(state):
@@ -154,15 +155,15 @@ def test_wrong_shards_are_one_line_and_nothing_is_written(tmp_path, change, word
     like = fresh(tmp_path / "like")
     write_plain(tmp_path / "global_step_2" / "actor", like, change)
     with pytest.raises(InputError, match=words) as error:
-        collect(tmp_path / "global_step_2", like, tmp_path / "out", "shards")
+        collect(tmp_path / "global_step_2", like)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "global_step_2" / "actor" / "lora_adapter").exists()
 
 
 def test_a_missing_checkpoint_a_missing_rank_and_a_torn_file(tmp_path):
     like, actor = fresh(tmp_path / "like"), tmp_path / "global_step_2" / "actor"
     with pytest.raises(InputError, match="verl left no actor checkpoint"):
-        collect(tmp_path / "global_step_2", like, tmp_path / "out", "shards")
+        collect(tmp_path / "global_step_2", like)
     actor.mkdir(parents=True)
     with pytest.raises(InputError, match="shards of ranks none"):
         read_shards(actor)
@@ -172,40 +173,3 @@ def test_a_missing_checkpoint_a_missing_rank_and_a_torn_file(tmp_path):
     (actor / "model_world_size_2_rank_0.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match="not a readable FSDP shard"):
         read_shards(actor)
-
-
-MERGER = """
-import sys, shutil, pathlib
-args = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-assert sys.argv[1] == "merge" and args["--backend"] == "fsdp", sys.argv
-out = pathlib.Path(args["--target_dir"]) / "lora_adapter"
-out.mkdir(parents=True)
-shutil.copy("{like}/adapter_model.safetensors", out)
-"""
-
-
-def test_the_merger_is_called_with_verls_arguments_and_its_model_removed(tmp_path):
-    like, actor = fresh(tmp_path / "like"), tmp_path / "global_step_2" / "actor"
-    actor.mkdir(parents=True)
-    (tmp_path / "merger.py").write_text(MERGER.format(like=like))
-    collect(
-        tmp_path / "global_step_2",
-        like,
-        tmp_path / "out",
-        "merger",
-        [sys.executable, str(tmp_path / "merger.py")],
-    )
-    assert (tmp_path / "out" / WEIGHTS).is_file()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["global_step_2", "like", "merger.py", "out"]
-
-
-def test_a_failing_merger_is_one_line_that_says_what_to_run(tmp_path):
-    like, actor = fresh(tmp_path / "like"), tmp_path / "global_step_2" / "actor"
-    actor.mkdir(parents=True)
-    command = [sys.executable, "-c", "raise FileNotFoundError('fsdp_config.json')"]
-    with pytest.raises(
-        InputError, match=r"merger failed with exit code 1: FileNotFoundError: .*; run: "
-    ) as error:
-        collect(tmp_path / "global_step_2", like, tmp_path / "out", "merger", command)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()

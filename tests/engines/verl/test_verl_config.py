@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import config
-from nextrl.engines.verl.config import ALGORITHMS, Segment, VerlSettings, arguments, check, compose
+from nextrl.engines.verl.config import ALGORITHMS, Place, VerlSettings, arguments, check, compose
+from nextrl.engines.verl.options import check_run, options_of
 from nextrl.errors import InputError
+from nextrl.judge.controller_config import ControllerConfig
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -21,28 +23,14 @@ def settings(**changes):
     return VerlSettings(model="/models/some base", task="chain", train=train, **changes)
 
 
-def segment(**changes):
-    values = {
-        "folder": Path("/runs/a b=c/leg-000"),
-        "stop": 20,
-        "save_every": 10,
-        "learning_rate": 3e-5,
-        "model": "/models/some base",
-        "adapter": Path("/runs/a b=c/leg-000/adapters/checkpoint-0"),
-        "seed": 7,
-        "data": Path("/runs/data"),
-        "metrics": Path("/runs/metrics.jsonl"),
-        "rollouts": Path("/runs/rollouts"),
-        "chat_template": TEMPLATE,
-        "max_completion_length": 6,
-        "passes": 2,
-    }
-    return Segment(**{**values, **changes})
+def place(**changes):
+    values = {"out": Path("/runs/a b=c"), "chat_template": TEMPLATE, "max_completion_length": 6, "passes": 2}
+    return Place(**{**values, **changes})
 
 
 def composed(*further, **changes):
     chosen = settings(**changes)
-    return check(arguments(compose(chosen, segment()), further))
+    return check(arguments(compose(chosen, place()), further))
 
 
 def test_the_keys_are_written_for_the_installed_version():
@@ -78,23 +66,34 @@ def test_values_arrive_as_they_were_given():
     assert actor.model.custom_chat_template == TEMPLATE
     assert list(actor.model.target_modules) == ["q_proj", "v_proj"]
     assert (actor.model.lora_rank, actor.model.lora_alpha) == (4, 8)
-    assert actor.model.lora_adapter_path == "/runs/a b=c/leg-000/adapters/checkpoint-0"
+    assert actor.model.lora_adapter_path == "/runs/a b=c/global_step_0/actor/lora_adapter"
     assert actor.actor.optim.lr == 3e-5
     assert actor.rollout.n == 8
     assert config.data.train_batch_size == actor.actor.ppo_mini_batch_size == 16
     assert actor.rollout.response_length == config.data.max_response_length == 6
-    assert config.trainer.total_training_steps == 20
+    assert config.trainer.total_training_steps == 40
     assert config.trainer.save_freq == 10
-    assert config.trainer.default_local_dir == "/runs/a b=c/leg-000"
-    assert config.reward.custom_reward_function.path == "/runs/data/reward.py"
-    assert config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH == "/runs/metrics.jsonl"
+    assert config.trainer.default_local_dir == "/runs/a b=c"
+    assert config.reward.custom_reward_function.path == "/runs/a b=c/data/reward.py"
+    assert (
+        config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH == "/runs/a b=c/metrics.jsonl"
+    )
 
 
-def test_only_the_adapter_is_saved_unless_the_merger_is_wanted():
+def test_only_the_adapter_is_saved():
     assert composed().actor_rollout_ref.actor.checkpoint.save_lora_only is True
-    assert "save_lora_only" not in composed(adapters="merger").actor_rollout_ref.actor.checkpoint
     source = config.config_tree() / "config.py"
     assert "save_lora_only: bool" in source.read_text()
+
+
+def test_leaps_are_two_words_and_a_plain_run_has_neither():
+    plain = composed()
+    assert plain.trainer.v1.trainer_mode == "sync"
+    assert "nextrl" not in plain.trainer.v1
+    leaping = composed(dials={"every": 5, "goal": 0.01})
+    check_run(leaping)
+    assert leaping.trainer.v1.trainer_mode == "nextrl"
+    assert options_of(leaping.trainer.v1.nextrl).dials == ControllerConfig(every=5, goal=0.01)
 
 
 def test_a_key_that_verl_does_not_have_is_one_clear_line():

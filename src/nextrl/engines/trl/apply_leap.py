@@ -7,71 +7,75 @@ with vLLM the first rollout afterwards is checked for having come from the new w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_adapter import State
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.delivery import check_delivery
-from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.memory import Memory
-from nextrl.engines.trl.rollback import Moments, Snapshot, read_moments, whole, write_moments
-from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
-from nextrl.engines.trl.seam import Seam
-from nextrl.judge.decision import Decision
+from nextrl.engines.trl.rollback import Moments, Snapshot
+from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.window import Window
 
 
-@dataclass
-class LiveRun:
-    """A training run as a leap finds it.
+class Run(Protocol):
+    """A training run as a leap finds it: TRL's (`live_run.LiveRun`), or one whose weights lie on verl's workers.
+
+    What stands for the weights (`State`) and the optimizer's state (`Moments`) is the run's own affair: tensors here,
+    the names of copies that the workers hold there.
 
     Attributes:
-        trainer, adapter, ranks, tools: what is trained, on which processes, measured with what.
-        optimizer, scheduler: whose rates are scaled.
-        undelivered: the adapter on both sides of a leap that an inference engine has yet to show it has taken.
+        adapter, ranks, tools: what is trained, on which processes, measured with what.
+        rate: the present learning rate.
+        share: the present rate as a share of the schedule's height (below 1 in its warm-up and in its decay).
+        completions_per_step: fresh completions per step, over all processes; a buffered generation batch counts once.
+        max_steps: optimizer steps of the whole run.
+        group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
+        optimizer_name: its class, for messages.
+        fresh_next: whether the next step begins with fresh rollouts.
+        whole: whether a leap can be taken back, moments and all.
     """
 
-    trainer: Any
-    adapter: LiveAdapter
+    adapter: Any
     ranks: Ranks
-    tools: Instruments
-    optimizer: Any
-    scheduler: Any
-    undelivered: tuple[State, State] | None = None
-
-    @cached_property
-    def seam(self) -> Seam:
-        """The trainer's private side, checked once."""
-        return Seam(self.trainer)
+    tools: Any
 
     @property
-    def rate(self) -> float:
-        """The present learning rate."""
-        return rate_of(self.optimizer)
-
+    def rate(self) -> float: ...
     @property
-    def share(self) -> float:
-        """The present rate as a share of the schedule's height (below 1 in its warm-up and in its decay)."""
-        return share_of(self.optimizer, self.scheduler)
-
+    def share(self) -> float: ...
     @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return int(self.trainer.state.max_steps)
+    def completions_per_step(self) -> int: ...
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def optimizer_name(self) -> str: ...
+    @property
+    def fresh_next(self) -> bool: ...
+    @property
+    def whole(self) -> bool: ...
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
-        return falls_by_itself(self.scheduler, begin, end)
+        ...
 
-    @property
-    def completions_per_step(self) -> int:
-        """Fresh completions per step, over all processes; a buffered generation batch counts once."""
-        args = self.trainer.args
-        sampled = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return max(1, int(sampled) // int(getattr(args, "num_iterations", 1)))
+    def move(self, state: State) -> None:
+        """Write the factors, and see to it that nothing of the old policy is used."""
+        ...
+
+    def moments(self) -> Moments:
+        """A copy of the optimizer's state."""
+        ...
+
+    def put_moments(self, moments: Moments) -> None:
+        """Put a copy back; without moments nothing is changed."""
+        ...
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiply the learning rate, the schedule's base included."""
+        ...
 
     def check_delivery(self) -> None:
         """Look at the first rollouts after a leap, where an engine of its own sampled them.
@@ -79,23 +83,20 @@ class LiveRun:
         Raises:
             StaleWeights: they came from the weights before it.
         """
-        if self.undelivered is not None:
-            check_delivery(self.trainer, self.adapter, *self.undelivered)
-            self.undelivered = None
+        ...
+
+    def tell(self, record: DecisionRecord) -> None:
+        """Write a decision down, and show it among the trainer's metrics."""
+        ...
 
 
-def apply_leap(run: LiveRun, state: State) -> None:
+def apply_leap(run: Run, state: State) -> None:
     """Move the adapter to `state` (every process the same), and see to it that nothing of the old policy is used."""
-    before = run.adapter.read()
-    run.adapter.write(state)
-    run.tools.rollouts.mark_weights_changed()
-    run.tools.rollouts.drop_buffered()
-    if run.seam.has_engine:
-        run.undelivered = before, run.adapter.read()
+    run.move(state)
 
 
 def carry_out(
-    run: LiveRun,
+    run: Run,
     memory: Memory,
     decision: Decision,
     candidate: Candidate,
@@ -112,7 +113,7 @@ def carry_out(
         rollback: keep a snapshot of the run before a leap forward.
     """
     if decision.alpha:
-        if rollback and decision.alpha > 0.0 and whole(run.adapter.parameters):
+        if rollback and decision.alpha > 0.0 and run.whole:
             memory.snapshot = Snapshot(
                 step=window.step,
                 alpha=decision.alpha,
@@ -127,38 +128,37 @@ def carry_out(
     scale_rate(run, memory, decision.rate_factor)
 
 
-def take_back(run: LiveRun, memory: Memory, before: Snapshot, window: Window) -> Decision:
+def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
     """Put adapter, rate and moments back as they were before the last leap."""
     apply_leap(run, before.state)
-    write_moments(run.optimizer, before.moments)
+    run.put_moments(before.moments)
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
     why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
     return Decision(0.0, 1.0, f"{why}: rolled back", {}, 0)
 
 
-def go_back(run: LiveRun, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
+def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
     """Take back a step or a window: the adapter and the moments as they were, at another rate.
 
     Args:
         start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.
     """
     apply_leap(run, start)
-    write_moments(run.optimizer, moments)
+    run.put_moments(moments)
     scale_rate(run, memory, decision.rate_factor)
 
 
-def moments_of(run: LiveRun) -> Moments:
+def moments_of(run: Run) -> Moments:
     """A copy of the optimizer's state, and of what it trains beside the adapter.
 
     Empty where each process holds but pieces of parameters.
     """
-    factors = run.adapter.parameters
-    return read_moments(run.optimizer, factors.values()) if whole(factors) else []
+    return run.moments() if run.whole else []
 
 
-def scale_rate(run: LiveRun, memory: Memory, factor: float) -> None:
+def scale_rate(run: Run, memory: Memory, factor: float) -> None:
     """Multiply the learning rate, and remember by how much in all."""
     if factor != 1.0:
-        set_rate_factor(run.optimizer, run.scheduler, factor)
+        run.multiply_rate(factor)
         memory.factor *= factor

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl import decision_log, memory
-from nextrl.engines.trl.apply_leap import LiveRun
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
+from nextrl.engines.trl.live_run import LiveRun
 from nextrl.engines.trl.policies import Policy, policy_of
-from nextrl.engines.trl.schedules import set_rate_factor
 from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
@@ -121,9 +121,9 @@ class LeapCallback(TrainerCallback):
         self._guard = Guard(longest, truncated, divergence)
         self._validation = validation
         self._options: dict[str, Any] = {
-            "adapt_lr": adapt_lr, "leaps": leaps, "rollback": rollback, "keep": keep, "seed": seed, "on_leap": on_leap,
+            "adapt_lr": adapt_lr, "leaps": leaps, "rollback": rollback, "keep": keep, "seed": seed,
         }  # fmt: skip
-        self._trainer = trainer
+        self._trainer, self._on_leap = trainer, on_leap
         self._session: Session | None = None
 
     @property
@@ -169,7 +169,8 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
-        self._session = Session(run, self._policy, self._guard, rows, state.global_step, **self._options)
+        options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
+        self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if state.global_step:
             self._resume(args, state.global_step)
         if args.should_save:
@@ -214,6 +215,10 @@ class LeapCallback(TrainerCallback):
         """Give back the rate that the end of the run took."""
         self._running().train_ended()
 
+    def _leapt(self, run: LiveRun, step: int) -> None:
+        assert self._on_leap is not None
+        self._on_leap(step, run.trainer.model, run.optimizer)
+
     def _resume(self, args: TrainingArguments, step: int) -> None:
         session, folder = self._running(), resumed_from(Path(args.output_dir), step)
         found = memory.read(folder, session.memory.start)
@@ -227,7 +232,7 @@ class LeapCallback(TrainerCallback):
         session.restore(*found, step)
         if not (folder / "scheduler.pt").is_file() and session.memory.factor != 1.0:
             # A checkpoint of the model alone: the trainer has just begun its schedule at the configured rate.
-            set_rate_factor(session.run.optimizer, session.run.scheduler, session.memory.factor)
+            session.run.multiply_rate(session.memory.factor)
 
     def _resume_without_memory(self, folder: Path, step: int, *, known: bool) -> None:
         kept = self._running().memory

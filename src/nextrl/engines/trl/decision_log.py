@@ -84,3 +84,9 @@ def show(metrics: MutableMapping[str, list[float]], decision: DecisionRecord) ->
             metrics[name] = [float(value)]
         elif field != "rolled_back":
             metrics.pop(name, None)
+
+
+def logged(decision: DecisionRecord) -> dict[str, float]:
+    """A decision's numbers by their names in the trainer's log."""
+    values = {name: getattr(decision, field) for field, name in _LOGGED.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}

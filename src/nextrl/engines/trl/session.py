@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
-from nextrl.engines.live_adapter import State, distance
-from nextrl.engines.trl import apply_leap, decision_log
+from nextrl.engines.live_adapter import State
+from nextrl.engines.trl import apply_leap
 from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.policies import Policy, View
@@ -72,7 +71,7 @@ class Session:
 
     def __init__(
         self,
-        run: apply_leap.LiveRun,
+        run: apply_leap.Run,
         policy: Policy,
         guard: Guard,
         rows: Sequence[Row],
@@ -83,13 +82,13 @@ class Session:
         rollback: bool = True,
         keep: int = 15,
         seed: int = 0,
-        on_leap: Callable[[int, Any, Any], None] | None = None,
+        on_leap: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.policy, self.rows = run, policy, rows
         self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
         policy.begin(len(rows))
-        said = policy.announced(run.steps - step, run.completions_per_step, run.seam.group)
+        said = policy.announced(run.max_steps - step, run.completions_per_step, run.group)
         if said and run.ranks.leader:
             log.warning("nextrl: %s", said)
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
@@ -132,7 +131,7 @@ class Session:
         self._cool(step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
         window = self._window(step, self.memory.rewards)
-        ends = policy.undoes and policy.ends_window(window, self.memory.began, self._fresh())
+        ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
         self._began = (run.adapter.read(), run.rate) if self._rates.waiting else None
         if ends or self._checks(step + 1):
@@ -155,17 +154,14 @@ class Session:
     def _cool(self, step: int) -> None:
         """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
         kept, run = self.memory, self.run
-        cooled = self.policy.cooled(step, run.steps) if self._adapt_lr else 1.0
+        cooled = self.policy.cooled(step, run.max_steps) if self._adapt_lr else 1.0
         if kept.cooled == 1.0 and (
-            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.steps))
+            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
         ):
             return
         if cooled != kept.cooled:
             apply_leap.scale_rate(self.run, kept, cooled / kept.cooled)
             kept.cooled = cooled
-
-    def _fresh(self) -> bool:
-        return not self.run.seam.generates or self.run.seam.samples_next
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
@@ -189,18 +185,17 @@ class Session:
         if began is None:
             return
         state, rate = began
-        ignored = self._rates.ignored(run.ranks.tell(distance(state, run.adapter.read())), rate)
+        ignored = self._rates.ignored(run.ranks.tell(run.adapter.distance(state, run.adapter.read())), rate)
         if not ignored or not self._adapt_lr:
             return
         kept, self._adapt_lr = self.memory, False
-        name = type(getattr(run.optimizer, "optimizer", run.optimizer)).__name__
         if run.ranks.leader:
             log.warning(
                 "nextrl, step %d: the learning rate was multiplied by %.3g, and the steps stayed as long as they were: "
                 "%s does not take its rate from its param_groups, so that auto leaves it alone from now on",
                 step,
                 kept.factor,
-                name,
+                run.optimizer_name,
             )
         apply_leap.scale_rate(run, kept, 1.0 / kept.factor)
         kept.factor = kept.cooled = 1.0
@@ -223,7 +218,7 @@ class Session:
         """Take back what the decision says, scale the rate, and begin the next window."""
         acted = self._allowed(decision)
         if acted.rate_factor != 1.0 and not self._rates.settled:
-            length = distance(before.state, self.run.adapter.read())
+            length = self.run.adapter.distance(before.state, self.run.adapter.read())
             self._rates.changed(self.run.ranks.tell(length), before.rate)
         if acted.back == "step":
             apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
@@ -281,7 +276,7 @@ class Session:
             began, self.memory.waiting, end = time.perf_counter(), False, self.run.adapter.read()
             decision = self._decide(self._window(step, self.memory.rewards), end, began)
             if decision.alpha and self._on_leap is not None:
-                self._on_leap(step, self.run.trainer.model, self.run.optimizer)
+                self._on_leap(step)
 
     def _window(self, step: int, rewards: Sequence[float]) -> Window:
         """What the window shows for free."""
@@ -294,7 +289,7 @@ class Session:
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
             partial(run.tools.fresh.moved, end),
-            run.steps - window.step,
+            run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,
         )  # fmt: skip
@@ -363,11 +358,7 @@ class Session:
             rolled_back=taken_back,
         )
         self.decisions.append(record)
-        decision_log.show(run.seam.training_metrics(), record)
-        if run.trainer.args.should_save:
-            decision_log.append(Path(run.trainer.args.output_dir), record)
-            if said := decision_log.line(record):
-                log.warning("%s", said)
+        run.tell(record)
 
     def _begin_window(self, step: int) -> None:
         kept = self.memory

@@ -1,1 +1,1 @@
-"""Leaps between segments of a verl run on Ray."""
+"""Leaps in place inside verl: a plugin (`plugin`, `trainer`, `worker`), and `engine: verl` of `nextrl run` (`job`)."""

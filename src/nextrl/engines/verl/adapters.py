@@ -2,7 +2,7 @@
 
 verl 0.9.1 saves FSDP shards, `model_world_size_W_rank_R.pt`, each a dict of DTensors (in its source:
 utils/checkpoint/fsdp_checkpoint_manager.py). Its model merger casts every tensor to bf16 and writes the whole model
-(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So by default the
+(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So the
 LoRA tensors are read from the shards as they are, and joined along the dimension that each was cut along.
 """
 
@@ -13,9 +13,6 @@ import math
 import pickle
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,14 @@ from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError, needs
 
-MERGER = (sys.executable, "-m", "verl.model_merger")
 _SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 
 
 def fresh_adapter(model: str, lora: LoraSettings, seed: int, out: Path) -> None:
     """Write an untrained adapter (A uniform in PEFT's way, B zero, float32) for the model in a folder.
 
-    verl could make its own, but then nobody would know A at step 0, and a leap inside the factors needs the window's
-    start. The model is built without weights, so a 70B takes no more memory than its adapter.
+    verl could make its own, but then nobody would know A at step 0, and its checkpoints do not hold the
+    configuration. The model is built without weights, so a 70B takes no more memory than its adapter.
     """
     with needs("verl", "engine verl"):
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -68,37 +64,33 @@ def _initial(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.rand(like.shape, generator=generator) * 2.0 - 1.0) * bound
 
 
-def collect(checkpoint: Path, like: Path, out: Path, how: str, merger: Sequence[str] = MERGER) -> None:
-    """Write the adapter of `global_step_N` as a PEFT adapter.
+def collect(checkpoint: Path, like: Path) -> Path:
+    """Write the adapter of `global_step_N` where nextrl finds it, `actor/lora_adapter`, unless it is there.
 
     Args:
         checkpoint: verl's `global_step_N` folder.
         like: an adapter of the same run, whose configuration is copied: verl's own keeps rank and alpha only.
-        out: folder to write.
-        how: "shards" or "merger", as in `VerlSettings.adapters`; `actor/lora_adapter`, which versions before the
-            merger wrote, is taken where it is there.
-        merger: the merger's command up to its verb.
+
+    Returns:
+        The adapter's folder.
 
     Raises:
-        InputError: no checkpoint, a broken or incomplete one, other tensors than the run's, or a failing merger.
+        InputError: no checkpoint, a broken or incomplete one, or other tensors than the run's.
     """
     actor = checkpoint / "actor"
     if not actor.is_dir():
         raise InputError(
             f"{checkpoint}: verl left no actor checkpoint here; see its log for why it did not save"
         )
-    ready = actor / "lora_adapter" / WEIGHTS
-    if ready.is_file():
-        tensors = _safetensors(ready)
-    elif how == "merger":
-        tensors = _merged(actor, out.parent / f".{out.name}-merged", merger)
-    else:
-        tensors = read_shards(actor)
-    expected = _safetensors(like / WEIGHTS)
+    out = actor / "lora_adapter"
+    if (out / WEIGHTS).is_file():
+        return out
+    tensors, expected = read_shards(actor), _safetensors(like / WEIGHTS)
     _compare(actor, tensors, expected)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(like / CONFIG, out / CONFIG)
     write_tensors(out / WEIGHTS, {name: tensors[name] for name in expected})
+    return out
 
 
 def read_shards(actor: Path) -> dict[str, Tensor]:
@@ -164,32 +156,6 @@ def _joined(actor: Path, name: str, parts: list[Any]) -> Tensor:
     return whole
 
 
-def _merged(actor: Path, target: Path, merger: Sequence[str]) -> dict[str, Tensor]:
-    """Run verl's merger and take the adapter from what it writes, which is removed again: it is a whole model."""
-    command = [
-        *merger,
-        "merge",
-        "--backend",
-        "fsdp",
-        "--local_dir",
-        str(actor),
-        "--target_dir",
-        str(target),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        written = target / "lora_adapter" / WEIGHTS
-        if done.returncode or not written.is_file():
-            said = (done.stderr or done.stdout).strip().splitlines()
-            why = said[-1][:200] if said else "it wrote no lora_adapter"
-            raise InputError(
-                f"{actor}: verl's merger failed with exit code {done.returncode}: {why}; run: {' '.join(command)}"
-            )
-        return _safetensors(written)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-
-
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -212,30 +178,3 @@ def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor])
             )
         if not bool(torch.isfinite(found[name]).all()):
             raise InputError(f"{actor}: {name} holds NaN or infinity; the run has diverged")
-
-
-def write_leap(start: Path, stop: Path, alpha: float, out: Path) -> None:
-    """Write `stop + alpha (stop - start)` of every factor as an adapter; alpha 0 is `stop` itself, bit for bit.
-
-    Not through `nextrl.leap`, whose alphas end at 64: the controller may ask for more of a rate far too low.
-    """
-    before, after = _safetensors(start / WEIGHTS), _safetensors(stop / WEIGHTS)
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(stop / CONFIG, out / CONFIG)
-    if not alpha:
-        shutil.copyfile(stop / WEIGHTS, out / WEIGHTS)
-        return
-    leapt = {
-        name: tensor.float() + alpha * (tensor.float() - before[name].float())
-        for name, tensor in after.items()
-    }
-    write_tensors(out / WEIGHTS, leapt)
-
-
-def merge(adapter: Path, model: str, out: Path) -> None:
-    """Write the base model of a folder with the adapter added to its weights."""
-    from nextrl.leaps.merged_model import write_merged
-    from nextrl.trajectory.trajectory import Trajectory
-
-    traj = Trajectory.load({1: adapter})
-    write_merged(traj, 1, {m: traj.weight(1, m) for m in traj.modules}, model, out, {"adapter": str(adapter)})

@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ from nextrl.errors import InputError, needs
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
 
-DEFAULT_WINDOW = 20
-"""Steps per window of `auto`, twice what it takes inside TRL: every window pays for a start of verl."""
+START, METRICS = "global_step_0/actor/lora_adapter", "metrics.jsonl"
+"""In a run's folder: the adapter that it starts from, and what verl logs."""
 
 Algorithm = Literal[
     "grpo",
@@ -81,7 +82,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "opo": {_ADVANTAGE: "opo", _LOSS: "vanilla", _AGGREGATE: "token-mean"},
 }
 
-# A user's override of one of these would break what the loop relies on (where checkpoints lie, what a step is).
+# A user's override of one of these would contradict the config it is composed from.
 _OURS = (
     "trainer.default_local_dir",
     "trainer.resume_mode",
@@ -89,7 +90,7 @@ _OURS = (
     "trainer.total_training_steps",
     "trainer.save_freq",
     "trainer.logger",
-    "trainer.rollout_data_dir",
+    "trainer.v1.trainer_mode",
     f"{_MODEL}.path",
     f"{_MODEL}.lora_adapter_path",
     f"{_MODEL}.lora_rank",
@@ -108,19 +109,14 @@ class VerlSection(BaseModel):
 
     gpus_per_node: int = Field(8, ge=1, description="GPUs of each node")
     nodes: int = Field(1, ge=1, description="nodes of the Ray cluster")
-    strategy: Literal["fsdp", "fsdp2"] = Field("fsdp2", description="how verl shards the policy")
+    strategy: Literal["fsdp", "fsdp2"] = Field(
+        "fsdp2", description="how verl shards the policy; leaps need fsdp2"
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs of one vLLM engine")
     gpu_memory: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory that vLLM takes")
     max_prompt_length: int = Field(512, ge=1, description="tokens, for verl's padding")
     chat_template: str | None = Field(
         None, description="Jinja template of a prompt; null: the task's text goes in as it is"
-    )
-    adapters: Literal["shards", "merger"] = Field(
-        "shards",
-        description="read adapters from FSDP shards as they are, or through verl's merger (rounded to bf16)",
-    )
-    restart: Literal["adapter", "merged"] = Field(
-        "adapter", description="what a leap hands back: an adapter, or a merged model and a fresh adapter"
     )
     overrides: list[str] = Field([], description="further hydra overrides of verl's config, `key=value`")
 
@@ -137,13 +133,14 @@ class VerlSection(BaseModel):
 
 
 class VerlSettings(VerlSection):
-    """One verl run with leaps.
+    """One verl run.
 
     Attributes:
         model: folder of the base model (Hugging Face layout); every node must see it under this path.
         task: a `nextrl.tasks` name; its training prompts become verl's data file, its reward verl's reward function.
-        train: steps, rate, batch and seed. `save_every` is not used: a checkpoint is taken at each window's end.
+        train: steps, rate, batch and seed.
         lora: the adapter.
+        dials: of `auto`, by their names in `ControllerConfig`; None for a plain run.
     """
 
     model: str
@@ -151,87 +148,78 @@ class VerlSettings(VerlSection):
     algorithm: Algorithm = "grpo"
     train: TrainSettings = TrainSettings()
     lora: LoraSettings = LoraSettings()
+    dials: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One process of verl: from where it starts to where it stops.
+class Place:
+    """What a run's settings do not say by themselves.
 
     Attributes:
-        folder: verl's `default_local_dir`; its own step numbers begin at 0 in each.
-        stop: step in that numbering at which it ends and saves.
-        save_every: steps between checkpoints.
-        learning_rate: constant rate.
-        model: folder of the base model.
-        adapter: adapter to start from.
-        seed: of prompts and rollouts; differs from restart to restart, or each would see the same prompts again.
-        data: folder with train.jsonl, validation.jsonl and reward.py.
-        metrics: where verl's file logger writes.
-        rollouts: folder where verl writes the text of its rollouts, one file per step.
+        out: the run's folder. verl's checkpoints lie in it, `data/` and `metrics.jsonl` beside them.
         chat_template: as verl is to use it.
         max_completion_length: tokens.
         passes: most passes over the training prompts.
     """
 
-    folder: Path
-    stop: int
-    save_every: int
-    learning_rate: float
-    model: str
-    adapter: Path
-    seed: int
-    data: Path
-    metrics: Path
-    rollouts: Path
+    out: Path
     chat_template: str
     max_completion_length: int
     passes: int
 
 
-def compose(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
-    """verl's overrides for one segment, in the order they are passed: key -> value.
+def compose(settings: VerlSettings, place: Place) -> dict[str, Any]:
+    """verl's overrides, in the order they are passed: key -> value.
 
-    A leading "+" adds a key that verl's yaml does not list (but its code reads).
+    A leading "+" adds a key that verl's yaml does not list (but its code, or nextrl's plugin, reads).
     """
-    table = {**ALGORITHMS[settings.algorithm], **_data(settings, segment), **_model(settings, segment)}
-    return {**table, **_optimisation(settings, segment), **_trainer(settings, segment)}
+    table = {**ALGORITHMS[settings.algorithm], **_data(settings, place), **_model(settings, place)}
+    return {**table, **_optimisation(settings, place), **_trainer(settings, place), **_leaps(settings)}
 
 
-def _data(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
+def _leaps(settings: VerlSettings) -> dict[str, Any]:
+    """What nextrl's plugin adds (`engines.verl.options`)."""
+    if settings.dials is None:
+        return {}
+    dials = {f"+trainer.v1.nextrl.{name}": value for name, value in settings.dials.items()}
+    return {"trainer.v1.trainer_mode": "nextrl", **dials}
+
+
+def _data(settings: VerlSettings, place: Place) -> dict[str, Any]:
     """trainer/config/data/legacy_data.yaml and reward/reward.yaml."""
     return {
-        "data.train_files": str(segment.data / "train.jsonl"),
-        "data.val_files": str(segment.data / "validation.jsonl"),
+        "data.train_files": str(place.out / "data" / "train.jsonl"),
+        "data.val_files": str(place.out / "data" / "validation.jsonl"),
         "data.train_batch_size": settings.train.prompts_per_step,
         "data.max_prompt_length": settings.max_prompt_length,
-        "data.max_response_length": segment.max_completion_length,
-        "data.seed": segment.seed,
-        "reward.custom_reward_function.path": str(segment.data / "reward.py"),
+        "data.max_response_length": place.max_completion_length,
+        "data.seed": settings.train.seed,
+        "reward.custom_reward_function.path": str(place.out / "data" / "reward.py"),
         "reward.custom_reward_function.name": "compute_score",
     }
 
 
-def _model(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
+def _model(settings: VerlSettings, place: Place) -> dict[str, Any]:
     """trainer/config/model/hf_model.yaml; workers/engine/fsdp/transformer_impl.py:_build_lora_module."""
     lora = settings.lora
     return {
-        f"{_MODEL}.path": segment.model,
-        f"{_MODEL}.custom_chat_template": segment.chat_template,
+        f"{_MODEL}.path": settings.model,
+        f"{_MODEL}.custom_chat_template": place.chat_template,
         # With an adapter path rank and alpha come from its own config; verl still asks lora_rank whether to use LoRA.
         f"{_MODEL}.lora_rank": lora.r,
         f"{_MODEL}.lora_alpha": lora.alpha,
         f"{_MODEL}.target_modules": lora.target_modules,
-        f"{_MODEL}.lora_adapter_path": str(segment.adapter),
+        f"{_MODEL}.lora_adapter_path": str(place.out / START),
     }
 
 
-def _optimisation(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
+def _optimisation(settings: VerlSettings, place: Place) -> dict[str, Any]:
     """trainer/config/actor/actor.yaml, dp_actor.yaml, optim/fsdp.yaml and rollout/rollout.yaml."""
     train = settings.train
-    tokens = settings.max_prompt_length + segment.max_completion_length
+    tokens = settings.max_prompt_length + place.max_completion_length
     table: dict[str, Any] = {
         f"{_ACTOR}.strategy": settings.strategy,
-        f"{_ACTOR}.optim.lr": segment.learning_rate,
+        f"{_ACTOR}.optim.lr": train.learning_rate,
         f"{_ACTOR}.optim.lr_scheduler_type": "constant",
         f"{_ACTOR}.optim.betas": [0.9, 0.999],
         f"{_ACTOR}.optim.weight_decay": 0.0,
@@ -241,42 +229,39 @@ def _optimisation(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
         f"{_ACTOR}.use_dynamic_bsz": True,
         f"{_ACTOR}.ppo_max_token_len_per_gpu": max(16384, tokens),
         f"{_ACTOR}.use_kl_loss": False,
-        f"{_ACTOR}.data_loader_seed": segment.seed,
+        f"{_ACTOR}.data_loader_seed": settings.train.seed,
         f"{_ROLLOUT}.name": "vllm",
         f"{_ROLLOUT}.n": train.completions_per_prompt,
         f"{_ROLLOUT}.temperature": train.temperature,
-        f"{_ROLLOUT}.seed": segment.seed,
+        f"{_ROLLOUT}.seed": settings.train.seed,
         f"{_ROLLOUT}.tensor_model_parallel_size": settings.tensor_parallel,
         f"{_ROLLOUT}.gpu_memory_utilization": settings.gpu_memory,
         # vLLM reads the base itself; only the adapter is sent at each step (engine_workers.py:base_sync_done).
         f"{_ROLLOUT}.load_format": "safetensors",
         "algorithm.use_kl_in_reward": False,
     }
-    if settings.adapters == "shards":
-        # trainer/config/config.py:CheckpointConfig has it, the yaml does not.
-        table[f"+{_ACTOR}.checkpoint.save_lora_only"] = True
+    # trainer/config/config.py:CheckpointConfig has it, the yaml does not.
+    table[f"+{_ACTOR}.checkpoint.save_lora_only"] = True
     return table
 
 
-def _trainer(settings: VerlSettings, segment: Segment) -> dict[str, Any]:
+def _trainer(settings: VerlSettings, place: Place) -> dict[str, Any]:
     """trainer/config/ppo_trainer.yaml; the file logger is utils/tracking.py:FileLogger."""
     return {
         "trainer.n_gpus_per_node": settings.gpus_per_node,
         "trainer.nnodes": settings.nodes,
-        "trainer.default_local_dir": str(segment.folder),
+        "trainer.default_local_dir": str(place.out),
         "trainer.resume_mode": "auto",
-        "trainer.total_training_steps": segment.stop,
-        "trainer.total_epochs": segment.passes,
-        "trainer.save_freq": segment.save_every,
-        "trainer.max_actor_ckpt_to_keep": 1,
+        "trainer.total_training_steps": settings.train.steps,
+        "trainer.total_epochs": place.passes,
+        "trainer.save_freq": settings.train.save_every,
         "trainer.test_freq": -1,
         "trainer.val_before_train": False,
-        "trainer.rollout_data_dir": str(segment.rollouts),
         "trainer.logger": ["console", "file"],
         "trainer.project_name": "nextrl",
-        "trainer.experiment_name": segment.folder.name,
+        "trainer.experiment_name": place.out.name,
         # The logger runs in a Ray worker, which may have been started long before us: its environment is set by Ray.
-        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(segment.metrics),
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(place.out / METRICS),
     }
 
 
@@ -304,6 +289,20 @@ def _literal(value: Any) -> str:
 
 
 _WORDS = frozenset({"null", "true", "false", "inf", "nan"})
+
+
+def installed() -> str:
+    """verl's version.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return metadata.version("verl")
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            f"engine verl: verl is not installed here; pip install 'verl[vllm]=={VERSION}'"
+        ) from None
 
 
 def config_tree() -> Path | None:

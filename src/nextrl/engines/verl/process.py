@@ -1,14 +1,7 @@
-"""verl as a child process: start it, wait for it, read the rewards it logged, and say in one line why it failed.
-
-Rewards come from verl's own file logger (utils/tracking.py:FileLogger: one JSON object a line, `{"step", "data"}`),
-whose file begins anew with each process; `critic/score/mean` is the mean score before any KL penalty
-(trainer/ppo/metric_utils.py).
-"""
+"""verl as a child process: start it, wait for it, and say in one line why it failed."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import subprocess
@@ -20,15 +13,11 @@ from pathlib import Path
 from nextrl.errors import InputError
 
 COMMAND = (sys.executable, "-m", "verl.trainer.main_ppo")
-REWARD = "critic/score/mean"
 GRACE = 30.0  # seconds that a stopped verl has to shut Ray down before it is killed
 
 
-def run(command: Sequence[str], log: Path, where: str) -> None:
+def run(command: Sequence[str], log: Path) -> None:
     """Run verl to its end, output appended to `log`.
-
-    Args:
-        where: what it was doing ("from step 20 to 30"), for the error.
 
     Raises:
         InputError: it could not be started, exited with an error, or was killed.
@@ -46,11 +35,9 @@ def run(command: Sequence[str], log: Path, where: str) -> None:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        raise InputError(
-            f"engine verl: killed by {name}{hint} on the way {where}; run again to resume; {log}"
-        )
+        raise InputError(f"engine verl: killed by {name}{hint}; run again to resume; {log}")
     if code:
-        raise InputError(f"engine verl: exit code {code} on the way {where}: {_last_line(log)}; see {log}")
+        raise InputError(f"engine verl: exit code {code}: {_last_line(log)}; see {log}")
 
 
 @contextmanager
@@ -75,44 +62,3 @@ def _last_line(log: Path) -> str:
         lines = file.read().decode(errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
     return said[-1][:200] if said else "it said nothing"
-
-
-def read_rewards(files: Sequence[Path]) -> dict[int, float]:
-    """Mean training reward by verl's step; a later file wins where a resumed process did a step again.
-
-    A line that is not whole (the process was killed while writing) is left out.
-    """
-    rewards: dict[int, float] = {}
-    for path in files:
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                value = float(entry["data"][REWARD])
-                step = int(entry["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
-            if math.isfinite(value):
-                rewards[step] = value
-    return rewards
-
-
-def read_rollouts(folder: Path, step: int, limit: int = 32) -> list[tuple[str, str]]:
-    """(prompt, completion) of some of a step's rollouts, as `trainer.rollout_data_dir` has verl write them.
-
-    Files of earlier steps are removed: only the latest are ever looked at. Empty where verl wrote none.
-    """
-    path = folder / f"{step}.jsonl"
-    if not path.is_file():
-        return []
-    for other in folder.glob("*.jsonl"):
-        if other.stem.isdigit() and int(other.stem) < step:
-            other.unlink(missing_ok=True)
-    pairs = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            pairs.append((str(entry["input"]), str(entry["output"])))
-        except (ValueError, KeyError, TypeError):
-            continue
-    # Rows come sorted by group; taking one in every so many gives some of each group.
-    return pairs[:: max(1, len(pairs) // limit)][:limit]

@@ -1,103 +1,67 @@
-"""What a verl run with leaps remembers between its processes, and where its files lie.
+"""What a verl run with leaps remembers, in verl's own checkpoint: `global_step_N/nextrl/`.
 
-OUT/state.json                       this file's `RunState`, written after each window
-OUT/data/                            what verl reads of the task
-OUT/leg-000/global_step_N/           verl's checkpoints; a leg is what happens between two restarts, and verl
-                                     counts its steps from 0 in each
-OUT/leg-000/adapters/checkpoint-S/   the adapters, S in steps of the whole run: a run that nextrl can read
-OUT/leg-000/metrics-S-A.jsonl        what verl logged from step S on, attempt A
-OUT/leg-000/verl.log                 what it printed
-OUT/decisions.jsonl                  one line per window
+shards-world_W-rank_R.safetensors   each process's shards of the adapter where the window began, and of the moments
+state.json                          the rest; written last, so that a folder has either a whole state or none
+
+verl writes its tracker file (`latest_checkpointed_iteration.txt`) after everything else, and this is written before
+verl begins: a checkpoint that the tracker names has a whole state.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from nextrl.checkpoints.atomic import write_bytes
+from nextrl.checkpoints.atomic import write_json
+from nextrl.engines.trl.memory import Memory
+from nextrl.engines.trl.session import Session
+from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError
-from nextrl.judge.decision import DecisionRecord
+
+FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
+VERSION = 1
+
+_NUMBERS = ("began", "rewards", "rate", "factor", "cooled")
+"""Fields of `Memory` that verl runs use, those of tensors left out."""
 
 
-class Leg(BaseModel):
-    """One stretch between restarts.
-
-    Attributes:
-        index: 0, 1, ...
-        begins: step of the whole run at which it starts.
-        model: folder of its base model.
-        rate: its learning rate.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    index: int = 0
-    begins: int = 0
-    model: str
-    rate: float
-
-    def folder(self, out: Path) -> Path:
-        """Where the leg lies."""
-        return out / f"leg-{self.index:03d}"
-
-    def adapter(self, out: Path, step: int) -> Path:
-        """The adapter at a step of the whole run."""
-        return self.folder(out) / "adapters" / f"checkpoint-{step}"
+def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
+    """Write the state into `global_step_N`."""
+    folder, kept = checkpoint / FOLDER, session.memory
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JSON).unlink(missing_ok=True)
+    moments = {"start_moments": _key(kept.moments)} if kept.moments else {}
+    run.workers.ask("save", str(folder / SHARDS), {"start": _key(kept.start)}, moments)
+    numbers = {name: getattr(kept, name) for name in _NUMBERS}
+    values = {"version": VERSION, "memory": numbers, "moments": bool(moments), **session.state()}
+    write_json(folder / JSON, values)
 
 
-class RunState(BaseModel):
-    """The run after its last finished window.
-
-    Attributes:
-        settings: hash of everything that must not change when a run is resumed.
-        step: optimizer steps done.
-        leg: the current leg.
-        previous: (leg, start, stop) of the window before, for persistence.
-        controller: memory of the controller.
-        rows: how far into the held-out prompts searches have come.
-        spent: completions that searches took.
-        seconds: wall seconds of training and of searching.
-        decisions: one per window.
-        final: the adapter that the run stands at, relative to OUT.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    settings: str
-    step: int = 0
-    leg: Leg
-    previous: tuple[Leg, int, int] | None = None
-    controller: dict[str, Any] | None = None
-    rows: int = 0
-    spent: int = 0
-    seconds: dict[str, float] = {"training": 0.0, "search": 0.0}
-    decisions: list[DecisionRecord] = []
-    final: str | None = None
-
-
-def load(out: Path, settings: str) -> RunState | None:
-    """The state in a folder, or None where there is none.
+def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
+    """Take up the state in `global_step_N`; False where it has none.
 
     Raises:
-        InputError: it is broken, or belongs to a run with other settings.
+        InputError: it is damaged, of another version, or of other shards.
     """
-    path = out / "state.json"
+    path = checkpoint / FOLDER / JSON
     if not path.is_file():
-        return None
+        return False
     try:
-        state = RunState.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path}: is no state of a verl run ({error.error_count()} errors)") from None
-    if state.settings != settings:
-        raise InputError(
-            f"{out}: holds a run with other settings; choose another folder, or give the same settings to resume"
-        )
-    return state
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            raise InputError(
+                f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
+            )
+        start, moments = run.workers.name(), run.workers.name()
+        memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
+        names = {"start_moments": moments.key} if values["moments"] else {}
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): use another checkpoint") from error
+    run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), {"start": start.key}, names)
+    session.restore(memory, values, step)
+    return True
 
 
-def save(state: RunState, out: Path) -> None:
-    """Write state.json, atomically."""
-    write_bytes(out / "state.json", state.model_dump_json(indent=1).encode())
+def _key(held: Any) -> int:
+    return int(held.key)

@@ -12,7 +12,7 @@ from typing import Any
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import along, leap_into
 from nextrl.engines.trl.history import DiskHistory
-from nextrl.engines.trl.policies.base import View, agreed
+from nextrl.engines.trl.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS
@@ -34,7 +34,7 @@ SEARCHED = 0.1
 """Share of the completions trained on that searches may take, where a user has set neither their steps nor prompts."""
 
 
-class AtSteps:
+class AtSteps(LeapsOnly):
     """A method of the registry, fitted on the run's own checkpoints: at named steps, or at the end of every window.
 
     It never changes the learning rate: what a method says about the path says nothing about the rate (docs/auto.md).
@@ -126,17 +126,6 @@ class AtSteps:
         if price > self._share * whole:
             return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
         return bound
-
-    def checks(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def decide_step(self, view: View, step: int, share: float) -> None:
-        """Nothing."""
-
-    def cooled(self, step: int, steps: int) -> float:
-        """All of the rate: a named method never changes it."""
-        return 1.0
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_adapter import along
-from nextrl.engines.trl.fresh_rollouts import FEW, MOST
-from nextrl.engines.trl.policies.base import View, agreed
+from nextrl.engines.trl.policies.base import FEW, MOST, View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -75,7 +73,7 @@ class Auto:
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The controller's decision on the window."""
-        candidate: Candidate = partial(along, view.start, view.end)
+        candidate: Candidate = partial(view.adapter.along, view.start, view.end)
 
         def look(alpha: float) -> BatchGain | None:
             return view.look(candidate(alpha))

@@ -18,6 +18,8 @@ from nextrl.judge.window import Window
 
 D = TypeVar("D", Decision, Decision | None)
 
+FEW, MOST = 48, 512  # completions of each process that are looked at
+
 
 @dataclass(frozen=True)
 class View:
@@ -141,6 +143,43 @@ class Policy(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`."""
         ...
+
+
+class LeapsOnly:
+    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no."""
+
+    def begin(self, rows: int) -> None:
+        """Nothing is remembered."""
+
+    def announced(self, steps: int, per_step: int, group: int) -> str | None:
+        """Nothing."""
+        return None
+
+    def checks(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def decide_step(self, view: View, step: int, share: float) -> Decision | None:
+        """Nothing."""
+        return None
+
+    def cooled(self, step: int, steps: int) -> float:
+        """All of the rate."""
+        return 1.0
+
+    def waits_for_checkpoint(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def moved(self, step: int, alpha: float) -> None:
+        """Nothing is remembered."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 def agreed(ranks: Ranks, policy: Policy, decide: Callable[..., D], *tools: Callable[..., Any]) -> D:

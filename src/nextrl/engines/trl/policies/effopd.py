@@ -8,13 +8,11 @@ guard of this package refuses (`judge.guard`) counts as no improvement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import along
-from nextrl.engines.trl.policies.base import View, agreed
+from nextrl.engines.trl.policies.base import LeapsOnly, View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched
 from nextrl.judge.paired_search import Score, Scores
@@ -24,7 +22,7 @@ TRIES = (2.0, 4.0, 6.0, 8.0, 10.0)
 """alpha of the five tries: what is added to the displacement since the last look, in lengths of it."""
 
 
-class EffOpd:
+class EffOpd(LeapsOnly):
     """The policy; it never changes the learning rate, and what a leap does later takes nothing back.
 
     Args:
@@ -47,24 +45,9 @@ class EffOpd:
         most = looks * (len(TRIES) + 1) * self.acceptance.prompts
         return f"effopd: {looks} searches take at most {most / max(1, steps * per_step):.0%} of this run's completions"
 
-    def checks(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def decide_step(self, view: View, step: int, share: float) -> None:
-        """Nothing."""
-
-    def cooled(self, step: int, steps: int) -> float:
-        """All of the rate."""
-        return 1.0
-
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """At powers of two."""
         return window.step > 0 and window.step & (window.step - 1) == 0
-
-    def waits_for_checkpoint(self, step: int) -> bool:
-        """Never."""
-        return False
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The longest of the tries before the first that gains nothing."""
@@ -79,13 +62,3 @@ class EffOpd:
                 break
             best = alpha
         return searched(self.method, best, scores)
-
-    def moved(self, step: int, alpha: float) -> None:
-        """Nothing: the next window begins where the leap ended."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing is remembered."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""

@@ -1,0 +1,130 @@
+"""A run of a TRL trainer as a leap finds it: how its weights are moved, delivered, and its rate changed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl import decision_log
+from nextrl.engines.trl.delivery import check_delivery
+from nextrl.engines.trl.instruments import Instruments
+from nextrl.engines.trl.rollback import Moments, read_moments, whole, write_moments
+from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.trl.seam import Seam
+from nextrl.judge.decision import DecisionRecord
+
+log = logging.getLogger("nextrl.engines.trl.session")
+
+
+@dataclass
+class LiveRun:
+    """A training run as a leap finds it.
+
+    Attributes:
+        trainer, adapter, ranks, tools: what is trained, on which processes, measured with what.
+        optimizer, scheduler: whose rates are scaled.
+        undelivered: the adapter on both sides of a leap that an inference engine has yet to show it has taken.
+    """
+
+    trainer: Any
+    adapter: LiveAdapter
+    ranks: Ranks
+    tools: Instruments
+    optimizer: Any
+    scheduler: Any
+    undelivered: tuple[State, State] | None = None
+
+    @cached_property
+    def seam(self) -> Seam:
+        """The trainer's private side, checked once."""
+        return Seam(self.trainer)
+
+    @property
+    def rate(self) -> float:
+        """The present learning rate."""
+        return rate_of(self.optimizer)
+
+    @property
+    def share(self) -> float:
+        """The present rate as a share of the schedule's height (below 1 in its warm-up and in its decay)."""
+        return share_of(self.optimizer, self.scheduler)
+
+    def falls_by_itself(self, begin: int, end: int) -> bool:
+        """Whether the schedule lowers the rate between two steps."""
+        return falls_by_itself(self.scheduler, begin, end)
+
+    @property
+    def group(self) -> int:
+        """Completions of each held-out prompt, as far as rewards need whole groups; else 1."""
+        return self.seam.group
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer's class."""
+        return type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+
+    @property
+    def completions_per_step(self) -> int:
+        """Fresh completions per step, over all processes; a buffered generation batch counts once."""
+        args = self.trainer.args
+        sampled = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return max(1, int(sampled) // int(getattr(args, "num_iterations", 1)))
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return int(self.trainer.state.max_steps)
+
+    @property
+    def fresh_next(self) -> bool:
+        """Whether the next step begins with fresh rollouts; texts of SFT are always fresh."""
+        return not self.seam.generates or self.seam.samples_next
+
+    @property
+    def whole(self) -> bool:
+        """Whether each process holds whole parameters, and so whole moments."""
+        return whole(self.adapter.parameters)
+
+    def move(self, state: State) -> None:
+        """Write the factors, and see to it that nothing of the old policy is used."""
+        before = self.adapter.read()
+        self.adapter.write(state)
+        self.tools.rollouts.mark_weights_changed()
+        self.tools.rollouts.drop_buffered()
+        if self.seam.has_engine:
+            self.undelivered = before, self.adapter.read()
+
+    def moments(self) -> Moments:
+        """A copy of the optimizer's state, and of what it trains beside the adapter."""
+        return read_moments(self.optimizer, self.adapter.parameters.values())
+
+    def put_moments(self, moments: Moments) -> None:
+        """Put a copy back; without moments nothing is changed."""
+        write_moments(self.optimizer, moments)
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiply the learning rate, the schedule's base included."""
+        set_rate_factor(self.optimizer, self.scheduler, factor)
+
+    def check_delivery(self) -> None:
+        """Look at the first rollouts after a leap, where an engine of its own sampled them.
+
+        Raises:
+            StaleWeights: they came from the weights before it.
+        """
+        if self.undelivered is not None:
+            check_delivery(self.trainer, self.adapter, *self.undelivered)
+            self.undelivered = None
+
+    def tell(self, record: DecisionRecord) -> None:
+        """Put a decision among the metrics that the trainer logs next, and into the run's folder."""
+        decision_log.show(self.seam.training_metrics(), record)
+        if self.trainer.args.should_save:
+            decision_log.append(Path(self.trainer.args.output_dir), record)
+            if said := decision_log.line(record):
+                log.warning("%s", said)

@@ -1,0 +1,54 @@
+"""A policy that leaps where it is told to: `trainer.v1.nextrl.leaps={6: 1.5}`. It judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.trl.policies.base import LeapsOnly, View
+from nextrl.judge.acceptance import Acceptance
+from nextrl.judge.decision import Decision
+from nextrl.judge.window import Window
+
+
+class ForcedLeaps(LeapsOnly):
+    """`theta + alpha (theta - theta_start)` after given steps, theta_start being where the run began or leapt last.
+
+    Args:
+        leaps: step -> alpha.
+    """
+
+    def __init__(self, leaps: Mapping[int, float]) -> None:
+        self.method, self.searches, self.keeps_history, self.undoes = "secant", False, False, False
+        self.acceptance, self.fall, self.fall_errors = Acceptance(), 0.0, 0.0
+        self.leaps, self.every, self.steps_of_one = dict(leaps), 1, 1
+        self._last = 0
+
+    def begin(self, rows: int) -> None:
+        """From the run's first step."""
+        self._last, self.steps_of_one = 0, 1
+
+    def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
+        """At the given steps."""
+        return window.step in self.leaps
+
+    def decide(self, view: View) -> tuple[Decision, Candidate]:
+        """The leap that was asked for."""
+        step = view.window.step
+        self.steps_of_one = step - self._last
+        decision = Decision(self.leaps[step], 1.0, "asked for", {}, 0, horizon=self.steps_of_one)
+        return decision, partial(view.adapter.along, view.start, view.end)
+
+    def moved(self, step: int, alpha: float) -> None:
+        """The next leap counts from here."""
+        self._last = step
+
+    def state(self) -> dict[str, Any]:
+        """Where the latest leap was."""
+        return {"last": self._last}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up `state()`."""
+        self._last = state["last"]

@@ -1,0 +1,112 @@
+"""`engine: verl` of `nextrl run`: one process of verl with nextrl's plugin, and its adapters where nextrl reads them.
+
+OUT/global_step_N/                       verl's checkpoints; in each `nextrl/` is what leaps remember
+OUT/global_step_N/actor/lora_adapter/    the adapter, written when verl is done: OUT is a run that nextrl can read
+OUT/data/                                what verl reads of the task
+OUT/metrics.jsonl, OUT/verl.log          what verl logged and printed
+OUT/nextrl_decisions.jsonl               one line per decision
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextrl.checkpoints.adapter import WEIGHTS
+from nextrl.checkpoints.atomic import write_json
+from nextrl.engines.trl.decision_log import DECISIONS
+from nextrl.engines.verl import adapters, config, process
+from nextrl.engines.verl.config import Place, VerlSettings
+from nextrl.engines.verl.data import plain_template, tokenizer, write_data
+from nextrl.engines.verl.options import check_versions
+from nextrl.errors import InputError
+from nextrl.judge.decision import DecisionRecord
+from nextrl.tasks import base
+
+log = logging.getLogger(__name__)
+
+SETTINGS = "nextrl_run.json"
+_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        step: optimizer steps taken.
+        adapter: the folder of the last adapter.
+        decisions: in order.
+    """
+
+    step: int
+    adapter: Path
+    decisions: list[DecisionRecord]
+
+
+def plan(settings: VerlSettings, out: Path) -> str:
+    """The command that would be started. Nothing is read but the task: no model, no verl.
+
+    Where the model's tokenizer puts a token before a text, the run's own template has it in front.
+    """
+    return shlex.join([*process.COMMAND, *_words(settings, out, settings.chat_template or _TEMPLATE)])
+
+
+def run(settings: VerlSettings, out: Path) -> Outcome:
+    """Train, or go on where an earlier run in this folder was stopped.
+
+    Raises:
+        InputError: something is missing or wrong, another run lies in the folder, or verl failed.
+    """
+    template = settings.chat_template or plain_template(tokenizer(settings.model))
+    words = _words(settings, out, template)
+    check_versions(config.installed())
+    config.check(words)
+    _begin(settings, out)
+    command = [*process.COMMAND, *words]
+    log.info("engine verl: %s", shlex.join(command))
+    process.run(command, out / "verl.log")
+    steps = sorted(int(p.name.rsplit("_", 1)[1]) for p in out.glob("global_step_*"))
+    for step in steps[1:]:
+        adapters.collect(out / f"global_step_{step}", out / config.START)
+    lines = (out / DECISIONS).read_text().splitlines() if (out / DECISIONS).is_file() else []
+    decisions = [DecisionRecord.model_validate_json(line) for line in lines]
+    return Outcome(steps[-1], out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter", decisions)
+
+
+def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
+    task, train = base.get(settings.task), settings.train
+    examples = max(1, len(task.examples("train")))
+    place = Place(
+        out=out.absolute(),
+        chat_template=template,
+        max_completion_length=train.max_completion_length or task.max_completion_length,
+        passes=1 + math.ceil(train.steps * train.prompts_per_step / examples),
+    )
+    return config.arguments(config.compose(settings, place), settings.overrides)
+
+
+def _begin(settings: VerlSettings, out: Path) -> None:
+    """Write the data and the adapter to start from; nothing where a run with these settings has begun here.
+
+    The last step may be moved, to go on with a finished run.
+    """
+    path = out / SETTINGS
+    asked = settings.model_dump(mode="json")
+    del asked["train"]["steps"]
+    if path.is_file():
+        if json.loads(path.read_text()) != asked:
+            raise InputError(
+                f"{out}: holds a run with other settings; choose another folder, or give the same settings to resume"
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no verl run to resume; choose another folder")
+    write_data(base.get(settings.task), out / "data")
+    if not (out / config.START / WEIGHTS).is_file():
+        adapters.fresh_adapter(settings.model, settings.lora, settings.train.seed, out / config.START)
+    write_json(path, asked)

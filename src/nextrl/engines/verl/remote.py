@@ -1,0 +1,356 @@
+"""verl's driver: the adapter on the workers by the names of its copies, and what a step's batch says of other weights.
+
+The driver holds no tensor of the model. Where the session (`engines.trl.session`, the one that TRL's callback runs on)
+speaks of factors and moments, it is handed `Held`: the name of a copy that lies in shards on the workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl import decision_log
+from nextrl.engines.trl.policies.base import MOST
+from nextrl.judge.decision import DecisionRecord
+from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
+
+log = logging.getLogger(__name__)
+
+STALE = 0.8
+"""Rollouts that are this much nearer to the weights before a change than to those after it did not follow it."""
+
+
+class StaleRollouts(RuntimeError):
+    """verl's rollout servers went on sampling from the weights before a change."""
+
+
+class Held:
+    """A copy on the workers, which forget it soon after nobody here speaks of it any more."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+
+class Workers:
+    """The processes that hold the actor.
+
+    Args:
+        call: (forgotten copies, method of `Shards`, its arguments) -> what each process answers.
+    """
+
+    def __init__(self, call: Callable[..., Sequence[Any]]) -> None:
+        self._call, self._keys = call, itertools.count()
+        self._forgotten: list[int] = []
+
+    def ask(self, method: str, *arguments: Any) -> Sequence[Any]:
+        """Every process's answer."""
+        forgotten, self._forgotten[:] = list(self._forgotten), []
+        plain = [a.key if isinstance(a, Held) else a for a in arguments]
+        return self._call(forgotten, method, *plain)
+
+    def name(self) -> Held:
+        """A name for a copy that is about to be made."""
+        held = Held(next(self._keys))
+        weakref.finalize(held, self._forgotten.append, held.key)
+        return held
+
+    def make(self, method: str, *arguments: Any) -> Held:
+        """A copy that a method of `Shards` makes."""
+        held = self.name()
+        self.ask(method, held, *arguments)
+        return held
+
+
+class RemoteAdapter:
+    """The adapter on the workers, with the reading and writing of `LiveAdapter`."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._present: Held | None = None
+
+    def trained(self) -> None:
+        """A step has changed the weights, or is about to."""
+        self._present = None
+
+    def read(self) -> Held:
+        """The factors as they are; copied once, however often they are asked for."""
+        if self._present is None:
+            self._present = self._workers.make("keep")
+        return self._present
+
+    def write(self, held: Held) -> None:
+        """Write the factors, bit for bit."""
+        self._workers.ask("put", held)
+        self._present = held
+
+    def along(self, start: Held, stop: Held, alpha: float) -> Held:
+        """`stop + alpha (stop - start)`."""
+        return self._workers.make("keep_along", start, stop, alpha)
+
+    def distance(self, start: Held, stop: Held) -> float:
+        """Length of the way between two copies, over all factors and processes."""
+        return math.sqrt(sum(sums[0] for sums in self._workers.ask("sums", start, stop, None)))
+
+    @contextmanager
+    def holding(self, held: Held) -> Iterator[None]:
+        """Other factors inside; afterwards those that were there before."""
+        now = self.read()
+        if held is now:
+            yield
+            return
+        self.write(held)
+        try:
+            yield
+        finally:
+            self.write(now)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch of the step just taken, padded; n completions of at most L tokens.
+
+    Attributes:
+        anchor: (n, L) log-probabilities under the weights that the step began from.
+        sampled: (n, L) as the rollout servers reported them.
+        mask: (n, L), 1 at the model's own tokens; 0 throughout in rows that verl padded the batch with.
+        advantages: (n,), a completion's mean over its tokens.
+        groups: (n,), a number for each prompt.
+        reward: mean over completions.
+    """
+
+    anchor: Tensor
+    sampled: Tensor
+    mask: Tensor
+    advantages: Tensor
+    groups: Tensor
+    reward: float
+
+
+def batch_of(fields: Mapping[str, Tensor], uids: Sequence[str], padding: Sequence[bool]) -> Batch:
+    """A batch from verl's columns.
+
+    Args:
+        fields: `old_log_probs`, `rollout_log_probs`, `response_mask`, `advantages`, `rm_scores`, (n, L) each.
+        uids: the prompt of each row.
+        padding: whether a row is a copy that fills the batch up.
+    """
+    real = torch.tensor([not p for p in padding])
+    mask = fields["response_mask"].double() * real[:, None]
+    advantages = (fields["advantages"].double() * mask).sum(1) / mask.sum(1).clamp_min(1.0)
+    rewards = fields["rm_scores"].double().sum(1)[real]
+    groups = torch.tensor([zlib.crc32(uid.encode()) for uid in uids])
+    return Batch(
+        fields["old_log_probs"].double(), fields["rollout_log_probs"].double(), mask, advantages, groups,
+        float(rewards.mean()) if len(rewards) else float("nan"),
+    )  # fmt: skip
+
+
+class LatestBatch:
+    """Judges weights on the rollouts of the latest step, as `FreshRollouts` does in TRL.
+
+    Args:
+        adapter: what candidates are written into; it is left as it was.
+        read: log-probabilities (n, L) of the latest batch under the weights that the actor now has.
+    """
+
+    def __init__(self, adapter: RemoteAdapter, read: Callable[[], Tensor]) -> None:
+        self._adapter, self._read = adapter, read
+        self.batch: Batch | None = None
+        self.exact = True  # whether the batch's log-probabilities are the actor's own, not the rollout's
+        self._anchor: Tensor | None = None
+
+    def listen(self) -> None:
+        """Nothing to do: verl keeps a step's batch until the step is over."""
+
+    def stop(self) -> None:
+        """Nothing to do."""
+
+    def take(self, batch: Batch) -> None:
+        """The batch of the step just taken."""
+        self.batch, self._anchor = batch, batch.anchor if self.exact else None
+
+    def moved(self, anchor: Held, most: int = MOST) -> float:
+        """Divergence between the weights that the step began from and the present ones, nats per token."""
+        batch = self._known()
+        change = (self._read().double() - self._at(anchor)).square() / 2
+        change = torch.where(batch.mask != 0, change, 0.0)
+        if not bool(change.isfinite().all()):
+            return float("inf")
+        tokens = float(batch.mask.sum())
+        return float(change.sum()) / tokens if tokens else float("nan")
+
+    def gain(self, anchor: Held, candidate: Held) -> BatchGain | None:
+        """What the batch, sampled at the anchor, says of other weights."""
+        batch, known = self._known(), self._at(anchor)
+        with self._adapter.holding(candidate):
+            found = self._read().double()
+        keep = batch.mask.any(1)
+        return batch_gain(
+            batch_sums((found - known)[keep], batch.advantages[keep], batch.groups[keep], batch.mask[keep])
+        )
+
+    def distances(self, before: Held, anchor: Held) -> tuple[float, float]:
+        """How far the rollouts' own log-probabilities lie from those of two policies.
+
+        Returns:
+            Mean absolute difference, nats per token, from the weights that the step began from, and from `before`.
+        """
+        batch, new = self._known(), self._at(anchor)
+        known = (batch.mask != 0) & batch.sampled.isfinite()
+        with self._adapter.holding(before):
+            old = self._read().double()
+        to_new, to_old = ((batch.sampled - own)[known].abs().mean() for own in (new, old))
+        return float(to_new), float(to_old)
+
+    def _at(self, anchor: Held) -> Tensor:
+        if self._anchor is None:
+            with self._adapter.holding(anchor):
+                self._anchor = self._read().double()
+        return self._anchor
+
+    def _known(self) -> Batch:
+        assert self.batch is not None, "no step has been taken"
+        return self.batch
+
+
+class StepRewards:
+    """The training reward of the latest step."""
+
+    def __init__(self) -> None:
+        self.latest, self.sampled = float("nan"), True
+
+    def new(self) -> float:
+        """The step's."""
+        return self.latest
+
+    def mark(self) -> None:
+        """Nothing to do."""
+
+
+class VerlRun:
+    """A verl run as a leap finds it (`engines.trl.apply_leap.Run`).
+
+    Args:
+        workers: where the adapter lies.
+        read: see `LatestBatch`.
+        folder: verl's `default_local_dir`, where decisions are written.
+        max_steps, completions_per_step: of the run.
+    """
+
+    fresh_next = whole = True
+    group = 1
+
+    def __init__(
+        self,
+        workers: Workers,
+        read: Callable[[], Tensor],
+        folder: Path,
+        max_steps: int,
+        completions_per_step: int,
+    ) -> None:
+        self.workers, self.adapter = workers, RemoteAdapter(workers)
+        self.ranks = Ranks(SimpleNamespace(process_index=0, num_processes=1))
+        self.latest = LatestBatch(self.adapter, read)
+        self.rewards = StepRewards()
+        self.tools = SimpleNamespace(
+            fresh=self.latest, rewards=self.rewards, rollouts=SimpleNamespace(completions=0)
+        )
+        self.folder, self.max_steps, self.completions_per_step = folder, max_steps, completions_per_step
+        self.metrics: dict[str, float] = {}
+        self._rates: tuple[float, float] | None = None
+        self._moments: Held | None = None
+        self._undelivered: tuple[Held, Held] | None = None
+
+    @property
+    def rate(self) -> float:
+        """The present learning rate."""
+        return self._both()[0]
+
+    @property
+    def share(self) -> float:
+        """The present rate as a share of the schedule's height."""
+        return self._both()[1]
+
+    def falls_by_itself(self, begin: int, end: int) -> bool:
+        """Whether the schedule lowers the rate between two steps."""
+        return bool(self.workers.ask("falls_by_itself", begin, end)[0])
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer's class."""
+        return str(self.workers.ask("optimizer_name")[0])
+
+    def _both(self) -> tuple[float, float]:
+        if self._rates is None:
+            self._rates = self.workers.ask("rates")[0]
+        return self._rates
+
+    def step_begins(self) -> None:
+        """verl is about to change weights, moments and the rate."""
+        self.adapter.trained()
+        self._rates = self._moments = None
+
+    def stepped(self, batch: Batch) -> None:
+        """verl has taken a step on this batch."""
+        self.metrics = {}
+        self.latest.take(batch)
+        self.rewards.latest = batch.reward
+
+    def move(self, state: Held) -> None:
+        """Write the factors; verl delivers what it finds in the actor before it samples again."""
+        self._undelivered = self.adapter.read(), state
+        self.adapter.write(state)
+
+    def moments(self) -> Any:
+        """A copy of the optimizer's state."""
+        if self._moments is None:
+            self._moments = self.workers.make("keep_moments")
+        return self._moments
+
+    def put_moments(self, moments: Any) -> None:
+        """Put a copy back; without moments nothing is changed."""
+        if moments:
+            self.workers.ask("put_moments", moments)
+            self._moments = moments
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiply the learning rate, the schedule's base included."""
+        self.workers.ask("multiply_rate", factor)
+        self._rates = None
+
+    def check_delivery(self) -> None:
+        """Look at the first rollouts after a change of ours.
+
+        Raises:
+            StaleRollouts: they came from the weights before it.
+        """
+        moved, self._undelivered = self._undelivered, None
+        if moved is None:
+            return
+        to_new, to_old = self.latest.distances(*moved)
+        self.metrics |= {"leap/rollout_off": to_new, "leap/rollout_off_before": to_old}
+        if to_old < STALE * to_new:  # NaN, where no rollout says anything, compares as False
+            raise StaleRollouts(
+                "the rollout servers sampled with the weights before nextrl changed them: the change did not reach "
+                "them (training/rollout_probs_diff_mean in verl's log shows it); check that weights are synchronised"
+            )
+
+    def tell(self, record: DecisionRecord) -> None:
+        """Put a decision among the step's metrics, and into the run's folder."""
+        self.metrics |= decision_log.logged(record)
+        decision_log.append(self.folder, record)
+        if said := decision_log.line(record):
+            log.warning("%s", said)

@@ -1,0 +1,232 @@
+"""The adapter as it lies on one of verl's workers: elementwise work on the shards that this process holds.
+
+A leap inside the factors, taking one back, and the candidates between are elementwise, so that each process does its
+own part by itself, on its own shards: nothing is gathered. Copies lie in the host's memory; on the GPU nothing is
+added. What a copy is called is the driver's affair (`remote.Held`): here it is a number.
+
+FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass alone,
+either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that first, and
+after each change. FSDP1 holds flat tensors; verl wraps each LoRA matrix by itself
+(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nextrl.checkpoints.atomic import write_tensors
+from nextrl.engines.trl.optimizers import check_optimizer
+from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.errors import InputError
+
+Copy = dict[str, Tensor]
+"""Parameter's name -> its local shard, on the CPU."""
+
+MomentsCopy = dict[str, dict[str, Any]]
+"""Number of the optimizer's parameter -> name of the state -> its local shard, or a number."""
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name.
+
+    Raises:
+        InputError: something else is trained as well, or nothing is.
+    """
+    found = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    others = [name for name, p in found.items() if not all(".lora_" in part for part in _parts(name, p))]
+    if others or not found:
+        raise InputError(
+            f"nextrl in verl moves LoRA adapters alone, and this actor trains {others[0] if others else 'nothing'}: "
+            "set actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
+        )
+    return found
+
+
+def _parts(name: str, parameter: Any) -> Sequence[str]:
+    """The names that a parameter goes by; FSDP1 joins several into a flat one, which remembers theirs."""
+    return (list(getattr(parameter, "_fqns", [])) and [f"{name}.{part}" for part in parameter._fqns]) or [
+        name
+    ]
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a tensor, sharing its memory."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own.detach()
+
+
+class Shards:
+    """This process's part of the adapter, of the optimizer's state and of the schedule.
+
+    Args:
+        module: the FSDP module.
+        optimizer, scheduler: verl's.
+
+    Raises:
+        InputError: see `trained`, or the optimizer keeps weights of its own (`check_optimizer`).
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Any, scheduler: Any) -> None:
+        check_optimizer(optimizer)
+        trained(module)
+        self._module, self._optimizer, self._scheduler = module, optimizer, scheduler
+        self._copies: dict[int, Copy] = {}
+        self._moments: dict[int, MomentsCopy] = {}
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters as they are sharded."""
+        self._reshard()
+        return trained(self._module)
+
+    def _reshard(self) -> None:
+        for module in self._module.modules():
+            if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
+                reshard()
+            handle = getattr(
+                module, "_handle", None
+            )  # of FSDP1, as verl itself does on leaving its eval mode
+            # Before the first forward pass there is nothing to drop, and no such attribute.
+            if (
+                handle is not None
+                and handle.uses_sharded_strategy
+                and hasattr(handle.flat_param, "_local_shard")
+            ):
+                handle.reshard(True)
+
+    def drop(self, keys: Sequence[int]) -> None:
+        """Forget copies."""
+        for key in keys:
+            self._copies.pop(key, None)
+            self._moments.pop(key, None)
+
+    def keep(self, key: int) -> None:
+        """Copy the factors as they are."""
+        self._copies[key] = {name: local(p).to("cpu", copy=True) for name, p in self._trained().items()}
+
+    def keep_along(self, key: int, start: int, stop: int, alpha: float) -> None:
+        """Make the factors `stop + alpha (stop - start)`, without writing them."""
+        begun, ended = self._copies[start], self._copies[stop]
+        self._copies[key] = {name: torch.lerp(begun[name], ended[name], 1.0 + alpha) for name in ended}
+
+    def put(self, key: int) -> None:
+        """Write a copy into the live parameters, bit for bit."""
+        copy = self._copies[key]
+        with torch.no_grad():
+            for name, p in self._trained().items():
+                local(p).copy_(copy[name])
+        self._reshard()
+
+    def keep_moments(self, key: int) -> None:
+        """Copy the optimizer's state."""
+        state = self._optimizer.state
+        self._moments[key] = {
+            str(index): {
+                name: local(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
+                for name, value in state.get(p, {}).items()
+            }
+            for index, p in enumerate(self._stepped())
+        }
+
+    def _stepped(self) -> list[nn.Parameter]:
+        """The optimizer's parameters that are trained, in the order of its groups."""
+        return [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def put_moments(self, key: int) -> None:
+        """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
+        for p, kept in zip(self._stepped(), self._moments[key].values(), strict=True):
+            now = self._optimizer.state[p]
+            if not kept:
+                now.clear()
+            for name, value in kept.items():
+                if isinstance(value, Tensor):
+                    local(now[name]).copy_(value)
+                else:
+                    now[name] = value
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiply the learning rate of optimizer and schedule."""
+        set_rate_factor(self._optimizer, self._scheduler, factor)
+
+    def rates(self) -> tuple[float, float]:
+        """The present learning rate, and that as a share of the schedule's height."""
+        return rate_of(self._optimizer), share_of(self._optimizer, self._scheduler)
+
+    def falls_by_itself(self, begin: int, end: int) -> bool:
+        """Whether the schedule lowers the rate between two steps."""
+        return falls_by_itself(self._scheduler, begin, end)
+
+    def optimizer_name(self) -> str:
+        """The optimizer's class."""
+        return type(self._optimizer).__name__
+
+    def sums(self, start: int, stop: int, before: int | None) -> tuple[float, float, float]:
+        """This process's part of three sums over all factors, for `d = stop - start` and `e = start - before`.
+
+        Returns:
+            sum d^2, sum e^2, sum d e; the latter two are 0 without `before`.
+        """
+        d2 = e2 = de = 0.0
+        for name, ended in self._copies[stop].items():
+            begun = self._copies[start][name].double()
+            d = ended.double() - begun
+            d2 += float(d.square().sum())
+            if before is not None:
+                e = begun - self._copies[before][name].double()
+                e2, de = e2 + float(e.square().sum()), de + float((d * e).sum())
+        return d2, e2, de
+
+    def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
+        """Write copies into one file.
+
+        Args:
+            path: the file, this process's own.
+            copies, moments: name in the file -> the copy's key.
+        """
+        tensors = {f"{name}/{n}": t for name, key in copies.items() for n, t in self._copies[key].items()}
+        numbers: dict[str, Any] = {}
+        for name, key in moments.items():
+            for index, state in self._moments[key].items():
+                tensors |= {f"{name}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+                numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+        write_tensors(Path(path), tensors, {"numbers": json.dumps(numbers)})
+
+    def load(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: there is no such file, or it holds other shards than this process's.
+        """
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise InputError(
+                f"{path} is missing: resume from another checkpoint, or on as many GPUs as before"
+            )
+        live = self._trained()
+        with safe_open(path, "pt") as file:
+            names, numbers = list(file.keys()), json.loads((file.metadata() or {})["numbers"])
+            for name, key in copies.items():
+                copy = {
+                    n.removeprefix(f"{name}/"): file.get_tensor(n) for n in names if n.startswith(f"{name}/")
+                }
+                if {n: t.shape for n, t in copy.items()} != {n: local(p).shape for n, p in live.items()}:
+                    raise InputError(f"{path} holds the state of another adapter, or of other shards")
+                self._copies[key] = copy
+            for name, key in moments.items():
+                self._moments[key] = {
+                    index: {
+                        **numbers[f"{name}/{index}"],
+                        **{
+                            n.removeprefix(f"{name}/{index}/"): file.get_tensor(n)
+                            for n in names
+                            if n.startswith(f"{name}/{index}/")
+                        },
+                    }
+                    for index in (str(i) for i in range(len(self._stepped())))
+                }

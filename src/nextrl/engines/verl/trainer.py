@@ -1,0 +1,130 @@
+"""verl's synchronous trainer with leaps in place: `trainer.v1.trainer_mode=nextrl`.
+
+Every name of verl's that is leant on here and in `worker` was read in verl 0.9.1 (`trainer/ppo/v1/trainer_base.py`,
+`trainer_sync.py`, `workers/engine_workers.py`). A step of verl samples, computes log-probabilities and advantages, and
+updates the actor. What is decided is decided right after that, while the batch is still there and the rollout servers
+sleep; then verl saves, and delivers the weights that it finds in the actor. So a change costs no delivery of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import transfer_queue
+import verl
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.utils.debug import marked_timer
+from verl.workers.utils.padding import response_from_nested
+
+from nextrl.engines.trl import decision_log
+from nextrl.engines.trl.policies import Auto, Policy
+from nextrl.engines.trl.session import Session
+from nextrl.engines.verl import state
+from nextrl.engines.verl.forced_leaps import ForcedLeaps
+from nextrl.engines.verl.options import Options, check_run, check_versions, options_of
+from nextrl.engines.verl.remote import Batch, VerlRun, Workers, batch_of
+from nextrl.engines.verl.worker import LeapWorker
+from nextrl.judge.guard import Guard
+
+_COLUMNS = ("uid", "response_mask", "old_log_probs", "rollout_log_probs", "advantages", "rm_scores")
+_ACTORS = (Role.ActorRollout, Role.ActorRolloutRef)
+
+
+class LeapTrainer(PPOTrainerSync):
+    """verl's synchronous trainer, under `auto` or with leaps at given steps."""
+
+    def __init__(self, config: Any) -> None:
+        """Refuse what cannot work before anything is started.
+
+        Raises:
+            InputError: see `options`.
+        """
+        check_versions(verl.__version__)
+        check_run(config)
+        self._options: Options = options_of(config.trainer.v1.get("nextrl") or {})
+        # verl asks by this name which trainer's ways to take: those of the one that this is.
+        config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config=config)
+        self._latest: KVBatchMeta | None = None
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in _ACTORS:
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(LeapWorker)
+
+    def on_init_end(self) -> None:
+        """Begin a session, or take a resumed one up, and deliver the weights."""
+        options, folder = self._options, Path(self.config.trainer.default_local_dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        per_step = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        workers = Workers(self.actor_rollout_wg.nextrl)
+        self._run = VerlRun(workers, self._log_probabilities, folder, self.total_training_steps, per_step)
+        correction = self.config.algorithm.get("rollout_correction") or {}
+        self._run.latest.exact = not correction.get("bypass_mode", False)
+        policy: Policy = ForcedLeaps(options.leaps) if options.leaps else Auto(options.dials)
+        run: Any = self._run  # copies by name stand for tensors
+        self._session = Session(
+            run, policy, Guard(), [], self.global_steps,
+            adapt_lr=options.adapt_lr, leaps=options.take_back, rollback=False,
+        )  # fmt: skip
+        if self.global_steps:
+            state.load(self._checkpoint(resumed=True), self._run, self._session, self.global_steps)
+        decision_log.begin(folder, self._session.decisions)
+        super().on_init_end()
+
+    def _checkpoint(self, *, resumed: bool = False) -> Path:
+        """The folder of the present step's checkpoint."""
+        trainer = self.config.trainer
+        if resumed and trainer.resume_mode == "resume_path":
+            return Path(trainer.resume_from_path).absolute()
+        return Path(trainer.default_local_dir).absolute() / f"global_step_{self.global_steps}"
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
+        """verl's step, then what is decided on it."""
+        self._session.step_begins(self.global_steps - 1)
+        self._run.step_begins()
+        batch = super().step(metrics, timing_raw)
+        with marked_timer("nextrl", timing_raw, color="yellow"):
+            self._latest = batch
+            self._run.stepped(self._read_batch(batch))
+            self._session.step_ended(self.global_steps)
+            if self.global_steps >= self.total_training_steps:
+                self._session.train_ended()
+        metrics.update(self._run.metrics)
+        return batch
+
+    def _save_checkpoint(self) -> None:
+        state.save(self._checkpoint(), self._run, self._session)
+        super()._save_checkpoint()
+
+    def _read_batch(self, batch: Any) -> Batch:
+        data = transfer_queue.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=list(_COLUMNS)
+        )
+        uids = [str(uid) for uid in data.pop("uid").tolist()]
+        return batch_of(data.to_padded_tensor(), uids, [tag.get("is_padding", False) for tag in batch.tags])
+
+    def _log_probabilities(self) -> Any:
+        """(n, L) of the latest batch under the weights that the actor now has, as verl computes old_log_probs."""
+        assert self._latest is not None
+        batch = KVBatchMeta(
+            partition_id=self._latest.partition_id, keys=list(self._latest.keys), tags=list(self._latest.tags)
+        )
+        batch.extra_info.update(
+            {
+                "calculate_entropy": False,
+                "compute_loss": False,
+                "temperature": self.config.actor_rollout_ref.rollout.temperature,
+            }
+        )
+        self.actor_rollout_wg.compute_log_prob(batch)
+        data = transfer_queue.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs", "response_mask"]
+        )
+        data["log_probs"] = response_from_nested(data["log_probs"], data["response_mask"])
+        return data.to_padded_tensor()["log_probs"]

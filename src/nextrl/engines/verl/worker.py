@@ -1,0 +1,37 @@
+"""verl's worker with the adapter's copies: what the driver asks of each process that holds a part of the actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from nextrl.engines.verl.shards import Shards
+
+
+class LeapWorker(ActorRolloutRefWorker):
+    """An actor whose adapter can be moved where it lies."""
+
+    @cached_property
+    def _shards(self) -> Shards:
+        engine = self.actor.engine
+        return Shards(engine.module, engine.optimizer, engine.lr_scheduler)
+
+    def _nextrl(self, forgotten: Sequence[int], call: str, *arguments: Any) -> Any:
+        """Do something with this process's shards.
+
+        Args:
+            forgotten: copies that the driver needs no longer.
+            call: method of `Shards`.
+            arguments: the method's; `{world}` and `{rank}` in a text become this process's.
+        """
+        self._shards.drop(forgotten)
+        here = {"world": os.environ["WORLD_SIZE"], "rank": os.environ["RANK"]}
+        own = [a.format(**here) if isinstance(a, str) else a for a in arguments]
+        return getattr(self._shards, call)(*own)
+
+    nextrl: Any = register(dispatch_mode=Dispatch.ONE_TO_ALL)(_nextrl)

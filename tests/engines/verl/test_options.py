@@ -1,0 +1,137 @@
+"""What a verl run may be asked for, and which runs are refused in one line."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from omegaconf import OmegaConf
+
+from nextrl.engines.verl import config, options
+from nextrl.engines.verl.options import check_run, check_versions, options_of
+from nextrl.errors import InputError
+
+
+def composed(*words):
+    return config.check(
+        ["actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.actor.strategy=fsdp2", *words]
+    )
+
+
+def test_the_two_words_of_the_docs_are_taken_by_verls_own_config():
+    found = composed("trainer.v1.trainer_mode=nextrl", "+trainer.v1.nextrl.every=5")
+    check_run(found)
+    assert options_of(found.trainer.v1.nextrl).dials.every == 5
+    leaps = composed("+trainer.v1.nextrl.leaps={6: 1.5}", "+trainer.v1.nextrl.adapt_lr=false")
+    asked = options_of(leaps.trainer.v1.nextrl)
+    assert asked.leaps == {6: 1.5}
+    assert not asked.adapt_lr
+
+
+def test_without_a_word_the_defaults_hold():
+    assert options_of({}) == options.Options(options.ControllerConfig())
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"evry": 3}, r"trainer.v1.nextrl.evry: unknown; known are adapt_lr"),
+        ({"leaps": [6]}, "give a step and an alpha"),
+        ({"leaps": {0: 1.0}}, "steps count from 1"),
+        ({"adapt_lr": "no"}, "true or false, not 'no'"),
+        ({"every": "ten"}, "trainer.v1.nextrl.every: a number, not 'ten'"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"mode": "colocate_async"}, "trainer.v1.nextrl.mode: unknown"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_clear_line(asked, says):
+    with pytest.raises(InputError, match=says) as error:
+        options_of(OmegaConf.create(asked))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["actor_rollout_ref.model.lora_rank=0"], "this run trains all weights: set .*lora_rank"),
+        (["actor_rollout_ref.actor.strategy=megatron"], "not for actor_rollout_ref.actor.strategy=megatron"),
+        (["trainer.use_v1=False"], "trainer.use_v1=True"),
+        (["actor_rollout_ref.rollout.calculate_log_probs=False"], "calculate_log_probs=True"),
+    ],
+)
+def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
+    with pytest.raises(InputError, match=says) as error:
+        check_run(composed(*words))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["algorithm.adv_estimator=gae", "critic.enable=True"],
+        ["algorithm.use_kl_in_reward=True"],
+        ["actor_rollout_ref.actor.strategy=fsdp"],
+        ["actor_rollout_ref.actor.use_kl_loss=True"],
+        ["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],
+        ["algorithm.filter_groups.enable=True"],
+        ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_adapter_path=/a"],
+    ],
+)
+def test_what_is_none_of_its_business_passes(words):
+    check_run(composed(*words))
+
+
+def test_other_versions_and_trl_are_refused(monkeypatch):
+    monkeypatch.setattr(options, "_sees_trl", lambda: False)
+    check_versions("0.9.1")
+    for other in ("0.8.0", "0.10.1", "1.0.0"):
+        with pytest.raises(InputError, match=rf"this is verl {other}: install verl==0.9.1"):
+            check_versions(other)
+    monkeypatch.setattr(options, "_sees_trl", lambda: True)
+    monkeypatch.setattr(options.metadata, "version", lambda name: "1.16.0")
+    with pytest.raises(InputError, match=r"TRL 1\.16\.0 is installed beside verl 0\.9\.1"):
+        check_versions("0.9.1")
+    monkeypatch.setattr(options.metadata, "version", lambda name: "0.9.6")
+    check_versions("0.9.1")
+
+
+FAKE = """
+class PPOTrainerSync:
+    def __init__(self, config): self.config = config
+registry = {}
+def register_trainer(name):
+    return lambda cls: registry.setdefault(name, cls)
+"""
+
+
+def test_the_plugin_registers_its_name_and_imports_nothing(tmp_path):
+    """verl loads plugins while it is itself being imported, in each of its processes."""
+    trainers = tmp_path / "verl" / "trainer" / "ppo" / "v1"
+    trainers.mkdir(parents=True)
+    for folder in (trainers.parents[1], trainers.parents[0]):
+        (folder / "__init__.py").write_text("")
+    (tmp_path / "verl" / "__init__.py").write_text("import nextrl.engines.verl.plugin\n")
+    (trainers / "__init__.py").write_text(FAKE)
+    code = """
+        import sys
+        import verl
+        assert "verl.trainer" not in sys.modules
+        import verl.trainer.ppo.v1 as v1
+        assert list(v1.registry) == ["nextrl"], v1.registry
+        assert issubclass(v1.registry["nextrl"], v1.PPOTrainerSync)
+        heavy = [m for m in sys.modules if m.startswith("nextrl.engines.trl") or m in ("torch", "nextrl.judge")]
+        assert not heavy, heavy
+        assert not any(type(f).__name__ == "_Registration" for f in sys.meta_path)
+        from nextrl.engines.verl import plugin
+        v1.registry.clear()
+        plugin.install()  # where the trainers are there already
+        assert list(v1.registry) == ["nextrl"]
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={"PYTHONPATH": f"{tmp_path}:src"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

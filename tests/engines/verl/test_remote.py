@@ -1,0 +1,239 @@
+"""verl's driver against a stand-in for its workers: names of copies, what a batch says, delivery, and the session."""
+
+import gc
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nextrl.engines.trl.policies import Auto
+from nextrl.engines.trl.session import Session
+from nextrl.engines.verl import state
+from nextrl.engines.verl.forced_leaps import ForcedLeaps
+from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of
+from nextrl.engines.verl.shards import Shards
+from nextrl.errors import InputError
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.guard import Guard
+
+TOKENS = 4
+
+
+class Actor(nn.Module):
+    """A policy over two tokens with an adapter: the logit of token 1 is b * a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
+        adapted = nn.Module()
+        adapted.lora_A, adapted.lora_B = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.layer = adapted
+        nn.init.ones_(adapted.lora_A.weight)
+        nn.init.zeros_(adapted.lora_B.weight)
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        logit = (self.layer.lora_B.weight * self.layer.lora_A.weight).squeeze()
+        return torch.where(ids == 1, -nn.functional.softplus(-logit), -nn.functional.softplus(logit))
+
+
+class Training:
+    """What verl does around the driver: samples, steps, and answers for its workers; the reward is the share of 1s."""
+
+    def __init__(self, folder: Path, steps: int, rate: float) -> None:
+        self.actor, self.steps = Actor(), steps
+        self.optimizer = torch.optim.AdamW(self.actor.parameters(), lr=rate, weight_decay=0.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self.shards = Shards(self.actor, self.optimizer, scheduler)
+        self.calls: list[str] = []
+        self.run = VerlRun(Workers(self.call), self.read, folder, steps, 64)
+        self.step_number, self.delivered = 0, self.weights()
+        self.deaf = False
+        self.random = torch.Generator().manual_seed(0)
+        folder.mkdir(exist_ok=True)
+
+    def call(self, forgotten, method, *arguments):
+        self.calls.append(method)
+        self.shards.drop(forgotten)
+        own = [a.format(world=1, rank=0) if isinstance(a, str) else a for a in arguments]
+        return [getattr(self.shards, method)(*own)]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {n: p.detach().clone() for n, p in self.actor.named_parameters()}
+
+    def read(self) -> torch.Tensor:
+        return self.actor.log_probabilities(self.ids).detach()
+
+    def session(self, policy, **options) -> Session:
+        return Session(self.run, policy, Guard(), [], self.step_number, rollback=False, **options)
+
+    def take(self, session: Session, steps: int) -> None:
+        for _ in range(steps):
+            session.step_begins(self.step_number)
+            self.run.step_begins()
+            self._train()
+            self.step_number += 1
+            session.step_ended(self.step_number)
+            if not self.deaf:
+                self.delivered = self.weights()
+
+    def _train(self) -> None:
+        present = self.weights()
+        self.actor.load_state_dict(self.delivered)
+        p = float(self.actor.log_probabilities(torch.tensor(1)).exp().detach())
+        self.ids = (torch.rand(64, TOKENS, generator=self.random) < p).long()
+        sampled = self.read()
+        self.actor.load_state_dict(present)
+        rewards = self.ids.double().mean(1)
+        groups = torch.arange(64) // 8
+        centred = rewards - rewards.reshape(8, 8).mean(1)[groups]
+        scores = torch.zeros(64, TOKENS)
+        scores[:, -1] = rewards
+        columns = {
+            "old_log_probs": self.read(), "rollout_log_probs": sampled, "response_mask": torch.ones(64, TOKENS),
+            "advantages": centred[:, None].expand(-1, TOKENS), "rm_scores": scores,
+        }  # fmt: skip
+        self.run.stepped(batch_of(columns, [str(int(g)) for g in groups], [False] * 64))
+        loss = -(centred[:, None] * self.actor.log_probabilities(self.ids)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def test_a_forced_leap_is_the_leap_and_moments_stay(tmp_path):
+    training = Training(tmp_path, 6, 0.05)
+    start, policy = training.weights(), ForcedLeaps({3: 1.5})
+    session = training.session(policy)
+    training.take(session, 2)
+    training.step_number = 2
+    session.step_begins(2)
+    training.run.step_begins()
+    training._train()
+    stop = training.weights()
+    moments = {k: v.clone() for k, v in training.optimizer.state[next(training.actor.parameters())].items()}
+    training.step_number = 3
+    session.step_ended(3)
+    for name, p in training.actor.named_parameters():
+        assert torch.equal(p, torch.lerp(start[name], stop[name], 2.5))
+    assert not torch.equal(training.actor.layer.lora_B.weight, stop["layer.lora_B.weight"])
+    after = training.optimizer.state[next(training.actor.parameters())]
+    assert all(torch.equal(v, after[k]) for k, v in moments.items())
+    [record] = session.decisions
+    assert (record.step, record.method, record.alpha, record.horizon) == (3, "secant", 1.5, 3)
+    assert training.run.metrics["leap/alpha"] == 1.5
+    training.delivered = training.weights()
+    training.take(session, 1)  # delivered: nothing is raised
+    assert training.run.metrics["leap/rollout_off"] < 1e-6 < training.run.metrics["leap/rollout_off_before"]
+
+
+def test_a_deaf_rollout_stops_the_run(tmp_path):
+    training = Training(tmp_path, 6, 0.05)
+    session = training.session(ForcedLeaps({3: 4.0}))
+    training.take(session, 2)
+    training.deaf = True
+    training.take(session, 1)
+    with pytest.raises(StaleRollouts, match="the change did not reach them"):
+        training.take(session, 1)
+
+
+def test_auto_raises_a_cautious_rate_and_the_reward_rises(tmp_path):
+    training = Training(tmp_path, 20, 1e-6)
+    session = training.session(Auto(ControllerConfig(every=3)))
+    training.take(session, 20)
+    assert max(d.rate_factor for d in session.decisions) > 10.0
+    assert training.run.rate > 1e-4
+    assert training.run.rewards.latest > 0.55
+    lines = (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()
+    assert len(lines) == len(session.decisions)
+    assert "keep_along" in training.calls
+
+
+def test_a_reckless_step_is_taken_back_with_its_moments(tmp_path):
+    training = Training(tmp_path, 20, 3.0)
+    start = training.weights()
+    session = training.session(Auto(ControllerConfig(every=3)))
+    training.take(session, 1)
+    assert session.decisions[0].back == "step"
+    assert all(torch.equal(p, start[n]) for n, p in training.actor.named_parameters())
+    assert not any(training.optimizer.state[p] for p in training.actor.parameters())
+    assert training.run.rate < 3.0
+
+
+def test_options_that_forbid_moves_and_rates(tmp_path):
+    training = Training(tmp_path, 20, 3.0)
+    session = training.session(Auto(ControllerConfig(every=3)), adapt_lr=False)
+    training.take(session, 6)
+    assert training.run.rate == 3.0
+    training = Training(tmp_path, 20, 3.0)
+    session = training.session(Auto(ControllerConfig(every=3)), leaps=False)
+    training.take(session, 1)
+    assert training.run.rate < 3.0
+    assert not session.decisions[0].back
+
+
+def test_copies_are_forgotten(tmp_path):
+    training = Training(tmp_path, 40, 1e-3)
+    session = training.session(Auto(ControllerConfig(every=3)))
+    training.take(session, 30)
+    gc.collect()
+    training.run.workers.ask("rates")
+    # The window's start, the present weights, and a beginning of a step that is still watched.
+    assert len(training.shards._copies) <= 3
+    assert len(training.shards._moments) <= 3
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 8])
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop):
+    def policy():
+        return Auto(ControllerConfig(every=3))
+
+    straight = Training(tmp_path / "straight", 16, 1e-4)
+    session = straight.session(policy())
+    straight.take(session, 16)
+
+    first = Training(tmp_path / "first", 16, 1e-4)
+    begun = first.session(policy())
+    first.take(begun, stop)
+    state.save(tmp_path / "global_step", first.run, begun)
+    second = Training(tmp_path / "second", 16, 1e-4)
+    # What verl itself brings back: weights, moments, rates, its place in the data, and delivery.
+    second.actor.load_state_dict(first.actor.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.random, second.step_number = first.random, stop
+    second.delivered = second.weights()
+    resumed = second.session(policy())
+    assert state.load(tmp_path / "global_step", second.run, resumed, stop)
+    second.take(resumed, 16 - stop)
+    assert [d.model_dump() for d in resumed.decisions] == [d.model_dump() for d in session.decisions]
+    assert second.weights().keys() == straight.weights().keys()
+    assert all(torch.equal(t, straight.weights()[n]) for n, t in second.weights().items())
+
+
+def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):
+    training = Training(tmp_path / "run", 6, 1e-3)
+    session = training.session(ForcedLeaps({3: 1.0}))
+    assert not state.load(tmp_path / "global_step_3", training.run, session, 3)
+    state.save(tmp_path / "global_step_3", training.run, session)
+    path = tmp_path / "global_step_3" / "nextrl" / "state.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+    with pytest.raises(InputError, match="is of version 99, not 1"):
+        state.load(tmp_path / "global_step_3", training.run, session, 3)
+    path.write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        state.load(tmp_path / "global_step_3", training.run, session, 3)
+
+
+def test_rows_that_fill_a_batch_up_do_not_count():
+    columns = {
+        "old_log_probs": torch.zeros(3, 2), "rollout_log_probs": torch.zeros(3, 2),
+        "response_mask": torch.tensor([[1, 1], [1, 0], [1, 1]]),
+        "advantages": torch.tensor([[1.0, 1.0], [2.0, 9.0], [7.0, 7.0]]),
+        "rm_scores": torch.tensor([[0.0, 1.0], [0.5, 0.0], [8.0, 8.0]]),
+    }  # fmt: skip
+    batch: Batch = batch_of(columns, ["a", "a", "b"], [False, False, True])
+    assert batch.reward == 0.75
+    assert batch.mask.tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert batch.advantages[:2].tolist() == [1.0, 2.0]
+    assert batch.groups[0] == batch.groups[1] != batch.groups[2]
+    assert math.isnan(batch_of(columns, ["a"] * 3, [True] * 3).reward)

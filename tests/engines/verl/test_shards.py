@@ -1,0 +1,227 @@
+"""The adapter in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in two processes as in one."""
+
+import os
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+
+from nextrl.engines.verl.shards import Shards, local, trained
+from nextrl.errors import InputError
+
+
+class Layer(nn.Module):
+    """A frozen layer with an adapter of rank 3, so that two processes hold uneven parts of A."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(5, 5, bias=False)
+        self.lora_A, self.lora_B = nn.Linear(5, 3, bias=False), nn.Linear(3, 5, bias=False)
+        self.base_layer.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Layer(), Layer())
+
+
+def training(module: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.0)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    x = torch.arange(10.0).reshape(2, 5) / 10
+    optimizer.zero_grad()
+    module(x).square().mean().backward()
+    optimizer.step()
+
+
+def whole(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's tensors as one process would have them."""
+    found = {n: t.detach().clone() for n, t in trained(module).items()}
+    if not isinstance(module, FullyShardedDataParallel):
+        return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in found.items()}
+    plain = {n.replace(".weight", ""): p for n, p in model().named_parameters()}
+    joined = {}
+    for name, piece in found.items():
+        pieces = [torch.empty_like(piece) for _ in range(2)]
+        torch.distributed.all_gather(pieces, piece)
+        own = name.replace("_fsdp_wrapped_module.", "").replace("._flat_param", "")
+        joined[f"{own}.weight"] = torch.cat(pieces)[: plain[own].numel()].reshape(plain[own].shape)
+    return joined
+
+
+def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
+    """Two steps, a leap of 1.5 from the start, a step more, everything taken back and saved; what was seen."""
+    optimizer, scheduler = training(module)
+    shards = Shards(module, optimizer, scheduler)
+    shards.keep(0)
+    shards.keep_moments(1)
+    seen = {f"start/{n}": t for n, t in whole(module).items()}
+    step(module, optimizer)
+    step(module, optimizer)
+    with torch.no_grad():  # as verl computes log-probabilities; FSDP goes on showing what it gathered for it
+        module(torch.ones(1, 5))
+    shards.keep(2)
+    shards.keep_moments(3)
+    seen |= {f"stop/{n}": t for n, t in whole(module).items()}
+    shards.keep_along(4, 0, 2, 1.5)
+    assert all(torch.equal(seen[f"stop/{n}"], t) for n, t in whole(module).items())  # made, not written
+    shards.put(4)
+    seen |= {f"leapt/{n}": t for n, t in whole(module).items()}
+    # What a forward pass gathered before the change must not be used after it.
+    seen["output"] = module(torch.ones(1, 5)).detach()
+    shards.multiply_rate(0.5)
+    assert shards.rates() == (0.05, 0.05)
+    step(module, optimizer)
+    shards.put(2)
+    shards.put_moments(3)
+    shards.keep_moments(5)
+    assert same(shards._moments[3], shards._moments[5])
+    seen |= {f"back/{n}": t for n, t in whole(module).items()}
+    seen["sums"] = torch.tensor(shards.sums(0, 2, None))
+    shards.save(f"{folder}/rank.safetensors", {"start": 0}, {"moments": 3, "none": 1})
+    shards.load(f"{folder}/rank.safetensors", {"start": 7}, {"moments": 8, "none": 9})
+    assert all(torch.equal(t, shards._copies[7][n]) for n, t in shards._copies[0].items())
+    assert same(shards._moments[3], shards._moments[8])
+    assert same(shards._moments[1], shards._moments[9])
+    shards.put_moments(9)  # before the first step there were none
+    assert not any(optimizer.state[p] for p in trained(module).values())
+    shards.drop([7, 8])
+    assert 7 not in shards._copies
+    assert 8 not in shards._moments
+    return seen
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    def flat(moments: dict) -> dict[str, torch.Tensor]:
+        return {
+            f"{i}/{name}": torch.as_tensor(v) for i, state in moments.items() for name, v in state.items()
+        }
+
+    mine, others = flat(ours), flat(theirs)
+    return mine.keys() == others.keys() and all(torch.equal(t, others[name]) for name, t in mine.items())
+
+
+def fsdp2(module: nn.Module, mesh: object) -> nn.Module:
+    """Gathered weights are kept after a forward pass: the case that a change could go unseen in."""
+    for layer in module:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+    return fully_shard(module, mesh=mesh, reshard_after_forward=False)
+
+
+def fsdp1(module: nn.Module, mesh: object, strategy: str) -> nn.Module:
+    """Each matrix of an adapter in a unit of its own, as verl's wrap policy has it under LoRA."""
+
+    def alone(inner: nn.Module) -> bool:
+        weight = getattr(inner, "weight", None)
+        return not list(inner.children()) and weight is not None and weight.requires_grad
+
+    policy = partial(lambda_auto_wrap_policy, lambda_fn=alone)
+    how = ShardingStrategy[strategy]
+    return FullyShardedDataParallel(
+        module,
+        auto_wrap_policy=policy,
+        device_mesh=mesh,
+        sharding_strategy=how,
+        device_id=torch.device("cpu"),
+    )
+
+
+WRAPPED = {
+    "fsdp2": fsdp2,
+    "fsdp1": partial(fsdp1, strategy="FULL_SHARD"),
+    "fsdp1-zero2": partial(fsdp1, strategy="SHARD_GRAD_OP"),
+}
+
+
+def one_of_two(rank: int, store: str, folder: str, how: str) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    module = WRAPPED[how](model(), init_device_mesh("cpu", (2,)))
+    os.makedirs(f"{folder}/{rank}")
+    seen = leap(module, f"{folder}/{rank}")
+    torch.save(seen, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return leap(model(), str(tmp_path_factory.mktemp("alone")))
+
+
+@pytest.fixture(scope="module", params=sorted(WRAPPED))
+def two(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    mp.spawn(one_of_two, (str(root / "store"), str(root), request.param), nprocs=2)
+    return [torch.load(root / f"{rank}.pt") for rank in (0, 1)]
+
+
+def check(seen: dict[str, torch.Tensor]) -> None:
+    names = [n.removeprefix("start/") for n in seen if n.startswith("start/")]
+    assert len(names) == 4
+    for name in names:
+        start, stop = seen[f"start/{name}"], seen[f"stop/{name}"]
+        assert not torch.equal(start, stop)
+        assert torch.equal(seen[f"leapt/{name}"], torch.lerp(start, stop, 2.5))
+        assert torch.equal(seen[f"back/{name}"], stop)
+
+
+def test_a_leap_and_its_return_are_exact_to_the_bit(alone):
+    check(alone)
+
+
+def test_so_they_are_in_shards_with_nothing_gathered(two, alone):
+    for seen in two:
+        check(seen)
+        for name, tensor in alone.items():
+            if name != "sums":
+                assert torch.allclose(seen[name], tensor, atol=1e-6), name
+    parts = torch.stack([seen["sums"] for seen in two]).sum(0)
+    assert torch.allclose(parts, alone["sums"], rtol=1e-5)
+
+
+def test_a_forward_pass_after_a_change_sees_it(two):
+    leapt = model()
+    with torch.no_grad():
+        for name, p in trained(leapt).items():
+            p.copy_(two[0][f"leapt/{name}"])
+    assert torch.allclose(two[0]["output"], leapt(torch.ones(1, 5)), atol=1e-6)
+
+
+def test_what_is_not_an_adapter_is_refused():
+    module = model()
+    optimizer, scheduler = training(module)
+    module[0].base_layer.requires_grad_(True)
+    with pytest.raises(InputError, match=r"this actor trains 0.base_layer.weight: set .*lora_rank"):
+        Shards(module, optimizer, scheduler)
+    with pytest.raises(InputError, match="this actor trains nothing"):
+        trained(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_shards_of_another_adapter_are_not_loaded(tmp_path):
+    module = model()
+    shards = Shards(module, *training(module))
+    shards.keep(0)
+    shards.save(str(tmp_path / "a.safetensors"), {"start": 0}, {})
+    other = deepcopy(module[:1])
+    with pytest.raises(InputError, match="holds the state of another adapter"):
+        Shards(other, *training(other)).load(str(tmp_path / "a.safetensors"), {"start": 0}, {})
+    with pytest.raises(InputError, match="is missing: resume from another checkpoint"):
+        shards.load(str(tmp_path / "b.safetensors"), {"start": 0}, {})
+
+
+def test_the_local_part_shares_memory():
+    p = nn.Parameter(torch.zeros(2))
+    local(p).fill_(1.0)
+    assert p.tolist() == [1.0, 1.0]
