@@ -82,7 +82,7 @@ def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
     # What a forward pass gathered before the change must not be used after it.
     seen["output"] = module(torch.ones(1, 5)).detach()
     shards.multiply_rate(0.5)
-    assert shards.rates() == (0.05, 0.05)
+    assert shards.rates() == (0.05, 1.0)  # the rate, and its share of the height
     step(module, optimizer)
     shards.put(2)
     shards.put_moments(3)
