@@ -37,14 +37,21 @@ class _Device(str):
 def _torch_namespace() -> types.ModuleType:
     """What verl asks of `torch.<device>`: nothing to wait for, nothing to free, no memory to count."""
     module = types.ModuleType("torch_cpu_as_a_device")
-    doing_nothing = "synchronize empty_cache ipc_collect set_device reset_peak_memory_stats manual_seed".split()
-    counting_nothing = "memory_allocated memory_reserved max_memory_allocated max_memory_reserved".split()
     answers: dict[str, Any] = {
-        **dict.fromkeys(doing_nothing),
-        **dict.fromkeys([*counting_nothing, "current_device"], 0),
-        "is_available": False,
-        "device_count": 1,
+        "synchronize": None,
+        "empty_cache": None,
+        "ipc_collect": None,
+        "set_device": None,
+        "manual_seed": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 0,
+        "memory_reserved": 0,
+        "max_memory_allocated": 0,
+        "max_memory_reserved": 0,
         "mem_get_info": (0, 0),
+        "current_device": 0,
+        "device_count": 1,
+        "is_available": False,
         "get_device_name": NAME,
     }
     for name, answer in answers.items():

@@ -1,4 +1,4 @@
-"""Tests on real engines (vLLM, DeepSpeed, verl with Ray), on CPUs: run where `make engines` put them, skipped elsewhere."""
+"""Tests on real engines (vLLM, DeepSpeed, verl with Ray), on CPUs; skipped where `make engines` did not put them."""
 
 from __future__ import annotations
 
@@ -48,5 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if why and HERE in item.path.parents:
             item.add_marker(
-                pytest.mark.skip(reason=f"real engines: {why}; `make test-engines` runs these (docs/engines.md)")
+                pytest.mark.skip(
+                    reason=f"real engines: {why}; `make test-engines` runs these (docs/engines.md)"
+                )
             )

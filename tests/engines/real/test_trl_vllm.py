@@ -6,7 +6,6 @@ before the first rollout of each trainer; all that is checked happens after that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ def engines() -> dict[str, Any]:
 
 
 @pytest.fixture
-def vllm_trainer(
-    engines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Any]:
+def vllm_trainer(engines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes trainers whose rollouts vLLM samples; imports TRL and vLLM when it is first asked."""
     from trl.generation import vllm_generation
 
@@ -56,7 +53,7 @@ def vllm_trainer(
         wanted: dict[str, Any] = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 64}
         return trainer(tmp_path, callbacks, model=model, **wanted, **options)
 
-    yield build
+    return build
 
 
 def engine_s_model(run: Any) -> Any:
