@@ -6,6 +6,7 @@ before the first rollout of each trainer; all that is checked happens after that
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
+from nextrl.engines.trl.policies import Auto
 from nextrl.engines.trl.rollouts import TrainerRollouts, log_probabilities
+from nextrl.judge.controller import Controller, Look
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision
 from nextrl.judge.fresh_batch import BatchGain
+from nextrl.judge.window import Window
 from nextrl.tasks.bases.tiny import shipped
 from trl_runs import VALIDATION, fresh_model, trainer
 
@@ -188,11 +194,26 @@ def test_auto_looks_with_the_trainer_s_own_log_probabilities(vllm_trainer: Any, 
     assert min(looks.engine) > 1e-4
 
 
-def test_auto_takes_a_step_back_and_the_engine_follows(vllm_trainer: Any) -> None:
-    delivered, leaps = Delivered(), LeapCallback(every=4)
+class Undoing(Controller):
+    """Takes its first window back, whatever it was, and leaves the steps alone."""
+
+    def step(self, *arguments: Any) -> None: ...
+
+    def window(self, window: Window, look: Look) -> Decision:
+        decided = super().window(window, look)
+        undone = decided if self._judged > 1 else replace(decided, alpha=-1.0, back="window")
+        return replace(undone, rate_factor=1.0)
+
+
+@pytest.mark.parametrize("what", ["step", "window"])
+def test_what_auto_takes_back_the_engine_takes_back(vllm_trainer: Any, what: str) -> None:
+    policy = None if what == "step" else Auto(ControllerConfig(every=3), Undoing)
+    delivered, leaps = Delivered(), LeapCallback(every=None if policy else 4, policy=policy)
     run = delivered.run = vllm_trainer(delivered, leaps, max_steps=6, learning_rate=0.05)
     run.train()
-    assert leaps.decisions[0].back == "step"
+    taken = next(decision.step for decision in leaps.decisions if decision.back == what)
+    # A window is judged by the step after it, which is taken back with it.
+    before, after = delivered.begins[taken - (1 if what == "step" else 2)], delivered.begins[taken]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert list(delivered.now) == list(range(1, 7))
     assert max(delivered.now.values()) < ROUNDING
-    first, second = delivered.begins[:2]
-    assert all(torch.equal(first[name], second[name]) for name in first)
