@@ -16,10 +16,19 @@ TESTS = Path(__file__).parent
 def launch(
     script: Path, *arguments: str, flags: Sequence[str] = ("--multi_gpu",), timeout: float = 600
 ) -> str:
-    """`accelerate launch` with two processes, until they have ended by themselves; what they wrote to stderr.
+    """`accelerate launch` with two processes, which must succeed; what they wrote to stderr."""
+    code, said = launched(script, *arguments, flags=flags, timeout=timeout)
+    assert code == 0, said[-3000:]
+    return said
 
-    `--cpu` would start one process (it leaves the others to MPI). Fails where one fails, and where they have not ended
-    after so many seconds: whatever is left of them is killed then.
+
+def launched(
+    script: Path, *arguments: str, flags: Sequence[str] = ("--multi_gpu",), timeout: float = 600
+) -> tuple[int, str]:
+    """`accelerate launch` with two processes, until they have ended by themselves: (exit status, stderr).
+
+    `--cpu` would start one process (it leaves the others to MPI). Fails where they have not ended after so many
+    seconds: whatever is left of them is killed then.
     """
     options = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     options["main_process_port"] = _free_port()
@@ -44,8 +53,7 @@ def launch(
         # The launcher alone would leave its two children behind, which hold the pipe open.
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(f"not ended after {timeout:g} s: {process.communicate()[1][-3000:]}") from None
-    assert process.returncode == 0, said[-3000:]
-    return said
+    return process.returncode, said
 
 
 def _free_port() -> int:
