@@ -8,7 +8,7 @@ SEED ?= 0
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow test-lowest test-newest lint bench picture install clean
+.PHONY: demo test test-engines test-slow test-lowest test-newest lint bench picture install engines clean
 
 install: $(STAMP)
 
@@ -28,6 +28,25 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# vLLM, DeepSpeed, Ray and verl beside TRL, for CPUs: docs/engines.md. An environment of its own, since vLLM pins much of
+# what constraints.txt pins otherwise. EXTRA_INDEX is for machines whose index has torch for CUDA alone.
+ENGINES := .venv-engines
+ENGINES_STAMP := $(ENGINES)/.installed
+EXTRA_INDEX ?=
+
+engines: $(ENGINES_STAMP)
+
+$(ENGINES_STAMP): constraints-engines.txt pyproject.toml src/nextrl/version.py $(wildcard tests/engines/cpu/*)
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps $(EXTRA_INDEX) -r constraints-engines.txt
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps --force-reinstall ./tests/engines/cpu
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps -e .
+	touch $(ENGINES_STAMP)
+
+test-engines: $(ENGINES_STAMP)
+	OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest -n 2 --dist loadfile tests/engines/real
 
 # Fifty kills, and five draws of the hostile inputs: some ten minutes.
 test-slow: $(STAMP)
@@ -69,4 +88,4 @@ picture: $(STAMP)
 	$(BIN)/python docs/make_readme_picture.py $(OUT)/result.json docs/demo.png
 
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) $(ENGINES) demo-out

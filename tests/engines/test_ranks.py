@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +10,7 @@ import pytest
 import torch
 
 import two_processes
+from launching import TESTS, launch
 from nextrl.engines import ranks as module
 from nextrl.engines.live_adapter import State
 from nextrl.engines.ranks import Ranks
@@ -21,38 +18,6 @@ from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl import trainer
 from nextrl.errors import InputError
 from nextrl.judge.paired_search import GroupedScore, Refused, grid_search
-
-TESTS = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def launch(script: Path, *arguments: str) -> None:
-    """`accelerate launch` with two processes; `--cpu` alone would start one (it leaves the others to MPI)."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-    }
-    options = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
-    options["main_process_port"] = free_port()
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--multi_gpu"),
-            *flags,
-            str(script),
-            *arguments,
-        ],
-        env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
