@@ -44,6 +44,17 @@ def emit_json(value: Any) -> None:
     sys.stdout.write(json.dumps(json_ready(value), allow_nan=False) + "\n")
 
 
+def rate_text(rate: float) -> str:
+    """A learning rate to two digits, as people write it: `1.5e-4`."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def say_command(before: str, command: str) -> None:
+    """A command on a line of its own, whole however narrow the terminal, so that it can be copied."""
+    console.print(f"{before}\n  {command}", highlight=False, soft_wrap=True)
+
+
 def training_bar(visible: bool) -> Progress:
     """A bar that counts steps on stderr, on a terminal only."""
     return Progress(

@@ -15,7 +15,9 @@ from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBad
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, needs, shown
 from nextrl.extrapolators import check_alpha
-from nextrl.leaps.leap import Leap
+from nextrl.judge.advice import Advice, advise
+from nextrl.judge.backtest_scores import NONE
+from nextrl.leaps.leap import DEFAULT_METHOD, Leap
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -33,7 +35,12 @@ class As(str, Enum):
 def leap(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=values.path)],
-    method: Annotated[str, typer.Option(help="Extrapolator; `nextrl backtest` compares them.")] = "factors",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Extrapolator, factors by default; with --alpha auto what `nextrl advise` recommends."
+        ),
+    ] = None,
     horizon: Annotated[
         int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
     ] = None,
@@ -74,6 +81,7 @@ def leap(
 
     With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task, and nothing
     is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a trainer.
+    Method and horizon are then those of `nextrl advise`; where it sees no leap, nothing is tried unless you name one.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
@@ -94,7 +102,15 @@ def leap(
         raise InputError("--as merged needs --base: the adapter does not name its base model")
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
-    result = make_leap(traj, method, horizon, 1.0 if fixed is None else fixed, at, seed)
+    if fixed is None and method is None:
+        advice = _advice(traj, at)
+        if advice.recommended == NONE:
+            _no_leap(advice, traj, as_json)
+            return
+        method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
+        if not as_json:
+            console.print(advice.answer, highlight=False)
+    result = make_leap(traj, method or DEFAULT_METHOD, horizon, 1.0 if fixed is None else fixed, at, seed)
     choice = _search(result, base, task, prompts, level, seed) if fixed is None and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
@@ -110,10 +126,39 @@ def leap(
         emit_json(facts | ({"search": asdict(choice)} if choice is not None else {}))
         return
     if choice is not None:
-        words = "no leap" if staying else f"alpha {choice.alpha:g}"
-        console.print(f"{words}: {choice.reason}; {choice.completions} completions", highlight=False)
+        words = "No leap" if staying else f"Alpha {choice.alpha:g}"
+        console.print(
+            f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
+            f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
+            highlight=False,
+        )
     if not staying:
         _report(result, rank, out)
+
+
+def _advice(traj: Trajectory, at: int | None) -> Advice:
+    if at is not None:
+        if at not in traj.steps:
+            raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
+        traj = traj.upto(at)
+    return advise(traj)
+
+
+def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
+    """Say why nothing is tried; nothing is written."""
+    if as_json:
+        facts = {
+            "method": NONE,
+            "from_step": advice.features.step,
+            "horizon": None,
+            "alpha": 0.0,
+            "out": None,
+        }
+        emit_json(facts | {"reason": advice.answer, "search": None, "skipped": list(traj.skipped)})
+        return
+    console.print(
+        f"{advice.answer} Nothing was tried; --method NAME tries one all the same.", highlight=False
+    )
 
 
 def _named_base(traj: Trajectory) -> str | None:

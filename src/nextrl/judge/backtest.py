@@ -43,6 +43,9 @@ from nextrl.trajectory.trajectory import Trajectory
 
 # 1000 full-batch epochs of wide networks at every origin: only on request.
 NOT_BY_DEFAULT = ("next-paper",)
+# What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
+# the latest three origins alone, too few to set one above the others.
+CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
@@ -120,6 +123,7 @@ def backtest(
         traj: the run.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
         methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
+            Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
 
@@ -131,8 +135,9 @@ def backtest(
     horizons = _horizons(traj, horizon)
     named = methods is not None
     scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
+    eligible = [m.name for m in chosen] if named else CANDIDATES
     best = max(
-        ((h, s.convincing[0]) for h, s in scores.items() if s.convincing),
+        ((h, name) for h, s in scores.items() for name in s.convincing if name in eligible),
         key=lambda pair: scores[pair[0]].expected_steps(pair[1]),
         default=None,
     )

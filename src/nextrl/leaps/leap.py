@@ -25,6 +25,7 @@ from nextrl.trajectory.trajectory import Trajectory
 
 # Without a horizon: what the paper uses, if the run is long enough.
 DEFAULT_HORIZON = 50
+DEFAULT_METHOD = "factors"
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Leap:
 
 def leap(
     traj: Trajectory,
-    method: str = "factors",
+    method: str = DEFAULT_METHOD,
     horizon: int | None = None,
     alpha: float = 1.0,
     at: int | None = None,
