@@ -17,17 +17,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from nextrl.palette import GRID, INK, LIGHT, SOFT
 from nextrl.runs.report.arms import Arm, read_arms
-from nextrl.runs.result import Result, Saved, read_result
+from nextrl.runs.result import Result, Saved, SearchCosts, read_result
 
-# The page's colours: told apart by colour-blind readers, and by dash and width without any colour.
+# Dash and width tell the arms apart without any colour.
 STYLE = {
-    "plain": ("#1c2126", "-", 2.2),
-    "tuned": ("#0064b0", "--", 2.0),
-    "free": ("#8a4fa3", ":", 2.2),
-    "auto": ("#c84c05", "-", 3.0),
+    "plain": ("-", 2.2),
+    "tuned": ("--", 2.0),
+    "free": (":", 2.4),
+    "auto": ("-", 3.0),
 }
-INK, SOFT, GRID = "#1c2126", "#59626c", "#e6e8ea"
 
 
 def choose(result: Result) -> list[Arm]:
@@ -53,9 +53,13 @@ def label(arm: Arm, result: Result) -> str:
     end = "target not reached" if spent is None else f"{spent:,.0f} to the target".replace(",", "\u202f")
     names = {
         "tuned": f"{arm.label.removeprefix('plain, ')}, tuned by a sweep",
-        "auto": "auto, its search charged",
+        "auto": "auto, which searches nothing" if not _searched(arm, result) else "auto, its search charged",
     }
     return f"{names.get(arm.role, arm.label)}: {end}"
+
+
+def _searched(arm: Arm, result: Result) -> bool:
+    return bool(result.costs.get(arm.name, SearchCosts()).search_completions)
 
 
 def draw(result: Result, axes: Axes) -> None:
@@ -64,7 +68,7 @@ def draw(result: Result, axes: Axes) -> None:
     target = result.target
     lowest = []
     for arm in arms:
-        colour, dash, width = STYLE[arm.role]
+        colour, (dash, width) = LIGHT[arm.role], STYLE[arm.role]
         kept = [
             (x, y, e or 0.0)
             for x, y, e in zip(arm.completions, arm.accuracy, arm.se, strict=True)

@@ -77,8 +77,8 @@ def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) ->
     return NextStep(
         command,
         f"tries {advice.recommended}, {advice.horizon} steps ahead, at five step lengths on at most 64 held-out "
-        f"prompts of the task{unknown}, and writes an adapter only if one of them beats staying put; then train on with the "
-        f"learning rate raised{rate}.",
+        f"prompts of the task{unknown}, and writes an adapter only if one of them beats staying put; then train on "
+        f"with the learning rate raised{rate}.",
     )
 
 

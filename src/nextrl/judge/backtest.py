@@ -35,6 +35,7 @@ from nextrl.extrapolators import (
     tags_of,
 )
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
+from nextrl.palette import SERIES
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
@@ -101,7 +102,7 @@ class Backtest:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, name, low in zip(axes, ("cosine", "skill"), (-1.05, -2), strict=True):
             values = [max(low, self.methods[n].mean(name)) for n in order]
-            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color="#4878a8")
+            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color=SERIES[0])
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
