@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from nextrl.palette import GRID, INK, LIGHT, SOFT
+from nextrl.palette import AXIS, GRID, INK, LIGHT, SOFT
 from nextrl.runs.report.arms import Arm, read_arms
 from nextrl.runs.result import Result, Saved, SearchCosts, read_result
 
@@ -101,7 +101,7 @@ def dress(axes: Axes, result: Result) -> None:
     axes.grid(axis="y", color=GRID, lw=1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#c4c9ce")
+    axes.spines["bottom"].set_color(AXIS)
     axes.tick_params(colors=SOFT, length=0)
     axes.margins(x=0.015)
     axes.set_title(

@@ -37,8 +37,8 @@ SERIES = ("#0f4bdf", "#803b0a", "#175542", "#813d8e", "#c08105", "#1e8ef1", "#85
 
 SERIES_DARK = ("#368cf7", "#e3633d", "#4fe68d", "#875e91", "#e0bf1d", "#85bdea", "#9c918e")
 
-INK, SOFT, GRID = "#1c2126", "#59626c", "#e6e8ea"
-"""Text, text that stands back, and lines behind the data, on white."""
+INK, SOFT, GRID, AXIS = "#1c2126", "#59626c", "#e6e8ea", "#c4c9ce"
+"""Text, text that stands back, lines behind the data, and axes, on white."""
 
 
 def css(dark: bool) -> str:

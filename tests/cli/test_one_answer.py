@@ -31,9 +31,9 @@ from nextrl.trajectory.trajectory import Trajectory
 REGIMES: dict[str, tuple[synthetic.Path, Callable[[int], float], str]] = {
     "signal": (synthetic.line, lambda t: 0.3 + t / 2000, "leap"),
     "mixed": (synthetic.walk(1.2), lambda t: 0.3, "raise_lr"),
-    "still rising": (synthetic.walk(0.0), lambda t: 0.1 + t / 250, "continue"),
-    "flat": (synthetic.walk(0.0), lambda t: 0.1 + 0.6 * min(1.0, t / 80), "average"),
-    "fallen": (synthetic.walk(0.0), lambda t: 0.8 if t < 120 else 0.5, "lower_lr"),
+    "still rising": (synthetic.walk(0.5), lambda t: 0.1 + t / 250, "continue"),
+    "flat": (synthetic.walk(0.5), lambda t: 0.1 + 0.6 * min(1.0, t / 80), "average"),
+    "fallen": (synthetic.walk(0.5), lambda t: 0.8 if t < 120 else 0.5, "lower_lr"),
     "ruined": (synthetic.line, lambda t: 0.6 if t < 60 else 0.0, "lower_lr"),
 }
 

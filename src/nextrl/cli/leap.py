@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,7 @@ from nextrl.errors import InputError, needs, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest_scores import NONE
+from nextrl.leaps.hub import push
 from nextrl.leaps.leap import DEFAULT_METHOD, Leap
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.trajectory.trajectory import Trajectory
@@ -71,6 +73,11 @@ def leap(
     level: Annotated[
         float, typer.Option(help="Standard errors that auto's gain must exceed.", callback=values.level)
     ] = 2.0,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Send what was written to the Hugging Face Hub too."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="As a private repository.")] = False,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
@@ -116,13 +123,19 @@ def leap(
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
     if not staying and kind is As.merged and base:
-        result.save_merged(out, base)
+        _save_merged(result, out, base, task)
     elif not staying:
         result.save_adapter(out, rank)
+    sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
     if as_json:
         facts = {"method": result.method, "from_step": result.from_step, "horizon": result.horizon}
         facts |= {"alpha": result.alpha, "out": None if staying else str(out), "modules": list(traj.modules)}
-        facts |= {"seconds": result.seconds, "discarded": result.discarded, "skipped": list(traj.skipped)}
+        facts |= {
+            "pushed_to": sent,
+            "seconds": result.seconds,
+            "discarded": result.discarded,
+            "skipped": list(traj.skipped),
+        }
         emit_json(facts | ({"search": asdict(choice)} if choice is not None else {}))
         return
     if choice is not None:
@@ -134,6 +147,25 @@ def leap(
         )
     if not staying:
         _report(result, rank, out)
+    if sent is not None:
+        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+
+
+def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
+    """Fold the leap into a folder's model, or into one of ours by name, which is written out for it first."""
+    from nextrl.tasks import bases
+
+    if base not in bases.names():
+        result.save_merged(out, base)
+        return
+    if task is None:
+        raise InputError(
+            f"--as merged with --base {base} needs --task NAME: {base} is another model for each task"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for part in bases.load(base, task):
+            part.save_pretrained(folder)
+        result.save_merged(out, folder, name=base)
 
 
 def _advice(traj: Trajectory, at: int | None) -> Advice:

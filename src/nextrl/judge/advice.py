@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -177,7 +178,7 @@ class AdviceFeatures:
         return mean_excess(self.windows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
     """What to do.
 
@@ -241,6 +242,13 @@ class Advice:
             "reasons": list(self.reasons),
             "features": asdict(f) | {"excess": f.excess},
         }
+
+    def __repr__(self) -> str:
+        return f"Advice({self.headline}; regime {self.regime}, confidence {self.confidence})"
+
+    def _repr_html_(self) -> str:
+        """The answer and what it rests on, for a notebook."""
+        return f"<p><b>{escape(self.answer)}</b></p><p>{escape(self.reasons[0])} Confidence: {self.confidence}.</p>"
 
     def __str__(self) -> str:
         return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)

@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "d
 TRAINED_ORIGINS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backtest:
     """The result: the scores at every horizon and what follows from them.
 
@@ -91,6 +92,22 @@ class Backtest:
                 for h, scores in self.horizons.items()
             },
         }
+
+    def __repr__(self) -> str:
+        return f"Backtest({len(self.methods)} methods, {self.horizon} steps ahead; recommended: {self.recommended})"
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        figures = ("cosine", "norm_ratio", "relative_error", "skill")
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
+        rows = []
+        for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
+            cells = "".join(f"<td>{score.mean(f):.2f} ± {score.spread(f):.2f}</td>" for f in figures)
+            rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+        return (
+            f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"
+            f"<p>{escape(self.reason)}</p>"
+        )
 
     def plot(self, path: str | Path) -> None:
         """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""

@@ -99,7 +99,8 @@ def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any]
     figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
     taken, recent = comparison.leaps(record), _recent_excess(record, figures, traj, bool(jumps))
     # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
-    advice = _advice(traj) if arm.kind == "plain" else None
+    constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
+    advice = _advice(traj) if constant else None
     return Result(
         version=FORMAT,
         seed=arm.train.seed,

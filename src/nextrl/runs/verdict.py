@@ -77,9 +77,8 @@ def of_run(
         )
     if excess is not None:
         regime = regime_of(excess)
-        sentences.append(
-            f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{_STANDING[regime]}."
-        )
+        standing = _STANDING[regime] if advice is None else ""
+        sentences.append(f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{standing}.")
     return " ".join((*sentences, *_advised("it", advice)))
 
 
