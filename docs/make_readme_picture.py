@@ -93,6 +93,15 @@ def draw(result: Result, axes: Axes) -> None:
         axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
 
 
+def given(result: Result) -> str:
+    """Why the other curves are shorter, where they are."""
+    ends = {arm.role: arm.steps[-1] for arm in choose(result) if arm.steps}
+    first, auto = ends.get("plain", 0.0), ends.get("auto", 0.0)
+    if not 0 < auto < first:
+        return ""
+    return f"\nthe run as configured is trained for {first:.0f} steps, the others for {auto:.0f}, by plan"
+
+
 def dress(axes: Axes, result: Result) -> None:
     """Axes that stay behind the data, and a legend below it, where it covers nothing."""
     axes.set_xlabel("completions generated, training and search together", color=SOFT)
@@ -105,7 +114,7 @@ def dress(axes: Axes, result: Result) -> None:
     axes.tick_params(colors=SOFT, length=0)
     axes.margins(x=0.015)
     axes.set_title(
-        f"task {result.task}, seed {result.seed}; dashed: the target, where the first run ends",
+        f"task {result.task}, seed {result.seed}; dashed: the target, where the first run ends{given(result)}",
         loc="left",
         color=SOFT,
         fontsize=10,
@@ -125,14 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw README's picture from a result.json.")
     parser.add_argument("result", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "demo.png")
-    given = parser.parse_args()
-    result = read_result(given.result)
+    options = parser.parse_args()
+    result = read_result(options.result)
     plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
     figure, axes = plt.subplots(figsize=(9, 5.2), facecolor="white")
     draw(result, axes)
     dress(axes, result)
     # No software or date in the file, so that the same result gives the same bytes.
-    figure.savefig(given.out, dpi=160, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(options.out, dpi=160, bbox_inches="tight", metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -359,9 +359,9 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
         several = len(danger) > 1
         sure = "high" if ruined or several else _sure(f, t) if _shakes(f, t) else "medium"
         factor = START_OVER if ruined else LOWER
-        evidence = RATE_EVIDENCE["ruined" if ruined else "too high"]
-        danger.append(f"How far down is not in the checkpoints: {evidence}.")
-        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor, evidence=evidence)
+        seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
+        danger.append(f"How far down is not in the checkpoints: {seen}.")
+        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor, evidence=seen)
     edge = t.faster + t.closing * f.closing
     if f.excess <= edge:
         if regime != "noise":
