@@ -147,3 +147,11 @@ def test_by_default_only_candidates_are_recommended(monkeypatch: pytest.MonkeyPa
 
 def test_no_candidate_trains_a_network() -> None:
     assert not [name for name in backtest_module.CANDIDATES if tags_of(resolve(name)[0]).trains]
+
+
+def test_a_notebook_shows_the_table() -> None:
+    result = backtest(synthetic.run(synthetic.line), 20, "linear,secant")
+    html = result._repr_html_()
+    assert html.count("<tr>") == 1 + len(result.methods)
+    assert "<th>secant</th>" in html
+    assert len(repr(result)) < 120

@@ -75,6 +75,14 @@ def test_a_card_of_an_older_leap_is_replaced(tmp_path: Path) -> None:
     assert "c/d" in str(written(tmp_path, "c/d"))
 
 
+def test_a_card_that_a_user_changed_stays(tmp_path: Path) -> None:
+    written(tmp_path, "a/b")
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text() + "\nMy own words.\n")
+    for _ in range(2):
+        assert "My own words." in str(written(tmp_path, "c/d"))
+
+
 class Hub(BaseHTTPRequestHandler):
     """The four requests of a push, as the Hub answers them; files are kept by name."""
 
@@ -103,7 +111,8 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            self._answer({"commitUrl": "x", "commitOid": "0" * 40, "success": True})
+            address = f"http://{self.headers['Host']}/anna/leap/commit/{'0' * 40}"
+            self._answer({"commitUrl": address, "commitOid": "0" * 40, "success": True})
         else:
             self._answer({})
 

@@ -15,10 +15,10 @@ import yaml
 
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import printable
+from nextrl.leaps.provenance import CARD
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
-CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 _LOAD_ADAPTER = """```python

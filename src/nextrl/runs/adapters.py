@@ -16,7 +16,8 @@ from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.atomic import replacing_folder, write_bytes, write_json
 from nextrl.errors import InputError
 from nextrl.files import read_json
-from nextrl.leaps.model_card import CARD, base_name, card_text
+from nextrl.leaps.model_card import base_name, card_text
+from nextrl.leaps.provenance import CARD
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.version import VERSION
 
