@@ -83,7 +83,7 @@ def test_a_long_table_says_what_it_leaves_out() -> None:
 
 
 def test_checkpoints_of_a_table_are_spread_over_the_run() -> None:
-    assert analyze.spread_out(range(10, 410, 10), 5) == [10, 110, 200, 300, 400]
+    assert analyze.spread_out(range(10, 410, 10), 5) == [10, 110, 210, 300, 400]
     assert analyze.spread_out([10, 20], 5) == [10, 20]
 
 

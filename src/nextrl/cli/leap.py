@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from nextrl.checkpoints import dense
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
-from nextrl.errors import InputError, needs, shown
+from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest_scores import NONE
@@ -95,6 +95,11 @@ def leap(
     fixed = None if alpha == "auto" else _number(alpha)
     if fixed is None and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
+    # Before anything is computed or written.
+    if fixed is None:
+        require("peft", "trl", "--alpha auto")
+    if push_to_hub is not None:
+        require("huggingface_hub", "trl", "--push-to-hub")
     try:
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     except InputError as error:
@@ -109,14 +114,14 @@ def leap(
         raise InputError("--as merged needs --base: the adapter does not name its base model")
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
+    reason = ""
     if fixed is None and method is None:
         advice = _advice(traj, at)
         if advice.recommended == NONE:
             _no_leap(advice, traj, as_json)
             return
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
-        if not as_json:
-            console.print(advice.answer, highlight=False)
+        reason = advice.answer
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, 1.0 if fixed is None else fixed, at, seed)
     choice = _search(result, base, task, prompts, level, seed) if fixed is None and task else None
     if choice is not None:
@@ -128,27 +133,42 @@ def leap(
         result.save_adapter(out, rank)
     sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
     if as_json:
-        facts = {"method": result.method, "from_step": result.from_step, "horizon": result.horizon}
-        facts |= {"alpha": result.alpha, "out": None if staying else str(out), "modules": list(traj.modules)}
-        facts |= {
-            "pushed_to": sent,
-            "seconds": result.seconds,
-            "discarded": result.discarded,
-            "skipped": list(traj.skipped),
-        }
-        emit_json(facts | ({"search": asdict(choice)} if choice is not None else {}))
+        facts = _facts(result, None if staying else out, choice)
+        emit_json(facts | {"pushed_to": sent, "reason": reason or None})
         return
+    if reason:
+        console.print(reason, highlight=False)
     if choice is not None:
-        words = "No leap" if staying else f"Alpha {choice.alpha:g}"
-        console.print(
-            f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
-            f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
-            highlight=False,
-        )
+        _say_choice(result, choice)
     if not staying:
         _report(result, rank, out)
     if sent is not None:
         console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+
+
+def _facts(result: Leap, out: Path | None, choice: AlphaChoice | None) -> dict[str, Any]:
+    """The object of `--json`; `out` is None where nothing was written."""
+    facts = {
+        "method": result.method,
+        "from_step": result.from_step,
+        "horizon": result.horizon,
+        "alpha": result.alpha,
+        "out": None if out is None else str(out),
+        "modules": list(result.traj.modules),
+        "seconds": result.seconds,
+        "discarded": result.discarded,
+        "skipped": list(result.traj.skipped),
+    }
+    return facts if choice is None else facts | {"search": asdict(choice)}
+
+
+def _say_choice(result: Leap, choice: AlphaChoice) -> None:
+    words = "No leap" if choice.alpha == 0.0 else f"Alpha {choice.alpha:g}"
+    console.print(
+        f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
+        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
+        highlight=False,
+    )
 
 
 def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
