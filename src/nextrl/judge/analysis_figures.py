@@ -115,12 +115,12 @@ def path(a: Analysis) -> Figure:
     if a.drift is not None:
         h = np.asarray(a.drift.windows, dtype=float)
         middle.loglog(h, a.drift.squares, "o", color="#333333", markersize=4, label="$|W_{t+h}-W_t|^2$")
-        for y, label, colour in (
-            (a.drift.mu2 * h**2, "drift $h^2\\mu^2$", COLOURS["target"]),
-            (a.drift.s2 * h, "noise $h s^2$", COLOURS["local"]),
+        for y, label, colour, dash in (
+            (a.drift.mu2 * h**2, "drift $h^2\\mu^2$", COLOURS["global"], "-"),
+            (a.drift.s2 * h, "noise $h s^2$", COLOURS["local"], "--"),
         ):
             if y.any():
-                middle.loglog(h, y, color=colour, linewidth=1.5, label=label)
+                middle.loglog(h, y, dash, color=colour, linewidth=1.5, label=label)
         middle.set(title=a.drift.in_words, xlabel="window h (steps)", ylabel="mean squared movement")
         middle.title.set_fontsize(9)
         middle.legend(frameon=False, fontsize=8)
