@@ -17,17 +17,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from nextrl.palette import AXIS, GRID, INK, LIGHT, SOFT
 from nextrl.runs.report.arms import Arm, read_arms
-from nextrl.runs.result import Result, Saved, read_result
+from nextrl.runs.result import Result, Saved, SearchCosts, read_result
 
-# The page's colours: told apart by colour-blind readers, and by dash and width without any colour.
+# Dash and width tell the arms apart without any colour.
 STYLE = {
-    "plain": ("#1c2126", "-", 2.2),
-    "tuned": ("#0064b0", "--", 2.0),
-    "free": ("#8a4fa3", ":", 2.2),
-    "auto": ("#c84c05", "-", 3.0),
+    "plain": ("-", 2.2),
+    "tuned": ("--", 2.0),
+    "free": (":", 2.4),
+    "auto": ("-", 3.0),
 }
-INK, SOFT, GRID = "#1c2126", "#59626c", "#e6e8ea"
 
 
 def choose(result: Result) -> list[Arm]:
@@ -53,9 +53,13 @@ def label(arm: Arm, result: Result) -> str:
     end = "target not reached" if spent is None else f"{spent:,.0f} to the target".replace(",", "\u202f")
     names = {
         "tuned": f"{arm.label.removeprefix('plain, ')}, tuned by a sweep",
-        "auto": "auto, its search charged",
+        "auto": "auto, which searches nothing" if not _searched(arm, result) else "auto, its search charged",
     }
     return f"{names.get(arm.role, arm.label)}: {end}"
+
+
+def _searched(arm: Arm, result: Result) -> bool:
+    return bool(result.costs.get(arm.name, SearchCosts()).search_completions)
 
 
 def draw(result: Result, axes: Axes) -> None:
@@ -64,7 +68,7 @@ def draw(result: Result, axes: Axes) -> None:
     target = result.target
     lowest = []
     for arm in arms:
-        colour, dash, width = STYLE[arm.role]
+        colour, (dash, width) = LIGHT[arm.role], STYLE[arm.role]
         kept = [
             (x, y, e or 0.0)
             for x, y, e in zip(arm.completions, arm.accuracy, arm.se, strict=True)
@@ -89,6 +93,15 @@ def draw(result: Result, axes: Axes) -> None:
         axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
 
 
+def given(result: Result) -> str:
+    """Why the other curves are shorter, where they are."""
+    ends = {arm.role: arm.steps[-1] for arm in choose(result) if arm.steps}
+    first, auto = ends.get("plain", 0.0), ends.get("auto", 0.0)
+    if not 0 < auto < first:
+        return ""
+    return f"\nthe run as configured is trained for {first:.0f} steps, the others for {auto:.0f}, by plan"
+
+
 def dress(axes: Axes, result: Result) -> None:
     """Axes that stay behind the data, and a legend below it, where it covers nothing."""
     axes.set_xlabel("completions generated, training and search together", color=SOFT)
@@ -97,11 +110,11 @@ def dress(axes: Axes, result: Result) -> None:
     axes.grid(axis="y", color=GRID, lw=1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#c4c9ce")
+    axes.spines["bottom"].set_color(AXIS)
     axes.tick_params(colors=SOFT, length=0)
     axes.margins(x=0.015)
     axes.set_title(
-        f"task {result.task}, seed {result.seed}; dashed: the target, where the first run ends",
+        f"task {result.task}, seed {result.seed}; dashed: the target, where the first run ends{given(result)}",
         loc="left",
         color=SOFT,
         fontsize=10,
@@ -121,14 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw README's picture from a result.json.")
     parser.add_argument("result", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "demo.png")
-    given = parser.parse_args()
-    result = read_result(given.result)
+    options = parser.parse_args()
+    result = read_result(options.result)
     plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
     figure, axes = plt.subplots(figsize=(9, 5.2), facecolor="white")
     draw(result, axes)
     dress(axes, result)
     # No software or date in the file, so that the same result gives the same bytes.
-    figure.savefig(given.out, dpi=160, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(options.out, dpi=160, bbox_inches="tight", metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from nextrl import cli
@@ -55,6 +56,14 @@ def test_a_run_and_the_same_command_again(nextrl_run: Any, config: Path, tmp_pat
     assert "The run went from" in " ".join(out.split())
     assert str(tmp_path / "out" / "final") in out
     PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / "out" / "final"))
+    for folder in ("final", "trajectory/checkpoint-2", "trajectory/checkpoint-4"):
+        settings = json.loads((tmp_path / "out" / folder / "adapter_config.json").read_text())
+        assert (
+            settings["base_model_name_or_path"] == "tiny"
+        )  # as the config has it, and no folder of this machine
+    card = ModelCard.load(tmp_path / "out" / "final" / "README.md")
+    assert "| base model | tiny |" in card.text
+    assert "| steps | 4 |" in card.text
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Every evaluation" in page
     assert "Target:" not in page

@@ -158,3 +158,10 @@ def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:
 def test_alpharl_without_accuracies_says_what_to_do() -> None:
     with pytest.raises(InputError, match=r"keep trainer_state.json beside them, or give accuracy"):
         leap(synthetic.run(synthetic.line), "alpharl", horizon=20)
+
+
+def test_a_notebook_shows_the_answer_and_not_the_fields() -> None:
+    advice = decide(measured(0.95, recommended="factors", horizon=50, skill=0.9))
+    assert "Test a leap with factors, 50 steps ahead" in advice._repr_html_()
+    assert len(repr(advice)) < 200
+    assert "features" not in repr(advice)

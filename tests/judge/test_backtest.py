@@ -9,7 +9,8 @@ import pytest
 import synthetic_runs as synthetic
 from nextrl import extrapolators
 from nextrl.errors import InputError
-from nextrl.extrapolators import get
+from nextrl.extrapolators import get, resolve, tags_of
+from nextrl.judge import backtest as backtest_module
 from nextrl.judge.backtest import Backtest, backtest, origins_for
 from nextrl.judge.backtest_scores import ForecastScore
 from nextrl.trajectory.trajectory import Trajectory
@@ -134,3 +135,23 @@ def test_plot(tmp_path) -> None:
 def test_bad_input(run: Trajectory, horizon: int | None, words: str) -> None:
     with pytest.raises(InputError, match=words):
         backtest(run, horizon, "secant")
+
+
+def test_by_default_only_candidates_are_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    traj = synthetic.run(synthetic.line)
+    monkeypatch.setattr(backtest_module, "names", lambda: ["none", "linear", "secant", "factors"])
+    monkeypatch.setattr(backtest_module, "CANDIDATES", ("factors",))
+    assert backtest(traj, 20).recommended == "factors"
+    assert backtest(traj, 20, ["linear"]).recommended == "linear"
+
+
+def test_no_candidate_trains_a_network() -> None:
+    assert not [name for name in backtest_module.CANDIDATES if tags_of(resolve(name)[0]).trains]
+
+
+def test_a_notebook_shows_the_table() -> None:
+    result = backtest(synthetic.run(synthetic.line), 20, "linear,secant")
+    html = result._repr_html_()
+    assert html.count("<tr>") == 1 + len(result.methods)
+    assert "<th>secant</th>" in html
+    assert len(repr(result)) < 120

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,7 +20,7 @@ from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.runs import report
 from nextrl.runs.report.arms import read_arms, tuned_arm
 from nextrl.runs.report.charts import chart_data, embed
-from nextrl.runs.report.rows import comparison, count, fixed, percent, tiles
+from nextrl.runs.report.rows import comparison, count, fixed, lengths, percent, tiles
 from nextrl.runs.result import parse_result
 from synthetic_result import synthetic_result
 
@@ -240,6 +241,13 @@ def test_the_script_is_valid_javascript(tmp_path: Path) -> None:
 _BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
 
+def _no_browser(why: str) -> NoReturn:
+    """Skip; where the browser was installed for this test (`.ci/run`), fail."""
+    if os.environ.get("NEXTRL_BROWSER") == "required":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
 @pytest.mark.skipif(_BROWSER is None, reason="no headless browser to draw the page")
 @pytest.mark.parametrize("case", ["full", "bare"])
 def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, case: str) -> None:
@@ -265,11 +273,11 @@ def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, cas
         page.as_uri(),
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     except subprocess.TimeoutExpired:
-        pytest.skip("the browser takes too long here")
+        _no_browser("the browser takes too long here")
     if done.returncode or "<html" not in done.stdout:
-        pytest.skip("the browser does not start here")
+        _no_browser("the browser does not start here")
     drawn = re.findall(r'<div class="chart" id="([\w-]+)"><svg', done.stdout)
     everything = [
         "by-steps",
@@ -283,6 +291,16 @@ def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, cas
     ]
     assert drawn == (everything if case == "full" else everything[:3])
     assert 'class="chip auto" type="button" aria-pressed="true"' in done.stdout
+    axes = ["sampled accuracy"] * 3
+    if case == "full":
+        axes += [
+            "learning rate",
+            "cosine of successive windows",
+            "excess over Adam's memory",
+            "top singular value",
+        ]
+    assert re.findall(r"<text [^>]*rotate[^>]*>([^<]+)</text>", done.stdout) == axes
+    assert ("layer 1</span>" in done.stdout) == (case == "full")
 
 
 def one_run() -> dict[str, Any]:
@@ -324,3 +342,58 @@ def test_the_page_quotes_regimes_instead_of_numbers_of_its_own(result: dict[str,
 
 def test_an_arm_with_a_lost_target_still_compares(result: dict[str, Any]) -> None:
     assert "The comparison" in render({**result, "target": None})
+
+
+def test_only_arms_that_leap_have_an_accuracy_after_the_leap(result: dict[str, Any]) -> None:
+    arms = read_arms(parse_result(result))
+    filled = {
+        row.label
+        for _, group in comparison(parse_result(result), arms)
+        for row in group
+        if any(cell != "–" for cell in row.cells[:3])
+    }
+    assert filled == {arm.label for arm in arms if arm.group == "leap"}
+    assert "At the step of the single leaps the run as configured stood at" in render(result)
+
+
+def test_no_rate_free_arm_is_drawn_like_the_tuned_rate(result: dict[str, Any]) -> None:
+    arms = read_arms(parse_result(result))
+    assert {arm.dash for arm in arms if arm.role == "tuned"} == {""}
+    assert "" not in {arm.dash for arm in arms if arm.role == "free"}
+
+
+def test_auto_is_said_to_search_only_where_it_did(result: dict[str, Any]) -> None:
+    def note(spent: int) -> str:
+        costs = {"auto": {**result["costs"]["auto"], "search_completions": spent}}
+        parsed = parse_result({**result, "costs": costs})
+        return tiles(parsed, read_arms(parsed))[0].note
+
+    assert note(0).endswith("it searches no completions")
+    assert note(1536).endswith("its search of 1\u202f536 completions charged")
+
+
+def test_the_page_says_why_the_arms_end_at_different_steps(result: dict[str, Any]) -> None:
+    arms = read_arms(parse_result(result))
+    assert lengths(arms).startswith("The run as configured is trained for 400 steps")
+    words = " ".join(" ".join(Page(render(result)).words).split())
+    assert lengths(arms) in words
+    assert lengths([arm for arm in arms if arm.role != "auto"]) == ""
+
+
+def test_numbers_are_not_divided_at_a_line_s_end() -> None:
+    assert report._whole("lr 5e-05 (as <b>)") == 'lr <span class="n">5e-05</span> (as &lt;b&gt;)'
+    assert report._whole("saves 92 %, all") == 'saves <span class="n">92 %,</span> all'
+
+
+def test_paper_gets_every_column_colour_and_decision(page: str) -> None:
+    paper = page[page.index("@media print") :]
+    for rule in ("print-color-adjust: exact", "overflow: visible", "details-content", "position: static"):
+        assert rule in paper
+    assert "beforeprint" in page
+    assert "@media screen and (prefers-color-scheme: dark)" in page
+
+
+def test_the_advice_on_the_page_is_the_result_s_own(result: dict[str, Any]) -> None:
+    answer = "No leap; go on as it is. The reward still rises (+0.10 over the last windows): go on."
+    page = render({**result, "recommendation": {"answer": answer}})
+    assert answer in " ".join(" ".join(Page(page).words).split())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nextrl.trajectory.statistics import drift_and_noise, line, persistence_table, predictability
+from nextrl.trajectory.statistics import DriftNoise, drift_and_noise, line, persistence_table, predictability
 
 STEPS = list(range(10, 210, 10))
 
@@ -54,3 +54,15 @@ def test_no_movement_is_nan_not_an_error():
     assert math.isnan(line(zero, [10, 20, 30]).r2)
     assert all(math.isnan(c) for c in predictability(zero, [10, 20, 30]).values())
     assert drift_and_noise(zero, [10, 20, 30]) is None
+
+
+@pytest.mark.parametrize(
+    ("crossing", "words"),
+    [
+        (0.503, "drift exceeds noise at every window looked at (10 to 200 steps)"),
+        (math.inf, "noise exceeds drift at every window looked at (10 to 200 steps)"),
+        (42.3, "drift overtakes noise at windows of about 42 steps"),
+    ],
+)
+def test_where_drift_overtakes_noise_in_words(crossing: float, words: str) -> None:
+    assert DriftNoise(1.0, 1.0, crossing, [10, 50, 200], [1.0, 2.0, 3.0]).in_words == words

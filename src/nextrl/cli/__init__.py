@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from nextrl.cli.completion import placeholder
 from nextrl.errors import InputError, one_line
 from nextrl.version import VERSION
 
@@ -39,10 +40,29 @@ it does not; and feeds what it learned back into the learning rate, in one run, 
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
-    """The app with every verb; only the functions of `verbs` are imported, the others have a name and a summary."""
+_COMPLETING = "_NEXTRL_COMPLETE"
+"""Set by the shell where it asks what could follow; the name is typer's."""
+
+_NO_BARS = (
+    "TQDM_DISABLE",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+)
+_LIBRARIES = (
+    r"(accelerate|datasets|huggingface_hub|mechanic_pytorch|peft|prodigyplus|torch|transformers|trl)(\.|$)"
+)
+
+
+def build(verbs: Collection[str] = tuple(VERBS), *, completing: bool = False) -> typer.Typer:
+    """The app with every verb; only the functions of `verbs` are imported, the others have a name and a summary.
+
+    Args:
+        verbs: those that are to be called.
+        completing: give the others the names of their options too, for a shell that asks.
+    """
     app = typer.Typer(
-        help=_ABOUT, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+        help=_ABOUT, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
     )
 
     @app.callback()
@@ -54,7 +74,9 @@ def build(verbs: Collection[str] = tuple(VERBS)) -> typer.Typer:
         del version  # eager: its callback has printed and left before a verb is asked for
 
     for verb, summary in VERBS.items():
-        app.command(name=verb, short_help=summary)(_function(verb) if verb in verbs else _placeholder)
+        app.command(name=verb, short_help=summary)(
+            _function(verb) if verb in verbs else placeholder(verb) if completing else _placeholder
+        )
     return app
 
 
@@ -76,17 +98,19 @@ def _placeholder() -> None:
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2; other exceptions keep their traceback."""
-    # Read once, when the libraries are imported: nothing has imported them yet. Nothing is ever fetched.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    # Libraries announce to each other what they will rename; a user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
+    _quiet()
+    if _COMPLETING in os.environ:
+        # Answered at every press of a key: by the names alone, without what the verbs import.
+        build((), completing=True)(prog_name="nextrl")
     arguments = sys.argv[1:] or ["--help"]
+    if not any(a == "--push-to-hub" or a.startswith("--push-to-hub=") for a in arguments):
+        # Read once, when the libraries are imported: nothing has imported them yet. Nothing is ever fetched, and
+        # nothing sent unless that is what was asked for.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     called = next((a for a in arguments if not a.startswith("-")), "")
     try:
         # Without click's standalone mode its usage errors come here too, instead of a box of several lines.
-        code = build([called])(arguments, standalone_mode=False)
+        code = build([called])(arguments, standalone_mode=False, prog_name="nextrl")
         sys.stdout.flush()
     except InputError as error:
         _refuse(str(error))
@@ -109,6 +133,17 @@ def main() -> None:
             raise
         _refuse("out of memory: the input needs more than there is; give fewer steps, modules or prompts")
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _quiet() -> None:
+    """Other libraries' bars, notices and warnings stay off our terminal; what they raise does not."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    for name in _NO_BARS:
+        os.environ.setdefault(name, "1")
+    # Libraries announce to each other what they will rename; a user can do nothing about it.
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
 
 
 def _refuse(message: str) -> NoReturn:

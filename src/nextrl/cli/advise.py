@@ -9,18 +9,12 @@ import typer
 
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
-from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.console import AsJson, console, emit_json, say_command
+from nextrl.cli.next_step import next_step
 from nextrl.errors import InputError
 from nextrl.judge.advice import advise as ask
+from nextrl.judge.regime import MEANING
 from nextrl.leaps.leap import leap
-
-WORDS = {
-    "leap": "Leap",
-    "raise_lr": "Raise the learning rate",
-    "continue": "Go on",
-    "average": "Average the last checkpoints",
-    "lower_lr": "Lower the learning rate",
-}
 
 
 def advise(
@@ -51,13 +45,19 @@ def advise(
     if out is not None and advice.advice == "average":
         leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out)
         written = str(out)
+    step = next_step(advice, run, traj, at)
     if as_json:
-        emit_json(advice.as_dict() | {"out": written, "skipped": list(traj.skipped)})
+        emit_json(advice.as_dict() | {"next": step.as_dict(), "out": written, "skipped": list(traj.skipped)})
         return
-    factor = "" if advice.factor is None else f" (learning rate x {advice.factor:.2g})"
-    how = "" if advice.advice != "leap" else f" with {advice.method}, {advice.horizon} steps"
-    console.print(f"{WORDS[advice.advice]}{how}{factor}. Regime: {advice.regime}; sure: {advice.confidence}.")
-    for reason in advice.reasons:
-        console.print(reason)
+    console.print(advice.answer, highlight=False)
+    console.print(
+        f"Regime: {advice.regime} ({MEANING[advice.regime]}); confidence: {advice.confidence}. {advice.reasons[0]}",
+        highlight=False,
+    )
     if written is not None:
-        console.print(f"The averaged adapter is in {written}.")
+        console.print(f"The averaged adapter is in {written}.", highlight=False)
+    elif step.command:
+        say_command("Next:", step.command)
+        console.print(f"It {step.what}", highlight=False)
+    else:
+        console.print(f"Next: {step.what}", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,11 @@ from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.judge.regime import MEANING, even_gram, mean_excess, recent_windows, regime_of
 from nextrl.trajectory.trajectory import Trajectory
+
+ROWS = 10
+"""Checkpoints in a table on the terminal."""
 
 
 def analyze(
@@ -69,12 +73,19 @@ def analyze(
     if as_json:
         emit_json(result.to_json())
         return
-    for grid in tables(result):
+    for sentence in (*conclusion(traj, result.beta1), *sentences(result)):
+        console.print(sentence, highlight=False)
+    shown = spread_out(result.steps, ROWS)
+    for grid in tables(result, shown):
+        console.print()
         console.print(grid)
-    for sentence in sentences(result):
-        console.print(sentence, markup=False, highlight=False)
+    if len(shown) < len(result.steps):
+        console.print(
+            f"{len(shown)} of {len(result.steps)} checkpoints; all of them: --json, or analysis.json of --out DIR",
+            highlight=False,
+        )
     if out is not None:
-        console.print(f"written to {out}", markup=False)
+        console.print(f"written to {out}", highlight=False, soft_wrap=True)
 
 
 def save(result: Analysis, out: Path, formats: list[str]) -> None:
@@ -88,8 +99,8 @@ def save(result: Analysis, out: Path, formats: list[str]) -> None:
                 figure.savefig(temporary, format=kind, dpi=130)
 
 
-def tables(result: Analysis) -> list[Table]:
-    """One row per checkpoint: energy shares, then directions; two, so that each fits 80 columns."""
+def tables(result: Analysis, steps: Sequence[int]) -> list[Table]:
+    """One row for each of these checkpoints: energy shares, then directions; two, so that each fits 80 columns."""
     shares: dict[str, Mapping[int, float]] = {
         f"{kind}\nrank {k}": result.energy_share[kind][k]
         for kind in ("global", "local", "target")
@@ -101,14 +112,17 @@ def tables(result: Analysis) -> list[Table]:
         **{f"pers.\n{window}": row for window, row in result.persistence.items()},
         "pre-\ndict.": result.predictability,
     }
-    return [_grid("Share of energy", shares, result), _grid("Directions", directions, result)]
+    return [
+        _grid("Share of energy in the leading directions of each delta", shares, steps),
+        _grid("Directions: cosines with the checkpoint, or window, before", directions, steps),
+    ]
 
 
-def _grid(title: str, columns: dict[str, Mapping[int, float]], result: Analysis) -> Table:
-    grid = Table(title=title, title_justify="left")
+def _grid(title: str, columns: dict[str, Mapping[int, float]], steps: Sequence[int]) -> Table:
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("step", *columns):
         grid.add_column(name, justify="right")
-    for step in result.steps:
+    for step in steps:
         grid.add_row(str(step), *[_cell(row.get(step)) for row in columns.values()])
     return grid
 
@@ -121,8 +135,7 @@ def sentences(result: Analysis) -> list[str]:
     ]
     if result.drift is not None:
         d = result.drift
-        where = f"at windows of {d.crossing:.3g} steps" if math.isfinite(d.crossing) else "at no window"
-        lines.append(f"Drift {d.mu2:.3g} h² and noise {d.s2:.3g} h: drift overtakes noise {where}.")
+        lines.append(f"Of a window of h steps, drift is {d.mu2:.3g} h² and noise {d.s2:.3g} h: {d.in_words}.")
     for window, row in result.excess.items():
         if row:
             last = max(row)
@@ -138,6 +151,26 @@ def sentences(result: Analysis) -> list[str]:
             "or compare checkpoints further apart."
         )
     return lines
+
+
+def conclusion(traj: Trajectory, used_beta1: float) -> list[str]:
+    """The regime at the run's end, measured as `nextrl advise` does; nothing where the run is too short to show it."""
+    windows = recent_windows(even_gram(traj), traj.spacing, used_beta1)
+    if not windows:
+        return []
+    mean = mean_excess(windows)
+    regime = regime_of(mean)
+    return [
+        f"{regime.capitalize()}: {MEANING[regime]} (mean excess {mean:.2f} at the end). `nextrl advise` says what to "
+        "do about it."
+    ]
+
+
+def spread_out(steps: Sequence[int], count: int) -> list[int]:
+    """At most so many of the steps, evenly spread, the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
 def _cell(x: float | None) -> str:

@@ -12,10 +12,14 @@ from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, require
+from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
+from nextrl.judge.backtest_scores import NONE
+from nextrl.trajectory.trajectory import Trajectory
 
 FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
+HEADS = ("cosine", "norm\nratio", "relative\nerror", "skill", "best\nalpha")
 
 
 def backtest(
@@ -40,6 +44,9 @@ def backtest(
 ) -> None:
     """Score every extrapolator on the run's own later checkpoints and recommend one, or none.
 
+    The recommendation is the one of `nextrl advise`. Methods that train a network are scored, and recommended only
+    where you name them: three origins are too few to set them above the others.
+
     Example: nextrl backtest runs/grpo --horizon 50 --methods factors,secant,next
     """
     if origins < 1:
@@ -52,36 +59,53 @@ def backtest(
     result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)
+    advice = _advice(traj, result)
+    recommended = NONE if isinstance(advice, InputError) else advice.recommended
+    answer = f"No leap: {advice}" if isinstance(advice, InputError) else advice.answer
     if as_json:
-        emit_json(result.as_dict() | ({"by_type": _by_type(result)} if by_type else {}))
+        facts = result.as_dict() | {"recommended": recommended, "reason": answer}
+        emit_json(facts | ({"by_type": _by_type(result)} if by_type else {}))
         return
-    console.print(_table(result))
+    console.print(_table(result, recommended))
     if by_type:
         console.print(_type_table(result))
-    console.print(f"recommended: {result.recommended}. {result.reason}")
+    among = "" if methods is None else ", among the methods named"
+    console.print(f"recommended: {recommended}{among}. {answer}", highlight=False)
+
+
+def _advice(traj: Trajectory, tested: Backtest) -> Advice | InputError:
+    """What the one recommender makes of these scores, or why it has nothing to say of the run."""
+    try:
+        return advise(traj, tested)
+    except InputError as error:
+        return error
 
 
 def _by_type(result: Backtest) -> dict[str, dict[str, float]]:
     return {n: {kind: o.skill for kind, o in s.by_type.items()} for n, s in result.methods.items()}
 
 
-def _table(result: Backtest) -> Table:
+def _table(result: Backtest, recommended: str) -> Table:
+    """Means and spreads, one line a method; the name is never cut, since it is what one types."""
     origins = ", ".join(map(str, result.origins))
-    table = Table(title=f"{result.horizon} steps ahead, from {origins}")
-    for column in ("method", "cosine", "norm ratio", "relative error", "skill", "best alpha"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    title = f"{result.horizon} steps ahead, from {origins}; mean ± spread over them"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for head in HEADS:
+        table.add_column(head, justify="right", no_wrap=True)
     for name, score in sorted(result.methods.items(), key=lambda item: -item[1].mean("skill")):
-        figures = (f"{score.mean(f):.2f} ± {score.spread(f):.2f}" for f in FIGURES)
-        style = "bold" if name == result.recommended else None
+        figures = (f"{score.mean(f):.2f}±{score.spread(f):.2f}" for f in FIGURES)
+        style = "bold" if name == recommended else None
         table.add_row(name, *figures, f"{score.best_alpha:.2f}", style=style)
     return table
 
 
 def _type_table(result: Backtest) -> Table:
-    table = Table(title="skill by layer type")
+    table = Table(title="skill by layer type", title_justify="left", box=None, pad_edge=False)
     kinds = sorted(next(iter(result.methods.values())).by_type)
-    for column in ("method", *kinds):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_column("method", no_wrap=True)
+    for kind in kinds:
+        table.add_column(kind, justify="right", overflow="fold")
     for name, score in result.methods.items():
         table.add_row(name, *(f"{score.by_type[kind].skill:.2f}" for kind in kinds))
     return table

@@ -18,8 +18,12 @@ RunFolder = Annotated[
 Layout = Annotated[
     str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
 ]
-SkipBadCheckpoints = Annotated[bool, typer.Option(help="Leave broken checkpoints out.")]
-AllowPickle = Annotated[bool, typer.Option(help="Read adapter_model.bin too (weights_only).")]
+SkipBadCheckpoints = Annotated[
+    bool, typer.Option("--skip-bad-checkpoints", help="Leave broken checkpoints out.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read adapter_model.bin too (weights_only).")
+]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of methods that draw random numbers.")]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -44,8 +46,76 @@ def emit_json(value: Any) -> None:
     sys.stdout.write(json.dumps(json_ready(value), allow_nan=False) + "\n")
 
 
-def training_bar(visible: bool) -> Progress:
-    """A bar that counts steps on stderr, on a terminal only."""
+def rate_text(rate: float) -> str:
+    """A learning rate to two digits, as people write it: `1.5e-4`."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def say_command(before: str, command: str) -> None:
+    """A command on a line of its own, whole however narrow the terminal, so that it can be copied."""
+    console.print(f"{before}\n  {command}", highlight=False, soft_wrap=True)
+
+
+MINUTES = 2.0
+"""Between two lines of progress where there is no terminal to draw a bar on."""
+
+
+class TrainingProgress:
+    """Counts steps on stderr: a bar on a terminal; elsewhere a line every two minutes, so that a log shows life.
+
+    Args:
+        total: steps in all.
+        shown: False shows nothing, as every process but the first of a launch does.
+        bar: False shows lines even on a terminal.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, total: int, *, shown: bool = True, bar: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total, self._clock = total, clock
+        drawn = shown and bar and err_console.is_terminal
+        self._lines = shown and not drawn
+        self._bar = _bar(drawn)
+        self._task = self._bar.add_task("training", total=total)
+        self._began = self._said = clock()
+        self._first: int | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, what: str = "training") -> None:
+        """So many steps are done."""
+        self._bar.update(self._task, completed=done, description=what)
+        now = self._clock()
+        if self._first is None:
+            self._first, self._began = done, now
+        if self._lines and now - self._said >= 60 * MINUTES and done < self._total:
+            self._said = now
+            say_progress(done, self._total, now - self._began, done - self._first)
+
+
+def say_progress(done: int, total: int, seconds: float, steps: int) -> None:
+    """One line: how far, for how long, and how long it will take at the pace of these `steps` in these `seconds`."""
+    left = f", about {_duration(seconds / steps * (total - done))} left" if steps > 0 else ""
+    err_console.print(
+        f"{done} of {total} steps ({done / total:.0%}), {_duration(seconds)} gone{left}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bar(drawn: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -56,5 +126,5 @@ def training_bar(visible: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("left"),
         console=err_console,
-        disable=not (visible and err_console.is_terminal),
+        disable=not drawn,
     )

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from nextrl.cli import values
-from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.cli.console import AsJson, TrainingProgress, console, emit_json, err_console
 from nextrl.engines.settings import require_optimizer
 from nextrl.errors import needs
 from nextrl.runs.report import write_report
@@ -48,7 +48,7 @@ def demo(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = _watched(out, what, job.run, visible=not as_json)
+        result = _watched(out, what, job.run, bar=not as_json)
     except KeyboardInterrupt:
         done = len(list(out.glob("arms/*/record.json")))
         err_console.print(
@@ -66,17 +66,15 @@ def demo(
     console.print(f"\nThe page: {page}")
 
 
-def _watched(out: Path, what: Plan, train: Callable[..., Result], *, visible: bool) -> Result:
+def _watched(out: Path, what: Plan, train: Callable[..., Result], *, bar: bool) -> Result:
     total = sum(_steps(arm) for arm in what.arms)
     started = {arm.name: 0 if arm.merge else arm.start for arm in what.arms}
     at = dict(started)
-    with training_bar(visible) as bar:
-        task = bar.add_task("training", total=total)
+    with TrainingProgress(total, bar=bar) as progress:
 
         def watch(name: str, step: int) -> None:
             at[name] = step
-            current = sum(at[n] - started[n] for n in at)
-            bar.update(task, completed=current, description=f"{name:<20}")
+            progress.update(sum(at[n] - started[n] for n in at), f"{name:<20}")
 
         return train(out, what, watch)
 

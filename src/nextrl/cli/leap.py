@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +14,12 @@ from nextrl.checkpoints import dense
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
-from nextrl.errors import InputError, needs, shown
+from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
-from nextrl.leaps.leap import Leap
+from nextrl.judge.advice import Advice, advise
+from nextrl.judge.backtest_scores import NONE
+from nextrl.leaps.hub import push
+from nextrl.leaps.leap import DEFAULT_METHOD, Leap
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -33,7 +37,12 @@ class As(str, Enum):
 def leap(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=values.path)],
-    method: Annotated[str, typer.Option(help="Extrapolator; `nextrl backtest` compares them.")] = "factors",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Extrapolator, factors by default; with --alpha auto what `nextrl advise` recommends."
+        ),
+    ] = None,
     horizon: Annotated[
         int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
     ] = None,
@@ -64,6 +73,11 @@ def leap(
     level: Annotated[
         float, typer.Option(help="Standard errors that auto's gain must exceed.", callback=values.level)
     ] = 2.0,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Send what was written to the Hugging Face Hub too."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="As a private repository.")] = False,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
@@ -74,12 +88,18 @@ def leap(
 
     With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task, and nothing
     is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a trainer.
+    Method and horizon are then those of `nextrl advise`; where it sees no leap, nothing is tried unless you name one.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
     fixed = None if alpha == "auto" else _number(alpha)
     if fixed is None and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
+    # Before anything is computed or written.
+    if fixed is None:
+        require("peft", "trl", "--alpha auto")
+    if push_to_hub is not None:
+        require("huggingface_hub", "trl", "--push-to-hub")
     try:
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     except InputError as error:
@@ -94,26 +114,103 @@ def leap(
         raise InputError("--as merged needs --base: the adapter does not name its base model")
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
-    result = make_leap(traj, method, horizon, 1.0 if fixed is None else fixed, at, seed)
+    reason = ""
+    if fixed is None and method is None:
+        advice = _advice(traj, at)
+        if advice.recommended == NONE:
+            _no_leap(advice, traj, as_json)
+            return
+        method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
+        reason = advice.answer
+    result = make_leap(traj, method or DEFAULT_METHOD, horizon, 1.0 if fixed is None else fixed, at, seed)
     choice = _search(result, base, task, prompts, level, seed) if fixed is None and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
     if not staying and kind is As.merged and base:
-        result.save_merged(out, base)
+        _save_merged(result, out, base, task)
     elif not staying:
         result.save_adapter(out, rank)
+    sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
     if as_json:
-        facts = {"method": result.method, "from_step": result.from_step, "horizon": result.horizon}
-        facts |= {"alpha": result.alpha, "out": None if staying else str(out), "modules": list(traj.modules)}
-        facts |= {"seconds": result.seconds, "discarded": result.discarded, "skipped": list(traj.skipped)}
-        emit_json(facts | ({"search": asdict(choice)} if choice is not None else {}))
+        facts = _facts(result, None if staying else out, choice)
+        emit_json(facts | {"pushed_to": sent, "reason": reason or None})
         return
+    if reason:
+        console.print(reason, highlight=False)
     if choice is not None:
-        words = "no leap" if staying else f"alpha {choice.alpha:g}"
-        console.print(f"{words}: {choice.reason}; {choice.completions} completions", highlight=False)
+        _say_choice(result, choice)
     if not staying:
         _report(result, rank, out)
+    if sent is not None:
+        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+
+
+def _facts(result: Leap, out: Path | None, choice: AlphaChoice | None) -> dict[str, Any]:
+    """The object of `--json`; `out` is None where nothing was written."""
+    facts = {
+        "method": result.method,
+        "from_step": result.from_step,
+        "horizon": result.horizon,
+        "alpha": result.alpha,
+        "out": None if out is None else str(out),
+        "modules": list(result.traj.modules),
+        "seconds": result.seconds,
+        "discarded": result.discarded,
+        "skipped": list(result.traj.skipped),
+    }
+    return facts if choice is None else facts | {"search": asdict(choice)}
+
+
+def _say_choice(result: Leap, choice: AlphaChoice) -> None:
+    words = "No leap" if choice.alpha == 0.0 else f"Alpha {choice.alpha:g}"
+    console.print(
+        f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
+        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
+        highlight=False,
+    )
+
+
+def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
+    """Fold the leap into a folder's model, or into one of ours by name, which is written out for it first."""
+    from nextrl.tasks import bases
+
+    if base not in bases.names():
+        result.save_merged(out, base)
+        return
+    if task is None:
+        raise InputError(
+            f"--as merged with --base {base} needs --task NAME: {base} is another model for each task"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for part in bases.load(base, task):
+            part.save_pretrained(folder)
+        result.save_merged(out, folder, name=base)
+
+
+def _advice(traj: Trajectory, at: int | None) -> Advice:
+    if at is not None:
+        if at not in traj.steps:
+            raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
+        traj = traj.upto(at)
+    return advise(traj)
+
+
+def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
+    """Say why nothing is tried; nothing is written."""
+    if as_json:
+        facts = {
+            "method": NONE,
+            "from_step": advice.features.step,
+            "horizon": None,
+            "alpha": 0.0,
+            "out": None,
+        }
+        emit_json(facts | {"reason": advice.answer, "search": None, "skipped": list(traj.skipped)})
+        return
+    console.print(
+        f"{advice.answer} Nothing was tried; --method NAME tries one all the same.", highlight=False
+    )
 
 
 def _named_base(traj: Trajectory) -> str | None:

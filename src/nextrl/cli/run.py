@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from nextrl.cli import values
-from nextrl.cli.console import AsJson, console, emit_json, err_console, training_bar
+from nextrl.cli.console import AsJson, TrainingProgress, console, emit_json, err_console
 from nextrl.engines.settings import require_optimizer
 from nextrl.engines.verl import job as verl_job
 from nextrl.errors import needs
@@ -23,6 +23,10 @@ from nextrl.runs.stop import StopSignal
 
 if TYPE_CHECKING:
     from nextrl.runs.run import Outcome
+
+
+EVALUATIONS = 20
+"""Rows of the table on the terminal at most."""
 
 
 def run(
@@ -62,7 +66,7 @@ def run(
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader
     with StopSignal() as stop:
-        outcome = _watched(settings, stop, job.run, visible=leader and not as_json)
+        outcome = _watched(settings, stop, job.run, shown=leader, bar=not as_json)
     if not leader:
         return
     if outcome.result is None:
@@ -116,14 +120,13 @@ def _run_verl(settings: RunConfig, as_json: bool) -> None:
 
 
 def _watched(
-    settings: RunConfig, stop: StopSignal, train: Callable[..., Outcome], *, visible: bool
+    settings: RunConfig, stop: StopSignal, train: Callable[..., Outcome], *, shown: bool, bar: bool
 ) -> Outcome:
-    with training_bar(visible) as bar:
-        task = bar.add_task("training", total=settings.train.steps)
+    with TrainingProgress(settings.train.steps, shown=shown, bar=bar) as progress:
 
         def watch(name: str, step: int) -> None:
             del name
-            bar.update(task, completed=step)
+            progress.update(step)
 
         def say(line: str) -> None:
             err_console.print(line, style="yellow", highlight=False, markup=False)
@@ -164,13 +167,15 @@ def _show(settings: RunConfig, outcome: Outcome) -> None:
 
 
 def table(result: Result) -> Table:
-    """Some evaluations of the run: the first, the last and up to eight between."""
+    """The run's evaluations; of many, the first, the last and some between, and then it says so."""
     arm = result.arms["run"]
     view = Table(title=f"{arm.label} on {result.task} (seed {result.seed})", box=None, pad_edge=False)
     for name in ("step", "accuracy", "greedy", "completions", "seconds", "learning rate"):
         view.add_column(name, justify="right")
     count = len(arm.steps)
-    for i in sorted({round(j * (count - 1) / 9) for j in range(10)}):
+    if count > EVALUATIONS:
+        view.caption = f"{EVALUATIONS} of {count} evaluations; all of them are on the page and in result.json"
+    for i in sorted({round(j * (count - 1) / (EVALUATIONS - 1)) for j in range(EVALUATIONS)}):
         view.add_row(
             str(arm.steps[i]),
             f"{arm.accuracy[i]:.3f} ± {arm.se[i]:.3f}",

@@ -54,7 +54,10 @@ class TrainSettings(BaseModel):
         10, ge=1, le=MAX_STEPS, description="steps between two checkpoints of the trajectory"
     )
     learning_rate: float = Field(
-        5e-5, gt=0, le=1e3, description="of `adamw`; constant, until a leap's search changes it"
+        5e-5,
+        gt=0,
+        le=1e3,
+        description="of `adamw`; constant, until `auto` changes it; `rule`: by the model's width, as below",
     )
     prompts_per_step: int = Field(16, ge=1, le=MAX_PROMPTS, description="prompts per step")
     completions_per_prompt: int = Field(

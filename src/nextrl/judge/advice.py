@@ -4,19 +4,23 @@
 features without touching a checkpoint. The thresholds come from tiny runs (docs/advice.md: 430k parameters, two
 tasks, LoRA with Adam at a constant rate); nothing larger has been tried. What the excess persistence is called is
 not this module's business: `regime` says that for everybody.
+
+This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap --alpha auto` and the report all say
+`Advice.answer`, so that one run gets one answer whichever verb is asked.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 
 from nextrl.errors import InputError
-from nextrl.judge.backtest import backtest
+from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import (
     OSCILLATES,
@@ -71,8 +75,44 @@ DEFAULT = Thresholds()
 RAISE: dict[Regime, float] = {"signal": 3.0, "mixed": 2.0, "noise": 2.0}
 # After an overshoot: `auto` divides by three. A ruined run was 10 to 40 times too high in the lab.
 LOWER, START_OVER = 1 / 3, 1 / 10
-# Methods that advice may rest on: cheap, and none of them trains.
-CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
+WORDS: dict[Action, str] = {
+    "leap": "raise the learning rate",
+    "raise_lr": "raise the learning rate",
+    "continue": "go on as it is",
+    "average": "average the last checkpoints",
+    "lower_lr": "lower the learning rate",
+}
+"""What each advice says about training, beside the leap that may be worth a test."""
+
+
+@dataclass(frozen=True)
+class RateEvidence:
+    """Where the best learning rate lay, on the runs of docs/advice.md that got the same advice.
+
+    Attributes:
+        lowest, highest: of the rates that end within .02 of the best one, as multiples of the run's own, the extremes
+            over all cases.
+        cases: how many.
+    """
+
+    lowest: float
+    highest: float
+    cases: int
+
+    def __str__(self) -> str:
+        return (
+            f"on the {self.cases} tiny runs that looked like this the best rate was {self.lowest:g} to "
+            f"{self.highest:g} times the run's own (docs/advice.md)"
+        )
+
+
+# From studies/advice/raw; a test counts them again.
+RATE_EVIDENCE: dict[str, RateEvidence] = {
+    "signal": RateEvidence(2.5, 200, 17),
+    "mixed": RateEvidence(1, 200, 25),
+    "too high": RateEvidence(0.1, 0.4, 11),
+    "ruined": RateEvidence(0.025, 0.1, 12),
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +178,7 @@ class AdviceFeatures:
         return mean_excess(self.windows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
     """What to do.
 
@@ -149,7 +189,9 @@ class Advice:
         reasons: sentences with figures.
         features: the measurements.
         method, horizon: of the leap advised, None where none is.
-        factor: what to multiply the learning rate by, None where it should stay.
+        factor: what to multiply the learning rate by, None where it should stay. It is the cautious end of what is
+            known: a lower bound where the rate is to rise, an upper bound where it is to fall.
+        evidence: the whole range, where runs like this one have been seen.
     """
 
     regime: Regime
@@ -160,6 +202,28 @@ class Advice:
     method: str | None = None
     horizon: int | None = None
     factor: float | None = None
+    evidence: RateEvidence | None = None
+
+    @property
+    def recommended(self) -> str:
+        """The method of the leap that is worth a test, or "none"."""
+        return self.method if self.advice == "leap" and self.method else NONE
+
+    @property
+    def headline(self) -> str:
+        """What to do, as a clause."""
+        bound = ""
+        if self.factor is not None:
+            bound = f" (x {self.factor:.2g} or {'more' if self.factor > 1 else 'less'})"
+        words = f"{WORDS[self.advice]}{bound}"
+        if self.recommended == NONE:
+            return f"no leap; {words}"
+        return f"test a leap with {self.method}, {self.horizon} steps ahead, and {words}"
+
+    @property
+    def answer(self) -> str:
+        """What to do and why, the same words from every verb."""
+        return " ".join((f"{self.headline[0].upper()}{self.headline[1:]}.", *self.reasons[1:]))
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `nextrl advise --json` prints."""
@@ -172,25 +236,42 @@ class Advice:
             "method": self.method,
             "horizon": self.horizon,
             "factor": self.factor,
+            "factor_range": None if self.evidence is None else [self.evidence.lowest, self.evidence.highest],
+            "recommended": self.recommended,
+            "answer": self.answer,
             "reasons": list(self.reasons),
             "features": asdict(f) | {"excess": f.excess},
         }
+
+    def __repr__(self) -> str:
+        return f"Advice({self.headline}; regime {self.regime}, confidence {self.confidence})"
+
+    def _repr_html_(self) -> str:
+        """The answer and what it rests on, for a notebook."""
+        return f"<p><b>{escape(self.answer)}</b></p><p>{escape(self.reasons[0])} Confidence: {self.confidence}.</p>"
 
     def __str__(self) -> str:
         return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)
 
 
-def advise(traj: Trajectory) -> Advice:
+def advise(traj: Trajectory, tested: Backtest | None = None) -> Advice:
     """Measure and decide.
+
+    Args:
+        traj: the run.
+        tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
         InputError: fewer than three known checkpoints, or a run that does not move.
     """
-    return decide(features(traj))
+    return decide(features(traj, tested))
 
 
-def features(traj: Trajectory) -> AdviceFeatures:
+def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures:
     """The measurements, from checkpoints and from what the trainer left beside the last one.
+
+    Args:
+        traj, tested: as `advise` takes them.
 
     Raises:
         InputError: fewer than three known checkpoints, or a run that does not move.
@@ -208,7 +289,6 @@ def features(traj: Trajectory) -> AdviceFeatures:
         raise InputError(
             f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
         )
-    tested = _backtest(traj)
     reward, best, rise, first = _rewards(traj)
     return AdviceFeatures(
         traj.steps[-1],
@@ -216,7 +296,7 @@ def features(traj: Trajectory) -> AdviceFeatures:
         used,
         beta1 is not None,
         _drift_to_noise(gram),
-        *tested,
+        *_backtest(traj, tested),
         reward=reward,
         best=best,
         rise=rise,
@@ -235,10 +315,10 @@ def _drift_to_noise(gram: torch.Tensor) -> float:
     return min(drift, 1e6)
 
 
-def _backtest(traj: Trajectory) -> tuple[str, int, float, float, bool, str]:
+def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, float, float, bool, str]:
     """(recommended, horizon, alpha, skill, whether there was one, best control)."""
     try:
-        result = backtest(traj, methods=CANDIDATES)
+        result = backtest(traj, methods=CANDIDATES) if tested is None else tested
     except InputError:
         return NONE, 0, 0.0, 0.0, False, "stay"
     control = result.horizons[result.horizon].control
@@ -276,9 +356,12 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     danger = _too_high(f, t)
     if danger:
         ruined = _ruined(f, t)
-        sure = "high" if ruined or len(danger) > 1 else _sure(f, t) if _shakes(f, t) else "medium"
+        several = len(danger) > 1
+        sure = "high" if ruined or several else _sure(f, t) if _shakes(f, t) else "medium"
         factor = START_OVER if ruined else LOWER
-        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor)
+        seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
+        danger.append(f"How far down is not in the checkpoints: {seen}.")
+        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor, evidence=seen)
     edge = t.faster + t.closing * f.closing
     if f.excess <= edge:
         if regime != "noise":
@@ -287,18 +370,20 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
                 "a rate too low."
             )
         return _keep(f, reasons, regime, t)
-    factor = RAISE[regime]
+    factor, evidence = RAISE[regime], RATE_EVIDENCE.get(regime)
+    how_far = "" if evidence is None else f"That is the least: {evidence}."
     if f.recommended != NONE and regime == "signal":
         reasons.append(
-            f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}. "
-            f"Validate the step length (0, 2, 8); if it holds, multiply the rate by about {factor:g}."
+            f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}; whether a leap "
+            f"pays in reward only held-out prompts can say. The rate is too low by a factor of {factor:g} or more. "
+            f"{how_far}"
         )
         sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
-        return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor)
-    reasons.append(f"A rate about {factor:g} times higher would use that direction.")
+        return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor, evidence)
+    reasons.append(f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip())
     if f.backtested and f.recommended == NONE:
         reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
-    return Advice(regime, "raise_lr", _sure(f, t), tuple(reasons), f, factor=factor)
+    return Advice(regime, "raise_lr", _sure(f, t), tuple(reasons), f, factor=factor, evidence=evidence)
 
 
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:

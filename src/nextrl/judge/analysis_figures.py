@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from nextrl.errors import needs
 from nextrl.judge.analysis import Analysis, analyze
 from nextrl.judge.regime import MIXED, OSCILLATES
+from nextrl.palette import SERIES
 from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"global": "#1f5fa8", "local": "#c8553d", "target": "#3a7d44"}
-WINDOW_COLOURS = ("#c8553d", "#d99a2b", "#3a7d44", "#1f5fa8", "#6a4c93")
-SINGULAR_COLOURS = ("#08306b", "#2171b5", "#4f9bd0", "#85b9dc", "#a9a9a9", "#bdbdbd", "#cfcfcf", "#dedede")
+COLOURS = dict(zip(("global", "local", "target"), SERIES, strict=False))
+MARKERS = {"global": "o", "local": "s", "target": "^"}
+SINGULAR_COLOURS = (SERIES[0], SERIES[5], *("#a9a9a9", "#b5b5b5", "#bdbdbd", "#c6c6c6", "#cfcfcf", "#dedede"))
 
 
 def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
@@ -34,7 +35,8 @@ def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
 
 def _plot(axis: Any, row: Mapping[int, float], **style: Any) -> None:
     if row:
-        axis.plot(list(row), list(row.values()), marker="o", markersize=3, linewidth=1.5, **style)
+        drawn = {"marker": "o", "markersize": 3, "linewidth": 1.5, **style}
+        axis.plot(list(row), list(row.values()), **drawn)
 
 
 def dominance(a: Analysis) -> Figure:
@@ -42,7 +44,7 @@ def dominance(a: Analysis) -> Figure:
     figure, (left, middle, right) = _axes(3)
     for axis, k in ((left, 1), (middle, 4)):
         for kind, colour in COLOURS.items():
-            _plot(axis, a.energy_share[kind][k], color=colour, label=kind)
+            _plot(axis, a.energy_share[kind][k], color=colour, marker=MARKERS[kind], label=kind)
         axis.set(title=f"Energy of rank {k}", xlabel="step", ylim=(0, 1.02))
         axis.legend(frameon=False)
     left.set_ylabel("share of squared norm, all modules")
@@ -64,8 +66,9 @@ def directions(a: Analysis) -> Figure:
     titles = ("with the previous checkpoint's", "with the last one's")
     for axis, first, title in zip(axes, (0, 2), titles, strict=True):
         for kind, colour in COLOURS.items():
-            _plot(axis, a.mean_cosine(kind, first), color=colour, label=f"{kind}, u")
-            _plot(axis, a.mean_cosine(kind, first + 1), color=colour, label=f"{kind}, v", linestyle=":")
+            style = {"color": colour, "marker": MARKERS[kind]}
+            _plot(axis, a.mean_cosine(kind, first), label=f"{kind}, u", **style)
+            _plot(axis, a.mean_cosine(kind, first + 1), label=f"{kind}, v", linestyle=":", **style)
         axis.set(title=f"First direction {title}", xlabel="step", ylim=(0, 1.02))
     axes[0].set_ylabel("mean |cosine| over modules")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -76,7 +79,7 @@ def directions(a: Analysis) -> Figure:
 def persistence(a: Analysis) -> Figure:
     """Cosine of successive windows over the run, against what Adam's momentum alone would keep."""
     figure, (left, right) = _axes(2)
-    for (window, row), colour in zip(a.persistence.items(), WINDOW_COLOURS, strict=False):
+    for (window, row), colour in zip(a.persistence.items(), SERIES, strict=False):
         _plot(left, row, color=colour, label=f"{window} steps")
         left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
         _plot(right, a.excess[window], color=colour, label=f"{window} steps")
@@ -105,22 +108,25 @@ def path(a: Analysis) -> Figure:
     slope, start = np.polyfit(steps, coefficient, 1)
     left.plot(steps, coefficient, "o", color=COLOURS["global"], markersize=4)
     left.plot(steps, slope * steps + start, color="#555555", linewidth=1)
-    left.set(title=f"Along the first direction (R² of a line {a.line.r2:.3f})", xlabel="step")
+    left.set(
+        title=f"Along the first direction (R² of a line {a.line.r2:.3f})", xlabel="step", ylabel="coefficient"
+    )
     left.title.set_fontsize(10)
     if a.drift is not None:
         h = np.asarray(a.drift.windows, dtype=float)
         middle.loglog(h, a.drift.squares, "o", color="#333333", markersize=4, label="$|W_{t+h}-W_t|^2$")
-        for y, label, colour in (
-            (a.drift.mu2 * h**2, "drift $h^2\\mu^2$", COLOURS["target"]),
-            (a.drift.s2 * h, "noise $h s^2$", COLOURS["local"]),
+        for y, label, colour, dash in (
+            (a.drift.mu2 * h**2, "drift $h^2\\mu^2$", COLOURS["global"], "-"),
+            (a.drift.s2 * h, "noise $h s^2$", COLOURS["local"], "--"),
         ):
             if y.any():
-                middle.loglog(h, y, color=colour, linewidth=1.5, label=label)
-        middle.set(title=f"Drift overtakes noise at {a.drift.crossing:.3g} steps", xlabel="window h (steps)")
+                middle.loglog(h, y, dash, color=colour, linewidth=1.5, label=label)
+        middle.set(title=a.drift.in_words, xlabel="window h (steps)", ylabel="mean squared movement")
+        middle.title.set_fontsize(9)
         middle.legend(frameon=False, fontsize=8)
     _plot(right, a.predictability, color=COLOURS["global"])
     right.axhline(0, color="#555555", linewidth=0.8)
-    right.set(title="cos($W_t-W_0$, $W_{2t}-W_t$)", xlabel="t", ylim=(-1.02, 1.02))
+    right.set(title="cos($W_t-W_0$, $W_{2t}-W_t$)", xlabel="t", ylabel="cosine", ylim=(-1.02, 1.02))
     return figure
 
 
@@ -137,7 +143,7 @@ def module_maps(a: Analysis) -> Figure:
     share = {m.name: m.share["global"].get(last, np.nan) for m in a.modules}
     grids: list[tuple[str, dict[str, float], str, tuple[float | None, float | None]]] = [
         ("$|W_T-W_0|$", norms, "viridis", (0, None)),
-        (f"persistence, {window} steps", lasting, "RdBu", (-1, 1)),
+        (f"persistence, {window} steps", lasting, "PuOr", (-1, 1)),
         ("rank-1 share of $W_T-W_0$", share, "viridis", (0, 1)),
     ]
     for axis, (title, values, colours, (low, high)) in zip(axes, grids, strict=True):

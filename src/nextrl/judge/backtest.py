@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from nextrl.extrapolators import (
     tags_of,
 )
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
+from nextrl.palette import SERIES
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
@@ -43,11 +45,14 @@ from nextrl.trajectory.trajectory import Trajectory
 
 # 1000 full-batch epochs of wide networks at every origin: only on request.
 NOT_BY_DEFAULT = ("next-paper",)
+# What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
+# the latest three origins alone, too few to set one above the others.
+CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backtest:
     """The result: the scores at every horizon and what follows from them.
 
@@ -88,6 +93,22 @@ class Backtest:
             },
         }
 
+    def __repr__(self) -> str:
+        return f"Backtest({len(self.methods)} methods, {self.horizon} steps ahead; recommended: {self.recommended})"
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        figures = ("cosine", "norm_ratio", "relative_error", "skill")
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
+        rows = []
+        for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
+            cells = "".join(f"<td>{score.mean(f):.2f} ± {score.spread(f):.2f}</td>" for f in figures)
+            rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+        return (
+            f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"
+            f"<p>{escape(self.reason)}</p>"
+        )
+
     def plot(self, path: str | Path) -> None:
         """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""
         with needs("plots", "a plot of a backtest"):
@@ -98,7 +119,7 @@ class Backtest:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, name, low in zip(axes, ("cosine", "skill"), (-1.05, -2), strict=True):
             values = [max(low, self.methods[n].mean(name)) for n in order]
-            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color="#4878a8")
+            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color=SERIES[0])
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
@@ -120,6 +141,7 @@ def backtest(
         traj: the run.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
         methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
+            Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
 
@@ -131,8 +153,9 @@ def backtest(
     horizons = _horizons(traj, horizon)
     named = methods is not None
     scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
+    eligible = [m.name for m in chosen] if named else CANDIDATES
     best = max(
-        ((h, s.convincing[0]) for h, s in scores.items() if s.convincing),
+        ((h, name) for h, s in scores.items() for name in s.convincing if name in eligible),
         key=lambda pair: scores[pair[0]].expected_steps(pair[1]),
         default=None,
     )

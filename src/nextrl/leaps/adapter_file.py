@@ -20,7 +20,8 @@ from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
-from nextrl.leaps.provenance import leap_folder, write_provenance
+from nextrl.leaps.model_card import write_card
+from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.leaps.rank import fit_to_rank
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -75,6 +76,8 @@ def write_adapter(
         write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
         write_json(folder / CONFIG, config)
         _check_written(folder, traj, step, ranks)
+        if not own_card(out):
+            write_card(folder, traj, step, details)
         write_provenance(traj, step, folder, details)
     return out
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import Tensor
 from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
+from nextrl.leaps.hub import push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.rank import RankFit, balanced, fit_to_rank
 from nextrl.trajectory.combinations import known_steps
@@ -25,9 +27,10 @@ from nextrl.trajectory.trajectory import Trajectory
 
 # Without a horizon: what the paper uses, if the run is long enough.
 DEFAULT_HORIZON = 50
+DEFAULT_METHOD = "factors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Leap:
     """The result of `leap`.
 
@@ -129,15 +132,33 @@ class Leap:
         del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
         write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
 
-    def save_merged(self, out: str | Path, base: str | Path) -> None:
+    def save_merged(self, out: str | Path, base: str | Path, name: str | None = None) -> None:
         """Write the base model with the leap added to its weights.
 
         Args:
             out: folder to write.
             base: the base model's folder or name.
+            name: what the base is called where `base` is a folder of the moment.
         """
         targets = {module: self.target(module) for module in self.traj.modules}
-        write_merged(self.traj, self.from_step, targets, base, Path(out), self.provenance())
+        notes = self.provenance() | ({} if name is None else {"base": name})
+        write_merged(self.traj, self.from_step, targets, base, Path(out), notes)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Write the adapter and send it to the Hugging Face Hub; returns its address.
+
+        Raises:
+            InputError: as `leaps.hub.push`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_adapter(Path(folder) / "adapter")
+            return push(Path(folder) / "adapter", repository, private=private)
+
+    def __repr__(self) -> str:
+        return (
+            f"Leap({self.method}, from step {self.from_step}, {self.horizon} steps ahead, alpha {self.alpha:g}, "
+            f"{len(self.traj.modules)} modules)"
+        )
 
     def _target(self, module: str, a_old: Tensor, b_old: Tensor) -> LowRank:
         """`target`, from the factors at T."""
@@ -161,7 +182,7 @@ class Leap:
 
 def leap(
     traj: Trajectory,
-    method: str = "factors",
+    method: str = DEFAULT_METHOD,
     horizon: int | None = None,
     alpha: float = 1.0,
     at: int | None = None,

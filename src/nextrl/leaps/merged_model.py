@@ -21,7 +21,8 @@ from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, needs, shown
 from nextrl.files import read_bytes, read_json, usable_path
-from nextrl.leaps.provenance import leap_folder, write_provenance
+from nextrl.leaps.model_card import write_card
+from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -62,6 +63,8 @@ def write_merged(
             if extra.is_file() and extra.suffix in {".json", ".txt", ".model", ".jinja", ".py"}:
                 write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
         _check_written(place, model)
+        if not own_card(out):
+            write_card(place, traj, step, details)
         write_provenance(traj, step, place, details)
     return out
 

@@ -14,6 +14,7 @@ from nextrl.files import read_json
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
+CARD = "README.md"
 WEIGHTS = (
     "adapter_config.json",
     "adapter_model.*",
@@ -34,13 +35,24 @@ def leap_folder(out: Path) -> Iterator[Path]:
     """
     with writing(out):
         refuse_foreign_folder(out)
-    ours = _files_of(out / NOTE)
+    ours = _files_of(out / NOTE) - ({CARD} if own_card(out) else set())
 
     def replaced(entry: Path) -> bool:
         return entry.name in ours or any(entry.match(pattern) for pattern in WEIGHTS)
 
     with replacing_folder(out, replaced) as folder:
         yield folder
+
+
+def own_card(out: Path) -> bool:
+    """Whether a folder has a README.md that a user wrote, or changed since nextrl wrote it."""
+    if not (out / CARD).is_file():
+        return False
+    try:
+        note = read_json(out / NOTE)
+    except InputError:
+        return True
+    return not isinstance(note, dict) or note.get("card_sha256") != sha256(out / CARD)
 
 
 def _files_of(note: Path) -> set[str]:
@@ -80,6 +92,7 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
             **details,
             "source_sha256": sources,
             "files": files,
+            **({"card_sha256": sha256(out / CARD)} if (out / CARD).is_file() else {}),
             "sha256": {file.name: sha256(file) for file in sorted(out.glob("*.safetensors"))},
         },
     )

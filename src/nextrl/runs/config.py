@@ -31,6 +31,7 @@ from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.nested import dotted
 from nextrl.runs.arm import ArmSettings, LeapSettings
+from nextrl.runs.rate_rule import RULE, rate_of
 from nextrl.tasks import base
 
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -185,6 +186,9 @@ class RunConfig(BaseModel):
         for key in LIFTED:
             if key in train:
                 raise ValueError(f"train.{key} is set at the top: write {key}: {train[key]} there")
+        if train.get("learning_rate") == RULE:
+            # Resolved here, so that a run's folder keeps the number whatever becomes of the rule.
+            train = {**train, "learning_rate": rate_of(str(values.get("model", "tiny")))}
         lifted = {key: values[key] for key in LIFTED if key in values}
         return {**values, "train": {**train, **lifted}}
 

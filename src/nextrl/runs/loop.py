@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerState
 
-from nextrl.checkpoints.atomic import replacing_folder, write_bytes
+from nextrl.checkpoints.atomic import write_bytes
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.history import DiskHistory
@@ -26,6 +26,7 @@ from nextrl.engines.trl.policies import AtSteps, Auto
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.runs.adapters import NamesItsBase, write_final
 from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
 from nextrl.runs.meter import Meter, evaluation_weights
 from nextrl.runs.resume import STOPPED, Checkpoint, Resumable
@@ -108,7 +109,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
         settings,
         folder,
         save=arm.save,
-        callbacks=[*([leaper] if leaper else []), meter],
+        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model)],
     )
     if leaper:
         meter.costs = lambda: leaper.costs
@@ -148,7 +149,7 @@ def train(
 
     def keep(model: Any, optimizer: Any) -> None:
         with evaluation_weights(optimizer):
-            write_final(model, run.out / "final")
+            write_final(model, run.out / "final", arm, record)
 
     resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
     trainer = build_trainer(
@@ -157,19 +158,13 @@ def train(
         base.get(arm.task),
         arm.train,
         run.out / "trajectory",
-        callbacks=[*([leaper] if leaper else []), meter, resumable],
+        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), resumable],
         report_to=run.report_to,
         log_dir=run.out / "logs",
     )
     trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     update(trainer.state)
     return record, int(trainer.state.global_step)
-
-
-def write_final(model: Any, folder: Path) -> None:
-    """The adapter as a PEFT folder, whole or not at all."""
-    with replacing_folder(folder, lambda entry: True) as temporary:
-        model.save_pretrained(str(temporary))
 
 
 def _leaper(

@@ -192,6 +192,26 @@ class LeapEntry(_Part):
         return bool(self.alpha) if self.accepted is None else self.accepted
 
 
+class Recommendation(_Part):
+    """What `nextrl advise` says of the plain arm, or of a plain run, from its checkpoints.
+
+    Attributes:
+        advice: the action.
+        method, horizon: of the leap that is worth a test; "none" and None where none is.
+        factor, factor_range: of the learning rate, the cautious end and the whole range that has been seen.
+        confidence: "low", "medium" or "high".
+        answer: the whole of it in words.
+    """
+
+    advice: StrictStr | None = None
+    method: StrictStr | None = None
+    horizon: Figure = None
+    factor: Figure = None
+    factor_range: list[Figure] = []
+    confidence: StrictStr | None = None
+    answer: StrictStr | None = None
+
+
 class TrajectoryFigures(_Part):
     """What the checkpoints alone show.
 
@@ -225,7 +245,8 @@ class Result(_Part):
         trajectory: of the plain arm, or of the run.
         resumed: steps from which a stopped run went on.
         regime: "signal", "mixed" or "noise", see `nextrl.judge.regime`; None where nothing could be measured.
-        advice: what `nextrl advise` says of the plain arm.
+        advice: the action that `nextrl advise` names for the plain arm; all that it says is in `recommendation`.
+        recommendation: None where the checkpoints say too little, or of a run whose rate changed as it went.
         verdict: plain sentences.
     """
 
@@ -246,6 +267,7 @@ class Result(_Part):
     resumed: list[Figure] = []
     regime: StrictStr | None = None
     advice: StrictStr | None = None
+    recommendation: Recommendation | None = None
     verdict: StrictStr | None = None
 
     _read_digest: str | None = PrivateAttr(None)

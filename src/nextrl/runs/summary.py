@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nextrl.errors import InputError
+from nextrl.judge.advice import Advice, advise
 from nextrl.judge.regime import DEFAULT_WINDOW, even_gram, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
 from nextrl.runs.arm import ArmRecord, ArmSettings
-from nextrl.runs.result import FORMAT, ArmSeries, Result, TrajectoryFigures
+from nextrl.runs.result import FORMAT, ArmSeries, Recommendation, Result, TrajectoryFigures
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -52,6 +54,7 @@ def summarise(
     if tuned:
         saved["tuned"] = saved[tuned]
         saved["tuned-with-sweep"] = comparison.sweep_charged(arms, sweep, target, per_step)
+    advice = _advice(traj)
     result = Result(
         version=FORMAT,
         seed=first.train.seed,
@@ -73,8 +76,9 @@ def summarise(
         reach={name: comparison.reach(arm, target) for name, arm in arms.items()},
         trajectory=trajectory_figures(traj),
         regime=regime_of(recent),
+        **_recommended(advice),
     )
-    result.verdict = verdict.of_comparison(arms, result, recent)
+    result.verdict = verdict.of_comparison(arms, result, recent, advice)
     return result
 
 
@@ -94,6 +98,9 @@ def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any]
     jumps = _jumps(record, traj.steps)
     figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
     taken, recent = comparison.leaps(record), _recent_excess(record, figures, traj, bool(jumps))
+    # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
+    constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
+    advice = _advice(traj) if constant else None
     return Result(
         version=FORMAT,
         seed=arm.train.seed,
@@ -109,8 +116,34 @@ def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any]
         trajectory=figures,
         resumed=record.resumed,
         regime=None if recent is None else regime_of(recent),
-        verdict=verdict.of_run(record, arm, taken, recent),
+        **_recommended(advice),
+        verdict=verdict.of_run(record, arm, taken, recent, advice),
     )
+
+
+def _advice(traj: Trajectory) -> Advice | None:
+    """What `nextrl advise` says of the run; None where its checkpoints say too little."""
+    try:
+        return advise(traj)
+    except InputError:
+        return None
+
+
+def _recommended(advice: Advice | None) -> dict[str, Any]:
+    """The fields of a result that hold an advice."""
+    if advice is None:
+        return {"advice": None, "recommendation": None}
+    evidence = advice.evidence
+    found = Recommendation(
+        advice=advice.advice,
+        method=advice.recommended,
+        horizon=advice.horizon if advice.advice == "leap" else None,
+        factor=advice.factor,
+        factor_range=[] if evidence is None else [evidence.lowest, evidence.highest],
+        confidence=advice.confidence,
+        answer=advice.answer,
+    )
+    return {"advice": advice.advice, "recommendation": found}
 
 
 def trajectory_figures(

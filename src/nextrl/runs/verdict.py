@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from nextrl.judge.advice import Advice
 from nextrl.judge.regime import MEANING, Regime, regime_of
 from nextrl.runs import comparison
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.result import LeapEntry, Result
 
-# What follows for a run that was trained at one learning rate throughout.
-_ADVICE: Mapping[Regime, str] = {
-    "signal": "so the learning rate is too low: raise it, or run auto",
-    "mixed": "so a test of a leap is worth its price, a blind leap is not",
-    "noise": "so go on, and do not leap",
-}
 # What it says of a run whose leaps and learning rate were decided on the way.
 _STANDING: Mapping[Regime, str] = {
     "signal": "; the learning rate is still low",
@@ -23,13 +18,16 @@ _STANDING: Mapping[Regime, str] = {
 }
 
 
-def of_comparison(arms: Mapping[str, ArmRecord], result: Result, excess: float) -> str:
+def of_comparison(
+    arms: Mapping[str, ArmRecord], result: Result, excess: float, advice: Advice | None = None
+) -> str:
     """What was saved, how it stands against tuned rates, whether a single leap paid, and what to do.
 
     Args:
         arms: records by name, "plain" and "auto" among them.
         result: its target, savings and tuned rate.
         excess: mean excess persistence of the plain arm at its end.
+        advice: what `nextrl advise` says of the plain arm.
     """
     sentences = [_against_plain(arms, result)]
     if result.tuned:
@@ -38,13 +36,21 @@ def of_comparison(arms: Mapping[str, ArmRecord], result: Result, excess: float) 
     if single is not None:
         sentences.append(_about_leap(arms["plain"], single))
     regime = regime_of(excess)
-    sentences.append(
-        f"The plain run's excess persistence is {excess:.2f} at its end: {MEANING[regime]}, {_ADVICE[regime]}."
-    )
-    return " ".join(sentences)
+    sentences.append(f"The plain run's excess persistence is {excess:.2f} at its end: {MEANING[regime]}.")
+    return " ".join((*sentences, *_advised("the plain run", advice)))
 
 
-def of_run(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry], excess: float | None) -> str:
+def _advised(what: str, advice: Advice | None) -> tuple[str, ...]:
+    return () if advice is None else (f"Advice for {what}, from its checkpoints alone: {advice.headline}.",)
+
+
+def of_run(
+    record: ArmRecord,
+    arm: ArmSettings,
+    taken: Sequence[LeapEntry],
+    excess: float | None,
+    advice: Advice | None = None,
+) -> str:
     """Where one run went, its leaps and their price, and where it stands.
 
     Args:
@@ -52,6 +58,7 @@ def of_run(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry], exce
         arm: what it was told.
         taken: its decisions that cost or moved something.
         excess: mean excess persistence where the run stands, None where it was too short to show any.
+        advice: what `nextrl advise` says of it, None where it does not ask.
     """
     sentences = [
         f"The run went from {record.accuracy[0]:.3f} to {record.accuracy[-1]:.3f} ± {record.se[-1]:.3f} sampled "
@@ -70,10 +77,9 @@ def of_run(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry], exce
         )
     if excess is not None:
         regime = regime_of(excess)
-        sentences.append(
-            f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{_STANDING[regime]}."
-        )
-    return " ".join(sentences)
+        standing = _STANDING[regime] if advice is None else ""
+        sentences.append(f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{standing}.")
+    return " ".join((*sentences, *_advised("it", advice)))
 
 
 def _percent(fraction: float | None) -> str:

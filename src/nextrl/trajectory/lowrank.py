@@ -44,7 +44,7 @@ class Triples(NamedTuple):
     v: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LowRank:
     """The matrix `left @ right.mT`, with any leading batch dimensions.
 
@@ -66,6 +66,9 @@ class LowRank:
                 "LowRank needs left (..., m, q) and right (..., n, q), "
                 f"got {tuple(self.left.shape)} and {tuple(self.right.shape)}"
             )
+
+    def __repr__(self) -> str:
+        return f"LowRank({' x '.join(map(str, self.shape))}, rank {self.rank}, {self.left.dtype})"
 
     @classmethod
     def zeros(cls, rows: int, columns: int, batch: tuple[int, ...] = ()) -> LowRank:

@@ -97,6 +97,16 @@ class DriftNoise(NamedTuple):
     windows: list[int]
     squares: list[float]
 
+    @property
+    def in_words(self) -> str:
+        """Which of the two is larger, and where, within the windows that were looked at."""
+        shortest, longest = self.windows[0], self.windows[-1]
+        if self.crossing <= shortest:
+            return f"drift exceeds noise at every window looked at ({shortest} to {longest} steps)"
+        if self.crossing >= longest:
+            return f"noise exceeds drift at every window looked at ({shortest} to {longest} steps)"
+        return f"drift overtakes noise at windows of about {self.crossing:.0f} steps"
+
 
 def drift_and_noise(g: Tensor, steps: Sequence[int], start: int = 0) -> DriftNoise | None:
     """Fit both terms by least squares on relative errors, neither below zero; None for fewer than two windows."""

@@ -1,4 +1,4 @@
-"""What a trainer leaves beside its adapters and a trajectory does not hold: rewards and Adam's beta1.
+"""What a trainer leaves beside its adapters and a trajectory does not hold: rewards, learning rate, Adam's beta1.
 
 Read are `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of a trajectory's last checkpoint, so
 nothing later than that checkpoint is ever read. Files that are absent, damaged or of another kind are no error: the
@@ -8,7 +8,7 @@ figure is unknown then, and the caller says what it assumed. `optimizer.pt` is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nextrl.checkpoints import AdapterCheckpoint
@@ -29,6 +29,19 @@ def folder(traj: Trajectory) -> Path | None:
 
 def rewards(traj: Trajectory) -> dict[int, float]:
     """Training reward by optimizer step, up to the trajectory's last step; empty where none was logged."""
+    return _logged(traj, REWARD_KEYS)
+
+
+def peak_learning_rate(traj: Trajectory) -> float | None:
+    """The highest learning rate that was logged up to the trajectory's last step; None where none was.
+
+    The highest and not the last one: where a schedule decays, the last says nothing about the rate that was asked for.
+    """
+    return max((rate for rate in _logged(traj, ("learning_rate",)).values() if rate > 0.0), default=None)
+
+
+def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
+    """The first of these keys in each entry of the trainer's log, by optimizer step."""
     place = folder(traj)
     if place is None:
         return {}
@@ -41,10 +54,7 @@ def rewards(traj: Trajectory) -> dict[int, float]:
     for entry in history if isinstance(history, list) else []:
         if not isinstance(entry, dict):
             continue
-        step, value = (
-            entry.get("step"),
-            next((entry[k] for k in REWARD_KEYS if is_number(entry.get(k))), None),
-        )
+        step, value = entry.get("step"), next((entry[k] for k in keys if is_number(entry.get(k))), None)
         if is_step(step) and value is not None and step <= traj.steps[-1]:
             found[int(step)] = float(value)
     return dict(sorted(found.items()))

@@ -27,7 +27,7 @@ MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """The run's checkpoints, sorted by step. Make one with `load` or `from_factors`.
 
@@ -59,6 +59,14 @@ class Trajectory:
                 f"a run cannot start at step {self.start}, after its first checkpoint (step "
                 f"{self.checkpoints[0].step})"
             )
+
+    def __repr__(self) -> str:
+        first, last = self.steps[0], self.steps[-1]
+        where = "in memory" if self.source is None else repr(str(self.source))
+        return (
+            f"Trajectory({where}, {self.layout}, {len(self.steps)} checkpoints from step {first} to {last}, "
+            f"{len(self.modules)} modules)"
+        )
 
     @classmethod
     def load(

@@ -8,6 +8,7 @@ unpatched; nextrl enters through callbacks.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,7 +64,9 @@ def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.o
     if name == "prodigy-schedulefree":
         with needs("rivals", f"optimizer '{name}'"):
             from prodigyplus import ProdigyPlusScheduleFree
-        free: torch.optim.Optimizer = ProdigyPlusScheduleFree(parameters)
+        # It prints what it made of its own defaults; on stdout, where `--json` promises one object.
+        with contextlib.redirect_stdout(io.StringIO()):
+            free: torch.optim.Optimizer = ProdigyPlusScheduleFree(parameters)
         return free
     if name == "mechanic":
         with needs("rivals", f"optimizer '{name}'"):

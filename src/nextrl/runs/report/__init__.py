@@ -17,8 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nextrl.checkpoints.atomic import write_bytes
+from nextrl.judge.advice import WORDS
 from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.nested import dotted
+from nextrl.palette import css
 from nextrl.runs.report import rows
 from nextrl.runs.report.arms import read_arms, written
 from nextrl.runs.report.charts import chart_data, embed
@@ -28,13 +30,6 @@ from nextrl.version import VERSION
 __all__ = ["render", "write_report"]
 
 NAME = "report.html"
-_ADVICE = {
-    "leap": "leap",
-    "raise_lr": "raise the learning rate",
-    "lower_lr": "lower the learning rate",
-    "average": "average the last checkpoints",
-    "continue": "go on as it is",
-}
 _NO_VERDICT = "This result carries no verdict; the figures below are all it says."
 
 
@@ -67,6 +62,7 @@ def render(result: Result) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["whole"] = _whole
     return environment.get_template("report.html.j2").render(_context(result, environment))
 
 
@@ -75,6 +71,7 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
     charged, free = rows.costs(result, arms)
     regime, advice = written(result.regime), written(result.advice)
     data = chart_data(result, arms)
+    recommended = result.recommendation
     return {
         "single": rows.evaluations(arms[0]) if result.single else None,
         "task": written(result.task) or "run",
@@ -82,7 +79,10 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
         "verdict": _lead(written(result.verdict) or _NO_VERDICT),
         "regime": regime,
         "regime_meaning": next((clause for name, clause in MEANING.items() if name == regime), ""),
-        "advice": _ADVICE.get(advice or "", advice),
+        "advice": WORDS.get(advice, advice),  # type: ignore[call-overload]  # a file may name another action
+        "answer": None if recommended is None else written(recommended.answer),
+        "lengths": rows.lengths(arms),
+        "baseline": rows.baseline(result, arms),
         "target": rows.fixed(result.target),
         "tiles": rows.single_tiles(result, arms[0]) if result.single else rows.tiles(result, arms),
         "comparison": rows.comparison(result, arms),
@@ -96,9 +96,23 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
         "oscillates": rows.fixed(OSCILLATES, 2),
         "signal": rows.fixed(SIGNAL, 2),
         "data": Markup(embed(data)),
-        "style": _source(environment, "report.css"),
+        "style": Markup(_colours()) + _source(environment, "report.css"),
         "script": _source(environment, "chart.js") + _source(environment, "report.js"),
     }
+
+
+def _colours() -> str:
+    """The palette as CSS variables, light, dark, and light again on paper."""
+    light, dark = (f":root {{ {css(dark)} }}" for dark in (False, True))
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}\n"
+
+
+def _whole(text: str) -> Markup:
+    """The text with each number in a span that no line break divides: `5e-05`, `92 %`."""
+    parts = re.split(r"(\S*\d\S*(?: %\S*)?)", text)
+    return Markup("").join(
+        Markup('<span class="n">{}</span>').format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
 
 
 def _lead(verdict: str) -> tuple[str, str]:

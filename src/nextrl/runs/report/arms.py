@@ -70,6 +70,9 @@ def read_arms(result: Result) -> list[Arm]:
         # The best leap is drawn solid; the first dash is kept for it.
         if role == "leap":
             index = 0 if name == leap else counts.get(role, 0) + 1
+        # Never solid, so that no reader takes one for the tuned rate, which is.
+        if role == "free":
+            index += 1
         counts[role] = counts.get(role, 0) + (name != leap)
         key = role in ("plain", "auto", "tuned", "free") or name == leap
         prompts = result.config.get("test_prompts")

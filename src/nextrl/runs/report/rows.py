@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextrl.runs.report.arms import GROUPS, Arm, is_free, tuned_arm, written
-from nextrl.runs.result import LeapEntry, Result, Saved, Spent
+from nextrl.runs.result import AccuracyAfter, LeapEntry, Result, Saved, SearchCosts, Spent
 
 NONE = "–"
 _EXTRA = {
@@ -85,7 +85,7 @@ def comparison(result: Result, arms: Sequence[Arm]) -> list[tuple[str, list[Tabl
 
 
 def _compared(result: Result, arm: Arm, tuned: str | None) -> TableRow:
-    after = result.after.get(arm.name)
+    after = result.after.get(arm.name) if arm.group == "leap" else None
     cells = (
         *((NONE,) * 3 if after is None else map(fixed, (after.leap, after.plus50, after.plus100))),
         with_error(arm.last(), arm.last("se")),
@@ -161,7 +161,7 @@ def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
     found = []
     autos = [arm for arm in arms if arm.role == "auto"]
     if autos:
-        found.append(_tile(result, autos[0], "auto, in one run", "its search charged"))
+        found.append(_tile(result, autos[0], "auto, in one run", searched(result, autos[0])))
     tuned = next((arm for arm in arms if arm.role == "tuned"), None)
     if tuned:
         sweep = result.saved.get("tuned-with-sweep", Saved()).completions
@@ -177,6 +177,32 @@ def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
         best = max(free, key=lambda arm: (_completions_saved(result, arm) or -9.0, arm.last() or 0.0))
         found.append(_tile(result, best, "Best learning-rate-free optimizer", best.label))
     return found
+
+
+def searched(result: Result, arm: Arm) -> str:
+    """What an arm's decisions took, as a clause."""
+    spent = result.costs.get(arm.name, SearchCosts()).search_completions
+    return f"its search of {count(spent)} completions charged" if spent else "it searches no completions"
+
+
+def lengths(arms: Sequence[Arm]) -> str:
+    """Why the arms do not all end at the same step; empty where they do."""
+    ends = {arm.role: arm.steps[-1] for arm in arms if arm.steps and arm.role in ("plain", "auto")}
+    if len(ends) < 2 or ends["auto"] >= ends["plain"]:
+        return ""
+    return (
+        f"The run as configured is trained for {count(ends['plain'])} steps, and its end is the target; auto and the "
+        f"controls are given {count(ends['auto'])}, by plan: the question is when they get there."
+    )
+
+
+def baseline(result: Result, arms: Sequence[Arm]) -> str:
+    """Where the run as configured stood at the step of the single leaps."""
+    plain = next((arm for arm in arms if arm.role == "plain"), None)
+    stood = result.after.get(plain.name, AccuracyAfter()).leap if plain else None
+    if stood is None or not any(arm.group == "leap" for arm in arms):
+        return ""
+    return f"At the step of the single leaps the run as configured stood at {fixed(stood)}."
 
 
 def evaluations(arm: Arm) -> list[tuple[str, ...]]:
@@ -201,10 +227,15 @@ def single_tiles(result: Result, arm: Arm) -> list[Tile]:
     taken = sum(leap.taken for leap in leaps)
     found = [
         Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role),
-        Tile("Leaps taken", str(taken), f"of {len(leaps)} times that candidates were tried", arm.role),
     ]
     costs = result.costs.get(arm.name)
     spent = (costs.search_completions if costs else None) or 0.0
+    if arm.role == "auto" and not spent:
+        first_rate = next((value for value in arm.learning_rate if value is not None), None)
+        note = f"at the end; {rate(first_rate)} at the start; auto searches no completions"
+        return [*found, Tile("Learning rate", rate(arm.last("learning_rate")), note, arm.role)]
+    note = f"of {len(leaps)} times that candidates were tried"
+    found.append(Tile("Leaps taken", str(taken), note, arm.role))
     whole = arm.last("completions")
     if whole:
         note = f"{count(spent)} of {count(whole)} completions"

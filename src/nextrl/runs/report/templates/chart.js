@@ -78,7 +78,7 @@ class Chart {
     this.width = this.box.clientWidth;
     const spec = this.build(this.width), { x, y } = spec, height = spec.height;
     const labels = spec.labels || 0;
-    const left = y.left || 46, right = this.width - (labels || 12), top = spec.drops ? 24 : 10, bottom = height - 40;
+    const left = (y.left || 46) + (y.label ? 16 : 0), right = this.width - (labels || 12), top = spec.drops ? 24 : 10, bottom = height - 40;
     this.sx = scale(x.domain, [left, right], false);
     this.sy = scale(y.domain, [bottom, top], y.log);
     this.spots = [];
@@ -110,6 +110,8 @@ class Chart {
       make("text", { x: this.sx(v), y: bottom + 17, "text-anchor": "middle" }, g).textContent = x.format(v);
     }
     make("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, g).textContent = x.label;
+    const middle = (top + bottom) / 2;
+    if (y.label) make("text", { x: 11, y: middle, transform: `rotate(-90 11 ${middle})`, "text-anchor": "middle" }, g).textContent = y.label;
   }
 
   line({ y, role, dash, width, label }, left, right) {

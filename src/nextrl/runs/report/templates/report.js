@@ -45,7 +45,7 @@ function accuracyChart(axis, label, format, big) {
     return {
       title: `${measure === "accuracy" ? "Sampled" : "Greedy"} accuracy against ${axis}`,
       height: big ? (w > 600 ? 440 : 340) : w > 600 ? 380 : 330, labels: w > 640 ? 150 : 0,
-      x: { domain: [0, last], label, format }, y: { domain: [Math.max(0, low), Math.min(1.005, high)], format: plainNumber },
+      x: { domain: [0, last], label, format }, y: { domain: [Math.max(0, low), Math.min(1.005, high)], format: plainNumber, label: `${measure === "accuracy" ? "sampled" : "greedy"} accuracy` },
       curves, lines, drops: measure === "accuracy" ? drops(axis, w) : [],
     };
   };
@@ -77,7 +77,7 @@ function ratesChart(w) {
   const values = curves.flatMap((c) => c.points.map((p) => p.y)).concat(marks.map((m) => m.y)).filter((v) => v > 0);
   return {
     title: "Learning rate against steps", height: w > 600 ? 320 : 290, labels: w > 640 ? 150 : 0,
-    x: stepAxis(), y: { domain: values.length ? [Math.min(...values) / 1.5, Math.max(...values) * 1.5] : [1e-5, 1e-3], log: true, format: rate, left: 50 }, curves, marks,
+    x: stepAxis(), y: { domain: values.length ? [Math.min(...values) / 1.5, Math.max(...values) * 1.5] : [1e-5, 1e-3], log: true, format: rate, left: 50, label: "learning rate" }, curves, marks,
   };
 }
 
@@ -120,7 +120,7 @@ function windowsChart(series, title, domain, guides) {
     return {
       title: `${title} against steps`, height: w > 600 ? 320 : 280, labels: 0,
       x: { domain: [0, Math.max(...series.flatMap((s) => s.points.map((p) => p[0])))], label: "optimizer steps", format: short },
-      y: { domain: extent(values, 0.03), format: plainNumber }, curves, lines,
+      y: { domain: extent(values, 0.03), format: plainNumber, label: title === "Persistence" ? "cosine of successive windows" : "excess over Adam's memory" }, curves, lines,
     };
   };
 }
@@ -134,18 +134,19 @@ function sigmaChart(w) {
   const all = curves.flatMap((c) => c.points);
   return {
     title: "Top singular value by module", height: w > 600 ? 380 : 320, labels: 0,
-    x: { domain: [0, Math.max(...all.map((p) => p.x))], label: "optimizer steps", format: short }, y: { domain: [0, extent(all.map((p) => p.y), 0.03)[1]], format: plainNumber }, curves,
+    x: { domain: [0, Math.max(...all.map((p) => p.x))], label: "optimizer steps", format: short }, y: { domain: [0, extent(all.map((p) => p.y), 0.03)[1]], format: plainNumber, label: "top singular value" }, curves,
   };
 }
 // Up to four layers are told apart by dashes; deeper models by pointing.
 const layers = [...new Set(data.sigma.modules.map((m) => (m.name.match(/\.(\d+)\./) || [])[1]))];
 const layerDash = (name) => (layers.length > 4 ? "" : ["", "6 3", "2 3", "9 3 2 3"][layers.indexOf((name.match(/\.(\d+)\./) || [])[1])] || "");
 
+// entries: [label, role or null, dashes]
 function key(id, entries) {
   const box = document.getElementById(id);
-  if (box) for (const [label, role, dashed] of entries) {
-    const item = html("span", "", null, box), line = html("i", dashed ? "dashed" : "", null, item);
-    line.style.setProperty("--hue", role ? hue(role) : "var(--soft)");
+  if (box) for (const [label, role, dash] of entries) {
+    const item = html("span", "", null, box), swatch = make("svg", { viewBox: "0 0 30 8", "aria-hidden": "true" }, item);
+    make("path", { d: "M0,4H30", "stroke-dasharray": dash || null, style: `stroke:${role ? hue(role) : "var(--soft)"};stroke-width:2` }, swatch);
     item.append(label);
   }
 }
@@ -200,7 +201,12 @@ charts.push(
 new Chart("persistence", windowsChart(data.persistence, "Persistence", [1], []));
 new Chart("excess", windowsChart(data.excess, "Excess", [1], [{ y: 0, width: 1.6 }].concat(data.guides.map((y) => ({ y, width: 0.8, dash: "2 3" })))));
 new Chart("sigma", sigmaChart);
-key("persistence-key", data.persistence.map((s, i) => [`window ${s.window}`, `m${i % 7}`]).concat([["zero point", null, true]]));
+key("persistence-key", data.persistence.map((s, i) => [`window ${s.window}`, `m${i % 7}`]).concat([["zero point of each window", null, "5 4"]]));
 key("excess-key", data.excess.map((s, i) => [`window ${s.window}`, `m${i % 7}`]));
-key("sigma-key", data.sigma.kinds);
+const named = layers.length > 1 && layers.length <= 4 ? layers.filter(known).map((layer) => [`layer ${layer}`, null, layerDash(`.${layer}.`)]) : [];
+key("sigma-key", data.sigma.kinds.concat(named));
+// What is folded away on a screen is read on paper.
+let opened = [];
+addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("details:not([open])")]; opened.forEach((d) => { d.open = true; }); });
+addEventListener("afterprint", () => opened.forEach((d) => { d.open = false; }));
 legend();

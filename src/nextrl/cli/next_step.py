@@ -1,0 +1,144 @@
+"""What to type after an advice: one exact command, and what it does.
+
+What a run does not say itself (its task, its config) is looked for where `nextrl run` and `nextrl demo` leave it; what
+is not there stays a word in capitals, with its explanation.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextrl.cli.console import rate_text
+from nextrl.errors import InputError
+from nextrl.files import read_json
+from nextrl.judge.advice import Advice
+from nextrl.runs import config_file
+from nextrl.runs.result import RESULT
+from nextrl.tasks import bases
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.trajectory import Trajectory
+
+CONFIG = "config.yaml"
+_TASK = "TASK"
+_WHAT_TASK = " (TASK: what the run was trained on, a name or a file, docs/tasks.md)"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """The command, empty where the next step is no command of nextrl's, and what follows from it."""
+
+    command: str
+    what: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For `--json`."""
+        return {"command": self.command, "what": self.what}
+
+
+def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None) -> NextStep:
+    """The step that an advice asks for.
+
+    Args:
+        advice: of the run.
+        run: as the user named it.
+        traj: its checkpoints, as far as the advice saw them.
+        at: the checkpoint that the advice was asked of, None for the last one.
+    """
+    if advice.advice == "leap":
+        return _test_a_leap(advice, run, traj, at)
+    if advice.factor is not None:
+        return _other_rate(advice.factor, run, traj)
+    if advice.advice == "average":
+        horizon = str(5 * traj.spacing)
+        command = _line(
+            "leap", run, "--method", "lawa", "--horizon", horizon, "--out", _beside(run, "average")
+        )
+        return NextStep(
+            command, f"writes the mean of the checkpoints of the last {horizon} steps as an adapter."
+        )
+    return NextStep(
+        _line("advise", run),
+        f"asks again; there is nothing to do before some {10 * traj.spacing} more steps.",
+    )
+
+
+def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) -> NextStep:
+    task = _task(run)
+    there = () if at is None else ("--at", str(at))
+    base = () if _names_its_base(traj) else ("--base", "BASE")
+    command = _line(
+        "leap", run, "--alpha", "auto", "--task", task or _TASK, *base, *there, "--out", _beside(run, "leap")
+    )
+    unknown = "" if task else _WHAT_TASK
+    unknown += " (BASE: the folder of the model that was trained)" if base else ""
+    rate = _rate(traj, advice.factor or 1.0)
+    return NextStep(
+        command,
+        f"tries {advice.recommended}, {advice.horizon} steps ahead, at five step lengths on at most 64 held-out "
+        f"prompts of the task{unknown}, and writes an adapter only if one of them beats staying put; then train on "
+        f"with the learning rate raised{rate}.",
+    )
+
+
+def _other_rate(factor: float, run: Path, traj: Trajectory) -> NextStep:
+    rate, config = trainer_log.peak_learning_rate(traj), _config(run)
+    if rate is not None and config is not None:
+        new = rate_text(rate * factor)
+        out = _beside(config.parent, f"lr-{new}")
+        command = _line("run", config, f"train.learning_rate={new}", f"output_dir={out}")
+        return NextStep(
+            command,
+            f"trains the same run anew at {new} instead of {rate_text(rate)}, in a folder of its own.",
+        )
+    return NextStep(
+        "",
+        f"in your training script, set the learning rate{_rate(traj, factor)} and train on, then ask again; or let "
+        "`nextrl.attach(trainer, every=10)` find it while the run trains (docs/callback.md).",
+    )
+
+
+def _rate(traj: Trajectory, factor: float) -> str:
+    """ " at a learning rate of ...", from the run's own where its trainer left it."""
+    rate = trainer_log.peak_learning_rate(traj)
+    bound = "more" if factor > 1 else "less"
+    if rate is None:
+        return f" to {factor:.2g} times what it was, or {bound}"
+    return f" to {rate_text(rate * factor)} or {bound} (it was {rate_text(rate)})"
+
+
+def _line(verb: str, *words: str | Path) -> str:
+    return shlex.join(["nextrl", verb, *map(str, words)])
+
+
+def _beside(run: Path, what: str) -> str:
+    """A folder beside the run, named after it."""
+    return f"{str(run).rstrip('/')}-{what}"
+
+
+def _names_its_base(traj: Trajectory) -> bool:
+    named = traj.adapter_config.get("base_model_name_or_path")
+    return isinstance(named, str) and (named in bases.names() or Path(named).is_dir())
+
+
+def _config(run: Path) -> Path | None:
+    """The config of `nextrl run` that the checkpoints come from."""
+    return next((p / CONFIG for p in (run, run.parent) if (p / CONFIG).is_file()), None)
+
+
+def _task(run: Path) -> str | None:
+    """The task that the run's config, or the result of its demo, names."""
+    if (config := _config(run)) is not None:
+        try:
+            return config_file.load(config, ()).task
+        except InputError:
+            return None
+    for place in (run, run.parent, run.parent.parent):
+        try:
+            value = read_json(place / RESULT)
+        except InputError:
+            continue
+        task = value.get("task") if isinstance(value, dict) else None
+        return task if isinstance(task, str) and task else None
+    return None

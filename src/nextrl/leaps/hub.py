@@ -1,0 +1,39 @@
+"""Send a written adapter or model to the Hugging Face Hub, through huggingface_hub and the login it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nextrl.errors import InputError, needs
+
+
+def push(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Upload a folder as a model repository, made if it is not there; returns its address.
+
+    Args:
+        folder: what `save_adapter` or `save_merged` wrote.
+        repository: "name" or "user/name".
+        private: of a repository that is made.
+
+    Raises:
+        InputError: the Hub cannot be reached, or refuses (no login, no such user, a name it does not take).
+    """
+    with needs("trl", "--push-to-hub"):
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"--push-to-hub {repository}: HF_HUB_OFFLINE is set: unset it to send the adapter")
+    # What the HTTP library raises where nobody answers: requests, httpx or httpx2, by huggingface_hub's version.
+    unreachable: type[Exception] = HfHubHTTPError.__bases__[0]
+    api = HfApi(library_name="nextrl")
+    try:
+        place = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=place.repo_id, folder_path=folder, commit_message="Upload a leap written by nextrl"
+        )
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, unreachable, OSError) as error:
+        line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(
+            f"--push-to-hub {repository}: {line}; the adapter is in {folder} (log in with `hf auth login`)"
+        ) from error
+    return str(place)

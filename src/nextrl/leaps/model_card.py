@@ -1,0 +1,126 @@
+"""The README.md beside what we write: a model card as the Hugging Face Hub reads it, and as a person does.
+
+Written without `huggingface_hub`, which the base install does not need; a test reads it back with its `ModelCard`. A
+card is for others, so it names no folder of this machine: of a path only the last part is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nextrl.checkpoints.atomic import write_bytes
+from nextrl.errors import printable
+from nextrl.leaps.provenance import CARD
+from nextrl.trajectory.trajectory import Trajectory
+from nextrl.version import VERSION
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+_LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "PATH")  # this folder, or its name on the Hub
+```"""
+_LOAD_MERGED = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")  # this folder, or its name on the Hub
+```"""
+
+
+def write_card(folder: Path, traj: Trajectory, step: int, details: Mapping[str, Any]) -> Path:
+    """Write `folder/README.md` of an adapter or a merged model that was made from a run.
+
+    Args:
+        folder: what holds the weights.
+        traj, step: the run and the checkpoint that was leapt from.
+        details: as `nextrl.json` has them (`kind`, `method`, `alpha`, `horizon`, ...).
+    """
+    base = base_name(details.get("base") or traj.adapter_config.get("base_model_name_or_path"))
+    merged = details.get("kind") == "merged"
+    method, alpha = details.get("method"), details.get("alpha")
+    rows: dict[str, object] = {
+        "base model": base or "not named by the run",
+        "method": method,
+        "alpha": alpha,
+        "horizon": None if details.get("horizon") is None else f"{details['horizon']} steps",
+        "leapt from": f"step {step}",
+        "checkpoints used": _steps([s for s in traj.steps if s <= step]),
+        "run": None if traj.source is None else Path(traj.source).name,
+        "energy the rank leaves out": _percent(details.get("discarded_energy")),
+        "written by": f"nextrl {VERSION}",
+    }
+    what = "A merged model" if merged else "A LoRA adapter"
+    made = (
+        f"extrapolated from the checkpoints of a training run ({method}, alpha {alpha:g})"
+        if method and alpha
+        else ("made from the checkpoints of a training run")
+    )
+    about = (
+        f"{what} {made}. No step of training was spent on what lies beyond step {step}; whether it is better than the "
+        "checkpoint is for held-out prompts to say. `nextrl.json` beside this file has every setting, and the SHA-256 "
+        "of each file that was read."
+    )
+    text = card_text(about, base, rows, merged=merged)
+    path = folder / CARD
+    write_bytes(path, text.encode())
+    return path
+
+
+def card_text(about: str, base: str | None, rows: Mapping[str, object], *, merged: bool) -> str:
+    """The card.
+
+    Args:
+        about: one paragraph.
+        base: the base model's name, as `base_name` gives it.
+        rows: of its table; None is left out.
+        merged: a whole model, and not an adapter.
+    """
+    meta: dict[str, Any] = {
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["nextrl"] if merged else ["lora", "nextrl"],
+    }
+    if base is not None and _HUB_NAME.fullmatch(base):
+        meta["base_model"] = base
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
+    load = _LOAD_MERGED if merged else _LOAD_ADAPTER.format(base=repr(base or "BASE"))
+    return (
+        f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n\n"
+        f"# {'Merged model' if merged else 'LoRA adapter'} written by nextrl\n\n{about}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n## How to load it\n\n{load}\n"
+    )
+
+
+def base_name(named: object) -> str | None:
+    """A base model's name as others can read it: a hub name or a name of ours as it is, of a path the last part."""
+    if not isinstance(named, str) or not named.strip():
+        return None
+    path = Path(named)
+    if path.is_absolute() or named.startswith((".", "~")) or "\\" in named or path.exists():
+        return path.name or None
+    return named
+
+
+def _cell(value: object) -> str:
+    return (
+        printable(f"{value:g}" if isinstance(value, float) else str(value))
+        .replace("|", "\\|")
+        .replace("\n", " ")
+    )
+
+
+def _percent(value: object) -> str | None:
+    return f"{value:.2%}" if isinstance(value, float) else None
+
+
+def _steps(steps: list[int]) -> str:
+    few = ", ".join(map(str, steps)) if len(steps) < 6 else f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"
+    return f"{len(steps)} (steps {few})"

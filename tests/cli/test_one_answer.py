@@ -1,0 +1,185 @@
+"""One run, four verbs, one answer: `advise`, `backtest`, `leap --alpha auto` and the report say the same of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer import Typer
+from typer.testing import CliRunner
+
+import synthetic_runs as synthetic
+from nextrl.cli import VERBS
+from nextrl.cli.advise import advise
+from nextrl.cli.backtest import backtest
+from nextrl.cli.leap import leap as leap_verb
+from nextrl.engines.offline import AlphaChoice
+from nextrl.engines.settings import TrainSettings
+from nextrl.extrapolators import names, resolve, tags_of
+from nextrl.leaps.leap import Leap, leap
+from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.runs.report import render
+from nextrl.runs.summary import summarise_run
+from nextrl.trajectory.trajectory import Trajectory
+
+REGIMES: dict[str, tuple[synthetic.Path, Callable[[int], float], str]] = {
+    "signal": (synthetic.line, lambda t: 0.3 + t / 2000, "leap"),
+    "mixed": (synthetic.walk(1.2), lambda t: 0.3, "raise_lr"),
+    "still rising": (synthetic.walk(0.5), lambda t: 0.1 + t / 250, "continue"),
+    "flat": (synthetic.walk(0.5), lambda t: 0.1 + 0.6 * min(1.0, t / 80), "average"),
+    "fallen": (synthetic.walk(0.5), lambda t: 0.8 if t < 120 else 0.5, "lower_lr"),
+    "ruined": (synthetic.line, lambda t: 0.6 if t < 60 else 0.0, "lower_lr"),
+}
+
+
+def saved_run(folder: Path, path: synthetic.Path, reward: Callable[[int], float]) -> Path:
+    """A run on disk as a trainer leaves it."""
+    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
+    traj = synthetic.run(path, adapter_config=config)
+    history = [{"step": t, "reward": reward(t), "learning_rate": 5e-5} for t in range(1, traj.steps[-1] + 1)]
+    for step in traj.steps:
+        place = folder / f"checkpoint-{step}"
+        leap(traj, "none", at=step).save_adapter(place)
+        state = {"log_history": [entry for entry in history if entry["step"] <= step]}
+        (place / "trainer_state.json").write_text(json.dumps(state))
+        torch.save({"param_groups": [{"betas": (0.9, 0.999)}]}, place / "optimizer.pt")
+    return folder
+
+
+def call(verb: Callable[..., None], *arguments: str) -> str:
+    app = Typer()
+    app.command()(verb)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.exception
+    return result.stdout
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(autouse=True)
+def quick_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The methods that train a network are left out: minutes, and tests/judge asks that none is recommended."""
+    quick = [name for name in names() if not tags_of(resolve(name)[0]).trains]
+    monkeypatch.setattr("nextrl.judge.backtest.names", lambda: quick)
+
+
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> list[Leap]:
+    """The search on held-out prompts is replaced: which leap it was asked about is kept."""
+    asked: list[Leap] = []
+
+    def search(result: Leap, *_: Any) -> AlphaChoice:
+        asked.append(result)
+        return AlphaChoice(0.0, f"{result.method}: no candidate beats staying put", {}, 0)
+
+    monkeypatch.setattr("nextrl.cli.leap._search", search)
+    return asked
+
+
+def reported(folder: Path) -> dict[str, Any]:
+    """What the result and the page of a plain run with these checkpoints say."""
+    settings = ArmSettings(
+        name="run", kind="plain", label="plain", train=TrainSettings(steps=160), eval_at=(160,)
+    )
+    series = {"steps": [0, 160], "accuracy": [0.3, 0.5], "se": [0.01, 0.01], "greedy": [0.4, 0.6]}
+    record = ArmRecord(
+        name="run",
+        kind="plain",
+        label="plain",
+        completions=[0, 9],
+        seconds=[0, 9],
+        learning_rate=[1, 1],
+        **series,
+    )
+    result = summarise_run(record, settings, {}, Trajectory.load(folder))
+    return result.as_dict() | {"page": render(result)}
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_four_verbs_one_answer(name: str, tmp_path: Path, no_search: list[Leap]) -> None:
+    path, reward, action = REGIMES[name]
+    run = str(saved_run(tmp_path / "run", path, reward))
+    advised = json.loads(call(advise, run, "--json"))
+    method, answer = advised["recommended"], advised["answer"]
+    assert advised["advice"] == action
+    assert (method == "none") == (action != "leap")
+    assert answer.startswith("No leap; " if method == "none" else f"Test a leap with {method}, ")
+
+    tested = json.loads(call(backtest, run, "--json"))
+    assert (tested["recommended"], tested["reason"]) == (method, answer)
+
+    found = reported(tmp_path / "run")
+    assert (found["advice"], found["recommendation"]["method"]) == (action, method)
+    assert found["recommendation"]["answer"] == answer
+
+    options = (run, "--alpha", "auto", "--task", "chain", "--out", str(tmp_path / "out"))
+    leapt = json.loads(call(leap_verb, *options, "--json"))
+    assert leapt["method"] == method
+    if method == "none":
+        assert leapt["reason"] == answer
+        assert not no_search
+    else:
+        assert [(asked.method, asked.horizon) for asked in no_search] == [(method, advised["horizon"])]
+    assert not (tmp_path / "out").exists()
+
+    for shown in (call(advise, run), call(backtest, run), call(leap_verb, *options)):
+        assert answer in words(shown)
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_advice_ends_with_what_to_type(name: str, tmp_path: Path) -> None:
+    path, reward, action = REGIMES[name]
+    run = saved_run(tmp_path / "a run", path, reward)
+    step = json.loads(call(advise, str(run), "--json"))["next"]
+    shown = call(advise, str(run))
+    assert words(step["what"]) in words(shown)
+    if action in ("raise_lr", "lower_lr"):
+        assert step["command"] == ""
+        assert "(it was 5e-5)" in step["what"]
+        return
+    assert f"Next:\n  {step['command']}\n" in shown  # on one line, to be copied
+    program, verb, named, *_ = shlex.split(step["command"])
+    assert (program, named) == ("nextrl", str(run))
+    assert verb in VERBS
+
+
+def test_the_next_command_of_our_own_run_names_its_config_and_its_task(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    saved_run(out / "trajectory", *REGIMES["mixed"][:2])
+    (out / "config.yaml").write_text("model: tiny\ntask: chain-wrong-rule\nleap: {method: none}\n")
+    step = json.loads(call(advise, str(out / "trajectory"), "--json"))["next"]
+    assert shlex.split(step["command"]) == [
+        "nextrl",
+        "run",
+        str(out / "config.yaml"),
+        "train.learning_rate=1e-4",
+        f"output_dir={out}-lr-1e-4",
+    ]
+    straight = tmp_path / "straight"
+    saved_run(straight / "trajectory", *REGIMES["signal"][:2])
+    (straight / "config.yaml").write_text((out / "config.yaml").read_text())
+    step = json.loads(call(advise, str(straight / "trajectory"), "--json"))["next"]
+    assert "--alpha auto --task chain-wrong-rule --out" in step["command"]
+
+
+def test_the_factor_is_a_bound_with_the_range_that_was_seen(tmp_path: Path) -> None:
+    advised = json.loads(call(advise, str(saved_run(tmp_path / "run", *REGIMES["signal"][:2])), "--json"))
+    low, high = advised["factor_range"]
+    assert low <= advised["factor"] < high
+    assert f"{low:g} to {high:g} times" in advised["answer"]
+    assert "(x 3 or more)" in advised["answer"]
+    assert math.isclose(advised["factor"], 3.0)
+
+
+def test_a_method_named_by_hand_is_recommended_among_those_named_only(tmp_path: Path) -> None:
+    run = str(saved_run(tmp_path / "run", *REGIMES["signal"][:2]))
+    shown = call(backtest, run, "--methods", "linear,lawa")
+    assert "recommended: linear, among the methods named." in words(shown)

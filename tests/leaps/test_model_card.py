@@ -1,0 +1,203 @@
+"""The card beside what we write, as huggingface_hub reads it, and what a push sends, to a stand-in for the Hub."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+import synthetic_runs as synthetic
+from lora_runs import write_run
+from nextrl.leaps.leap import leap
+from nextrl.leaps.model_card import base_name
+from nextrl.trajectory.trajectory import Trajectory
+
+
+def written(tmp_path: Path, base: str | None) -> ModelCard:
+    config: dict[str, Any] = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": base}
+    traj = synthetic.run(synthetic.line, adapter_config=config)
+    leap(traj, "secant", horizon=20, alpha=2.0).save_adapter(tmp_path / "out")
+    return ModelCard.load(tmp_path / "out" / "README.md")
+
+
+def test_the_card_says_what_it_is_and_parses(tmp_path: Path) -> None:
+    card = written(tmp_path, "Qwen/Qwen3-8B")
+    assert card.data.base_model == "Qwen/Qwen3-8B"
+    assert card.data.library_name == "peft"
+    assert set(card.data.tags or ()) == {"lora", "nextrl"}
+    for words in (
+        "| method | secant |",
+        "| alpha | 2 |",
+        "| horizon | 20 steps |",
+        "step 160",
+        "from_pretrained",
+    ):
+        assert words in card.text
+    note = json.loads((tmp_path / "out" / "nextrl.json").read_text())
+    assert "README.md" in note["files"]
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("tiny", "tiny"),
+        ("/models/anna/secret/Qwen3-8B", "Qwen3-8B"),
+        ("./models/x", "x"),
+        ("~/models/x", "x"),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_a_base_is_named_without_this_machine_s_folders(named: object, shown: str | None) -> None:
+    assert base_name(named) == shown
+
+
+def test_a_path_is_in_no_card(tmp_path: Path) -> None:
+    card = written(tmp_path, "/models/anna/Qwen3-8B")
+    assert "/models" not in str(card)
+    assert str(tmp_path) not in str(card)
+    assert card.data.base_model is None
+
+
+def test_a_card_of_an_older_leap_is_replaced(tmp_path: Path) -> None:
+    written(tmp_path, "a/b")
+    assert "c/d" in str(written(tmp_path, "c/d"))
+
+
+def test_a_card_that_a_user_changed_stays(tmp_path: Path) -> None:
+    written(tmp_path, "a/b")
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text() + "\nMy own words.\n")
+    for _ in range(2):
+        assert "My own words." in str(written(tmp_path, "c/d"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The four requests of a push, as the Hub answers them; files are kept by name."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = self._chunks()
+        self.asked.append(self.path)
+        if self.path == "/api/repos/create":
+            name = json.loads(body)["name"]
+            self._answer({"url": f"http://{self.headers['Host']}/anna/{name}", "name": f"anna/{name}"})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self._answer(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+                    ]
+                }
+            )
+        elif "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            address = f"http://{self.headers['Host']}/anna/leap/commit/{'0' * 40}"
+            self._answer({"commitUrl": address, "commitOid": "0" * 40, "success": True})
+        else:
+            self._answer({})
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self._answer({"id": "anna/leap", "sha": "0" * 40, "siblings": []})
+
+    def _chunks(self) -> bytes:
+        whole = b""
+        while size := int(self.rfile.readline().strip() or b"0", 16):
+            whole += self.rfile.read(size)
+            self.rfile.readline()
+        return whole
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("OneHub", (Hub,), {"files": {}, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+
+
+def pushed(tmp_path: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    write_run(tmp_path / "run")
+    command = [sys.executable, "-m", "nextrl", "leap", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    given = {
+        "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": "hf_stand_in",
+        "HF_HOME": str(tmp_path / "home"),
+        **environment,
+    }
+    inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    return subprocess.run(
+        [*command, "--horizon", "20", "--push-to-hub", "leap", "--private"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**inherited, **given},
+    )
+
+
+def test_a_push_sends_the_folder(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
+    endpoint, handler = hub
+    done = pushed(tmp_path, endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "Sent to" in done.stdout
+    here = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert handler.files == here
+    assert {"README.md", "adapter_model.safetensors", "nextrl.json"} <= set(here)
+    assert done.stderr == ""  # no bars
+
+
+def test_a_hub_that_is_not_there_is_one_line_and_the_adapter_stays(tmp_path: Path) -> None:
+    done = pushed(tmp_path, "http://127.0.0.1:9")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--push-to-hub" in done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_user_who_is_offline_is_told_so(tmp_path: Path) -> None:
+    done = pushed(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_short_reprs(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    traj = Trajectory.load(tmp_path / "run")
+    result = leap(traj, "secant", horizon=20)
+    for value in (traj, result, result.delta(traj.modules[0])):
+        assert len(repr(value)) < 200 + len(str(tmp_path))
+        assert "tensor(" not in repr(value)
+    assert "4 checkpoints from step 10 to 40" in repr(traj)
+    assert "secant, from step 40, 20 steps ahead" in repr(result)
