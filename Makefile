@@ -82,6 +82,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_loop.py
 	$(BIN)/python benchmarks/bench_engine.py
 	$(BIN)/python benchmarks/bench_extrapolators.py
+	$(BIN)/python benchmarks/bench_size.py
 	$(BIN)/python benchmarks/bench_shared_prefix.py
 
 picture: $(STAMP)

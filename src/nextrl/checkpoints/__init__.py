@@ -69,15 +69,16 @@ def open_run(
     """
     path = None if isinstance(source, Mapping) else source
     found = folders.listed(source) if isinstance(source, Mapping) else detect(source, layout)
-    have = [where.step for where in found.located]
+    have = {where.step for where in found.located}
     missing = [step for step in steps or () if step not in have]
     if missing:
-        there = ", ".join(map(str, have)) or "none"
+        there = ", ".join(map(str, sorted(have))) or "none"
         raise InputError(f"{path}: no checkpoint of step {missing[0]}; there are {there}")
-    problems = [p for p in found.problems if steps is None or p.step in steps]
+    wanted = have if steps is None else set(steps)
+    problems = [p for p in found.problems if steps is None or p.step in wanted]
     opened = []
     for where in found.located:
-        if steps is not None and where.step not in steps:
+        if where.step not in wanted:
             continue
         try:
             opened.append(

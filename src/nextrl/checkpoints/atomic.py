@@ -229,6 +229,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own digest in it, so that a changed digit is seen: `sealed(value) == value` says it is
+    as it was written. Of the value as JSON gives it back, in which keys are text and tuples are lists."""
+    bare = json.loads(json.dumps({key: item for key, item in value.items() if key != "digest"}))
+    return {**bare, "digest": hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
+
+
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)

@@ -15,7 +15,7 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
     if not opened:
         return []
     shapes = [tuple(sorted(c.shapes.items())) for c in opened]
-    usual = max(shapes, key=shapes.count)
+    usual = Counter(shapes).most_common(1)[0][0]  # the first met, where several are as frequent
     reference = opened[shapes.index(usual)]
     problems = []
     for checkpoint, shape in zip(opened, shapes, strict=True):

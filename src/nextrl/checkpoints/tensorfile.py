@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nextrl.errors import InputError, one_line, shown
@@ -155,6 +156,23 @@ def _read_header(
             entries[name] = tuple(field["shape"]), DTYPES.get(field["dtype"], field["dtype"])
             spans[name] = 8 + length + start, 8 + length + stop
     return entries, spans
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file at once, in whatever dtype: of one that nextrl or verl wrote for itself.
+
+    Raises:
+        InputError: it is missing, truncated or no such file.
+    """
+    regular_file(path)
+    _refuse_length(path)
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: truncated or not a safetensors file ({one_line(str(error))}); copy it again from where it "
+            "was written"
+        ) from error
 
 
 def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

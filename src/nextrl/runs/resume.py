@@ -9,10 +9,8 @@ beside the trajectory and not in it, so that a leap sees the same trajectory as 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.checkpoints.adapter import WEIGHTS
-from nextrl.checkpoints.atomic import sha256, write_json, writing
+from nextrl.checkpoints.atomic import sealed, sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.samplers import draw_orders_again
@@ -45,12 +43,6 @@ class Damaged(NamedTuple):
     """A folder that is no whole checkpoint, and which of its files says so."""
 
     why: str
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A marker's content with its own digest in it, so that a changed digit of the record is seen."""
-    bare = {key: item for key, item in value.items() if key != "digest"}
-    return {**bare, "digest": hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
 
 
 def read(folder: Path, *, thorough: bool = True) -> Checkpoint | Damaged:

@@ -257,6 +257,12 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
     assert found[0].moments == []
 
 
+def _with_another_rate(text: str) -> str:
+    value = json.loads(text)
+    value["window"]["rate"] += 1e-5
+    return json.dumps(value)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -270,6 +276,12 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
             "is of version 9, not 5",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
+        # One digit of a number that means something: another run, and nothing else would say so.
+        (
+            lambda f: (f / JSON).write_text(_with_another_rate((f / JSON).read_text())),
+            "not as it was written",
+        ),
+        (lambda f: (f / JSON).write_text("[" * 100_000), "is damaged"),
     ],
 )
 def test_a_damaged_state_is_one_clear_error(damage: Any, message: str, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, in their
 own dtype), the optimizer's moments there where the policy may undo a window, the run before the last leap where it may
 still be taken back, and the checkpoints that a named method is fitted on; `nextrl_state.json` holds
-the rest and the first file's checksum, and is written last, so that a checkpoint has either a whole state or none.
+the rest, the first file's checksum and one of its own, and is written last, so that a checkpoint has either a whole
+state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
 state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where
@@ -12,20 +13,20 @@ the checkpoint lacks it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from nextrl.checkpoints.atomic import sha256, write_json, write_tensors
+from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
+from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.live_adapter import State
 from nextrl.engines.trl.history import AdapterHistory
 from nextrl.engines.trl.rollback import Moments, Snapshot
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import read_json
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
@@ -91,7 +92,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     }
     write_json(
         folder / JSON,
-        {"version": VERSION, "tensors": sha256(folder / TENSORS), "window": window, **rest},
+        sealed({"version": VERSION, "tensors": sha256(folder / TENSORS), "window": window, **rest}),
     )
 
 
@@ -133,24 +134,37 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
         return None
     # A kill between the two moves of `deliver_pending` leaves one file in each place.
     tensor_file = (place if (place / TENSORS).is_file() else other) / TENSORS
+    values = _values(place / JSON)
+    if values["tensors"] != sha256(tensor_file):
+        raise InputError(f"{tensor_file} does not belong to the {JSON} beside it: use another checkpoint")
+    tensors = read_tensors(tensor_file)
     try:
-        values = json.loads((place / JSON).read_text(encoding="utf-8"))
-        if values["version"] != VERSION:
-            raise InputError(
-                f"{place / JSON} is of version {values['version']}, not {VERSION}: resume this run with the nextrl "
-                "that wrote it"
-            )
-        if values["tensors"] != sha256(tensor_file):
-            raise InputError(f"{tensor_file} does not belong to the {JSON} beside it: use another checkpoint")
-        tensors = load_file(tensor_file)
         memory = _memory(values["window"], tensors, like)
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, FileNotFoundError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{place / JSON} is damaged ({error!r}): use another checkpoint") from error
     if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
         raise InputError(
             f"{place} holds the state of another adapter: resume with the adapter it was saved with"
         )
     return memory, values
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """What the JSON file says, where it is as it was written (states of earlier versions have no digest)."""
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): use another checkpoint") from error
+    if not isinstance(values, dict) or not {"version", "tensors", "window"} <= values.keys():
+        raise InputError(f"{path} is damaged (no state of LeapCallback): use another checkpoint")
+    if values["version"] != VERSION:
+        raise InputError(
+            f"{path} is of version {shown(values['version'])}, not {VERSION}: resume this run with the nextrl "
+            "that wrote it"
+        )
+    if "digest" in values and values["digest"] != sealed(values)["digest"]:
+        raise InputError(f"{path} is damaged (not as it was written): use another checkpoint")
+    return values
 
 
 def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
