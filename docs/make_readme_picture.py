@@ -53,7 +53,7 @@ def label(arm: Arm, result: Result) -> str:
     end = "target not reached" if spent is None else f"{spent:,.0f} to the target".replace(",", "\u202f")
     names = {
         "tuned": f"{arm.label.removeprefix('plain, ')}, tuned by a sweep",
-        "auto": "auto, its search charged",
+        "auto": "auto, from the cautious rate",
     }
     return f"{names.get(arm.role, arm.label)}: {end}"
 
