@@ -18,6 +18,7 @@ from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.leaps.merged_model import find_base
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -59,7 +60,7 @@ def analyze(
     if out is not None and formats:
         require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
     traj = (
-        Trajectory.from_full_weights(run, base, rank=rank)
+        Trajectory.from_full_weights(run, find_base(base), rank=rank)
         if base is not None
         else load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     )
