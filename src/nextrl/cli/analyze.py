@@ -19,6 +19,7 @@ from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
 from nextrl.judge.regime import MEANING, even_gram, mean_excess, recent_windows, regime_of
+from nextrl.leaps.merged_model import find_base
 from nextrl.trajectory.trajectory import Trajectory
 
 ROWS = 10
@@ -63,7 +64,7 @@ def analyze(
     if out is not None and formats:
         require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
     traj = (
-        Trajectory.from_full_weights(run, base, rank=rank)
+        Trajectory.from_full_weights(run, find_base(base), rank=rank)
         if base is not None
         else load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     )

@@ -23,6 +23,7 @@ from nextrl.errors import InputError, needs, shown
 from nextrl.files import read_bytes, read_json, usable_path
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
+from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -84,13 +85,17 @@ def _check_written(folder: Path, base: FullModel) -> None:
 
 
 def find_base(base: str | Path) -> Path:
-    """The base model's folder: a path, or a name that is in the Hugging Face cache (nothing is downloaded).
+    """The base model's folder: a path, a name that `nextrl eval` knows, or one in the Hugging Face cache.
+
+    Nothing is downloaded. `tiny` is the base of `chain`, `tiny:TASK` that of another task.
 
     Raises:
         InputError: neither.
     """
     if not isinstance(base, str | Path):
         raise InputError(f"--base {shown(base)}: must be a folder or a model's name")
+    if (shipped := bases.folder(str(base))) is not None:
+        return shipped
     if usable_path(base).is_dir():
         return usable_path(base)
     with needs("trl", f"a base model by its name ({base}), not its folder,"):

@@ -243,7 +243,7 @@ class Trajectory:
     def delta(self, module: str, start: int, stop: int) -> LowRank:
         """`W_stop - W_start` as factors of width <= 2r, float64.
 
-        Written as s [(B - B'), B'] [A; (A - A')] and not as s [B, -B'] [A; A']: the differences of stored
+        Written as `s [(B - B'), B'] [A; (A - A')]` and not as `s [B, -B'] [A; A']`: the differences of stored
         values are exact, so a small update between two near checkpoints does not drown in cancellation.
         """
         if self.start in (start, stop) and self.start not in self.steps:

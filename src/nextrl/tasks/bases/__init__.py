@@ -31,6 +31,20 @@ def names() -> list[str]:
     return sorted(_MODELS)
 
 
+_FOLDERS: dict[str, Callable[[str], Path]] = {"tiny": tiny.shipped, smollm2.NAME: lambda _: smollm2.folder()}
+
+
+def folder(name: str) -> Path | None:
+    """The folder of a base model that ships under a name, for what reads weights and not a model; None for other names.
+
+    Args:
+        name: "tiny", which is the base of `chain`, "tiny:TASK" for another task's, or "smollm2-135m".
+    """
+    base, _, task = name.partition(":")
+    found = _FOLDERS.get(base)
+    return None if found is None else found(task or "chain")
+
+
 def load(name: str, task: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a registered name, or of a local folder as `save_pretrained` writes it.
 
