@@ -38,7 +38,7 @@ EXTRA_INDEX ?=
 
 engines: $(ENGINES_STAMP)
 
-$(ENGINES_STAMP): constraints-engines.txt pyproject.toml src/nextrl/version.py $(wildcard tests/engines/cpu/*)
+$(ENGINES_STAMP): constraints-engines.txt pyproject.toml src/nextrl/version.py $(wildcard tests/engines/cpu/*.*)
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps $(EXTRA_INDEX) -r constraints-engines.txt

@@ -23,9 +23,9 @@ def main() -> None:
     fails = os.environ["RANK"] == sys.argv[1]
 
     def reward(completions: list[str], **_: Any) -> list[float]:
-        if fails and built.state.global_step == 2:
+        if fails and not built.model.training:
             raise ZeroDivisionError("this reward cannot be computed")
-        return [float(len(completion) % 3) for completion in completions]
+        return [float(sum(map(ord, completion)) % 3) for completion in completions]
 
     leaps = LeapCallback(every=2, method="linear", at=[2], horizon=2, validation=VALIDATION, prompts=16)
     out = Path(tempfile.mkdtemp())
