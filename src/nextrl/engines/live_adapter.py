@@ -192,7 +192,7 @@ def along(start: State, stop: State, alpha: float) -> State:
 
 def distance(start: State, stop: State) -> float:
     """Length of the way between two states, over all factors."""
-    return math.sqrt(sum(float((stop[name].double() - start[name].double()).square().sum()) for name in stop))
+    return math.sqrt(sum(float((stop[name].float() - start[name].float()).square().sum()) for name in stop))
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:

@@ -37,6 +37,6 @@ def check_optimizer(optimizer: Any) -> None:
     groups = getattr(inner, "param_groups", ())
     if any(group.get("lr") is None or group.get("relative_step") for group in groups):
         raise InputError(
-            f"{type(inner).__name__} makes its own learning rate (relative_step), which nobody else can set or read: give "
-            "it one (Adafactor: lr=1e-3, relative_step=False), or leave LeapCallback out"
+            f"{type(inner).__name__} makes its own learning rate (relative_step), which nobody else can set or read: "
+            "give it one (Adafactor: lr=1e-3, relative_step=False), or leave LeapCallback out"
         )
