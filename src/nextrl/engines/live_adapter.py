@@ -122,7 +122,7 @@ class LiveAdapter:
 
     def distance(self, start: State, stop: State) -> float:
         """Length of the way between two states, over all factors."""
-        return math.sqrt(sum(float((stop[n].double() - start[n].double()).square().sum()) for n in stop))
+        return math.sqrt(sum(float((stop[n].float() - start[n].float()).square().sum()) for n in stop))
 
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.policies import AtSteps
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
@@ -169,8 +170,8 @@ def test_the_price_of_searches_is_said_at_the_start_and_kept(
     trainer(tmp_path, [callback], max_steps=4).train()
     (line,) = priced(caplog)
     assert line == (
-        "nextrl: factors: a search takes at most 48 completions of held-out prompts, 1.5 steps' worth; 2 of them are "
-        "75% of this run's (prompts= makes them cheaper)"
+        "nextrl: factors: a search takes at most 48 completions of held-out prompts, 1.5 steps' worth; at most 2 in "
+        "this run, 75% of its completions (prompts= makes them cheaper)"
     )
     assert all(d.completions <= 48 for d in callback.decisions)
 
@@ -195,6 +196,11 @@ def test_without_a_word_on_searches_they_take_a_tenth_of_what_was_trained_on(
     # 128 completions at most: a tenth of what was trained on from 1280 on, which is step 14.
     assert searches(long)[0] == 14
     assert all(d.cost_completions <= 0.1 * 96 * d.step for d in long.decisions)
+
+
+def test_a_run_that_is_over_has_no_price() -> None:
+    assert AtSteps("linear").announced(0, 32, 4) is None
+    assert "at most" in str(AtSteps("linear").announced(1, 32, 4))
 
 
 def test_auto_says_no_price(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

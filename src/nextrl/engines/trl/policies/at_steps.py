@@ -111,7 +111,7 @@ class AtSteps(LeapsOnly):
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """What searches will take of the run's completions; None of a run whose configuration says it (`disk`)."""
         self._group = group
-        if not self.searches or self._disk is not None:
+        if not self.searches or self._disk is not None or steps < 1:
             return None
         price, whole = self._price, steps * per_step
         one = (
@@ -121,7 +121,7 @@ class AtSteps(LeapsOnly):
         if self._share is None:
             most = len(self._at) if self._at is not None else max(0, steps // self.every - 1)
             share = most * price / whole
-            return f"{one}; {most} of them are {share:.0%} of this run's (prompts= makes them cheaper)"
+            return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
         if price > self._share * whole:
             return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
