@@ -2,8 +2,8 @@
 
     swift rlhf --rlhf_type grpo --external_plugins swift_nextrl.py --callbacks nextrl ...
 
-Its arguments come from the environment: NEXTRL='{"every": 20}'. ms-swift 4.6 generates and grades completions by code of its
-own where nextrl needs TRL's, and is refused with one line when training begins: docs/integrations.md.
+Its arguments come from the environment: NEXTRL='{"every": 20}'. ms-swift 4.6 grades completions by code of its own where
+nextrl needs TRL's, and is refused with one line when training begins: docs/integrations.md.
 """
 
 from __future__ import annotations

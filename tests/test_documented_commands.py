@@ -4,9 +4,9 @@ A block that cannot be typed here says so in the line before it, with the comman
 
     <!-- not typed, hours: python -m studies.grid.run, python -m studies.grid.tasks -->
 
-The others run in a folder of the page's own, in the page's order, Python in one namespace. The folder holds what the pages
-take for granted: a run (`runs/grpo`), a model (`models/mine`), the task that docs/tasks.md prints, the examples. `SHORT`
-makes a few commands shorter than printed and nothing else.
+The others run in a folder of the page's own, in the page's order, Python in one namespace. The folder holds what the
+pages take for granted: a run (`runs/grpo`), a model (`models/mine`), the task that docs/tasks.md prints, the examples.
+`SHORT` makes a few commands shorter than printed and nothing else.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _split(code: str, marks: list[str], language: str) -> tuple[str, list[str]]:
     typed, left = [], []
     for command in re.sub(r"\\\n\s*", "", code).splitlines():
         bare = command.strip()
-        chosen = bool(bare) and not bare.startswith("#") and any(m == "all" or bare.startswith(m) for m in marks)
+        chosen = (
+            bool(bare) and not bare.startswith("#") and any(m == "all" or bare.startswith(m) for m in marks)
+        )
         (left if chosen else typed).append(command)
     unused = [m for m in marks if m != "all" and not any(c.strip().startswith(m) for c in left)]
     assert not unused, f"left out, and not in the block: {unused}"
@@ -106,12 +108,17 @@ def _split(code: str, marks: list[str], language: str) -> tuple[str, list[str]]:
 def shortened(code: str) -> str:
     """The block with `SHORT`'s words at the ends of its commands, before their comments."""
     for command, words in SHORT.items():
-        code = re.sub(rf"({command}[^#\n]*?)([ \t]*(?:#[^\n]*)?)$", rf"\1 {words}\2", code, flags=re.MULTILINE)
+        code = re.sub(
+            rf"({command}[^#\n]*?)([ \t]*(?:#[^\n]*)?)$", rf"\1 {words}\2", code, flags=re.MULTILINE
+        )
     return code
 
 
 def on(page: str) -> list[Block]:
     return blocks((ROOT / page).read_text(encoding="utf-8"), page)
+
+
+TYPED = [page for page in PAGES if any(b.typed.strip() for b in on(page) if b.language not in DATA)]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +210,7 @@ def _type(code: str, folder: Path) -> None:
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.typed.strip() for b in on(page) if b.language not in DATA)])
+@pytest.mark.parametrize("page", TYPED)
 def test_what_a_page_prints_can_be_typed(
     page: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Hooks of mkdocs: pages of the repository that lie outside docs/, and links from page to page and to files.
 
-Pages are written to be read in the repository, where `../CONTRIBUTING.md` and `../src/nextrl/judge/advice.py` are right.
+Pages are written to be read in the repository, where `../CONTRIBUTING.md` and `../src/nextrl/errors.py` are right.
 On the site the first is a page of its own; the second is looked up in the repository's place on the web, which
 pyproject.toml names. A link to something that is not there fails the build.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,8 +32,10 @@ _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 def repository() -> str:
     """The repository's place on the web, as pyproject.toml has it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["urls"]["Repository"])
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^Repository = "(.*)"$', project, re.MULTILINE)  # tomllib is not in Python 3.10
+    assert found, "pyproject.toml names no Repository"
+    return found[1]
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -47,13 +48,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn every link that is right in the repository into one that is right on the site."""
-    here = {site: source for source, site in PAGES.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    here = {site: source for source, site in PAGES.items()}.get(
+        page.file.src_uri, f"docs/{page.file.src_uri}"
+    )
     parts, last = [], 0
     for fence in _FENCE.finditer(markdown):  # code is no link
         parts += [_relinked(markdown[last : fence.start()], here, page.file.src_uri), fence.group()]
         last = fence.end()
     # A figure and its error stay on one line, on a phone, too.
-    return "".join([*parts, _relinked(markdown[last:], here, page.file.src_uri)]).replace(" ± ", "\u00a0±\u00a0")
+    return "".join([*parts, _relinked(markdown[last:], here, page.file.src_uri)]).replace(
+        " ± ", "\u00a0±\u00a0"
+    )
 
 
 def _relinked(text: str, here: str, page: str) -> str:
