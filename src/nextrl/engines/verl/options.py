@@ -61,8 +61,9 @@ def options_of(asked: Mapping[str, Any]) -> Options:
             raise InputError(f"trainer.v1.nextrl.{name}: true or false, not {asked[name]!r}")
     dials = {key: asked[key] for key in _DIALS if key in asked}
     for key, value in dials.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"trainer.v1.nextrl.{key}: a number, not {value!r}")
+        whole = isinstance(getattr(ControllerConfig, key), int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * whole}number, not {value!r}")
     return Options(
         ControllerConfig(**dials), asked.get("adapt_lr", True), asked.get("take_back", True), leaps
     )
