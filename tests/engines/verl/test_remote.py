@@ -265,6 +265,16 @@ def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp
         state.load(tmp_path / "global_step_3", training.run, session, 3)
 
 
+def test_the_state_goes_with_the_actor_that_verl_removes(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"global_step_{step}" / "nextrl").mkdir(parents=True)
+        (tmp_path / f"global_step_{step}" / "nextrl" / "state.json").write_text("{}")
+    (tmp_path / "global_step_2" / "actor").mkdir()
+    state.prune(tmp_path)
+    assert not (tmp_path / "global_step_1" / "nextrl").exists()
+    assert (tmp_path / "global_step_2" / "nextrl" / "state.json").is_file()
+
+
 def test_rows_that_fill_a_batch_up_do_not_count():
     columns = {
         "old_log_probs": torch.zeros(3, 2), "rollout_log_probs": torch.zeros(3, 2),

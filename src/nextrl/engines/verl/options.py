@@ -126,6 +126,11 @@ def check_run(config: Any) -> None:
         )
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")
+    if (config.trainer.v1.get("sync") or {}).get("parameter_sync_step", 1) != 1:
+        raise InputError(
+            "nextrl in verl judges a step by the batch that it was taken on: "
+            "leave trainer.v1.sync.parameter_sync_step out"
+        )
     rollout = config.actor_rollout_ref.rollout
     if not rollout.get("calculate_log_probs", True):
         raise InputError(
