@@ -39,7 +39,9 @@ def test_without_a_word_the_defaults_hold():
         ({"leaps": [6]}, "give a step and an alpha"),
         ({"leaps": {0: 1.0}}, "steps count from 1"),
         ({"adapt_lr": "no"}, "true or false, not 'no'"),
-        ({"every": "ten"}, "trainer.v1.nextrl.every: a number, not 'ten'"),
+        ({"every": "ten"}, "trainer.v1.nextrl.every: a whole number, not 'ten'"),
+        ({"every": 2.5}, "trainer.v1.nextrl.every: a whole number, not 2.5"),
+        ({"goal": True}, "trainer.v1.nextrl.goal: a number, not True"),
         ({"every": 0}, "every must be at least 1"),
         ({"mode": "colocate_async"}, "trainer.v1.nextrl.mode: unknown"),
     ],
@@ -56,6 +58,7 @@ def test_what_cannot_be_meant_is_one_clear_line(asked, says):
         (["actor_rollout_ref.model.lora_rank=0"], "this run trains all weights: set .*lora_rank"),
         (["actor_rollout_ref.actor.strategy=megatron"], "not for actor_rollout_ref.actor.strategy=megatron"),
         (["trainer.use_v1=False"], "trainer.use_v1=True"),
+        (["+trainer.v1.sync.parameter_sync_step=2"], "leave trainer.v1.sync.parameter_sync_step out"),
         (["actor_rollout_ref.rollout.calculate_log_probs=False"], "calculate_log_probs=True"),
     ],
 )

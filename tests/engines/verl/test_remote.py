@@ -41,15 +41,21 @@ class Actor(nn.Module):
 class Training:
     """What verl does around the driver: samples, steps, and answers for its workers; the reward is the share of 1s."""
 
-    def __init__(self, folder: Path, steps: int, rate: float) -> None:
+    def __init__(
+        self, folder: Path, steps: int, rate: float, warm_up: int = 1, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.actor, self.steps = Actor(), steps
         self.optimizer = torch.optim.AdamW(self.actor.parameters(), lr=rate, weight_decay=0.0)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self.shards = Shards(self.actor, self.optimizer, scheduler)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda n: min(1.0, (n + 1) / warm_up)
+        )
+        self.shards = Shards(self.actor, self.optimizer, self.scheduler, dtype)
+        self.dtype = dtype
+        self.untouched: list[bool] = []
         self.calls: list[str] = []
         self.run = VerlRun(Workers(self.call), self.read, folder, steps, 64)
         self.step_number, self.delivered = 0, self.weights()
-        self.deaf = False
+        self.deaf = self.flat = False
         self.random = torch.Generator().manual_seed(0)
         folder.mkdir(exist_ok=True)
 
@@ -63,7 +69,7 @@ class Training:
         return {n: p.detach().clone() for n, p in self.actor.named_parameters()}
 
     def read(self) -> torch.Tensor:
-        return self.actor.log_probabilities(self.ids).detach()
+        return self.actor.log_probabilities(self.ids).detach().to(self.dtype).float()
 
     def session(self, policy, **options) -> Session:
         return Session(self.run, policy, Guard(), [], self.step_number, rollback=False, **options)
@@ -74,7 +80,9 @@ class Training:
             self.run.step_begins()
             self._train()
             self.step_number += 1
+            trained = self.weights()
             session.step_ended(self.step_number)
+            self.untouched.append(all(torch.equal(t, trained[n]) for n, t in self.weights().items()))
             if not self.deaf:
                 self.delivered = self.weights()
 
@@ -85,7 +93,7 @@ class Training:
         self.ids = (torch.rand(64, TOKENS, generator=self.random) < p).long()
         sampled = self.read()
         self.actor.load_state_dict(present)
-        rewards = self.ids.double().mean(1)
+        rewards = self.ids.double().mean(1) * (not self.flat)
         groups = torch.arange(64) // 8
         centred = rewards - rewards.reshape(8, 8).mean(1)[groups]
         scores = torch.zeros(64, TOKENS)
@@ -99,6 +107,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.scheduler.step()
 
 
 def test_a_forced_leap_is_the_leap_and_moments_stay(tmp_path):
@@ -149,6 +158,20 @@ def test_auto_raises_a_cautious_rate_and_the_reward_rises(tmp_path):
     assert "keep_along" in training.calls
 
 
+@pytest.mark.parametrize("warm_up", [1, 4])
+def test_what_half_precision_rounds_away_is_a_rate_too_low_and_no_missing_gradient(tmp_path, warm_up):
+    training = Training(tmp_path, 20, 1e-7, warm_up, torch.bfloat16)
+    training.take(training.session(Auto(ControllerConfig(every=3))), 12)
+    assert training.run.rate > 1e-3
+
+
+def test_without_a_gradient_nothing_is_raised(tmp_path):
+    training = Training(tmp_path, 20, 1e-4, dtype=torch.bfloat16)
+    training.flat = True
+    training.take(training.session(Auto(ControllerConfig(every=30))), 12)
+    assert training.run.rate == 1e-4
+
+
 def test_a_reckless_step_is_taken_back_with_its_moments(tmp_path):
     training = Training(tmp_path, 20, 3.0)
     start = training.weights()
@@ -158,6 +181,23 @@ def test_a_reckless_step_is_taken_back_with_its_moments(tmp_path):
     assert all(torch.equal(p, start[n]) for n, p in training.actor.named_parameters())
     assert not any(training.optimizer.state[p] for p in training.actor.parameters())
     assert training.run.rate < 3.0
+
+
+def test_looking_leaves_the_weights_as_they_were(tmp_path):
+    training = Training(tmp_path, 20, 1e-2)
+    training.take(training.session(Auto(ControllerConfig(every=3)), leaps=False), 20)
+    assert "keep_along" in training.calls
+    assert all(training.untouched)
+
+
+def test_a_warm_up_is_seen_as_such(tmp_path):
+    training = Training(tmp_path, 8, 1e-4, warm_up=4)
+    session = training.session(Auto(ControllerConfig(every=3)), adapt_lr=False)
+    shares = []
+    for _ in range(6):
+        shares.append(training.run.share)
+        training.take(session, 1)
+    assert shares == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_options_that_forbid_moves_and_rates(tmp_path):
@@ -200,6 +240,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop):
     # What verl itself brings back: weights, moments, rates, its place in the data, and delivery.
     second.actor.load_state_dict(first.actor.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
     second.random, second.step_number = first.random, stop
     second.delivered = second.weights()
     resumed = second.session(policy())
@@ -222,6 +263,16 @@ def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp
     path.write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         state.load(tmp_path / "global_step_3", training.run, session, 3)
+
+
+def test_the_state_goes_with_the_actor_that_verl_removes(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"global_step_{step}" / "nextrl").mkdir(parents=True)
+        (tmp_path / f"global_step_{step}" / "nextrl" / "state.json").write_text("{}")
+    (tmp_path / "global_step_2" / "actor").mkdir()
+    state.prune(tmp_path)
+    assert not (tmp_path / "global_step_1" / "nextrl").exists()
+    assert (tmp_path / "global_step_2" / "nextrl" / "state.json").is_file()
 
 
 def test_rows_that_fill_a_batch_up_do_not_count():

@@ -148,7 +148,7 @@ class VerlSettings(VerlSection):
     algorithm: Algorithm = "grpo"
     train: TrainSettings = TrainSettings()
     lora: LoraSettings = LoraSettings()
-    dials: dict[str, float] | None = None
+    dials: dict[str, int | float] | None = None
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,9 @@ def options_of(asked: Mapping[str, Any]) -> Options:
             raise InputError(f"trainer.v1.nextrl.{name}: true or false, not {asked[name]!r}")
     dials = {key: asked[key] for key in _DIALS if key in asked}
     for key, value in dials.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"trainer.v1.nextrl.{key}: a number, not {value!r}")
+        whole = isinstance(getattr(ControllerConfig, key), int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * whole}number, not {value!r}")
     return Options(
         ControllerConfig(**dials), asked.get("adapt_lr", True), asked.get("take_back", True), leaps
     )
@@ -125,6 +126,11 @@ def check_run(config: Any) -> None:
         )
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")
+    if (config.trainer.v1.get("sync") or {}).get("parameter_sync_step", 1) != 1:
+        raise InputError(
+            "nextrl in verl judges a step by the batch that it was taken on: "
+            "leave trainer.v1.sync.parameter_sync_step out"
+        )
     rollout = config.actor_rollout_ref.rollout
     if not rollout.get("calculate_log_probs", True):
         raise InputError(

@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from nextrl.errors import needs
+
 TRAINERS = "verl.trainer.ppo.v1"
 """The package whose trainers are chosen from by `trainer.v1.trainer_mode` (read in verl 0.9.1)."""
 
@@ -55,7 +57,8 @@ def register(trainers: Any) -> None:
         """Stands for `nextrl.engines.verl.trainer.LeapTrainer`, which is imported when a run begins."""
 
         def __new__(cls, config: Any) -> Any:
-            from nextrl.engines.verl.trainer import LeapTrainer
+            with needs("verl", "trainer.v1.trainer_mode=nextrl"):
+                from nextrl.engines.verl.trainer import LeapTrainer
 
             return LeapTrainer(config)
 

@@ -67,15 +67,19 @@ class Shards:
     Args:
         module: the FSDP module.
         optimizer, scheduler: verl's.
+        dtype: what forward passes compute in.
 
     Raises:
         InputError: see `trained`, or the optimizer keeps weights of its own (`check_optimizer`).
     """
 
-    def __init__(self, module: nn.Module, optimizer: Any, scheduler: Any) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: Any, scheduler: Any, dtype: torch.dtype = torch.float32
+    ) -> None:
         check_optimizer(optimizer)
         trained(module)
         self._module, self._optimizer, self._scheduler = module, optimizer, scheduler
+        self._dtype = dtype
         self._copies: dict[int, Copy] = {}
         self._moments: dict[int, MomentsCopy] = {}
 
@@ -164,6 +168,10 @@ class Shards:
     def optimizer_name(self) -> str:
         """The optimizer's class."""
         return type(self._optimizer).__name__
+
+    def resolution(self) -> float:
+        """Nats per token that passes may hide: the square of a log-probability's last digit, halved."""
+        return float(torch.finfo(self._dtype).eps) ** 2 / 2
 
     def sums(self, start: int, stop: int, before: int | None) -> tuple[float, float, float]:
         """This process's part of three sums over all factors, for `d = stop - start` and `e = start - before`.

@@ -10,6 +10,7 @@ verl begins: a checkpoint that the tracker names has a whole state.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
     numbers = {name: getattr(kept, name) for name in _NUMBERS}
     values = {"version": VERSION, "memory": numbers, "moments": bool(moments), **session.state()}
     write_json(folder / JSON, values)
+
+
+def prune(run_folder: Path) -> None:
+    """Remove the state of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
+    for folder in run_folder.glob(f"global_step_*/{FOLDER}"):
+        if not (folder.parent / "actor").is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:

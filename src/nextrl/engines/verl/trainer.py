@@ -101,6 +101,7 @@ class LeapTrainer(PPOTrainerSync):
     def _save_checkpoint(self) -> None:
         state.save(self._checkpoint(), self._run, self._session)
         super()._save_checkpoint()
+        state.prune(Path(self.config.trainer.default_local_dir).absolute())
 
     def _read_batch(self, batch: Any) -> Batch:
         data = transfer_queue.kv_batch_get(

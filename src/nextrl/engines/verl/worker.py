@@ -19,7 +19,9 @@ class LeapWorker(ActorRolloutRefWorker):
     @cached_property
     def _shards(self) -> Shards:
         engine = self.actor.engine
-        return Shards(engine.module, engine.optimizer, engine.lr_scheduler)
+        # workers/engine/fsdp/transformer_impl.py: bfloat16 unless mixed_precision says otherwise
+        dtype = engine._autocast_dtype
+        return Shards(engine.module, engine.optimizer, engine.lr_scheduler, dtype)
 
     def _nextrl(self, forgotten: Sequence[int], call: str, *arguments: Any) -> Any:
         """Do something with this process's shards.
