@@ -98,6 +98,33 @@ def test_the_noise_of_half_precision_in_a_warm_up_cuts_no_rate() -> None:
     assert decision.rate_factor == 0.01  # never to nothing
 
 
+BF16 = 3e-5  # nats per token that passes in bfloat16 hide
+
+
+@pytest.mark.parametrize("far", [5e-4, 5e-3, 0.05, 0.3, 1.0])
+def test_half_precision_is_climbed_out_of_in_steps_that_show(far: float) -> None:
+    """What is measured there is anything from nothing to the resolution; the rate ends where float32 puts it."""
+    for noise in (0.0, 1.0):
+        controller, rate = Controller(), far
+        for step in range(1, 9):
+            if controller.settled:
+                break
+            true = 0.004 * rate**2
+            moved = max(true, BF16 * noise, 3e-10)  # never nothing: the weights did move
+            if (decision := controller.step(step, moved, resolution=BF16)) is not None:
+                rate *= decision.rate_factor
+        assert 0.4 < rate < 1.6
+
+
+def test_a_warm_up_in_half_precision_raises_nothing_before_it_shows() -> None:
+    controller = Controller()
+    for share in (0.01, 0.02, 0.03):  # of a rate that is right
+        assert controller.step(1, max(0.004 * share**2, 3e-10), share, resolution=BF16) is None
+        assert not controller.settled
+    assert controller.step(9, 0.004 * 0.5**2, 0.5, resolution=BF16) is None
+    assert controller.settled
+
+
 def test_a_raise_is_bounded_and_rounding_is_no_movement() -> None:
     assert Controller().step(1, 1e-13) is None
     decision = Controller().step(1, 1e-12)

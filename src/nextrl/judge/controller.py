@@ -80,13 +80,14 @@ class Controller:
         """Whether the reward has fallen so far within a window that it is to be judged before its time."""
         return window.fall > self.config.alarm
 
-    def step(self, step: int, moved: float, share: float = 1.0) -> Decision | None:
+    def step(self, step: int, moved: float, share: float = 1.0, resolution: float = 0.0) -> Decision | None:
         """Decide on a step that was checked; None where nothing is to be done.
 
         Args:
             step: which one it was.
             moved: nats per token between the policies before and after it; NaN where it could not be measured.
             share: of its full rate that the schedule (a warm-up) let it be taken at; divergence is quadratic in it.
+            resolution: nats per token that the precision of the model's passes hides.
         """
         config = self.config
         if math.isnan(moved):
@@ -101,6 +102,8 @@ class Controller:
             return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
         if self._settled:
             return None
+        if _NOTHING <= moved < 10.0 * resolution:
+            return self._unresolved(step, max(moved, resolution) / share**2)
         full = moved / share**2
         if full > config.reckless:
             if (
@@ -120,6 +123,18 @@ class Controller:
         if not self._changes:
             self._hot = math.log2(full / config.goal)
         return None
+
+    def _unresolved(self, step: int, most: float) -> Decision | None:
+        """Raise the rate as far as a step that cannot be measured allows for, and measure the next one as the first.
+
+        Args:
+            most: nats per token that the step may have moved the policy by at the full rate.
+        """
+        if most >= self.config.goal / 5.0:  # in a warm-up: later steps will show
+            return None
+        self._since = step
+        self._new_rate()
+        return _step(math.sqrt(self.config.goal / most), most, "or less, which half precision hides")
 
     def _changed(self, step: int) -> None:
         self._since, self._changes = step, self._changes + 1

@@ -98,6 +98,17 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
 
 
+@pytest.mark.parametrize("low", [1e-6, 1e-4])
+def test_half_precision_finds_the_rate_that_float32_finds(tmp_path: Path, low: float) -> None:
+    """A first step at 1e-6 moves no bfloat16 log-probability, or some by a whole digit: neither is a measurement."""
+    rates = {}
+    for bf16 in (False, True):
+        callback = LeapCallback(config=ControllerConfig(every=100))
+        trainer(tmp_path / str(bf16), [callback], learning_rate=low, max_steps=6, bf16=bf16).train()
+        rates[bf16] = callback.decisions[-1].learning_rate
+    assert rates[True] == pytest.approx(rates[False], rel=0.6)
+
+
 def test_an_undone_window_is_as_it_began_to_the_bit_moments_too(tmp_path: Path) -> None:
     before, after = Watch(), Watch()
     policy = Auto(ControllerConfig(every=3), Undoing)

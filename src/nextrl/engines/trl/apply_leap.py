@@ -32,6 +32,7 @@ class Run(Protocol):
         max_steps: optimizer steps of the whole run.
         group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
         optimizer_name: its class, for messages.
+        resolution: nats per token that the precision of the model's passes hides.
         fresh_next: whether the next step begins with fresh rollouts.
         whole: whether a leap can be taken back, moments and all.
     """
@@ -52,6 +53,8 @@ class Run(Protocol):
     def group(self) -> int: ...
     @property
     def optimizer_name(self) -> str: ...
+    @property
+    def resolution(self) -> float: ...
     @property
     def fresh_next(self) -> bool: ...
     @property

@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.precision import resolution
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl import decision_log
 from nextrl.engines.trl.delivery import check_delivery
@@ -67,6 +70,13 @@ class LiveRun:
     def optimizer_name(self) -> str:
         """The optimizer's class."""
         return type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+
+    @cached_property
+    def resolution(self) -> float:
+        """Nats per token that the precision of the model's passes hides."""
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.trainer.accelerator.mixed_precision)
+        weights = {p.dtype for p in self.trainer.model.parameters() if p.dtype.is_floating_point}
+        return resolution(*weights, *([mixed] if mixed else []))
 
     @property
     def completions_per_step(self) -> int:

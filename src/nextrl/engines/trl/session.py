@@ -288,11 +288,23 @@ class Session:
             window, kept.start, end, kept.history, run.adapter, run.ranks,
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
-            partial(run.tools.fresh.moved, end),
+            partial(self._moved, end),
             run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,
+            run.resolution,
         )  # fmt: skip
+
+    def _moved(self, before: State, most: int) -> float:
+        """How far the step moved the policy, nats per token, of so many completions.
+
+        In half precision a small step is rounded away: the weights have moved, and no log-probability has. That is not
+        a step without a gradient; it counts as what the precision hides.
+        """
+        run = self.run
+        nats: float = run.tools.fresh.moved(before, most)
+        hidden = nats < run.resolution and run.adapter.distance(before, run.adapter.read()) > 0.0
+        return run.resolution if hidden else nats
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

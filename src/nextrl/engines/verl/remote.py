@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,10 +105,6 @@ class RemoteAdapter:
         """Length of the way between two copies, over all factors and processes."""
         return math.sqrt(sum(sums[0] for sums in self._workers.ask("sums", start, stop, None)))
 
-    def differ(self, start: Held, stop: Held) -> bool:
-        """Whether two sets of factors are not the same."""
-        return any(d2 > 0.0 for d2, _, _ in self._workers.ask("sums", start, stop, None))
-
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:
         """Other factors inside; afterwards those that were there before."""
@@ -174,7 +171,6 @@ class LatestBatch:
         self._adapter, self._read = adapter, read
         self.batch: Batch | None = None
         self.exact = True  # whether the batch's log-probabilities are the actor's own, not the rollout's
-        self.least = 0.0  # nats per token that a step may move the policy by without its showing
         self._anchor: Tensor | None = None
 
     def listen(self) -> None:
@@ -188,21 +184,14 @@ class LatestBatch:
         self.batch, self._anchor = batch, batch.anchor if self.exact else None
 
     def moved(self, anchor: Held, most: int = MOST) -> float:
-        """Divergence between the weights that the step began from and the present ones, nats per token.
-
-        In half precision a small step is rounded away: the weights have moved, and no log-probability has. That is not
-        no movement, which the controller would take for a step without a gradient; it counts as `least`.
-        """
+        """Divergence between the weights that the step began from and the present ones, nats per token."""
         batch = self._known()
         change = (self._read().double() - self._at(anchor)).square() / 2
         change = torch.where(batch.mask != 0, change, 0.0)
         if not bool(change.isfinite().all()):
             return float("inf")
         tokens = float(batch.mask.sum())
-        nats = float(change.sum()) / tokens if tokens else float("nan")
-        return (
-            self.least if nats < self.least and self._adapter.differ(anchor, self._adapter.read()) else nats
-        )
+        return float(change.sum()) / tokens if tokens else float("nan")
 
     def gain(self, anchor: Held, candidate: Held) -> BatchGain | None:
         """What the batch, sampled at the anchor, says of other weights."""
@@ -284,7 +273,6 @@ class VerlRun:
         self.metrics: dict[str, float] = {}
         self._rates: tuple[float, float] | None = None
         self._moments: Held | None = None
-        self._resolution: float | None = None
         self._undelivered: tuple[Held, Held] | None = None
 
     @property
@@ -306,6 +294,11 @@ class VerlRun:
         """The optimizer's class."""
         return str(self.workers.ask("optimizer_name")[0])
 
+    @cached_property
+    def resolution(self) -> float:
+        """Nats per token that the precision of the model's passes hides."""
+        return float(max(self.workers.ask("resolution")))
+
     def _both(self) -> tuple[float, float]:
         if self._rates is None:
             self._rates = self.workers.ask("rates")[0]
@@ -313,10 +306,6 @@ class VerlRun:
 
     def step_begins(self) -> None:
         """verl is about to change weights, moments and the rate."""
-        if self._resolution is None:
-            self._resolution = max(self.workers.ask("resolution"))
-        # Divergence is quadratic in the rate, and the controller asks what it would be at the full one.
-        self.latest.least = self._resolution * min(1.0, self.share) ** 2
         self.adapter.trained()
         self._rates = self._moments = None
 

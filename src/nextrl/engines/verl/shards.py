@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.checkpoints.atomic import write_tensors
+from nextrl.engines.precision import resolution
 from nextrl.engines.trl.optimizers import check_optimizer
 from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.errors import InputError
@@ -170,8 +171,8 @@ class Shards:
         return type(self._optimizer).__name__
 
     def resolution(self) -> float:
-        """Nats per token that passes may hide: the square of a log-probability's last digit, halved."""
-        return float(torch.finfo(self._dtype).eps) ** 2 / 2
+        """Nats per token that the precision of the model's passes hides."""
+        return resolution(self._dtype)
 
     def sums(self, start: int, stop: int, before: int | None) -> tuple[float, float, float]:
         """This process's part of three sums over all factors, for `d = stop - start` and `e = start - before`.

@@ -36,6 +36,7 @@ class View:
         steps_left: optimizer steps of the run that are still to come.
         decayed: whether the schedule has brought the rate down to hardly anything.
         searched: completions that searches have taken so far.
+        resolution: nats per token that the precision of the model's passes hides.
         moved: how far the step that those rollouts were for moved the policy, by so many completions of each process,
             nats per token; NaN where unknown.
     """
@@ -52,6 +53,7 @@ class View:
     steps_left: int
     decayed: bool
     searched: int
+    resolution: float
 
 
 class Policy(Protocol):
