@@ -59,7 +59,7 @@ test-slow: $(STAMP)
 FAST := tests/checkpoints tests/trajectory tests/extrapolators tests/judge tests/leaps tests/tasks/test_bases.py \
 	tests/tasks/test_jsonl.py tests/tasks/test_python_file.py tests/cli tests/runs/test_config.py tests/runs/test_result.py \
 	tests/runs/test_run.py tests/hostile
-TORCH ?= 2.4
+TORCH ?= 2.5
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest

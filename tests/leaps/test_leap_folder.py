@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import hostile_inputs as hostile
 import lora_runs
 from nextrl.checkpoints import atomic
 from nextrl.checkpoints.adapter import NOTE
@@ -154,3 +155,14 @@ def test_a_leap_without_a_number_is_not_written(tmp_path: Path, traj: Trajectory
     with pytest.raises(InputError, match="NaN or Inf"):
         write_adapter(traj, 20, {module: (a, b * float("inf"))}, tmp_path / "leap")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_with_the_name_of_a_left_over_folder_is_not_waited_for(
+    tmp_path: Path, traj: Trajectory
+) -> None:
+    pipe = tmp_path / ".leap.abc.partial"
+    os.mkfifo(pipe)
+    with hostile.bounded(60):  # an `open` that waits for a writer is interrupted by the signal
+        write_adapter(traj, 10, {}, tmp_path / "leap")
+    assert whole(tmp_path / "leap") == 10
+    assert pipe.is_fifo()

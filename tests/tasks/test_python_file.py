@@ -155,3 +155,11 @@ def test_examples_that_never_end_or_are_none(
     text = f"def examples(split):\n{body}\ndef reward(completion, answer): return 1\n"
     with pytest.raises(InputError, match=message):
         tasks.get(_task(tmp_path, text))
+
+
+def test_a_module_that_answers_for_its_own_names_is_heard_out(tmp_path: Path) -> None:
+    text = "def __getattr__(name):\n    raise RuntimeError(name)\n"
+    with pytest.raises(
+        InputError, match="line 2: cannot be asked for examples and reward: RuntimeError: examples"
+    ):
+        tasks.get(_task(tmp_path, text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict, replace
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
 
 
-class As(str, Enum):
+class As(StrEnum):
     """What is written."""
 
     adapter = "adapter"

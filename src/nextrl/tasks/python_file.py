@@ -77,12 +77,16 @@ def build(name: str) -> PythonTask:
     except NoSuchFile:
         raise InputError(f"{name}: there is no such file, so no task") from None
     module = _run(path)
-    for function in ("examples", "reward"):
-        if not callable(getattr(module, function, None)):
+    with _theirs(
+        path, "cannot be asked for examples and reward"
+    ):  # a module may have a __getattr__ of its own
+        asked = {name: getattr(module, name, None) for name in ("examples", "reward")}
+        length = getattr(module, "max_completion_length", 256)
+    for function, found in asked.items():
+        if not callable(found):
             raise InputError(
                 f"{path}: no function '{function}'; a task file defines examples(split) and reward(completion, answer)"
             )
-    length = getattr(module, "max_completion_length", 256)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise InputError(
             f"{path}: max_completion_length must be a whole number of at least 1, not {shown(length)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from trl import GRPOTrainer, RLOOTrainer
 
+import hostile_inputs as hostile
 from nextrl.engines.trl import memory as memory_files
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.history import AdapterHistory
@@ -300,3 +302,10 @@ def test_another_adapter_s_state_is_refused(tmp_path: Path) -> None:
 def test_every_checkpoint_of_a_run_holds_a_state(whole: tuple[Path, Any, LeapCallback]) -> None:
     for step in range(SAVE, STEPS + 1, SAVE):
         assert (whole[0] / f"checkpoint-{step}" / JSON).is_file()
+
+
+def test_a_pipe_in_the_place_of_the_pending_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / memory_files.PENDING)
+    with hostile.bounded(60):
+        memory_files.forget_pending(tmp_path)
+    assert (tmp_path / memory_files.PENDING).is_fifo()

@@ -114,7 +114,9 @@ def deliver_pending(folder: Path) -> bool:
 
 def forget_pending(output_dir: Path) -> None:
     """Remove what waits for a checkpoint."""
-    shutil.rmtree(output_dir / PENDING, ignore_errors=True)
+    pending = output_dir / PENDING
+    if pending.is_dir():  # Python 3.11 opens what it is to remove, and would wait for a pipe
+        shutil.rmtree(pending, ignore_errors=True)
 
 
 def missing(folder: Path) -> str:
