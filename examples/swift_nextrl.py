@@ -2,7 +2,7 @@
 
     swift rlhf --rlhf_type grpo --external_plugins swift_nextrl.py --callbacks nextrl ...
 
-Its arguments come from the environment: NEXTRL='{"every": 20}'. ms-swift 4.6 grades completions by code of its own where
+Arguments come from the environment: NEXTRL='{"every": 20}'. ms-swift 4.6 grades completions by code of its own where
 nextrl needs TRL's, and is refused with one line when training begins: docs/integrations.md.
 """
 
