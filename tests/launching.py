@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,27 +33,33 @@ def launched(
     options = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     options["main_process_port"] = _free_port()
     path = os.pathsep.join([str(TESTS), str(script.parent), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch"),
-            *flags,
-            *(f"--{name}={value}" for name, value in options.items()),
-            str(script),
-            *arguments,
-        ],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=timeout)[1]
-    except subprocess.TimeoutExpired:
-        # The launcher alone would leave its two children behind, which hold the pipe open.
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"not ended after {timeout:g} s: {process.communicate()[1][-3000:]}") from None
-    return process.returncode, said
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch"),
+        *flags,
+        *(f"--{name}={value}" for name, value in options.items()),
+        str(script),
+        *arguments,
+    ]
+    # A file: a pipe would have to wait for whoever holds it open.
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        try:
+            process.wait(timeout)
+            ended = True
+        except subprocess.TimeoutExpired:
+            ended = False
+            # Asked to end, the launcher ends its processes, each of which has a session of its own.
+            process.terminate()
+            process.wait(120)
+        said.seek(0)
+        text = said.read()
+    assert ended, f"not ended after {timeout:g} s: {text[-3000:]}"
+    return process.returncode, text
 
 
 def _free_port() -> int:

@@ -190,3 +190,26 @@ def test_a_leader_that_fails_frees_its_followers(monkeypatch: pytest.MonkeyPatch
     wire(monkeypatch, said)
     with pytest.raises(RuntimeError, match="process 0 failed"):
         pretend(1, 2).once(fail)
+
+
+def test_a_leader_whose_tool_fails_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are inside that tool: a broadcast would meet their gathering, and hide the error for ever."""
+    said = wire(monkeypatch)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pretend(0, 2).once(lambda tool: tool(), fail)
+    assert said == [(0, ())]
+
+
+def test_a_leader_that_does_not_handle_a_refusal_frees_its_followers(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = wire(monkeypatch)
+
+    def refuse() -> None:
+        raise Refused("on all processes", 0)
+
+    with pytest.raises(Refused):
+        pretend(0, 2).once(lambda tool: tool(), refuse)
+    assert said == [(0, ()), ("failed", None)]

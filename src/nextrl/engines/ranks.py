@@ -57,12 +57,22 @@ class Ranks:
         return self._lead(decide, tools) if self.leader else self._follow(tools)
 
     def _lead(self, decide: Callable[..., T], tools: Sequence[Callable[..., Any]]) -> T:
+        inside = False  # whether the others are inside a tool, waiting for this process there
+
         def announced(index: int) -> Callable[..., Any]:
             # A tool may say things about itself (`GroupedScore.group`): they come along.
             @functools.wraps(tools[index])
             def call(*arguments: Any) -> Any:
+                nonlocal inside
                 _tell((index, arguments))
-                return tools[index](*arguments)
+                inside = True
+                try:
+                    result = tools[index](*arguments)
+                except Refused:
+                    inside = False
+                    raise
+                inside = False
+                return result
 
             return call
 
@@ -71,7 +81,10 @@ class Ranks:
             result = decide(*(announced(index) for index in range(len(tools))))
             last = (_DONE, result)
         finally:
-            _tell(last)
+            # Where a tool failed here alone nobody would hear it: this process would wait for ever, and its error would
+            # not be seen. It ends instead, and its launcher ends the others.
+            if not inside:
+                _tell(last)
         return result
 
     def _follow(self, tools: Sequence[Callable[..., Any]]) -> Any:
