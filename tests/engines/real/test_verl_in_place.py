@@ -10,7 +10,6 @@ import importlib.util
 import os
 import random
 import time
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -142,18 +141,22 @@ def test_a_deaf_rollout_is_caught(base, tmp_path):
 
 
 def test_a_run_that_does_not_ask_is_verls_own(base, tmp_path):
-    """(f): with the plugin and without it."""
-    others = ",".join(e.name for e in metadata.entry_points(group="verl.plugins") if e.name != "nextrl")
-    found = []
-    for name, plugins in (("with", "auto"), ("without", others)):
-        out = tmp_path / name
-        text = verl.run(verl.words(base, out, steps=2), out / "log.txt", VERL_USE_EXTERNAL_PLUGINS=plugins)
-        assert "LeapWorker" not in text
-        assert not (out / "nextrl_decisions.jsonl").exists()
-        found.append(verl.metrics(out))
-    with_plugin, without = found
-    assert [sorted(m) for m in with_plugin.values()] == [sorted(m) for m in without.values()]
-    for name in ("critic/rewards/mean", "actor/grad_norm", "actor/lr", "response_length/mean"):
-        assert [m[name] for m in with_plugin.values()] == pytest.approx(
-            [m[name] for m in without.values()], rel=1e-4
-        )
+    """(f): the plugin is installed, and no process imports more of it than the lines that register its name.
+
+    Two runs cannot be compared number by number: verl's rollouts differ from run to run, with one seed.
+    """
+    loaded = {"VERL_USE_EXTERNAL_MODULES": "verl_loaded", "VERL_LOADED": str(tmp_path / "loaded")}
+    words = [*verl.words(base, tmp_path, steps=2), "trainer.save_freq=2"]
+    verl.run(words, tmp_path / "log.txt", **{**watched(tmp_path), **loaded})
+    found = {name for path in (tmp_path / "loaded").iterdir() for name in path.read_text().split()}
+    ours = {name for name in found if name.startswith("nextrl.engines.")}
+    assert ours == {"nextrl.engines.verl", "nextrl.engines.verl.plugin"}
+    assert not {
+        name for name in found if name.startswith(("nextrl.judge", "nextrl.leaps", "nextrl.trajectory"))
+    }
+    logged = verl.metrics(tmp_path)
+    assert sorted(logged) == [1, 2]
+    assert not [name for name in logged[2] if "nextrl" in name or name.startswith("leap/")]
+    assert not (tmp_path / "nextrl_decisions.jsonl").exists()
+    assert (tmp_path / "global_step_2" / "actor").is_dir()
+    assert not (tmp_path / "global_step_2" / "nextrl").exists()

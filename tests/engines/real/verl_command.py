@@ -99,6 +99,7 @@ def words(folder: Path, out: Path, steps: int, gpus: int = 1, strategy: str = "f
         f"{rollout}.log_prob_use_dynamic_bsz=True",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
         "trainer.device=cpu",
+        f"hydra.run.dir={out}/hydra",
         f"trainer.n_gpus_per_node={gpus}",
         "trainer.nnodes=1",
         f"trainer.default_local_dir={out}",

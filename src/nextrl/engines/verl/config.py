@@ -248,6 +248,7 @@ def _optimisation(settings: VerlSettings, place: Place) -> dict[str, Any]:
 def _trainer(settings: VerlSettings, place: Place) -> dict[str, Any]:
     """trainer/config/ppo_trainer.yaml; the file logger is utils/tracking.py:FileLogger."""
     return {
+        "hydra.run.dir": str(place.out / "hydra"),  # not `outputs/` where the command was typed
         "trainer.n_gpus_per_node": settings.gpus_per_node,
         "trainer.nnodes": settings.nodes,
         "trainer.default_local_dir": str(place.out),
