@@ -109,9 +109,7 @@ class VerlSection(BaseModel):
 
     gpus_per_node: int = Field(8, ge=1, description="GPUs of each node")
     nodes: int = Field(1, ge=1, description="nodes of the Ray cluster")
-    strategy: Literal["fsdp", "fsdp2"] = Field(
-        "fsdp2", description="how verl shards the policy; leaps need fsdp2"
-    )
+    strategy: Literal["fsdp", "fsdp2"] = Field("fsdp2", description="how verl shards the policy")
     tensor_parallel: int = Field(1, ge=1, description="GPUs of one vLLM engine")
     gpu_memory: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory that vLLM takes")
     max_prompt_length: int = Field(512, ge=1, description="tokens, for verl's padding")
