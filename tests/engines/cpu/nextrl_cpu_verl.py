@@ -56,6 +56,8 @@ def _torch_namespace() -> types.ModuleType:
     }
     for name, answer in answers.items():
         setattr(module, name, lambda *arguments, _answer=answer, **options: _answer)
+    # A checkpoint of verl's holds the device's random state; a resume puts it back.
+    module.get_rng_state, module.set_rng_state = torch.get_rng_state, torch.set_rng_state  # type: ignore[attr-defined]
     return module
 
 
