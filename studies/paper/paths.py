@@ -1,7 +1,7 @@
 """Two claims of the NExt paper on paths of training: rank-1 parts do not go on along lines; LoRA is more dominant.
 
     python -m studies.paper.paths           # goes on where it was stopped, run by run
-    python -m studies.paper.paths_table     # of the published records, or of the folder named
+    python -m studies.paper.paths_table FOLDER
 
 Claim (a): lines through the leading vectors of 10 checkpoints do not predict the next 5 (R^2 ahead, per matrix). Claim
 (b): E1 = sigma_1 / sum of sigma of W_t - W_0 is greater under LoRA than under full fine-tuning. Both from the same
