@@ -152,7 +152,7 @@ def test_the_table_of_extras_is_the_one_that_pip_reads() -> None:
     lines = re.findall(r"^(\w+) = (\[.*\])$", section, re.MULTILINE)
     lists = {name: ast.literal_eval(value) for name, value in lines}
     named = {extra: {re.split(r"[<>=]", line)[0] for line in listed} for extra, listed in lists.items()}
-    assert set(named) == {*EXTRAS, "all", "dev"}
+    assert set(named) == {*EXTRAS, "all", "dev", "docs"}
     for extra, modules in EXTRAS.items():
         assert named[extra] == set(modules.values()), extra
     assert "verl" not in str(lists["all"])

@@ -113,7 +113,9 @@ def test_nothing_inside_imports_the_top_package() -> None:
 def test_the_version_is_the_same_wherever_it_is_written() -> None:
     assert nextrl.__version__ == VERSION
     citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    # Until it is released, the section is "Unreleased" and says which version it will be.
+    heading = r"^## \[(?:Unreleased\]\n\nThe first release, )?([\d.]+)[,\]]"
+    changes = re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert citation
     assert changes
     assert citation[1] == changes[1] == VERSION

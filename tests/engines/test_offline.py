@@ -170,7 +170,7 @@ def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):
     assert (facts["alpha"], facts["out"]) == (0.0, None)
     assert 6 * 2 <= facts["search"]["completions"] <= 6 * 8
     assert not out.exists()
-    assert "no leap" in call(*options, "--level", "50").stdout
+    assert "No leap." in call(*options, "--level", "50").stdout
 
 
 @pytest.mark.parametrize(
