@@ -94,6 +94,8 @@ def test_auto_raises_a_cautious_rate_and_survives_a_kill(base, tmp_path):
     words = [
         *verl.words(base, tmp_path, steps=12), *LEAPING, "+trainer.v1.nextrl.every=3",
         "actor_rollout_ref.actor.optim.lr=1e-6", "trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=2",
+        # Rewards of 32 completions scatter by .08, about as much as twelve steps gain; of 128 by half of that.
+        "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.rollout.n=8",
     ]  # fmt: skip
     log, kill_at = tmp_path / "log.txt", random.randint(2, 8)
     running = verl.start(words, log)
