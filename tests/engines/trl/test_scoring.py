@@ -17,6 +17,7 @@ import trl_runs
 from chat_base import ChatTokens, chat_model, seeing
 from nextrl import LeapCallback
 from nextrl.engines.trl.rollouts import TrainerRollouts
+from trainer_options import CALL, add
 from trl_runs import COMMON, TASK, VALIDATION, Scripted, scripted_policy, trainable, trainer
 
 GROUP = COMMON["num_generations"]
@@ -146,22 +147,6 @@ def test_tokens_alone_are_not_read_where_a_pass_needs_pictures(
     assert len(rollouts.rewards(rows_of(0, 1), seed=0)) == 8
     assert rollouts.log_probabilities() is None
     assert rollouts.divergence(None, None) != 0.0
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers.
-
-    Args:
-        a: the first.
-        b: the second.
-
-    Returns:
-        Their sum.
-    """
-    return a + b
-
-
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call><|im_end|>'
 
 
 def chat_rows(n: int) -> Dataset:

@@ -89,7 +89,7 @@ def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
     shards.keep_moments(5)
     assert same(shards._moments[3], shards._moments[5])
     seen |= {f"back/{n}": t for n, t in whole(module).items()}
-    seen["sums"] = torch.tensor(shards.sums(0, 2, None))
+    seen["distance"] = torch.tensor(shards.squared_distance(0, 2))
     shards.save(f"{folder}/rank.safetensors", {"start": 0}, {"moments": 3, "none": 1})
     shards.load(f"{folder}/rank.safetensors", {"start": 7}, {"moments": 8, "none": 9})
     assert all(torch.equal(t, shards._copies[7][n]) for n, t in shards._copies[0].items())
@@ -185,10 +185,10 @@ def test_so_they_are_in_shards_with_nothing_gathered(two, alone):
     for seen in two:
         check(seen)
         for name, tensor in alone.items():
-            if name != "sums":
+            if name != "distance":
                 assert torch.allclose(seen[name], tensor, atol=1e-6), name
-    parts = torch.stack([seen["sums"] for seen in two]).sum(0)
-    assert torch.allclose(parts, alone["sums"], rtol=1e-5)
+    parts = torch.stack([seen["distance"] for seen in two]).sum(0)
+    assert torch.allclose(parts, alone["distance"], rtol=1e-5)
 
 
 def test_a_forward_pass_after_a_change_sees_it(two):

@@ -103,7 +103,7 @@ class RemoteAdapter:
 
     def distance(self, start: Held, stop: Held) -> float:
         """Length of the way between two copies, over all factors and processes."""
-        return math.sqrt(sum(sums[0] for sums in self._workers.ask("sums", start, stop, None)))
+        return math.sqrt(sum(self._workers.ask("squared_distance", start, stop)))
 
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:

@@ -174,21 +174,13 @@ class Shards:
         """Nats per token that the precision of the model's passes hides."""
         return resolution(self._dtype)
 
-    def sums(self, start: int, stop: int, before: int | None) -> tuple[float, float, float]:
-        """This process's part of three sums over all factors, for `d = stop - start` and `e = start - before`.
-
-        Returns:
-            sum d^2, sum e^2, sum d e; the latter two are 0 without `before`.
-        """
-        d2 = e2 = de = 0.0
-        for name, ended in self._copies[stop].items():
-            begun = self._copies[start][name].double()
-            d = ended.double() - begun
-            d2 += float(d.square().sum())
-            if before is not None:
-                e = begun - self._copies[before][name].double()
-                e2, de = e2 + float(e.square().sum()), de + float((d * e).sum())
-        return d2, e2, de
+    def squared_distance(self, start: int, stop: int) -> float:
+        """This process's part of the squared length of the way between two copies, over all factors."""
+        begun = self._copies[start]
+        return sum(
+            float((ended.double() - begun[name].double()).square().sum())
+            for name, ended in self._copies[stop].items()
+        )
 
     def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Write copies into one file.
