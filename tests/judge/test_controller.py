@@ -104,7 +104,7 @@ BF16 = 3e-5  # nats per token that passes in bfloat16 hide
 @pytest.mark.parametrize("far", [5e-4, 5e-3, 0.05, 0.3, 1.0])
 def test_half_precision_is_climbed_out_of_in_steps_that_show(far: float) -> None:
     """What is measured there is anything from nothing to the resolution; the rate ends where float32 puts it."""
-    for noise in (0.0, 1.0):
+    for noise in (0.0, 1.0, 8.0):
         controller, rate = Controller(), far
         for step in range(1, 9):
             if controller.settled:
