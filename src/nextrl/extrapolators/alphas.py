@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 PAPER_ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-"""What the paper behind `next-paper` sweeps on validation accuracy."""
+"""What the paper behind `next-paper` tries in its study of the step length."""
+
+PAPER_ALPHA = 1.5
+"""What it takes everywhere else, unseen (second-hand, as everything on the paper in this package)."""
 
 WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """For every other method: a run far below its tuned learning rate wants up to 8, so the range goes beyond that."""
@@ -11,6 +14,11 @@ WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 ALPHAS = (-0.5, *WIDE_ALPHAS)
 """What `LeapCallback` tries, where a step back is looked at, too."""
+
+
+def fixed_alpha(method: str) -> float | None:
+    """What a method of this name takes unseen where no alpha is given; None: the alpha is searched."""
+    return PAPER_ALPHA if method == "next-paper" else None
 
 
 def candidate_alphas(method: str) -> tuple[float, ...]:

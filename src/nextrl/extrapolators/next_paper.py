@@ -1,42 +1,58 @@
-"""`next-paper`: NExt's predictor exactly as published, kept for comparison (see `next.py` for what we changed).
+"""`next-paper`: NExt's predictor as published, kept for comparison (see `next.py` for what we changed).
 
 One network a vector length d and side, shared by all modules. Two branches (global and local vector), each
 Linear(d, 256) Linear(256, d) ReLU Linear(d, 256) Linear(256, d); their outputs, concatenated, go through Linear(2d,
 256) Linear(256, 2d) ReLU Linear(2d, 256) Linear(256, d). L1 loss against the target's vector, summed, averaged over
 checkpoints; AdamW at 2e-5 with a cosine to a tenth; 1000 full-batch epochs; singular values through the same
-network with d = 1. The one liberty taken is the sign of singular vectors, which must be fixed somehow. All of this
-is second-hand, from public accounts of the paper (docs/design.md, the predictor).
+network with d = 1. All of this is second-hand, from public accounts of the paper (docs/design.md, the predictor).
+
+Liberties taken, all of them:
+
+- Signs of singular vectors follow the run (`triples`); the paper does not say how it fixes them.
+- Only what LoRA adapts is predicted: no norms, biases, embeddings or output layer.
+- A leap that goes on training is brought back to the adapter's rank (the paper merges it into the base: `merge` of an
+  arm does so), and Adam's moments stay.
+- The loss is averaged over rows, and so does not grow with their number.
+- Spans of uneven length are rescaled to one spacing and one horizon; with checkpoints at even steps this does nothing.
+- A step is one optimizer update; the paper counts steps of four (batch 128, mini-batches of 32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.networks import TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
+from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
+Inputs = Literal["both", "global", "local"]
+_BRANCHES: dict[Inputs, tuple[int, ...]] = {"both": (0, 1), "global": (0,), "local": (1,)}
+
 
 class PaperNet(nn.Module):
-    """(N, 2, d) global and local vector -> (N, d)."""
+    """(N, 2, d) global and local vector -> (N, d); of the two only `inputs` are looked at."""
 
-    def __init__(self, d: int, width: int = 256) -> None:
+    def __init__(self, d: int, width: int = 256, inputs: Inputs = "both") -> None:
         super().__init__()
-        self.far, self.local = _stack(d, width, d), _stack(d, width, d)
-        self.joint = _stack(2 * d, width, d)
+        self._seen = _BRANCHES[inputs]
+        self.branches = nn.ModuleList(_stack(d, width, d) for _ in self._seen)
+        self.joint = _stack(len(self._seen) * d, width, d)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, 2, d) -> (N, d)."""
-        out: Tensor = self.joint(torch.cat([self.far(x[:, 0]), self.local(x[:, 1])], 1))
+        seen = [branch(x[:, at]) for branch, at in zip(self.branches, self._seen, strict=True)]
+        out: Tensor = self.joint(torch.cat(seen, 1))
         return out
 
 
@@ -55,12 +71,16 @@ class NextPaper:
         width: hidden units (256).
         epochs: full-batch epochs (1000).
         learning_rate: AdamW's (2e-5).
-        alphas: the step lengths that the paper sweeps on validation accuracy.
+        inputs: what the networks see, "both", "global" or "local" (the paper's ablations).
+        rank: leading singular triples of each difference that are predicted, each by networks of its own (1).
+        alphas: the step lengths of the paper's study; elsewhere it takes 1.5 (`alphas.PAPER_ALPHA`).
     """
 
     width: int = 256
     epochs: int = 1000
     learning_rate: float = 2e-5
+    inputs: Inputs = "both"
+    rank: int = 1
     name: ClassVar[str] = "next-paper"
     reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
@@ -72,20 +92,40 @@ class NextPaper:
         return -(-horizon // spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
-        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted."""
+        """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted.
+
+        Raises:
+            InputError: unknown `inputs`, a rank below 1, or as `triples.collect`.
+        """
         require(self, traj, horizon)
-        features = collect(traj, horizon, self.name)
+        if self.inputs not in get_args(Inputs):
+            raise InputError(
+                f"next-paper: inputs must be one of {', '.join(get_args(Inputs))}, not {self.inputs!r}"
+            )
+        if self.rank < 1:
+            raise InputError(f"next-paper: rank must be at least 1, not {self.rank}")
+        directions = {m: LowRank.zeros(*traj.shape(m)[:2]) for m in traj.modules}
+        ends = known_steps(traj)[0], traj.steps[-1]
+        widest = max(traj.delta(m, *ends).rank for m in traj.modules)
+        for part in range(min(self.rank, widest)):
+            for module, direction in self._part(traj, horizon, seed, part).items():
+                directions[module] = directions[module] + direction if part else direction
+        return NewDirection(directions)
+
+    def _part(self, traj: Trajectory, horizon: int, seed: int, part: int) -> dict[str, LowRank]:
+        """module -> what is predicted of one singular triple, (m, n) of rank 1; none for a module without it."""
+        features = collect(traj, horizon, self.name, part)
         draws = torch.Generator().manual_seed(seed)
         recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
             sizes = self._sizes(features, traj.spacing, recipe, draws)
-        directions = {m: LowRank.zeros(*traj.shape(m)[:2]) for m in traj.modules}
+        directions = {}
         for module, sigma in sizes.items():
             u, v = (nn.functional.normalize(side[module], dim=0).double() for side in (left, right))
             directions[module] = LowRank((u * sigma)[:, None], v[:, None])
-        return NewDirection(directions)
+        return directions
 
     def _sides(
         self, features: Features, side: str, recipe: TrainingSettings, draws: torch.Generator
@@ -94,7 +134,7 @@ class NextPaper:
         predicted: dict[str, Tensor] = {}
         for d, modules in features.lengths(side).items():
             x, y, last = features.vectors(side, modules)
-            net = PaperNet(d, self.width)
+            net = PaperNet(d, self.width, self.inputs)
             train(net, x, y, recipe, draws)
             with torch.no_grad():
                 predicted.update(zip(modules, net(last), strict=True))
@@ -105,7 +145,7 @@ class NextPaper:
     ) -> dict[str, float]:
         """module -> predicted sigma. The network of width d = 1 is the published one, collapse included."""
         x, y, last = features.sizes(unit)
-        net = PaperNet(1, self.width)
+        net = PaperNet(1, self.width, self.inputs)
         train(net, x[:, :, None], y[:, None], recipe, draws)
         with torch.no_grad():
             out = net(last[:, :, None])[:, 0]

@@ -147,8 +147,13 @@ class Features:
         return torch.cat(rows).float(), torch.cat(targets).float(), torch.stack(last).float()
 
 
-def collect(traj: Trajectory, horizon: int, name: str) -> Features:
+def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Features:
     """Decompose every span that the networks need, module by module.
+
+    Args:
+        traj, horizon: the run, and h in steps.
+        name: of the method, for errors.
+        part: which singular triple of each span, 0 the leading one.
 
     Raises:
         InputError: no training pair at this horizon, or no module that moves.
@@ -159,7 +164,7 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     spans += list(zip(plan.origins[:-1], plan.targets, strict=True))
     far, local, ahead, count = {}, {}, {}, len(plan.origins)
     for module in traj.modules:
-        all_spans = span_triples(traj, module, spans)
+        all_spans = span_triples(traj, module, spans, part)
         parts = [
             Spans(all_spans.u[at], all_spans.sigma[at], all_spans.v[at])
             for at in (slice(count), slice(count, 2 * count), slice(2 * count, None))
@@ -172,11 +177,11 @@ def collect(traj: Trajectory, horizon: int, name: str) -> Features:
     return features
 
 
-def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]) -> Spans:
-    """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...).
+def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]], part: int = 0) -> Spans:
+    """The leading triple of `W_stop - W_start` for each span (start, stop), (P, ...), or the `part`-th after it.
 
-    Signs are arbitrary (`Spans.aligned` settles them). Spans whose factors have equally many columns are
-    decomposed in one batched call.
+    A span whose rank is `part` or less has sigma 0 there. Signs are arbitrary (`Spans.aligned` settles them). Spans
+    whose factors have equally many columns are decomposed in one batched call.
     """
     deltas = [traj.delta(module, start, stop) for start, stop in spans]
     m, n = deltas[0].shape
@@ -185,6 +190,8 @@ def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]
     for width in sorted({d.left.shape[-1] for d in deltas}):
         rows = [i for i, d in enumerate(deltas) if d.left.shape[-1] == width]
         left = torch.stack([deltas[i].left for i in rows])
-        top = LowRank(left, torch.stack([deltas[i].right for i in rows])).top(1)
-        u[rows], v[rows], sigma[rows] = top.u[..., 0].float(), top.v[..., 0].float(), top.sigma[..., 0]
+        top = LowRank(left, torch.stack([deltas[i].right for i in rows])).top(part + 1)
+        if top.sigma.shape[-1] > part:
+            u[rows], v[rows] = top.u[..., part].float(), top.v[..., part].float()
+            sigma[rows] = top.sigma[..., part]
     return Spans(u, sigma, v)

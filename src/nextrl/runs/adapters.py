@@ -47,7 +47,7 @@ class NamesItsBase(TrainerCallback):
 
 
 def write_final(model: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:
-    """The adapter as a PEFT folder with its card, whole or not at all."""
+    """The adapter as a PEFT folder with its card, or all weights where there is no adapter; whole or not at all."""
     with replacing_folder(folder, lambda entry: True) as temporary:
         model.save_pretrained(str(temporary))
         name_base(temporary, arm.model)
@@ -63,11 +63,12 @@ def _card(arm: ArmSettings, record: ArmRecord) -> str:
         "steps": arm.train.steps,
         "learning rate at the start": arm.train.learning_rate,
         "optimizer": arm.train.optimizer,
-        "rank, alpha": f"{arm.lora.r}, {arm.lora.alpha}",
+        "trained": "all weights" if arm.lora is None else f"LoRA, rank {arm.lora.r}, alpha {arm.lora.alpha}",
         "seed": arm.train.seed,
         "leaps and learning rate by": leap,
         "leaps taken": sum(decision.accepted for decision in record.decisions),
         "written by": f"nextrl {VERSION}",
     }
-    about = "A LoRA adapter trained with reinforcement learning from verifiable rewards."
-    return card_text(about, base_name(arm.model), rows, merged=False)
+    kind = "model" if arm.lora is None else "LoRA adapter"
+    about = f"A {kind} trained with reinforcement learning from verifiable rewards."
+    return card_text(about, base_name(arm.model), rows, merged=arm.lora is None)

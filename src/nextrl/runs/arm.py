@@ -31,6 +31,7 @@ class LeapSettings(BaseModel):
     Attributes:
         at: leap at these steps of the arm itself, each time from its own checkpoints since the leap before; empty:
             once, where the arm starts, from the checkpoints of the arm it goes on from.
+        params: the method's own parameters.
         alphas: candidates of a search on validation prompts.
         search: False takes the one alpha given, without asking.
         accept: "validated" takes what beats staying put past the noise, keeps the guard's bounds and can be taken
@@ -41,6 +42,7 @@ class LeapSettings(BaseModel):
 
     method: str
     horizon: int = Field(DEFAULT_HORIZON, ge=1)
+    params: dict[str, Any] = {}
     alphas: tuple[float, ...]
     prompts: int = Field(128, ge=2)
     at: tuple[int, ...] = ()
@@ -55,7 +57,10 @@ class ArmSettings(BaseModel):
         name, kind, label: how the arm is called, what it is compared as, and what a reader sees.
         model: a name or folder for `tasks.bases.load`.
         start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
-        merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer (restart control).
+        lora: the adapter; None trains all weights (full fine-tuning), and nothing leaps then.
+        merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer. With a leap of one
+            given alpha it is the leap that is folded in, which is how the NExt paper goes on (second-hand); without,
+            it is the restart that such a leap has to be compared with.
         leap: leap by a named method.
         auto: run with `LeapCallback`.
         window: steps between two looks of `LeapCallback`.
@@ -72,7 +77,7 @@ class ArmSettings(BaseModel):
     task: str = "chain"
     model: str = "tiny"
     train: TrainSettings
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = LoraSettings()
     start: int = Field(0, ge=0)
     merge: bool = False
     leap: LeapSettings | None = None
@@ -82,6 +87,14 @@ class ArmSettings(BaseModel):
     save: bool = False
     eval_at: tuple[int, ...]
     eval_prompts: int = Field(1000, ge=2)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ArmSettings:
+        if self.lora is None and (self.auto or self.leap or self.merge):
+            raise ValueError("lora: full fine-tuning has no adapter that could leap or be merged")
+        if self.merge and self.leap and self.leap.search:
+            raise ValueError("merge: the leap that is merged needs search=False and one alpha")
+        return self
 
 
 class ArmRecord(BaseModel):

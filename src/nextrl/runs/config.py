@@ -24,7 +24,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
 from nextrl.extrapolators import names as method_names
-from nextrl.extrapolators.alphas import candidate_alphas
+from nextrl.extrapolators.alphas import PAPER_ALPHA, candidate_alphas, fixed_alpha
 from nextrl.files import usable_path
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
@@ -81,8 +81,10 @@ class LeapSection(BaseModel):
         le=MAX_STEPS,
         description=f"steps ahead; null: half the way between two leaps, {DEFAULT_HORIZON} at most",
     )
-    alpha: float | Literal["auto"] = Field(
-        "auto", description="`auto`: searched on validation prompts; a number: taken without asking"
+    alpha: float | Literal["auto"] | None = Field(
+        None,
+        description="`auto`: searched on validation prompts; a number: taken without asking; null: what the method "
+        f"is made for, `next-paper` {PAPER_ALPHA}, others `auto`",
     )
     prompts: int | None = Field(
         None,
@@ -141,7 +143,10 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of weights, prompts and rollouts")
     output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = Field(
+        LoraSettings(),
+        description="the adapter; null: all weights are trained, for a comparison, and nothing can leap",
+    )
     leap: LeapSection = LeapSection()
     eval: EvalSection = EvalSection()
     verl: VerlSection = VerlSection()
@@ -177,7 +182,8 @@ class RunConfig(BaseModel):
         """Give the training settings what stands at the top."""
         if not isinstance(data, Mapping):
             return data
-        values = {key: value for key, value in data.items() if value is not None or key not in SECTIONS}
+        # A section with nothing in it is as if it were not there; `lora: null` says something (full fine-tuning).
+        values = {k: v for k, v in data.items() if v is not None or k == "lora" or k not in SECTIONS}
         train = values.get("train", {})
         if isinstance(train, TrainSettings):
             train = train.model_dump(exclude=set(LIFTED))
@@ -197,6 +203,8 @@ class RunConfig(BaseModel):
         for name in self.report_to:
             if name not in LOGGERS:
                 raise ValueError(f"report_to: {unknown(name, LOGGERS)}")
+        if self.lora is None:
+            self._check_full()
         served = algorithms.get(self.algorithm).steps_per_generation
         if self.train.save_every % served:
             raise ValueError(
@@ -214,11 +222,20 @@ class RunConfig(BaseModel):
             self._check_named()
         return self
 
+    def _check_full(self) -> None:
+        if self.leap.method != "none":
+            raise ValueError(
+                f"lora: null trains all weights, and {self.leap.method} works on an adapter: set leap.method: none, or "
+                "leave lora out"
+            )
+        if self.engine == "verl":
+            raise ValueError("lora: null is for engine trl; engine verl trains an adapter")
+
     def _check_auto(self) -> None:
         for key in ("at", "horizon"):
             if getattr(self.leap, key) is not None:
                 raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
-        if self.leap.alpha != "auto":
+        if self.leap.alpha not in ("auto", None):
             raise ValueError("leap.alpha: auto decides that itself; leave it out or name a method")
         if self.leap.prompts is not None:
             raise ValueError("leap.prompts: auto asks no validation prompts; leave it out or name a method")
@@ -244,8 +261,8 @@ class RunConfig(BaseModel):
                 raise ValueError(
                     f"leap.at: {step} is no multiple of train.save_every = {save_every}, so no checkpoint is there"
                 )
-        if self.leap.alpha != "auto":
-            check_alpha(self.leap.alpha)
+        if (alpha := self.alpha()) is not None:
+            check_alpha(alpha)
         have = self._shortest_gap() // save_every + 1
         need = method_of(method).min_checkpoints(self.horizon(), save_every)
         if need > have:
@@ -261,6 +278,12 @@ class RunConfig(BaseModel):
         if self.leap.every is not None:
             return tuple(range(self.leap.every, self.train.steps, self.leap.every))
         return self.leap.at or ()
+
+    def alpha(self) -> float | None:
+        """A named method's alpha that is taken without asking; None: it is searched."""
+        if self.leap.alpha is None:
+            return fixed_alpha(self.leap.method)
+        return None if self.leap.alpha == "auto" else self.leap.alpha
 
     def _shortest_gap(self) -> int:
         steps = (0, *self.leap_steps())
@@ -292,13 +315,14 @@ class RunConfig(BaseModel):
                 "dials": leap.dials(),
             }
         elif kind == "leap":
+            alpha = self.alpha()
             more["leap"] = LeapSettings(
                 method=leap.method,
                 horizon=self.horizon(),
-                alphas=candidate_alphas(leap.method) if leap.alpha == "auto" else (leap.alpha,),
+                alphas=candidate_alphas(leap.method) if alpha is None else (alpha,),
                 prompts=leap.prompts or 128,
                 at=self.leap_steps(),
-                search=leap.alpha == "auto",
+                search=alpha is None,
             )
         return ArmSettings(
             name="run",
@@ -318,7 +342,9 @@ class RunConfig(BaseModel):
         """The run as `engines.verl.job` takes it."""
         values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
         values["dials"] = self.leap.dials() if self.leap.method == "auto" else None
-        return VerlSettings(**values, train=self.train, lora=self.lora, **self.verl.model_dump())
+        return VerlSettings(
+            **values, train=self.train, lora=self.lora or LoraSettings(), **self.verl.model_dump()
+        )
 
     def derived(self) -> dict[str, Any]:
         """What follows from the config, for `--print-config`.
@@ -363,9 +389,12 @@ class RunConfig(BaseModel):
     def differences(self, other: RunConfig) -> list[str]:
         """Dotted keys in which two configs train something different."""
         mine, theirs = dict(dotted(self.as_dict())), dict(dotted(other.as_dict()))
-        return [k for k in mine if k not in FREE and mine[k] != theirs.get(k)]
+        # A section that one of them has not (`lora: null`) is a difference in itself.
+        every = dict.fromkeys([*mine, *theirs])
+        return [k for k in every if k not in FREE and mine.get(k, _NONE) != theirs.get(k, _NONE)]
 
 
+_NONE = object()
 SECTIONS = ("train", "lora", "leap", "leap.controller", "eval", "verl")
 
 
@@ -374,6 +403,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
     keys: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         inner = field.annotation
+        if inner == LoraSettings | None:
+            inner = LoraSettings
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             keys |= known_keys(inner, f"{prefix}{name}.")
         elif f"{prefix}{name}" not in [f"train.{key}" for key in LIFTED]:

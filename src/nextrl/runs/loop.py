@@ -26,6 +26,8 @@ from nextrl.engines.trl.policies import AtSteps, Auto
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import DecisionRecord
+from nextrl.leaps.leap import leap
 from nextrl.runs.adapters import NamesItsBase, write_final
 from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
 from nextrl.runs.meter import Meter, evaluation_weights
@@ -66,13 +68,52 @@ class RunFolder:
     report_to: Sequence[str] = ()
 
 
-def _model(arm: ArmSettings, plain: Path) -> tuple[Any, Any]:
-    """The arm's PEFT model and its tokenizer."""
+def _adapted(arm: ArmSettings, base_model: Any, seed: int) -> Any:
+    """The base with a fresh adapter, or as it is where all weights are trained."""
+    return base_model if arm.lora is None else with_adapter(base_model, arm.lora, seed)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What an arm begins with: its model, and the leap that was folded into its base, with the seconds of its fit."""
+
+    model: Any
+    tokenizer: Any
+    merged: tuple[DecisionRecord, ...] = ()
+    fit_seconds: float = 0.0
+
+
+def _start(arm: ArmSettings, plain: Path, folder: Path) -> _Start:
     base_model, tokenizer = bases.load(arm.model, arm.task)
     if not arm.merge:
-        return with_adapter(base_model, arm.lora, arm.train.seed), tokenizer
-    merged = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}")).merge_and_unload()
-    return with_adapter(merged, arm.lora, arm.train.seed + 1), tokenizer
+        return _Start(_adapted(arm, base_model, arm.train.seed), tokenizer)
+    adapter = plain / f"checkpoint-{arm.start}"
+    decisions: tuple[DecisionRecord, ...] = ()
+    seconds = 0.0
+    if arm.leap:
+        adapter = folder / "leaps" / f"leap-{arm.start}"
+        decision, seconds = _leap_to_merge(arm, arm.leap, plain, adapter)
+        decisions = (decision,)
+    model = PeftModel.from_pretrained(base_model, str(adapter)).merge_and_unload()
+    return _Start(_adapted(arm, model, arm.train.seed + 1), tokenizer, decisions, seconds)
+
+
+def _leap_to_merge(
+    arm: ArmSettings, settings: LeapSettings, plain: Path, place: Path
+) -> tuple[DecisionRecord, float]:
+    """Write the leap as an adapter that holds all of it, whatever rank that takes: it is merged, and not trained on."""
+    traj, alpha = DiskHistory(plain, place.parent).trajectory(arm.start), settings.alphas[0]
+    made = leap(traj, settings.method, settings.horizon, alpha, seed=arm.train.seed, **settings.params)
+    made.save_adapter(place, rank=max(made.target(module).rank for module in traj.modules))
+    decision = DecisionRecord(
+        step=arm.start,
+        method=settings.method,
+        alpha=alpha,
+        learning_rate=arm.train.learning_rate,
+        reason=f"{settings.method}: alpha {alpha:g} as given, merged into the base",
+        horizon=settings.horizon,
+    )
+    return decision, made.seconds
 
 
 def _before(arm: ArmSettings, plain_record: ArmRecord | None) -> tuple[int, float]:
@@ -94,17 +135,17 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     if done.is_file():
         return read_record(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = _model(arm, plain)
-    plain_record = read_record(plain) if arm.start else None
-    record = ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)
-    meter = Meter(arm, tokenizer, record, _before(arm, plain_record))
+    start = _start(arm, plain, folder)
+    completions, seconds = _before(arm, read_record(plain) if arm.start else None)
+    record = ArmRecord(name=arm.name, kind=arm.kind, label=arm.label, decisions=list(start.merged))
+    meter = Meter(arm, start.tokenizer, record, (completions, seconds + start.fit_seconds))
     meter.progress = progress or meter.progress
-    leaper = _leaper(arm, plain if arm.start else folder, folder)
+    leaper = None if arm.merge else _leaper(arm, plain if arm.start else folder, folder)
     # A restart begins its own count: a fresh adapter and optimizer know nothing of the steps before.
     settings = arm.train.model_copy(update={"steps": arm.train.steps - arm.start}) if arm.merge else arm.train
     trainer = build_trainer(
-        model,
-        tokenizer,
+        start.model,
+        start.tokenizer,
         base.get(arm.task),
         settings,
         folder,
@@ -118,6 +159,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     _update(record, leaper, trainer.state)
     if arm.merge:
         record.steps = [step + arm.start for step in record.steps]
+        record.fit_seconds = record.search_seconds = start.fit_seconds
     write_bytes(done, record.model_dump_json(indent=1).encode())
     return record
 
@@ -153,7 +195,7 @@ def train(
 
     resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
     trainer = build_trainer(
-        with_adapter(base_model, arm.lora, arm.train.seed),
+        _adapted(arm, base_model, arm.train.seed),
         tokenizer,
         base.get(arm.task),
         arm.train,
@@ -199,16 +241,17 @@ def _leaper(
     return LeapCallback(policy=policy, validation=validation, seed=seed, on_leap=on_leap)
 
 
-def _policy(arm: ArmSettings, leap: LeapSettings, disk: DiskHistory) -> AtSteps:
-    argmax = leap.accept == "argmax"
+def _policy(arm: ArmSettings, settings: LeapSettings, disk: DiskHistory) -> AtSteps:
+    argmax = settings.accept == "argmax"
     return AtSteps(
-        leap.method,
-        leap.horizon,
-        alpha=None if leap.search else leap.alphas[0],
-        alphas=leap.alphas,
-        at=leap.at or (arm.start,),
+        settings.method,
+        settings.horizon,
+        alpha=None if settings.search else settings.alphas[0],
+        alphas=settings.alphas,
+        at=settings.at or (arm.start,),
         every=None if argmax else arm.train.save_every,
-        acceptance=Acceptance(stages_up_to(leap.prompts), argmax=argmax),
+        params=settings.params,
+        acceptance=Acceptance(stages_up_to(settings.prompts), argmax=argmax),
         disk=disk,
         seed=arm.train.seed,
     )

@@ -168,7 +168,7 @@ def _check_surroundings(config: RunConfig) -> None:
             f"({config.train.prompts_per_step})"
         )
     needed = {"test": "to measure accuracy on"}
-    if config.leap.method != "none" and config.leap.alpha == "auto":
+    if config.arm().leap and config.alpha() is None:
         needed["validation"] = "to test leaps on"
     for split, purpose in needed.items():
         if rows[split] < 2:
@@ -181,6 +181,8 @@ def _check_adapter(config: RunConfig, model: Any) -> None:
     Raises:
         InputError: the model has none of the modules that it is to be put on, or ones that PEFT cannot adapt.
     """
+    if config.lora is None:
+        return
     wanted = config.lora.target_modules
     where = "lora: target_modules"
     if isinstance(wanted, str):

@@ -61,7 +61,7 @@ def summarise(
         task=first.task,
         config={
             "plain": first.train.model_dump(),
-            "lora": first.lora.model_dump(),
+            "lora": first.lora and first.lora.model_dump(),
             "leap_at": leap_at,
             "test_prompts": first.eval_prompts,
         },

@@ -32,7 +32,6 @@ from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
-from nextrl.extrapolators.alphas import ALPHAS
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.guard import Guard
@@ -55,7 +54,8 @@ class LeapCallback(TrainerCallback):
         at: steps at which a named method leaps; None at the end of every window, as soon as its horizon allows.
         horizon: steps ahead that a named method's alpha = 1 stands for.
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
-        alphas: a named method's candidates beside staying put.
+        alphas: a named method's candidates beside staying put; None for `extrapolators.alphas.ALPHAS`, or for the one
+            that the method takes unseen (`next-paper`: 1.5).
         validation: rows (a list of dicts, a datasets.Dataset, a stream or a dict of them, with `prompt` and the reward
             functions' columns) to score a named method's candidates on; of an SFTTrainer, what auto judges by as well.
             Without it the trainer's eval_dataset serves, else rows held back from training.
@@ -97,7 +97,7 @@ class LeapCallback(TrainerCallback):
         at: Sequence[int] | None = None,
         horizon: int = DEFAULT_HORIZON,
         alpha: float | None = None,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         validation: Sequence[Row] | Any = None,
         prompts: int | None = None,
         config: ControllerConfig | None = None,

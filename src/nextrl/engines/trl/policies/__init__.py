@@ -30,7 +30,7 @@ def policy_of(
     at: Sequence[int] | None,
     horizon: int,
     alpha: float | None,
-    alphas: Sequence[float],
+    alphas: Sequence[float] | None,
 ) -> Auto | AtSteps:
     """The policy that the arguments of `LeapCallback` describe.
 

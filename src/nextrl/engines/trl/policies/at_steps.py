@@ -15,7 +15,7 @@ from nextrl.engines.trl.history import DiskHistory
 from nextrl.engines.trl.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
-from nextrl.extrapolators.alphas import ALPHAS
+from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
@@ -43,13 +43,15 @@ class AtSteps(LeapsOnly):
         method: an extrapolator's name.
         horizon: optimizer steps ahead that alpha = 1 stands for.
         alpha: take this one, unseen; None searches `alphas` and staying put on held-out prompts.
-        alphas: candidates of a search.
+        alphas: candidates of a search; None for `ALPHAS`, or, where the method has an alpha of its own (`next-paper`:
+            1.5), that one unseen.
         at: leap after these steps only; None at the end of every window, as soon as the horizon allows.
         every: optimizer steps per window; None ends windows at `at` alone. Nothing can be taken back then, and a method
             that cannot be fitted there stops the run.
         acceptance: how a candidate is accepted.
         share: most completions of searches, as a share of those that the run has been trained on; None for no bound.
         disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
+        params: the method's own parameters.
         seed: of methods that draw random numbers.
         fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
 
@@ -63,12 +65,13 @@ class AtSteps(LeapsOnly):
         horizon: int = DEFAULT_HORIZON,
         *,
         alpha: float | None = None,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         at: Sequence[int] | None = None,
         every: int | None = 10,
         acceptance: Acceptance | None = None,
         share: float | None = None,
         disk: DiskHistory | None = None,
+        params: Mapping[str, Any] | None = None,
         seed: int = 0,
         fall: float = FALL,
         fall_errors: float = FALL_ERRORS,
@@ -77,13 +80,16 @@ class AtSteps(LeapsOnly):
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
         if every is None and at is None:
             raise InputError("a named method needs at= (steps) or every= (steps per window)")
-        self._learns_accuracy = tags_of(get(method)).needs_accuracy
+        self._learns_accuracy = tags_of(get(method, **(params or {}))).needs_accuracy
         self.method: str = method
         self._horizon, self._at = horizon, None if at is None else frozenset(at)
+        if alpha is None and alphas is None:
+            alpha = fixed_alpha(method)
         self._alpha = None if alpha is None else check_alpha(alpha)
-        self._alphas = tuple(check_alpha(a) for a in alphas)
+        self._alphas = tuple(check_alpha(a) for a in (ALPHAS if alphas is None else alphas))
+        self._params = dict(params or {})
         self._windows, self.every = every is not None, every or 1
-        self.searches, self.keeps_history, self.undoes = alpha is None, disk is None, False
+        self.searches, self.keeps_history, self.undoes = self._alpha is None, disk is None, False
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
         self._share, self._disk, self._seed = share, disk, seed
         self.fall, self.fall_errors = fall, fall_errors
@@ -194,7 +200,7 @@ class AtSteps(LeapsOnly):
         else:
             traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
         params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
-        return leap(traj, self.method, self._horizon, seed=self._seed, **params)
+        return leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
 
     def _choose(self, score: Score) -> Decision:
         if self._alpha is not None:
