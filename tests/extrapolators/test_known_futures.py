@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor
 
 import synthetic_runs as synthetic
+from nextrl.errors import InputError
 from nextrl.extrapolators import get
+from nextrl.extrapolators.next_paper import Inputs, PaperNet
 from nextrl.trajectory.trajectory import Trajectory
 from synthetic_runs import error
 
@@ -119,3 +125,40 @@ def test_paper_form_exposes_its_alphas_and_sizes() -> None:
     method = get("next-paper")
     assert method.alphas == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
     assert (method.width, method.epochs, method.learning_rate) == (256, 1000, 2e-5)
+
+
+def moves(method: str, **params: Any) -> dict[str, Tensor]:
+    traj = synthetic.run(synthetic.parabola).upto(AT)
+    prediction = get(method, **params).fit(traj, HORIZON)
+    return {m: prediction.delta(m).dense() for m in traj.modules}
+
+
+def test_the_paper_s_ablations_are_switches_that_do_something() -> None:
+    both, far, local = (moves("next-paper", epochs=20, inputs=i) for i in ("both", "global", "local"))
+    for module in both:
+        assert not torch.allclose(both[module], far[module])
+        assert not torch.allclose(far[module], local[module])
+    with pytest.raises(InputError, match="inputs must be one of both, global, local"):
+        moves("next-paper", inputs="none")
+    with pytest.raises(InputError, match="rank must be at least 1"):
+        moves("next-paper", rank=0)
+
+
+@pytest.mark.parametrize(("inputs", "blind"), [("global", 1), ("local", 0)])
+def test_a_network_that_sees_one_input_does_not_see_the_other(inputs: Inputs, blind: int) -> None:
+    torch.manual_seed(0)
+    net, x = PaperNet(6, 8, inputs), torch.randn(4, 2, 6)
+    other = x.clone()
+    other[:, blind] = torch.randn(4, 6)
+    assert torch.equal(net(x), net(other))
+    other[:, 1 - blind] += 1.0
+    assert not torch.equal(net(x), net(other))
+
+
+def test_a_second_triple_is_added_to_the_first_and_not_in_its_place() -> None:
+    traj = synthetic.run(synthetic.line).upto(AT)
+    one = get("next-paper", epochs=20).fit(traj, HORIZON)
+    both = get("next-paper", epochs=20, rank=2).fit(traj, HORIZON)
+    for module in traj.modules:
+        more = both.delta(module).dense() - one.delta(module).dense()
+        assert torch.linalg.matrix_rank(more, rtol=1e-6) == 1

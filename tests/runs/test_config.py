@@ -167,7 +167,25 @@ def test_the_arm_is_what_the_config_says() -> None:
     fixed = config(leap={"method": "secant", "at": 100, "alpha": 2}).arm().leap
     assert fixed is not None
     assert (fixed.at, fixed.alphas, fixed.search, fixed.horizon) == ((100,), (2.0,), False, 50)
-    assert config(leap={"method": "next-paper", "at": 100}).arm().leap.alphas[-1] == 4.0
+    published = config(leap={"method": "next-paper", "at": 150}).arm().leap
+    assert published is not None
+    assert (published.alphas, published.search) == ((1.5,), False)
+    searched = config(leap={"method": "next-paper", "at": 150, "alpha": "auto"}).arm().leap
+    assert searched is not None
+    assert (searched.alphas[-1], searched.search) == (4.0, True)
+
+
+def test_without_an_adapter_all_weights_are_trained_and_nothing_leaps() -> None:
+    full = config(lora=None, leap={"method": "none"})
+    assert full.arm().lora is None
+    assert RunConfig(**full.as_dict()) == full
+    adapted = config(leap={"method": "none"})
+    assert full.differences(adapted) == adapted.differences(full) == ["lora"]
+    for leap in ({}, {"method": "secant", "at": 100}):
+        with pytest.raises(ValidationError, match="lora: null trains all weights"):
+            config(lora=None, leap=leap)
+    with pytest.raises(ValidationError, match="engine verl trains an adapter"):
+        config(lora=None, leap={"method": "none"}, engine="verl")
 
 
 def test_differences_name_what_is_trained_otherwise() -> None:

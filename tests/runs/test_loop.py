@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
+from nextrl import Trajectory
 from nextrl.engines.settings import TrainSettings
+from nextrl.leaps.leap import leap as make_leap
+from nextrl.runs import loop
 from nextrl.runs.loop import (
     ArmRecord,
     ArmSettings,
@@ -18,6 +23,7 @@ from nextrl.runs.loop import (
     settings_hash,
     temperature_control,
 )
+from nextrl.tasks import bases
 
 TRAIN = TrainSettings(steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-3)
 
@@ -105,6 +111,64 @@ def test_a_restart_counts_on_from_where_it_began(plain: tuple[Path, ArmRecord], 
     assert record.completions == [32, 64]
     # Merging changes nothing but rounding: the policy begins as the checkpoint's.
     assert record.accuracy[0] == pytest.approx(plain[1].accuracy[1], abs=0.11)
+
+
+def test_a_leap_is_merged_whole_and_trained_on_with_a_fresh_adapter(
+    plain: tuple[Path, ArmRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leap_by = LeapSettings(method="secant", horizon=2, alphas=(1.5,), search=False)
+    settings = arm("merged", "leap", start=4, merge=True, leap=leap_by, eval_at=(2,))
+    settings = settings.model_copy(update={"train": TRAIN.model_copy(update={"steps": 6})})
+    began: dict[str, Any] = {}
+    really = loop.build_trainer
+
+    def look(model: Any, *others: Any, **more: Any) -> Any:
+        began.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        return really(model, *others, **more)
+
+    monkeypatch.setattr(loop, "build_trainer", look)
+    record = run_arm(settings, tmp_path, plain[0])
+    assert record.steps == [4, 6]
+    assert record.completions == [64, 96]
+    assert [(d.step, d.alpha) for d in record.decisions] == [(4, 1.5)]
+    assert record.search_seconds == record.fit_seconds > 0.0
+    assert record.seconds[0] >= plain[1].seconds[-1] + record.fit_seconds - 0.01
+    base_model, _ = bases.load("tiny", "chain")
+    weights = dict(base_model.named_parameters())
+    made = make_leap(Trajectory.load(plain[0]), "secant", 2, 1.5, at=4)
+    for module in made.traj.modules:
+        name = f"base_model.model.{module}"
+        target = made.target(module)
+        wanted = weights[f"{module}.weight"].double() + target.left @ target.right.mT
+        torch.testing.assert_close(
+            began[f"{name}.base_layer.weight"].double(), wanted, rtol=0, atol=2e-6, msg=module
+        )
+        assert float(began[f"{name}.lora_B.default.weight"].abs().max()) == 0.0
+
+
+def test_full_fine_tuning_trains_what_lora_leaves_alone(tmp_path: Path) -> None:
+    record = run_arm(arm(lora=None, save=True), tmp_path, tmp_path)
+    assert record.steps == [0, 2, 4]
+    base_model, _ = bases.load("tiny", "chain")
+    before = {n: p.detach() for n, p in base_model.named_parameters()}
+    after = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    assert all(
+        not torch.equal(before[name], after[name]) for name in after if "embed" in name or "proj" in name
+    )
+    assert any("embed" in name for name in after)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"lora": None, "auto": True}, "no adapter"),
+        ({"lora": None, "merge": True, "start": 2}, "no adapter"),
+        ({"merge": True, "start": 2, "leap": LeapSettings(method="secant", alphas=(1.0,))}, "search=False"),
+    ],
+)
+def test_what_cannot_leap_or_merge_is_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        arm(**wrong)
 
 
 def test_the_temperature_control_picks_on_validation_and_pays(

@@ -22,9 +22,10 @@ from nextrl.runs.config import RunConfig
 from nextrl.runs.resume import MARKER, last_checkpoint, sealed
 from nextrl.runs.run import CONFIG, LOCK, Outcome, run
 from nextrl.runs.stop import StopSignal
-from nextrl.tasks import base
+from nextrl.tasks import base, bases
 from nextrl.tasks.bases import tiny
 from nextrl.tasks.chain import ChainTask
+from nextrl.tasks.evaluate import evaluate
 
 SMALL: dict[str, Any] = {
     "train": {
@@ -157,6 +158,23 @@ def test_a_stopped_run_goes_on_to_the_bit(whole: tuple[str, Path, Any], tmp_path
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in out.iterdir()}
     names = [{p.name for p in (o / "trajectory").iterdir()} for o in (out, tmp_path / "out")]
     assert names[0] == names[1]
+
+
+def test_full_fine_tuning_leaves_a_model_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    settings = {name: config(tmp_path / name, "none", lora=None) for name in ("whole", "stopped")}
+    unbroken = run(settings["whole"]).result
+    assert stop(settings["stopped"], 3).step == 3
+    resumed = run(settings["stopped"]).result
+    assert unbroken is not None
+    assert resumed is not None
+    assert figures(resumed.as_dict()) == figures(unbroken.as_dict())
+    weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in settings]
+    assert weights[0] == weights[1]
+    model, tokenizer = bases.load(str(tmp_path / "whole" / "final"), "chain")
+    measured = evaluate(model, tokenizer, base.get("chain"), prompts=20)
+    assert measured.accuracy == unbroken.arms["run"].accuracy[-1]
+    assert not (tmp_path / "whole" / "final" / "adapter_config.json").exists()
+    assert (unbroken.trajectory.sigma, unbroken.advice) == ({}, None)
 
 
 def test_the_clock_goes_on_too(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def _show(settings: RunConfig, outcome: Outcome) -> None:
     console.print()
     console.print(outcome.result.verdict, highlight=False, markup=False)
     console.print(
-        f"\nThe adapter: {out / 'final'}\nThe page: {out / 'report.html'}",
+        f"\nThe {'model' if settings.lora is None else 'adapter'}: {out / 'final'}\nThe page: {out / 'report.html'}",
         markup=False,
         highlight=False,
         soft_wrap=True,

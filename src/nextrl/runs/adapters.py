@@ -46,11 +46,13 @@ class NamesItsBase(TrainerCallback):
             name_base(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._name)
 
 
-def write_final(model: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:
+def write_final(model: Any, tokenizer: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:
     """The adapter as a PEFT folder with its card, or all weights where there is no adapter; whole or not at all."""
     with replacing_folder(folder, lambda entry: True) as temporary:
         model.save_pretrained(str(temporary))
         name_base(temporary, arm.model)
+        if arm.lora is None:
+            tokenizer.save_pretrained(str(temporary))
         write_bytes(temporary / CARD, _card(arm, record).encode())
 
 

@@ -391,6 +391,8 @@ class RunConfig(BaseModel):
         mine, theirs = dict(dotted(self.as_dict())), dict(dotted(other.as_dict()))
         # A section that one of them has not (`lora: null`) is a difference in itself.
         every = dict.fromkeys([*mine, *theirs])
+        if (self.lora is None) != (other.lora is None):
+            every = {k: None for k in every if not k.startswith("lora.")}
         return [k for k in every if k not in FREE and mine.get(k, _NONE) != theirs.get(k, _NONE)]
 
 

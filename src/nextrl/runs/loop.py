@@ -191,7 +191,7 @@ def train(
 
     def keep(model: Any, optimizer: Any) -> None:
         with evaluation_weights(optimizer):
-            write_final(model, run.out / "final", arm, record)
+            write_final(model, tokenizer, run.out / "final", arm, record)
 
     resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
     trainer = build_trainer(
@@ -225,7 +225,7 @@ def _leaper(
         return LeapCallback(policy=Auto(config), seed=seed)
     if arm.leap is None:
         return None
-    validation = as_dataset(base.get(arm.task).examples("validation"))
+    validation = as_dataset(base.get(arm.task).examples("validation")) if arm.leap.search else None
     policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / "leaps", writes=launched().leader))
     if arm.leap.accept == "argmax":
         return LeapCallback(

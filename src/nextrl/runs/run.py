@@ -257,7 +257,7 @@ def _train(
 
 def _finish(config: RunConfig, record: ArmRecord) -> Result:
     out = config.output_dir
-    traj = Trajectory.load(out / "trajectory")
+    traj = None if config.lora is None else Trajectory.load(out / "trajectory")
     result = summarise_run(record, config.arm(), config.as_dict(), traj)
     write_result(out / RESULT, result)
     write_report(result, out)

@@ -82,7 +82,9 @@ def summarise(
     return result
 
 
-def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any], traj: Trajectory) -> Result:
+def summarise_run(
+    record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any], traj: Trajectory | None
+) -> Result:
     """The result of one run: the keys of a comparison with one arm, "run".
 
     Only a comparison with the same run without leaps can tell what it saved. So there is no target and no saving here,
@@ -92,15 +94,17 @@ def summarise_run(record: ArmRecord, arm: ArmSettings, config: Mapping[str, Any]
         record: what the run did.
         arm: what it was told.
         config: the whole config, kept in the result.
-        traj: its checkpoints.
+        traj: its checkpoints; None where all weights were trained, which `nextrl analyze --base` looks at.
     """
-    k = arm.train.save_every
-    jumps = _jumps(record, traj.steps)
-    figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
-    taken, recent = comparison.leaps(record), _recent_excess(record, figures, traj, bool(jumps))
-    # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
-    constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
-    advice = _advice(traj) if constant else None
+    k, taken = arm.train.save_every, comparison.leaps(record)
+    figures, recent, advice = TrajectoryFigures(), None, None
+    if traj is not None:
+        jumps = _jumps(record, traj.steps)
+        figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
+        recent = _recent_excess(record, figures, traj, bool(jumps))
+        # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
+        constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
+        advice = _advice(traj) if constant else None
     return Result(
         version=FORMAT,
         seed=arm.train.seed,

@@ -159,7 +159,12 @@ class LeapCallback(TrainerCallback):
         if self._policy.searches or not Seam(trainer).generates:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
         elif self._validation is not None:
-            log.warning("validation= is not used: auto judges by the completions that training samples")
+            log.warning(
+                "validation= is not used: %s",
+                "auto judges by the completions that training samples"
+                if self._policy.method == "auto"
+                else f"{self._policy.method} takes its alpha unseen",
+            )
         adapter, ranks = LiveAdapter(kwargs["model"]), Ranks(trainer.accelerator)
         run = LiveRun(
             trainer,
