@@ -1,0 +1,135 @@
+"""Two tables from the records of studies/paper/claims.py: fewer steps (c), and algorithms and tasks (d).
+
+python -m studies.paper.claims_table [FOLDER]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from studies.folders import published, records_to_read
+from studies.over_seeds import mean_and_error
+from studies.paper.claims import AFTER, ALGORITHMS, AT, CAUTIOUS, LEAPS, LONG, TASKS, TUNED
+
+END = AT + AFTER
+Records = dict[str, dict[str, Any]]
+"""Seed ("seed-0") -> an arm's record."""
+
+
+def read(folder: Path, task: str, cell: str) -> dict[str, Records]:
+    """Arm -> its records."""
+    found: dict[str, Records] = {}
+    for path in sorted((folder / task / cell).glob("*/seed-*.json")):
+        found.setdefault(path.parent.name, {})[path.stem] = json.loads(path.read_text())
+    return found
+
+
+def at(record: dict[str, Any], step: int) -> float | None:
+    """Accuracy measured at that step."""
+    return record["accuracy"][record["steps"].index(step)] if step in record["steps"] else None
+
+
+def needed(record: dict[str, Any], accuracy: float) -> float | None:
+    """Steps after which a run has reached an accuracy, on the line between two evaluations; None: it never has."""
+    pairs = list(zip(record["steps"], record["accuracy"], strict=True))
+    if pairs[0][1] >= accuracy:
+        return float(pairs[0][0])
+    for (before, low), (after, high) in itertools.pairwise(pairs):
+        if low < accuracy <= high:
+            return before + (after - before) * (accuracy - low) / (high - low)
+    return None
+
+
+def over(values: list[float | None], digits: int = 3, sign: str = "") -> str:
+    """Mean and error; a dash where any is missing."""
+    known = [v for v in values if v is not None]
+    return mean_and_error(known, digits, sign) if known and len(known) == len(values) else "-"
+
+
+def row(arms: dict[str, Records], name: str) -> list[str]:
+    """One arm: accuracy after its leap, at 250 and at 400, what it is ahead of plain, and its price."""
+    mine, plain = arms[name], arms["plain"]
+    seeds = [seed for seed in mine if seed in plain]
+    leaps = name in LEAPS or name == "restart"
+    ends = [at(mine[s], END) for s in seeds]
+    ahead = [
+        e - (at(plain[s], END) or 0.0) if e is not None else None for e, s in zip(ends, seeds, strict=True)
+    ]
+    reached = [needed(plain[s], e) if e is not None else None for e, s in zip(ends, seeds, strict=True)]
+    steps = "-"
+    if name != "plain" and all(r is not None for r in reached):
+        steps = over([r for r in reached], 0)
+    elif name != "plain":
+        steps = f"> {LONG} ({sum(r is None for r in reached)} of {len(reached)})"
+    alphas = (
+        ", ".join(f"{d['alpha']:g}" for s in seeds for d in mine[s]["decisions"]) if name in LEAPS else ""
+    )
+    return [
+        name,
+        str(len(seeds)),
+        alphas or "-",
+        over([mine[s]["accuracy"][0] for s in seeds]) if leaps else over([at(mine[s], AT) for s in seeds]),
+        over(ends),
+        over([at(mine[s], LONG) for s in seeds]) if not leaps and name != "auto" else "-",
+        "-" if name == "plain" else over(ahead, sign="+"),
+        steps,
+        over([100 * mine[s]["search_completions"] / mine[s]["completions"][-1] for s in seeds], 1),
+        over([mine[s]["seconds"][mine[s]["steps"].index(END)] / _seconds(plain[s], END) for s in seeds], 2),
+    ]
+
+
+def _seconds(record: dict[str, Any], step: int) -> float:
+    return float(record["seconds"][record["steps"].index(step)])
+
+
+def steps_table(folder: Path) -> None:
+    """(c), one table for each task and rate."""
+    head = (
+        "arm", "seeds", "alpha", f"at {AT}", f"at {END}", f"at {LONG}", f"ahead of plain at {END}",
+        "steps plain takes to that", "searched, %", "seconds / plain's",
+    )  # fmt: skip
+    for task in TASKS:
+        for rate in (CAUTIOUS, TUNED):
+            arms = read(folder, task, f"grpo-{rate:g}")
+            if "plain" not in arms:
+                continue
+            print(f"\n`{task}`, rate {rate:g}:\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+            for name in ("plain", *LEAPS, "restart", "auto", "full"):
+                if name in arms:
+                    print("| " + " | ".join(row(arms, name)) + " |")
+
+
+def algorithms_table(folder: Path) -> None:
+    """(d)."""
+    print(
+        "\n| task | algorithm | seeds | plain at 250 | next-paper, ahead | next, ahead |\n|---|---|---|---|---|---|"
+    )
+    for task in (*TASKS, "partial"):
+        for algorithm in ALGORITHMS:
+            arms = read(folder, task, f"{algorithm}-{CAUTIOUS:g}")
+            seeds = sorted(
+                set(arms.get("plain", {})) & set(arms.get("next-paper", {})) & set(arms.get("next", {}))
+            )
+            if not seeds:
+                continue
+            plain = [at(arms["plain"][s], END) or 0.0 for s in seeds]
+            cells = [
+                over([(at(arms[n][s], END) or 0.0) - p for s, p in zip(seeds, plain, strict=True)], sign="+")
+                for n in ("next-paper", "next")
+            ]
+            print(f"| {task} | {algorithm} | {len(seeds)} | {over(list(plain))} | {cells[0]} | {cells[1]} |")
+
+
+def main() -> None:
+    """Both tables."""
+    folder = records_to_read("paper", __doc__)
+    folder = folder / "claims" if folder == published("paper") else folder
+    steps_table(folder)
+    algorithms_table(folder)
+
+
+if __name__ == "__main__":
+    main()
