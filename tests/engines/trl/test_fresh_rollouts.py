@@ -13,7 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.fresh_rollouts import FreshRollouts, _prompts
+from nextrl.engines.trl.fresh_rollouts import AT_LEAST, TOKENS, FreshRollouts, _enough, _prompts, _Rows
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 from trainer_options import OPTIONS, build
 from trl_runs import same, trainable, trainer
@@ -180,3 +180,36 @@ def test_a_step_after_which_there_are_no_probabilities_went_too_far(tmp_path: Pa
     ruined = {name: torch.full_like(t, math.nan) for name, t in probe.adapter.read().items()}
     probe.adapter.write(ruined)
     assert probe.fresh.moved(probe.anchor) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "most", "wanted"),
+    [
+        (6, 512, 512, TOKENS // 6),
+        (6, 100, 512, 101),
+        (200, 64, 512, AT_LEAST),
+        (50, 64, 512, 16),
+        (6, 512, 48, 48),
+    ],
+)
+def test_long_completions_need_fewer(length: int, rows: int, most: int, wanted: int) -> None:
+    mask = torch.ones(rows, length, dtype=torch.long)
+    found = _enough(_Rows(mask, mask, mask, mask.float()), most)
+    assert min(found, rows) == min(wanted, rows)
+
+
+def test_no_more_rows_are_read_than_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, read = trainer(tmp_path, max_steps=2), []
+    probe = Probe(2)
+    probe.run = run
+    run.add_callback(probe)
+    really = FreshRollouts._read
+
+    def reading(self: FreshRollouts, rows: _Rows) -> torch.Tensor:
+        read.append(len(rows.ids))
+        return really(self, rows)
+
+    monkeypatch.setattr(FreshRollouts, "_read", reading)
+    monkeypatch.setattr("nextrl.engines.trl.fresh_rollouts.TOKENS", 1)
+    run.train()
+    assert read == [AT_LEAST]

@@ -23,6 +23,13 @@ from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference
 
+TOKENS, AT_LEAST = 768, 8
+"""`moved` stops at so many tokens of its own, as long as so many completions have been looked at (each process).
+
+128 completions of 6 tokens, which the controller was designed on; of completions of 200 tokens eight say as much, and
+the other 120 would be most of what the callback costs.
+"""
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -75,7 +82,8 @@ class FreshRollouts:
     def moved(self, anchor: State, most: int = MOST) -> float:
         """Divergence between the weights that the step began from and the present ones, nats per token.
 
-        Mean over the tokens of `most` completions of `log(p_now / p_anchor)^2 / 2`; NaN where it cannot be measured.
+        Mean over the tokens of `most` completions of `log(p_now / p_anchor)^2 / 2`, of fewer where these are long
+        (`TOKENS`); NaN where it cannot be measured.
         """
         part, rows = torch.zeros(2, dtype=torch.float64), self._trained_on(anchor, most)
         if rows is not None:
@@ -109,12 +117,12 @@ class FreshRollouts:
         # What follows is done by all processes or by none: reading other weights may be a collective operation.
         if not self._ranks.any(heard is None):
             assert heard is not None
-            return _cut(heard, most)
+            return _cut(heard, _enough(heard, most))
         rows = self._buffered()
         if self._ranks.any(rows is None):
             return None
         assert rows is not None
-        return self._anchored(_cut(rows, most), anchor)
+        return self._anchored(_cut(rows, _enough(rows, most)), anchor)
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
@@ -187,6 +195,12 @@ class FreshRollouts:
 def _key(row: Tensor) -> bytes:
     """What a row of ids is found again by."""
     return bytes(row.cpu().numpy().tobytes())
+
+
+def _enough(rows: _Rows, most: int) -> int:
+    """How many completions hold `TOKENS` tokens, from `AT_LEAST` to `most`; the trainer has shuffled them."""
+    tokens = rows.mask.sum(1).cumsum(0)
+    return max(min(AT_LEAST, most), min(most, 1 + int((tokens < TOKENS).sum())))
 
 
 def _cut(rows: _Rows, most: int) -> _Rows:
