@@ -120,8 +120,8 @@ def measured(placed: Placed, variant: Variant, seed: int) -> dict[str, Any]:
     for module in traj.modules:
         future, one = placed.whole.delta(module, AT, STEPS), made.prediction.delta(module, 1.0)
         inner += float(one.inner(future))
-        size += float(one.square())
-        actual += float(future.square())
+        size += float(one.square)
+        actual += float(future.square)
     by_alpha = {
         f"{alpha:g}": placed.accuracy(
             {m: made.prediction.delta(m, alpha).dense().float() for m in traj.modules}
