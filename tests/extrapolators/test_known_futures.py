@@ -24,7 +24,8 @@ def relative_error(traj: Trajectory, name: str, alpha: float = 1.0, **params: ob
 
 
 @pytest.mark.parametrize(
-    "name", ["factors", "secant", "linear", "relex", "relex-pinned", "ols", "dmd", "quadratic"]
+    "name",
+    ["factors", "secant", "linear", "first-update", "relex", "relex-pinned", "ols", "dmd", "quadratic"],
 )
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
 def test_straight_line_is_exact(name: str, alpha: float) -> None:

@@ -34,7 +34,18 @@ def added(traj: Trajectory, name: str, horizon: int = 100, **params: object) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["linear", "rank1-linear", "dmd", "secant", "factors", "relex", "relex-pinned", "ols", "window"],
+    [
+        "linear",
+        "first-update",
+        "rank1-linear",
+        "dmd",
+        "secant",
+        "factors",
+        "relex",
+        "relex-pinned",
+        "ols",
+        "window",
+    ],
 )
 def test_a_leap_of_100_on_a_straight_line_adds_100(name: str, tmp_path: Path) -> None:
     assert added(Trajectory.load(leapt_run(tmp_path)), name) == pytest.approx(100, rel=1e-4)

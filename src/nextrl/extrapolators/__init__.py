@@ -10,6 +10,7 @@ from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be r
     secant,
     window,
     linear,
+    first_update,
     next,
     next_paper,
     relex,
