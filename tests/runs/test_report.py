@@ -171,6 +171,7 @@ def test_key_arms_are_the_ones_that_answer_the_question(result: dict[str, Any]) 
         "plain",
         "auto",
         "lr-1e-3",
+        "rule",
         "prodigy-schedulefree",
         "mechanic",
         "next",
