@@ -1,4 +1,4 @@
-"""A result.json as the demo writes it, made from curves instead of training: about eighteen arms, all keys filled."""
+"""A result.json as the demo writes it, made from curves instead of training: about nineteen arms, all keys filled."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def synthetic_result(seed: int = 0) -> dict[str, Any]:
     ):
         curve = _rise(0.45, top, speed, speed / 4)
         arms[f"lr-{rate}"] = _arm(noise, "control", f"plain, lr {rate}", short, curve, float(rate))
+    arms["rule"] = _arm(
+        noise, "control", "plain, lr 4.3e-3 (by rule)", short, _rise(0.45, 0.9, 12, 4), 4.3e-3
+    )
     arms["prodigy-schedulefree"] = _arm(
         noise, "control", "Prodigy + schedule-free", short, _rise(0.45, 0.983, 45, 14), 5e-5
     )

@@ -68,7 +68,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(job, "run", interrupted)
     result = call("--out", str(tmp_path / "out"), "--quick")
     assert result.exit_code == 130
-    assert "1 of 8 arms done; the same command goes on from there" in " ".join(result.output.split())
+    assert "1 of 9 arms done; the same command goes on from there" in " ".join(result.output.split())
 
 
 def test_a_claimed_folder_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings
+from nextrl.runs.rate_rule import rate_of
 from nextrl.runs.summary import summarise
 from nextrl.tasks.bases import tiny
 
@@ -28,7 +29,9 @@ def test_a_plan_compares_what_the_issue_asks_for(quick: bool) -> None:
     names = [arm.name for arm in what.arms]
     assert names[0] == "plain"
     assert len(names) == len(set(names))
-    assert {"auto", "secant", "next", "prodigy-schedulefree", "temperature", *what.sweep} <= set(names)
+    assert {"auto", "secant", "next", "prodigy-schedulefree", "rule", "temperature", *what.sweep} <= set(
+        names
+    )
     if not quick:
         assert {"linear", "window", "next-paper", "mechanic", "restart"} <= set(names)
     plain = what.arms[0]
@@ -43,6 +46,17 @@ def test_a_plan_compares_what_the_issue_asks_for(quick: bool) -> None:
             assert arm.leap.horizon % plain.train.save_every == 0
             assert arm.leap.horizon * 2 <= what.leap_at
     assert what.leap_at % plain.train.save_every == 0
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_published_rule_is_a_control_that_no_sweep_pays_for(quick: bool) -> None:
+    what = plan(seed=0, quick=quick)
+    rule = next(arm for arm in what.arms if arm.name == "rule")
+    assert rule.train.learning_rate == rate_of("tiny")
+    assert rule.label == "plain, lr 0.0043 (by rule)"
+    assert (rule.kind, rule.start, rule.auto, rule.leap) == ("control", 0, False, None)
+    assert rule.train.steps == next(arm for arm in what.arms if arm.name == "auto").train.steps
+    assert "rule" not in what.sweep
 
 
 def test_next_as_published_keeps_the_paper_s_alphas_and_its_rivals_get_the_wide_range() -> None:

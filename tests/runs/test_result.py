@@ -100,6 +100,24 @@ def test_the_verdict_says_so_where_nothing_was_gained(plain_run: Path) -> None:
     assert "changed by +0.010, within the noise: it did not pay" in text
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "outcome"), [([0.3, 0.75], "saves 50 %"), ([0.3, 0.6], "never reaches the target")]
+)
+def test_the_verdict_says_how_the_published_rule_did(
+    plain_run: Path, accuracy: list[float], outcome: str
+) -> None:
+    with_rule = {**arms(), "rule": record("rule", "control", [0, 20], accuracy)}
+    settings = [
+        ArmSettings(name=n, kind=a.kind, label=n, train=TrainSettings(), eval_at=(40,))
+        for n, a in with_rule.items()
+    ]
+    text = summarise(with_rule, settings, plain_run, leap_at=20, sweep=["lr-0.001"]).verdict or ""
+    wanted = (
+        f"The published rule's rate (5e-05, known before any run) {outcome} and ends at {accuracy[-1]:.3f}."
+    )
+    assert wanted in text
+
+
 def test_figures_are_the_trajectory_s_own(plain_run: Path) -> None:
     traj = Trajectory.load(plain_run)
     figures = trajectory_figures(traj, windows=(10, 20)).as_dict()

@@ -1,4 +1,6 @@
-"""What the demo compares: the run as configured, `auto`, tuned rates, rate-free optimizers, single leaps, controls."""
+"""What the demo compares: the run as configured, `auto`, a sweep of rates, the rate that a published rule gives,
+rate-free optimizers, single leaps, and controls.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from nextrl.engines.settings import OptimizerName, TrainSettings
 from nextrl.extrapolators.alphas import candidate_alphas
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.runs.arm import ArmSettings, Kind, LeapSettings
+from nextrl.runs.rate_rule import RULE, rate_of
 
 CAUTIOUS = 5e-5
 SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
@@ -101,6 +104,11 @@ class _Arms:
         steps = self.lengths.control
         return [self.arm(f"lr-{r:g}", "control", f"plain, lr {r:g}", steps, rate=r, save=True) for r in rates]
 
+    def by_rule(self) -> ArmSettings:
+        """The rate of `learning_rate: rule`, which is known before any run."""
+        rate = rate_of("tiny")
+        return self.arm(RULE, "control", f"plain, lr {rate:g} (by rule)", self.lengths.control, rate=rate)
+
     def rate_free(self, count: int) -> list[ArmSettings]:
         """The first so many optimizers that find their own rate."""
         steps = self.lengths.control
@@ -142,6 +150,7 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
     arms = [
         *build.main(),
         *tuned,
+        build.by_rule(),
         *build.rate_free(1 if quick else len(RATE_FREE)),
         *(build.leap(method) for method in (("secant", "next") if quick else LEAP_METHODS)),
         *([] if quick else [build.restart()]),

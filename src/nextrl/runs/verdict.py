@@ -8,6 +8,7 @@ from nextrl.judge.advice import Advice
 from nextrl.judge.regime import MEANING, Regime, regime_of
 from nextrl.runs import comparison
 from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.runs.rate_rule import RULE
 from nextrl.runs.result import LeapEntry, Result
 
 # What it says of a run whose leaps and learning rate were decided on the way.
@@ -32,6 +33,8 @@ def of_comparison(
     sentences = [_against_plain(arms, result)]
     if result.tuned:
         sentences.append(_against_tuned(arms, result, result.tuned))
+    if RULE in arms:
+        sentences.append(_about_rule(arms[RULE], result))
     single = _best_leap(arms)
     if single is not None:
         sentences.append(_about_leap(arms["plain"], single))
@@ -112,6 +115,15 @@ def _against_tuned(arms: Mapping[str, ArmRecord], result: Result, tuned: str) ->
         f"{_percent(saved['tuned'].completions)} before the sweep is paid for and "
         f"{_percent(saved['tuned-with-sweep'].completions)} after, auto ends {abs(gap):.3f} "
         f"{'ahead' if gap >= 0 else 'behind'}, with no sweep."
+    )
+
+
+def _about_rule(rule: ArmRecord, result: Result) -> str:
+    saved = result.saved[RULE].completions
+    outcome = "never reaches the target" if saved is None else f"saves {_percent(saved)}"
+    return (
+        f"The published rule's rate ({rule.learning_rate[0]:g}, known before any run) {outcome} and ends at "
+        f"{rule.accuracy[-1]:.3f}."
     )
 
 

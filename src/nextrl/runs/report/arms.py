@@ -1,7 +1,8 @@
 """The arms of a result as the page shows them: grouped by kind, the ones that answer the question marked as key.
 
-About eighteen lines cannot all be loud. Key arms (the run as configured, the tuned rate, the learning-rate-free
-optimizers, the best single leap, auto) are drawn in full from the start; the others stay faint until asked for.
+About nineteen lines cannot all be loud. Key arms (the run as configured, the tuned rate, the published rule's rate, the
+learning-rate-free optimizers, the best single leap, auto) are drawn in full from the start; the others stay faint until
+asked for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nextrl.runs.rate_rule import RULE
 from nextrl.runs.result import ArmSeries, Result
 
 GROUPS = {
@@ -74,7 +76,7 @@ def read_arms(result: Result) -> list[Arm]:
         if role == "free":
             index += 1
         counts[role] = counts.get(role, 0) + (name != leap)
-        key = role in ("plain", "auto", "tuned", "free") or name == leap
+        key = role in ("plain", "auto", "tuned", "free") or name in (leap, RULE)
         prompts = result.config.get("test_prompts")
         arms.append(_arm(name, curves, prompts, group=group, role=role, key=key, index=index))
     order = list(GROUPS)

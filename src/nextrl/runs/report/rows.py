@@ -79,7 +79,7 @@ def comparison(result: Result, arms: Sequence[Arm]) -> list[tuple[str, list[Tabl
     for name, saved in result.saved.items():
         if name in names or (name == "tuned" and tuned in names):
             continue
-        cells = (NONE,) * 8 + _saved(saved)
+        cells = (NONE, NONE, *_saved(saved), *(NONE,) * 6)
         grouped.setdefault("control", []).append(TableRow(_EXTRA.get(name, name), "", "control", cells))
     return [(title, grouped[group]) for group, title in GROUPS.items() if group in grouped]
 
@@ -87,11 +87,11 @@ def comparison(result: Result, arms: Sequence[Arm]) -> list[tuple[str, list[Tabl
 def _compared(result: Result, arm: Arm, tuned: str | None) -> TableRow:
     after = result.after.get(arm.name) if arm.group == "leap" else None
     cells = (
-        *((NONE,) * 3 if after is None else map(fixed, (after.leap, after.plus50, after.plus100))),
         with_error(arm.last(), arm.last("se")),
         fixed(arm.last("greedy")),
-        *_reached(result, arm),
         *_saved(result.saved.get(arm.name)),
+        *_reached(result, arm),
+        *((NONE,) * 3 if after is None else map(fixed, (after.leap, after.plus50, after.plus100))),
     )
     return TableRow(arm.label, "tuned" if arm.name == tuned else "", arm.role, cells)
 

@@ -69,7 +69,7 @@ function ratesChart(w) {
   const arms = data.arms.filter((arm) => arm.learning_rate.some((v) => known(v) && v > 0) && !own(arm));
   const curves = arms.map((arm) => ({
     name: arm.name, role: arm.role, dash: arm.dash, width: width(arm), front: front(arm), faint: !chosen.has(arm.name), stepped: true, end: brief(arm),
-    points: arm.steps.map((step, i) => ({ x: step, y: arm.learning_rate[i] > 0 ? arm.learning_rate[i] : null, tip: () => armTip(arm, i) })),
+    points: arm.steps.map((step, i) => ({ x: step, y: arm.learning_rate[i] > 0 ? arm.learning_rate[i] : null, tip: () => armTip(arm, i) })).concat(ratesSet(arm)).sort((a, b) => a.x - b.x),
   }));
   const marks = arms.flatMap((arm) => (data.leaps[arm.name] || []).filter((l) => l.accepted && l.learning_rate > 0).map((leap) => ({
     name: arm.name, x: leap.step, y: leap.learning_rate, shape: "triangle", size: arm.role === "auto" ? 6 : 4, role: arm.role, faint: !chosen.has(arm.name), tip: () => leapTip(arm, leap),
@@ -79,6 +79,11 @@ function ratesChart(w) {
     title: "Learning rate against steps", height: w > 600 ? 320 : 290, labels: w > 640 ? 150 : 0,
     x: stepAxis(), y: { domain: values.length ? [Math.min(...values) / 1.5, Math.max(...values) * 1.5] : [1e-5, 1e-3], log: true, format: rate, left: 50, label: "learning rate" }, curves, marks,
   };
+}
+
+// A rate that a decision set holds from its own step on, not from the next evaluation.
+function ratesSet(arm) {
+  return (data.leaps[arm.name] || []).filter((leap) => leap.learning_rate > 0).map((leap) => ({ x: leap.step, y: leap.learning_rate, tip: () => leapTip(arm, leap) }));
 }
 
 function stepAxis() {

@@ -1,0 +1,131 @@
+"""What `nextrl analyze` prints: the conclusion, each figure of the whole run in a sentence, and two tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from nextrl.judge.analysis import Analysis
+from nextrl.judge.regime import MEANING, even_gram, mean_excess, recent_windows, regime_of
+from nextrl.trajectory.linearity import AHEAD, FIT
+from nextrl.trajectory.trajectory import Trajectory
+
+_COMPONENTS = {"u": "u1", "v": "v1", "sigma": "sigma_1", "rank1": "the rank-1 part as a whole"}
+
+
+def tables(result: Analysis, steps: Sequence[int]) -> list[Group]:
+    """One row for each of these checkpoints: energy shares, then directions; two, so that each fits 80 columns."""
+    shares: dict[str, Mapping[int, float]] = {
+        f"{kind}\nrank {k}": result.energy_share[kind][k]
+        for kind in ("global", "local", "target")
+        for k in (1, 4)
+    }
+    directions: dict[str, Mapping[int, float]] = {
+        "u1\nprev.": result.mean_cosine("global", 0),
+        "v1\nprev.": result.mean_cosine("global", 1),
+        **{f"pers.\n{window}": row for window, row in result.persistence.items()},
+        "pre-\ndict.": result.predictability,
+    }
+    return [
+        _grid("Share of energy in the leading directions of each delta", shares, steps),
+        _grid("Directions: cosines with the checkpoint, or window, before", directions, steps),
+    ]
+
+
+def _grid(title: str, columns: dict[str, Mapping[int, float]], steps: Sequence[int]) -> Group:
+    """A table under its title, which a `Table`'s own would wrap at the table's width."""
+    grid = Table(box=None, pad_edge=False)
+    for name in ("step", *columns):
+        grid.add_column(name, justify="right")
+    for step in steps:
+        grid.add_row(str(step), *[_cell(row.get(step)) for row in columns.values()])
+    return Group(Text(title), grid)
+
+
+def sentences(result: Analysis) -> list[str]:
+    """The scalars, each in a sentence."""
+    lines = [
+        f"A line explains R² = {result.line.r2:.3f} of the coefficient along the first direction, "
+        f"which holds {result.line.share:.0%} of the path's energy.",
+        *_ahead(result),
+        *_dominance(result),
+    ]
+    if result.drift is not None:
+        d = result.drift
+        lines.append(f"Of a window of h steps, drift is {d.mu2:.3g} h² and noise {d.s2:.3g} h: {d.in_words}.")
+    for window, row in result.excess.items():
+        if row:
+            last = max(row)
+            lines.append(
+                f"Windows of {window} steps at {last}: persistence {result.persistence[window][last]:.2f}, "
+                f"excess over Adam's memory {row[last]:.2f}."
+            )
+    if result.noisy:
+        worst = max(result.noisy, key=lambda name: result.noisy[name])
+        lines.append(
+            f"Warning: storage rounding reaches {result.noisy[worst]:.0%} of sigma_1 in {worst} and is "
+            f"above 10% in {len(result.noisy)} modules; save checkpoints in float32, "
+            "or compare checkpoints further apart."
+        )
+    return lines
+
+
+def _ahead(result: Analysis) -> list[str]:
+    """Linearity judged on later checkpoints, beside the R² above, whose line saw all of them."""
+    found = result.linearity()
+    if not found:
+        return []
+    parts = [f"{words} {_r2(found[name])}" for name, words in _COMPONENTS.items() if name in found]
+    return [
+        f"Out of sample, lines through {FIT} checkpoints judged on the {AHEAD} after them, medians over modules: R² of "
+        f"{', '.join(parts)}. Below 0 is worse than knowing the later checkpoints' mean."
+    ]
+
+
+def _r2(found: Mapping[str, float]) -> str:
+    """The median, and how many modules are below 0 where some are; very negative ones need no digits."""
+    median, below = found["median"], found["below_0"]
+    number = f"{median:.2f}" if median > -10 else f"{median:.0f}"
+    return f"{number} ({below:.0%} of modules below 0)" if below else number
+
+
+def _dominance(result: Analysis) -> list[str]:
+    """Two shares of the first direction that are easily taken for each other."""
+    nuclear, energy = result.mean_nuclear_share("global"), result.energy_share["global"][1]
+    both = nuclear.keys() & energy.keys()
+    if not both:
+        return []
+    last = max(both)
+    return [
+        f"At step {last} the first direction has {energy[last]:.0%} of the energy (sigma_1² over the sum of squares, "
+        f"all modules together) and {nuclear[last]:.0%} of the sum of singular values (E1 = sigma_1 over their sum, "
+        "NExt's measure, mean over modules)."
+    ]
+
+
+def conclusion(traj: Trajectory, used_beta1: float) -> list[str]:
+    """The regime at the run's end, measured as `nextrl advise` does; nothing where the run is too short to show it."""
+    windows = recent_windows(even_gram(traj), traj.spacing, used_beta1)
+    if not windows:
+        return []
+    mean = mean_excess(windows)
+    regime = regime_of(mean)
+    return [
+        f"{regime.capitalize()}: {MEANING[regime]} (mean excess {mean:.2f} at the end). `nextrl advise` says what to "
+        "do about it."
+    ]
+
+
+def spread_out(steps: Sequence[int], count: int) -> list[int]:
+    """At most so many of the steps, evenly spread, the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _cell(x: float | None) -> str:
+    return "" if x is None or math.isnan(x) else f"{x:.2f}"
