@@ -40,6 +40,8 @@ from studies.folders import default_out, parser
 
 TASKS = ("chain", "chain-wrong-rule")
 STEPS, EVERY = 150, 10
+RANK = LoraSettings().r
+FITTED = 10  # checkpoints that the lines of claim (a) are fitted on
 EVALUATIONS = (0, 10, 20, 30, 60, 100, 150)
 
 
@@ -115,6 +117,18 @@ def summary(path: Spectra) -> dict[str, Any]:
         found = [a[name] for a in ahead if a[name] == a[name]]
         linear[name] = [median(found), min(found), max(found), sum(r2 < 0 for r2 in found), len(found)]
     return {
+        # An adapter of rank 8 has 8 singular values, and their E1 cannot be below 1/8: this is the same of both kinds.
+        "e1_of_8": [
+            round(fmean(float(s.sigma[i, 0] / s.sigma[i, :RANK].sum()) for s in spectra), 5)
+            for i in range(len(path.steps))
+        ],
+        # |cosine| of the leading pair where the lines end with that of the last checkpoint, mean over matrices.
+        "turned": {
+            name: round(
+                fmean(abs(float(at[FITTED - 1] @ at[-1])) for at in (getattr(s, name) for s in spectra)), 4
+            )
+            for name in ("u", "v")
+        },
         "run": asdict(path.run),
         "accuracy": path.accuracy,
         "steps": path.steps,

@@ -41,24 +41,30 @@ def main() -> None:
     arguments.add_argument("folder", type=Path)
     runs = read(arguments.parse_args().folder)
     print(
-        "| task | training | rate | seeds | accuracy | " + " | ".join(f"R² of {c}" for c in COMPONENTS) + " |"
+        "| task | training | rate | seeds | accuracy | "
+        + " | ".join(f"R² of {c}" for c in COMPONENTS)
+        + " | u, v turned |"
     )
-    print("|---|---|---|---|---|" + "---|" * len(COMPONENTS))
+    print("|---|---|---|---|---|" + "---|" * (len(COMPONENTS) + 1))
     for (task, kind, rate), found in runs.items():
         cells = [
             f"{mean_and_error([r['linear_ahead'][c][0] for r in found], 2)} "
             f"({fmean([r['linear_ahead'][c][3] / r['linear_ahead'][c][4] for r in found]):.0%})"
             for c in COMPONENTS
         ]
+        cells.append(", ".join(mean_and_error([r["turned"][n] for r in found], 2) for n in ("u", "v")))
         ends = mean_and_error([list(r["accuracy"].values())[-1] for r in found])
         print(f"| {task} | {kind} | {rate:g} | {len(found)} | {ends} | " + " | ".join(cells) + " |")
     steps = (10, 30, 60, 100, 150)
     print(
-        "\n| task | training | rate | " + " | ".join(f"E1 at {s}" for s in steps) + " | energy share at 150 |"
+        "\n| task | training | rate | "
+        + " | ".join(f"E1 at {s}" for s in steps)
+        + " | of 8 values, at 10 | at 150 | energy share at 150 |"
     )
-    print("|---|---|---|" + "---|" * (len(steps) + 1))
+    print("|---|---|---|" + "---|" * (len(steps) + 3))
     for (task, kind, rate), found in runs.items():
         cells = [mean_and_error([r["e1"][r["steps"].index(s)] for r in found]) for s in steps]
+        cells += [mean_and_error([r["e1_of_8"][i] for r in found]) for i in (0, -1)]
         cells.append(mean_and_error([r["energy_share"][-1] for r in found]))
         print(f"| {task} | {kind} | {rate:g} | " + " | ".join(cells) + " |")
     print("\n| task | training | rate | " + " | ".join(f"E1 at accuracy {x}" for x in REACHED) + " |")
