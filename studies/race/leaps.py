@@ -38,6 +38,7 @@ METHODS = (
     "secant",
     "window",
     "linear",
+    "first-update",
     "relex",
     "relex-pinned",
     "ols",
@@ -178,7 +179,7 @@ def one_run(
         "test": mean(judge.rewards(state, "test", TEST, 0)),
     }
     plain = dict(zip(map(str, record["steps"]), record["accuracy"], strict=True))
-    result = {"none": still, "plain": plain, "methods": done.get("methods", {})}
+    result = {**done, "none": still, "plain": plain, "methods": done.get("methods", {})}
     for name in methods:
         if name in TUNED_ONLY and not tuned:
             continue
