@@ -402,11 +402,11 @@ def record(plan: Plan, dry: bool, folder: Path) -> dict[str, Any]:
         "leap": leap,
         "seconds": time.monotonic() - began,
     }
-    factors = [decision["rate_factor"] for decision in runs[3]["decisions"]]
+    rates = [decision["learning_rate"] for decision in runs[3]["decisions"]]
     return found | {
         "checks": {
             "all_numbers_are_finite": all(map(math.isfinite, numbers(found))),
-            "auto_raised_the_cautious_rate": max(factors, default=1.0) > 2.0,
+            "auto_raised_the_cautious_rate": max(rates, default=0.0) > 2.0 * plan.cautious,
             "the_leap_is_exact": leap["exact"],
             "the_leap_was_sampled_from": leap["delivered"] and leap["gain"] > 0.0,
             "a_leap_that_did_not_arrive_is_noticed": leap["swap_noticed"],
@@ -434,7 +434,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> Plan:
     if options.dry:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
     if options.wheels is not None:
-        add_wheels(options.wheels, folder / "packages")
+        # datasets makes fingerprints by dill, which pickles whatever lies in no folder of this name.
+        add_wheels(options.wheels, folder / "site-packages")
     if absent := missing():
         raise Unready(
             f"{', '.join(absent)}: not installed; put the wheels into a folder and give it as --wheels"
