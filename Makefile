@@ -9,7 +9,7 @@ SEED ?= 0
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo test test-engines test-slow test-lowest test-newest test-release docs package lint bench picture install \
-	engines clean
+	engines check-gpu clean
 
 install: $(STAMP)
 
@@ -53,6 +53,14 @@ test-engines: $(ENGINES_STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 	for seed in 1 2 3 4 5; do NEXTRL_HOSTILE_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hostile || exit 1; done
+
+# What only a GPU can tell (docs/scale.md): eight minutes at most on one GPU, with the packages that PYTHON has. WHEELS is
+# a folder of those that it lacks, PARTS the model's file in pieces; DRY=1 runs the tiny model on the CPU.
+RECORD ?= docs/gpu.json
+
+check-gpu:
+	$(PYTHON) tools/check_gpu.py --out $(RECORD) $(if $(DRY),--dry) $(if $(WHEELS),--wheels $(WHEELS)) \
+		$(if $(PARTS),--model-parts $(PARTS))
 
 # The two ends of the ranges in pyproject.toml, each in an environment of its own, on the half of the suite that trains
 # little. TORCH takes the place of torch's bound: old builds for the CPU alone are on PyTorch's own index.

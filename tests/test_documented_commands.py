@@ -48,6 +48,7 @@ LEFT_OUT = {
     "docs/integrations.md": {"a real engine": 2},
     "docs/openrlhf.md": {"a real engine": 1},
     "docs/predictors.md": {"hours": 3},
+    "docs/scale.md": {"a GPU": 1},
     "docs/verl.md": {"the network": 1},
     "studies/smollm2/README.md": {"hours": 1},
 }

@@ -11,9 +11,9 @@ from studies.folders import parser
 # Assumed, not measured: 40 % of an H100's 989 bf16 TFLOP/s (data sheet); bytes a second between a host and its GPU.
 FLOPS_GPU = 0.4 * 989e12
 HOST = 20e9
-# Copies of its shard that a worker holds at most (tests/engines/verl/test_remote.py counts them): three of the adapter,
+# Copies of its shard that a worker holds at most (tests/engines/verl/test_remote.py counts them): four of the adapter,
 # and three of Adam's two moments.
-COPIES = 3 + 3 * 2
+COPIES = 4 + 3 * 2
 
 GB = 1e9
 

@@ -25,7 +25,6 @@ from nextrl.judge.fresh_batch import (
     Estimate,
     batch_gain,
     batch_sums,
-    joint_lower_bounds,
     merge,
 )
 
@@ -636,65 +635,3 @@ def test_parts_must_agree_on_whether_prompts_have_names() -> None:
     empty = batch_sums(torch.zeros(0), torch.zeros(0))
     named = batch_sums(ratios, advantages, groups)
     assert batch_gain(merge([empty, named])).gain == batch_gain(named).gain
-
-
-# Several candidates
-
-
-def candidates(seed: int, spread: float, count: int = 6) -> list[BatchSums]:
-    """Candidates of which none gains anything, seen on one batch of 24 prompts with 4 completions each."""
-    random = torch.Generator().manual_seed(seed)
-    shared = torch.randn(96, generator=random, dtype=torch.float64)
-    groups = torch.arange(24).repeat_interleave(4)
-    advantages = leave_one_out(torch.randn(24, 4, generator=random, dtype=torch.float64)).flatten()
-    own = torch.randn(count, 96, generator=random, dtype=torch.float64)
-    return [batch_sums(0.1 * (shared + spread * noise), advantages, groups) for noise in own]
-
-
-def multiple(sums: BatchSums, bound: float) -> float:
-    """How many standard errors a bound lies below the gain."""
-    gain = batch_gain(sums).gain
-    return (gain.value - bound) / gain.error
-
-
-def test_joint_bounds_hold_for_all_candidates_at_once() -> None:
-    missed = naively = 0
-    for seed in range(300):
-        several = candidates(seed, spread=3.0)
-        missed += max(joint_lower_bounds(several, level=0.9)) > 0
-        naively += max(batch_gain(sums).gain.z for sums in several) > 1.32  # Student's 90 % for 23 degrees
-    assert 0.06 <= missed / 300 <= 0.14
-    assert naively / 300 > 0.3
-
-
-def test_joint_bounds_use_that_candidates_are_alike() -> None:
-    one, alike, apart = (
-        multiple(several[0], joint_lower_bounds(several)[0])
-        for several in (candidates(0, 1.0, 1), candidates(0, 0.1), candidates(0, 100.0))
-    )
-    assert one == pytest.approx(1.714, abs=0.03)  # Student's 95 % for 23 degrees
-    assert one < alike < apart < 2.63  # Bonferroni: 1 - .05 / 6 for 23 degrees
-    assert apart > 2.4
-
-
-def test_joint_bounds_of_every_figure() -> None:
-    several = candidates(0, 1.0)
-    for name in ("gain", "plain", "slope"):
-        bounds = joint_lower_bounds(several, statistic=name)  # type: ignore[arg-type]
-        values = [getattr(batch_gain(sums), name).value for sums in several]
-        assert all(bound < value for bound, value in zip(bounds, values, strict=True))
-
-
-def test_joint_bounds_of_what_cannot_be_known() -> None:
-    ratios, advantages, groups = some_batch(0, 0.1)
-    seen = batch_sums(ratios, advantages, groups)
-    still = batch_sums(torch.zeros(48), advantages, groups)
-    blind = batch_sums(ratios, torch.zeros(48), groups)
-    single = batch_sums(ratios, advantages, torch.zeros(48))
-    bounds = joint_lower_bounds([seen, still, blind])
-    assert math.isfinite(bounds[0])
-    assert bounds[1:] == (0.0, -math.inf)
-    assert joint_lower_bounds([single]) == (-math.inf,)
-    for other in (batch_sums(ratios, advantages, groups + 1), batch_sums(ratios, advantages)):
-        with pytest.raises(ValueError, match="same prompts"):
-            joint_lower_bounds([seen, other])

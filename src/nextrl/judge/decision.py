@@ -21,6 +21,9 @@ Back = Literal["", "step", "window"]
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
 """Names that fields had in files of earlier versions -> their names now."""
 
+_DROPPED = {"leg"}
+"""Fields of files of earlier versions that nothing asks for any more."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -116,7 +119,6 @@ class DecisionRecord(BaseModel):
         horizon, discarded: of a named method, see `Decision`.
         completions: completions that this search took.
         unscored: those of them that could not be scored, and are in no comparison.
-        leg: of a run in segments, the one that the decision ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,7 +142,6 @@ class DecisionRecord(BaseModel):
     discarded: float = 0.0
     completions: int = 0
     unscored: int = 0
-    leg: int | None = None
     gains: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     back: Back = ""
@@ -151,7 +152,7 @@ class DecisionRecord(BaseModel):
     def _renamed(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {_FORMER.get(name, name): value for name, value in values.items()}
+        return {_FORMER.get(name, name): value for name, value in values.items() if name not in _DROPPED}
 
     @field_validator("persistence", "excess", "divergence", "reward", "claimed_steps", mode="before")
     @classmethod

@@ -195,9 +195,9 @@ def batch_gain(sums: BatchSums) -> BatchGain:
     elif n and not MEAN_WEIGHTS[0] <= mean_weight <= MEAN_WEIGHTS[1]:
         degenerate = f"the batch does not cover the candidate: its mean weight is {mean_weight:.2g}, not 1"
     return BatchGain(
-        gain=_estimate(sums, "gain")[0],
-        plain=_estimate(sums, "plain")[0],
-        slope=_estimate(sums, "slope")[0],
+        gain=_estimate(sums, "gain"),
+        plain=_estimate(sums, "plain"),
+        slope=_estimate(sums, "slope"),
         completions=round(n),
         groups=int((sums.columns["n"] > 0).sum()),
         left_out=round(sums.total("left out")),
@@ -233,34 +233,11 @@ def likelihood_gain(log_ratios: Tensor, mask: Tensor) -> BatchGain:
     return BatchGain(gain, gain, gain, n, n, len(keep) - n, n, n, float(n), float(n), 1.0, k2, k3, "")
 
 
-def joint_lower_bounds(
-    candidates: Sequence[BatchSums], level: float = 0.95, statistic: Statistic = "gain"
-) -> tuple[float, ...]:
-    """Lower bounds that hold for all candidates at once, so that the best may be picked by them (winner's curse).
-
-    value - q error for each, q the `level` quantile of the largest of the candidates' t statistics: multivariate t with
-    G - 1 degrees and the correlation that the candidates have over this batch's prompts (max-t; Hothorn, Bretz &
-    Westfall 2008, second-hand). Candidates along one line are nearly one: q is then far below Bonferroni's. ValueError
-    where the candidates were not seen on the same prompts.
-    """
-    estimates, influences = zip(*(_estimate(s, statistic) for s in candidates), strict=True)
-    seen = [(len(s.columns["n"]), s.groups.tolist()) for s in candidates]
-    if any(prompts != seen[0] for prompts in seen):
-        raise ValueError("joint bounds need candidates that were seen on the same prompts")
-    degrees = max(1, len(influences[0]) - 1)
-    unit = np.stack([i / (np.linalg.norm(i) or 1.0) for i in influences])
-    random = np.random.default_rng(0)
-    normal = random.multivariate_normal(np.zeros(len(unit)), unit @ unit.T, size=20_000, method="eigh")
-    largest = (normal / np.sqrt(random.chisquare(degrees, size=(len(normal), 1)) / degrees)).max(axis=1)
-    quantile = float(np.quantile(largest, level))
-    return tuple(e.value - quantile * e.error if e.error < math.inf else -math.inf for e in estimates)
-
-
-def _estimate(sums: BatchSums, statistic: Statistic) -> tuple[Estimate, Vector]:
-    """A figure with its error, and the influences (G,) that the error is made of."""
+def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:
+    """A figure with its error."""
     c, n = sums.columns, sums.total("n")
     if n == 0:
-        return Estimate(0.0, math.inf), np.zeros_like(c["n"])
+        return Estimate(0.0, math.inf)
     a, lw, w = sums.total("a") / n, sums.total("lw") / n, sums.total("w") / n
     if statistic == "gain":
         weighted = sums.total("wa") / n / w
@@ -273,8 +250,8 @@ def _estimate(sums: BatchSums, statistic: Statistic) -> tuple[Estimate, Vector]:
         influence = terms - value * c["n"]
     groups = int((c["n"] > 0).sum())
     if groups < 2 or sums.total("informative") == 0:
-        return Estimate(value, math.inf), influence
-    return Estimate(value, math.sqrt(groups / (groups - 1) * float(influence @ influence)) / n), influence
+        return Estimate(value, math.inf)
+    return Estimate(value, math.sqrt(groups / (groups - 1) * float(influence @ influence)) / n)
 
 
 def _by_group(shift: float, groups: NDArray[Any], rows: Mapping[str, Vector]) -> BatchSums:

@@ -1,7 +1,10 @@
 """verl's driver against a stand-in for its workers: names of copies, what a batch says, delivery, and the session."""
 
 import gc
+import itertools
+import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,7 @@ class Training:
         self.shards = Shards(self.actor, self.optimizer, self.scheduler, dtype)
         self.dtype = dtype
         self.untouched: list[bool] = []
+        self.logged: list[dict[str, float]] = []
         self.calls: list[str] = []
         self.run = VerlRun(Workers(self.call), self.read, folder, steps, 64)
         self.step_number, self.delivered = 0, self.weights()
@@ -82,6 +86,8 @@ class Training:
             self.step_number += 1
             trained = self.weights()
             session.step_ended(self.step_number)
+            self.run.look_back(session.memory.start)
+            self.logged.append(self.run.metrics)
             self.untouched.append(all(torch.equal(t, trained[n]) for n, t in self.weights().items()))
             if not self.deaf:
                 self.delivered = self.weights()
@@ -190,6 +196,40 @@ def test_looking_leaves_the_weights_as_they_were(tmp_path):
     assert all(training.untouched)
 
 
+def test_the_way_of_each_window_is_logged(tmp_path):
+    training = Training(tmp_path, 8, 0.01)
+    begun = training.weights()
+    session = training.session(ForcedLeaps({2: 0.0, 3: 0.5, 6: 0.0}))
+    training.run.look_back(session.memory.start)
+    starts = [begun]
+    for step in range(1, 8):
+        training.take(session, 1)
+        if step in (2, 3, 6):
+            starts.append(training.weights())
+    ways = [
+        torch.cat([(new[n] - old[n]).double().flatten() for n in old])
+        for old, new in itertools.pairwise(starts)
+    ]
+    ended = {step: training.logged[step - 1] for step in (2, 3, 6)}
+    for way, logged in zip(ways, ended.values(), strict=True):
+        assert logged["leap/moved"] == pytest.approx(float(way.norm()), rel=1e-6)
+    assert "leap/persistence" not in ended[2]
+    for step, one, two in ((3, *ways[:2]), (6, *ways[1:])):
+        cosine = float(torch.cosine_similarity(one, two, dim=0))
+        assert ended[step]["leap/persistence"] == pytest.approx(cosine, rel=1e-6)
+    for step in (1, 4, 5, 7):
+        assert "leap/moved" not in training.logged[step - 1]
+
+
+def test_a_window_that_is_taken_back_has_no_way(tmp_path):
+    training = Training(tmp_path, 20, 3.0)
+    session = training.session(Auto(ControllerConfig(every=3)))
+    training.run.look_back(session.memory.start)
+    training.take(session, 1)
+    assert session.decisions[0].back == "step"
+    assert "leap/moved" not in training.logged[0]
+
+
 def test_a_warm_up_is_seen_as_such(tmp_path):
     training = Training(tmp_path, 8, 1e-4, warm_up=4)
     session = training.session(Auto(ControllerConfig(every=3)), adapt_lr=False)
@@ -218,8 +258,8 @@ def test_copies_are_forgotten(tmp_path):
     training.take(session, 30)
     gc.collect()
     training.run.workers.ask("rates")
-    # The window's start, the present weights, and a beginning of a step that is still watched.
-    assert len(training.shards._copies) <= 3
+    # The last window's start, this one's, the present weights, and a beginning of a step that is still watched.
+    assert len(training.shards._copies) <= 4
     assert len(training.shards._moments) <= 3
 
 
@@ -257,11 +297,23 @@ def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp
     assert not state.load(tmp_path / "global_step_3", training.run, session, 3)
     state.save(tmp_path / "global_step_3", training.run, session)
     path = tmp_path / "global_step_3" / "nextrl" / "state.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
-    with pytest.raises(InputError, match="is of version 99, not 1"):
-        state.load(tmp_path / "global_step_3", training.run, session, 3)
+    whole = json.loads(path.read_text())
+    for damaged, why in (
+        ({**whole, "version": 99}, "is of version 99, not 2"),
+        ({k: v for k, v in whole.items() if k != "memory"}, r"state.json is damaged \(KeyError"),
+        ({**whole, "costs": {"unknown": 1}}, r"state.json is damaged \(TypeError"),
+        ({**whole, "decisions": [{"step": "no number"}]}, r"state.json is damaged \(ValidationError"),
+        ([], r"state.json is damaged \(TypeError"),
+    ):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=why):
+            state.load(tmp_path / "global_step_3", training.run, session, 3)
     path.write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"state\.json: not readable as JSON"):
+        state.load(tmp_path / "global_step_3", training.run, session, 3)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="is a pipe, not a file"):
         state.load(tmp_path / "global_step_3", training.run, session, 3)
 
 

@@ -90,6 +90,7 @@ def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
     assert same(shards._moments[3], shards._moments[5])
     seen |= {f"back/{n}": t for n, t in whole(module).items()}
     seen["distance"] = torch.tensor(shards.squared_distance(0, 2))
+    seen["squares"] = torch.tensor(shards.squares(0, 2, 4), dtype=torch.float64)
     shards.save(f"{folder}/rank.safetensors", {"start": 0}, {"moments": 3, "none": 1})
     shards.load(f"{folder}/rank.safetensors", {"start": 7}, {"moments": 8, "none": 9})
     assert all(torch.equal(t, shards._copies[7][n]) for n, t in shards._copies[0].items())
@@ -185,10 +186,16 @@ def test_so_they_are_in_shards_with_nothing_gathered(two, alone):
     for seen in two:
         check(seen)
         for name, tensor in alone.items():
-            if name != "distance":
+            if name not in ("distance", "squares"):
                 assert torch.allclose(seen[name], tensor, atol=1e-6), name
     parts = torch.stack([seen["distance"] for seen in two]).sum(0)
     assert torch.allclose(parts, alone["distance"], rtol=1e-5)
+    squares = torch.stack([seen["squares"] for seen in two]).sum(0)
+    assert torch.allclose(squares, alone["squares"], rtol=1e-4)
+    # From the start to where two steps led, and from there by a leap of 1.5 times that way.
+    assert torch.allclose(
+        alone["squares"] / alone["squares"][0], torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4
+    )
 
 
 def test_a_forward_pass_after_a_change_sees_it(two):
@@ -219,6 +226,9 @@ def test_shards_of_another_adapter_are_not_loaded(tmp_path):
         Shards(other, *training(other)).load(str(tmp_path / "a.safetensors"), {"start": 0}, {})
     with pytest.raises(InputError, match="is missing: resume from another checkpoint"):
         shards.load(str(tmp_path / "b.safetensors"), {"start": 0}, {})
+    (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"c.safetensors: truncated or not a safetensors file"):
+        shards.load(str(tmp_path / "c.safetensors"), {"start": 0}, {})
 
 
 def test_the_local_part_shares_memory():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import re
 import shutil
 from pathlib import Path
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
 from nextrl.checkpoints.atomic import write_json, write_tensors
+from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle, read_tensors
 from nextrl.engines.settings import LoraSettings
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, needs, one_line
 
 _SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 
@@ -85,7 +85,7 @@ def collect(checkpoint: Path, like: Path) -> Path:
     out = actor / "lora_adapter"
     if (out / WEIGHTS).is_file():
         return out
-    tensors, expected = read_shards(actor), _safetensors(like / WEIGHTS)
+    tensors, expected = read_shards(actor), read_tensors(like / WEIGHTS)
     _compare(actor, tensors, expected)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(like / CONFIG, out / CONFIG)
@@ -122,9 +122,9 @@ def read_shards(actor: Path) -> dict[str, Tensor]:
 def _lora_only(path: Path) -> dict[str, Any]:
     """Mapped, not read: a shard may hold the whole base model beside the adapter."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        state = read_pickle(path, mmap=True)
+    except UNREADABLE as error:
+        reason = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable FSDP shard ({reason})") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: not a state dict")
@@ -154,16 +154,6 @@ def _joined(actor: Path, name: str, parts: list[Any]) -> Tensor:
             f"{actor}: {name} is {tuple(parts[0].shape)}, but its shards make {tuple(whole.shape)}"
         )
     return whole
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

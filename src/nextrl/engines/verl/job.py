@@ -9,7 +9,6 @@ OUT/nextrl_decisions.jsonl               one line per decision
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -18,12 +17,13 @@ from pathlib import Path
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.decision_log import DECISIONS
+from nextrl.engines.trl import decision_log
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import Place, VerlSettings
 from nextrl.engines.verl.data import plain_template, tokenizer, write_data
 from nextrl.engines.verl.options import check_versions
 from nextrl.errors import InputError
+from nextrl.files import read_json
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
 
@@ -73,9 +73,8 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
     steps = sorted(int(p.name.rsplit("_", 1)[1]) for p in out.glob("global_step_*"))
     for step in steps[1:]:
         adapters.collect(out / f"global_step_{step}", out / config.START)
-    lines = (out / DECISIONS).read_text().splitlines() if (out / DECISIONS).is_file() else []
-    decisions = [DecisionRecord.model_validate_json(line) for line in lines]
-    return Outcome(steps[-1], out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter", decisions)
+    adapter = out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter"
+    return Outcome(steps[-1], adapter, decision_log.read(out))
 
 
 def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
@@ -98,8 +97,8 @@ def _begin(settings: VerlSettings, out: Path) -> None:
     path = out / SETTINGS
     asked = settings.model_dump(mode="json")
     del asked["train"]["steps"]
-    if path.is_file():
-        if json.loads(path.read_text()) != asked:
+    if path.exists():
+        if read_json(path) != asked:
             raise InputError(
                 f"{out}: holds a run with other settings; choose another folder, or give the same settings to resume"
             )

@@ -241,6 +241,33 @@ class StepRewards:
         """Nothing to do."""
 
 
+class Windows:
+    """How far each window led, and how straight on from the one before; both in the space of the factors A and B.
+
+    Args:
+        workers: where the adapter lies.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._starts: list[Held] = []
+
+    def seen(self, start: Held) -> dict[str, float]:
+        """What is logged of the window that ended where this one starts; nothing as long as it is the same one."""
+        if self._starts and start is self._starts[-1]:
+            return {}
+        *before, last = [*self._starts[-2:], start]
+        self._starts = [*before[-1:], last]
+        if not before:
+            return {}
+        parts = self._workers.ask("squares", before[0], before[-1], last)
+        former, product, latter = (sum(part[i] for part in parts) for i in range(3))
+        found = {"leap/moved": math.sqrt(latter)}
+        if former > 0.0 < latter:
+            found["leap/persistence"] = product / math.sqrt(former * latter)
+        return found
+
+
 class VerlRun:
     """A verl run as a leap finds it (`engines.trl.apply_leap.Run`).
 
@@ -270,6 +297,7 @@ class VerlRun:
             fresh=self.latest, rewards=self.rewards, rollouts=SimpleNamespace(completions=0)
         )
         self.folder, self.max_steps, self.completions_per_step = folder, max_steps, completions_per_step
+        self.windows = Windows(workers)
         self.metrics: dict[str, float] = {}
         self._rates: tuple[float, float] | None = None
         self._moments: Held | None = None
@@ -353,6 +381,14 @@ class VerlRun:
                 "the rollout servers sampled with the weights before nextrl changed them: the change did not reach "
                 "them (training/rollout_probs_diff_mean in verl's log shows it); check that weights are synchronised"
             )
+
+    def look_back(self, start: Any) -> None:
+        """Put the way of a window that has ended among the step's metrics.
+
+        Args:
+            start: where the present window began.
+        """
+        self.metrics |= self.windows.seen(start)
 
     def tell(self, record: DecisionRecord) -> None:
         """Put a decision among the step's metrics, and into the run's folder."""

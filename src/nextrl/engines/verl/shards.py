@@ -21,16 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.checkpoints.atomic import write_tensors
+from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.precision import resolution
 from nextrl.engines.trl.optimizers import check_optimizer
 from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.errors import InputError
+from nextrl.files import NoSuchFile, parse_json
 
 Copy = dict[str, Tensor]
 """Parameter's name -> its local shard, on the CPU."""
 
 MomentsCopy = dict[str, dict[str, Any]]
 """Number of the optimizer's parameter -> name of the state -> its local shard, or a number."""
+
+_NUMBERS = "numbers"  # in a saved file: what of the optimizer's state is no tensor, as JSON
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -182,6 +186,17 @@ class Shards:
             for name, ended in self._copies[stop].items()
         )
 
+    def squares(self, first: int, second: int, third: int) -> tuple[float, float, float]:
+        """This process's part of |a|^2, a.b and |b|^2: a is the way from the first copy to the second, b from there to
+        the third."""
+        found = [0.0, 0.0, 0.0]
+        for name, middle in self._copies[second].items():
+            a = middle.double() - self._copies[first][name].double()
+            b = self._copies[third][name].double() - middle.double()
+            for i, (left, right) in enumerate(((a, a), (a, b), (b, b))):
+                found[i] += float((left * right).sum())
+        return found[0], found[1], found[2]
+
     def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Write copies into one file.
 
@@ -195,7 +210,8 @@ class Shards:
             for index, state in self._moments[key].items():
                 tensors |= {f"{name}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
                 numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
-        write_tensors(Path(path), tensors, {"numbers": json.dumps(numbers)})
+        tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
+        write_tensors(Path(path), tensors)
 
     def load(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Read what `save` wrote.
@@ -203,31 +219,25 @@ class Shards:
         Raises:
             InputError: there is no such file, or it holds other shards than this process's.
         """
-        from safetensors import safe_open
-
-        if not Path(path).is_file():
+        try:
+            found = read_tensors(Path(path))
+        except NoSuchFile:
             raise InputError(
                 f"{path} is missing: resume from another checkpoint, or on as many GPUs as before"
-            )
-        live = self._trained()
-        with safe_open(path, "pt") as file:
-            names, numbers = list(file.keys()), json.loads((file.metadata() or {})["numbers"])
-            for name, key in copies.items():
-                copy = {
-                    n.removeprefix(f"{name}/"): file.get_tensor(n) for n in names if n.startswith(f"{name}/")
-                }
-                if {n: t.shape for n, t in copy.items()} != {n: local(p).shape for n, p in live.items()}:
-                    raise InputError(f"{path} holds the state of another adapter, or of other shards")
-                self._copies[key] = copy
-            for name, key in moments.items():
-                self._moments[key] = {
-                    index: {
-                        **numbers[f"{name}/{index}"],
-                        **{
-                            n.removeprefix(f"{name}/{index}/"): file.get_tensor(n)
-                            for n in names
-                            if n.startswith(f"{name}/{index}/")
-                        },
-                    }
-                    for index in (str(i) for i in range(len(self._stepped())))
-                }
+            ) from None
+        live = {name: local(p).shape for name, p in self._trained().items()}
+        for name, key in copies.items():
+            self._copies[key] = _below(found, name)
+            if {n: t.shape for n, t in self._copies[key].items()} != live:
+                raise InputError(f"{path} holds the state of another adapter, or of other shards")
+        numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
+        for name, key in moments.items():
+            indices = [str(i) for i in range(len(self._stepped()))]
+            self._moments[key] = {
+                i: {**numbers[f"{name}/{i}"], **_below(found, f"{name}/{i}")} for i in indices
+            }
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> Copy:
+    """What is saved under a name, without that name."""
+    return {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}

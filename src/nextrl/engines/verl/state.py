@@ -9,8 +9,9 @@ verl begins: a checkpoint that the tracker names has a whole state.
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.trl.memory import Memory
 from nextrl.engines.trl.session import Session
 from nextrl.engines.verl.remote import VerlRun
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import NoSuchFile, read_json
 
 FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
-VERSION = 1
+VERSION = 2
 
 _NUMBERS = ("began", "rewards", "rate", "factor", "cooled")
 """Fields of `Memory` that verl runs use, those of tensors left out."""
@@ -53,22 +55,34 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         InputError: it is damaged, of another version, or of other shards.
     """
     path = checkpoint / FOLDER / JSON
-    if not path.is_file():
-        return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
+    except NoSuchFile:
+        return False
+    start, moments = run.workers.name(), run.workers.name()
+    with _whole(path):
         if values["version"] != VERSION:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
             )
-        start, moments = run.workers.name(), run.workers.name()
         memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
         names = {"start_moments": moments.key} if values["moments"] else {}
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): use another checkpoint") from error
     run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), {"start": start.key}, names)
-    session.restore(memory, values, step)
+    with _whole(path):
+        session.restore(memory, values, step)
     return True
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Around whatever takes a state file to be as it was written."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {shown(str(error))}"
+        raise InputError(f"{path} is damaged ({what}): use another checkpoint") from error
 
 
 def _key(held: Any) -> int:

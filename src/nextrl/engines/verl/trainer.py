@@ -75,6 +75,7 @@ class LeapTrainer(PPOTrainerSync):
         if self.global_steps:
             state.load(self._checkpoint(resumed=True), self._run, self._session, self.global_steps)
         decision_log.begin(folder, self._session.decisions)
+        self._run.look_back(self._session.memory.start)
         super().on_init_end()
 
     def _checkpoint(self, *, resumed: bool = False) -> Path:
@@ -95,6 +96,7 @@ class LeapTrainer(PPOTrainerSync):
             self._session.step_ended(self.global_steps)
             if self.global_steps >= self.total_training_steps:
                 self._session.train_ended()
+            self._run.look_back(self._session.memory.start)
         metrics.update(self._run.metrics)
         return batch
 

@@ -1,0 +1,66 @@
+"""`nextrl_decisions.jsonl`: one whole line for each decision, whatever a killed process left of the last one."""
+
+import json
+
+import pytest
+
+from nextrl.engines.trl import decision_log
+from nextrl.errors import InputError
+from nextrl.judge.decision import DecisionRecord
+
+
+def decision(step: int) -> DecisionRecord:
+    return DecisionRecord(step=step, alpha=0.0, reason="nothing to do")
+
+
+def test_what_was_appended_is_read(tmp_path):
+    assert decision_log.read(tmp_path) == []
+    decision_log.begin(tmp_path, [decision(1)])
+    decision_log.append(tmp_path, decision(2))
+    assert decision_log.read(tmp_path) == [decision(1), decision(2)]
+    decision_log.begin(tmp_path, [])
+    assert decision_log.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_half_a_last_line_is_left_out(tmp_path, kept, caplog):
+    decision_log.begin(tmp_path, [decision(1), decision(2)])
+    path = tmp_path / decision_log.DECISIONS
+    first, second, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(first + b"\n" + second[:kept])
+    assert decision_log.read(tmp_path) == [decision(1)]
+    assert "the last line is cut off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "line 2: not readable as JSON"),
+        ("[]", "line 2: no decision"),
+        ('{"step": 1}', r"line 2: no decision \(\('alpha',\)"),
+        ("", "line 2: not readable as JSON"),
+    ],
+)
+def test_another_line_that_is_none_is_refused(tmp_path, line, why):
+    decision_log.begin(tmp_path, [decision(1)])
+    with (tmp_path / decision_log.DECISIONS).open("a") as file:
+        file.write(f"{line}\n")
+    decision_log.append(tmp_path, decision(3))
+    with pytest.raises(InputError, match=why):
+        decision_log.read(tmp_path)
+
+
+def test_a_folder_of_that_name_is_no_log(tmp_path):
+    (tmp_path / decision_log.DECISIONS).mkdir()
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        decision_log.read(tmp_path)
+    with pytest.raises(InputError, match="cannot be written"):
+        decision_log.append(tmp_path, decision(1))
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    old = {**json.loads(decision(1).model_dump_json()), "leg": 3, "saved_steps_estimate": 2.0}
+    del old["claimed_steps"]
+    (tmp_path / decision_log.DECISIONS).write_text(json.dumps(old) + "\n")
+    [found] = decision_log.read(tmp_path)
+    assert found == decision(1).model_copy(update={"claimed_steps": 2.0})
