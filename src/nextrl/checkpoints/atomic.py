@@ -54,10 +54,14 @@ def writing(path: Path, left: str = "what was there before is unchanged") -> Ite
 
 
 @contextlib.contextmanager
-def _parents_of(path: Path) -> Iterator[None]:
-    """The folder that holds `path`, made first; where what follows fails, those that were made are removed again."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+def making_folder(path: Path) -> Iterator[None]:
+    """A folder and those it is in, made first; where what follows fails, those that were made are removed if empty.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
@@ -72,10 +76,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or a pipe, folder, device or socket is there, which is not ours to replace.
     """
     path = usable_path(path)
-    with writing(path), _parents_of(path):
+    with writing(path):
+        if path.exists():
+            regular_file(path)
+    with writing(path), making_folder(path.parent):
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -110,7 +117,7 @@ def replacing_folder(path: Path, replaced: Callable[[Path], bool]) -> Iterator[P
         )
     if path.is_symlink():
         raise InputError(f"{given}: is a link that leads back to itself; remove it or name another folder")
-    with writing(given), _parents_of(path):
+    with writing(given), making_folder(path.parent):
         prefix = f".{path.name[:60]}."
         _remove_left_over(path.parent, prefix)
         temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=path.parent))

@@ -20,6 +20,9 @@ from nextrl.files import NoSuchFile, is_number, read_json
 MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
 """Of lora_alpha and of ranks: outside of it scalings and their squares leave the range of float32."""
 
+MAX_PATTERNS = 10_000
+"""Names in `alpha_pattern` or `rank_pattern`; each is compiled, and the largest models have some thousand modules."""
+
 # Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa",
 # "olora", "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
 _ZERO_START = {"gaussian", "eva", "orthogonal", "mica"}
@@ -201,6 +204,8 @@ class AdapterConfig:
 def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
         raise InputError(f"{path}: {key} must map module names to positive numbers")
+    if len(value) > MAX_PATTERNS:
+        raise InputError(f"{path}: {key} has {len(value):,} names, {MAX_PATTERNS:,} at most; restore it")
     for name in value:
         patterns.check(name, f"{path}: {key}")
     return value

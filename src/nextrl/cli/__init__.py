@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -107,8 +107,9 @@ def main() -> None:
         # Read once, when the libraries are imported: nothing has imported them yet. Nothing is ever fetched, and
         # nothing sent unless that is what was asked for.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    called = next((a for a in arguments if not a.startswith("-")), "")
+    called = next((a for a in arguments if a and not a.startswith("-")), "")
     try:
+        _refuse_empty(arguments)
         # Without click's standalone mode its usage errors come here too, instead of a box of several lines.
         code = build([called])(arguments, standalone_mode=False, prog_name="nextrl")
         sys.stdout.flush()
@@ -133,6 +134,20 @@ def main() -> None:
             raise
         _refuse("out of memory: the input needs more than there is; give fewer steps, modules or prompts")
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument of nothing, which a shell's variable that is not set leaves: as a path it would be the
+    working folder.
+
+    Raises:
+        InputError: there is one.
+    """
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option = argument[:-1] if re.fullmatch(r"--[\w-]+=", argument) else ""
+        if not argument or option:
+            where = option or (before if before.startswith("--") else "an argument")
+            raise InputError(f"{where} is empty: give it a value, or leave it out")
 
 
 def _quiet() -> None:

@@ -75,19 +75,21 @@ class TrainingProgress:
         self, total: int, *, shown: bool = True, bar: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._total, self._clock = total, clock
-        drawn = shown and bar and err_console.is_terminal
-        self._lines = shown and not drawn
-        self._bar = _bar(drawn)
+        self._drawn = shown and bar and err_console.is_terminal
+        self._lines = shown and not self._drawn
+        self._bar = _bar(self._drawn)
         self._task = self._bar.add_task("training", total=total)
         self._began = self._said = clock()
         self._first: int | None = None
 
     def __enter__(self) -> TrainingProgress:
-        self._bar.start()
+        if self._drawn:  # rich 13.0 ends a bar that is not shown with an empty line
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._drawn:
+            self._bar.stop()
 
     def update(self, done: int, what: str = "training") -> None:
         """So many steps are done."""

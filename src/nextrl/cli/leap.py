@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nextrl.checkpoints import dense
+from nextrl.checkpoints.atomic import writing
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
@@ -182,9 +183,11 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         raise InputError(
             f"--as merged with --base {base} needs --task NAME: {base} is another model for each task"
         )
+    loaded = bases.load(base, task)
     with tempfile.TemporaryDirectory() as folder:
-        for part in bases.load(base, task):
-            part.save_pretrained(folder)
+        with writing(Path(folder), "nothing is left of it"):
+            for part in loaded:
+                part.save_pretrained(folder)
         result.save_merged(out, folder, name=base)
 
 

@@ -38,7 +38,7 @@ from nextrl.extrapolators import (
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
 from nextrl.palette import SERIES
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.combinations import check_grid, known_steps
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -187,6 +187,8 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
         return resolve([n for n in names() if n not in NOT_BY_DEFAULT])
     if isinstance(methods, str):
         methods = methods.split(",")
+        if not any(name.strip() for name in methods):
+            raise InputError("the list of methods is empty: name some, as in secant,ols, or leave it out")
     chosen: list[Extrapolator] = []
     for method in methods:
         chosen += resolve(method) if isinstance(method, str) else [method]
@@ -194,6 +196,7 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
 
 
 def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int]:
+    check_grid(traj)
     k, known = traj.spacing, known_steps(traj)
     longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
     if longest is None:

@@ -204,6 +204,11 @@ def _moved(
                 f"{file.path}: {key} is {list(old.shape)}, the adapter's own copy {list(replaced[key].shape)}: resize "
                 "the base and its config.json first, or use --as adapter"
             )
+        if replaced[key].is_floating_point() != old.is_floating_point():
+            raise InputError(
+                f"{file.path}: {key} is {old.dtype}, the adapter's own copy {replaced[key].dtype}: codes "
+                "and weights do not take each other's place; use --as adapter"
+            )
         old = replaced[key].to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
@@ -211,7 +216,8 @@ def _moved(
     if key not in changes:
         return old
     delta = LowRank(changes[key].left.to(wide), changes[key].right.to(wide)).dense()
-    if delta.shape != old.shape and (old.dim() == 2 or delta.numel() != old.numel()):
+    # Kernels of convolutions have more dimensions than their factors' product; a flat matrix is no weight of a model's.
+    if delta.shape != old.shape and (old.dim() <= 2 or delta.numel() != old.numel()):
         raise InputError(f"{file.path}: {key} is {list(old.shape)}, the adapter's {list(delta.shape)}")
     new = (old.to(wide) + delta.reshape(old.shape)).to(old.dtype)
     if not finite(new):

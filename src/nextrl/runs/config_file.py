@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from nextrl.errors import InputError, shown
 from nextrl.files import MAX_DEPTH, encodable, read_text
+from nextrl.nested import dotted
 from nextrl.runs.config import LIFTED, SECTIONS, RunConfig, known_keys
 
 _MAX_BYTES = 2**16  # of a config, with 4 kB the longest there is; PyYAML reads this much in a second
@@ -39,10 +40,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         except TypeError as error:
             raise InputError(f"{override}: {error}") from error
         sources[key] = override
+    _refuse_truth_values(data, str(path), sources)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise InputError(_one_line(error, str(path), sources)) from error
+
+
+def _refuse_truth_values(data: Mapping[str, Any], path: str, sources: Mapping[str, str]) -> None:
+    """`true` where a number belongs: pydantic would take it for 1.
+
+    Raises:
+        InputError: there is one.
+    """
+    known = known_keys()
+    for key, value in dotted(data):
+        field = known.get(key)
+        if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+            raise InputError(f"{sources.get(key, path)}: {key} must be a value, not {str(value).lower()}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.atomic import making_folder, write_json
 from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
@@ -57,8 +57,8 @@ def claim(out: Path, what: Plan) -> None:
                 f"{out} has {free // 1024**2} MB free, the demo needs {_NEEDED_BYTES // 1024**2} MB: free some "
                 "or choose another --out"
             )
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"settings": fingerprint})
+        with making_folder(out):
+            write_json(marker, {"settings": fingerprint})
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
 

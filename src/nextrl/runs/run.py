@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from nextrl.checkpoints import patterns
-from nextrl.checkpoints.atomic import write_bytes, writing
+from nextrl.checkpoints.atomic import making_folder, write_bytes, writing
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.decision_log import DECISIONS
 from nextrl.engines.trl.trainer import with_adapter
@@ -214,13 +214,20 @@ def _locked(out: Path) -> Any:
 @contextlib.contextmanager
 def _claimed(out: Path, config: RunConfig) -> Any:
     """Make the folder this run's, under its lock."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): choose another output_dir") from error
-    with _locked(out):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(making_folder(out))
+        except OSError as error:
+            raise InputError(
+                f"{out} cannot be written ({error.strerror}): choose another output_dir"
+            ) from error
+        stack.enter_context(_locked(out))
         if not _check_folder(out, config):  # another process may have claimed it meanwhile
-            write_bytes(out / CONFIG, config.as_yaml().encode())
+            try:
+                write_bytes(out / CONFIG, config.as_yaml().encode())
+            except InputError:
+                (out / LOCK).unlink(missing_ok=True)  # so that nothing is left
+                raise
         yield
 
 

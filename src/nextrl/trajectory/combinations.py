@@ -7,11 +7,17 @@ touching a weight; `weighted_displacement` alone turns one into factors.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
+from nextrl.errors import InputError
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
+
+MAX_GRID = 4000
+"""Points of an even grid over a run, beyond four for each checkpoint; what is computed on it is of their square."""
 
 
 def known_steps(traj: Trajectory) -> tuple[int, ...]:
@@ -82,12 +88,31 @@ def pooled_gram(traj: Trajectory) -> Tensor:
     return total
 
 
+def check_grid(traj: Trajectory) -> None:
+    """Whether a loop over the run in steps of its spacing ends.
+
+    Raises:
+        InputError: one checkpoint's step is so far from the others' that it does not; steps come from folders' names.
+    """
+    known, k = known_steps(traj), traj.spacing
+    if (known[-1] - known[0]) // k > MAX_GRID + 4 * len(known):
+        far = max(itertools.pairwise(known), key=lambda pair: pair[1] - pair[0])
+        raise InputError(
+            f"between the checkpoints at steps {far[0]} and {far[1]} lie {(far[1] - far[0]) // k:,} times the run's "
+            f"spacing of {k}: is a folder's name wrong? Leave out what does not belong to the run"
+        )
+
+
 def even_grid(traj: Trajectory) -> Tensor:
     """(G, T) float64: the run resampled at T, T - k, T - 2k, ... (oldest first) by linear interpolation in steps.
 
     Row g holds the coefficients over `W_t - W_0` of grid point g. Methods that need even spacing (Koopman,
     Anderson) work on the rows; on a run that is evenly spaced each row is a unit vector.
+
+    Raises:
+        InputError: as `check_grid`.
     """
+    check_grid(traj)
     known, k = known_steps(traj), traj.spacing
     rows = []
     for target in range(known[-1], known[0] - 1, -k):
