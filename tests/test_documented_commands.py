@@ -50,6 +50,7 @@ LEFT_OUT = {
     "docs/predictors.md": {"hours": 3},
     "docs/scale.md": {"a GPU": 1},
     "docs/verl.md": {"the network": 1},
+    "studies/paper/README.md": {"hours": 3},
     "studies/smollm2/README.md": {"hours": 1},
 }
 

@@ -77,19 +77,14 @@ def row(arms: dict[str, Records], name: str) -> list[str]:
         "-" if name == "plain" else over(ahead, sign="+"),
         steps,
         over([100 * mine[s]["search_completions"] / mine[s]["completions"][-1] for s in seeds], 1),
-        over([mine[s]["seconds"][mine[s]["steps"].index(END)] / _seconds(plain[s], END) for s in seeds], 2),
     ]
-
-
-def _seconds(record: dict[str, Any], step: int) -> float:
-    return float(record["seconds"][record["steps"].index(step)])
 
 
 def steps_table(folder: Path) -> None:
     """(c), one table for each task and rate."""
     head = (
         "arm", "seeds", "alpha", f"at {AT}", f"at {END}", f"at {LONG}", f"ahead of plain at {END}",
-        "steps plain takes to that", "searched, %", "seconds / plain's",
+        "steps plain takes to that", "searched, %",
     )  # fmt: skip
     for task in TASKS:
         for rate in (CAUTIOUS, TUNED):

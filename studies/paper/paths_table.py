@@ -1,6 +1,6 @@
 """Three tables from the records of studies/paper/paths.py: R^2 ahead, E1 by step, and E1 at the same accuracy.
 
-python -m studies.paper.paths_table FOLDER
+python -m studies.paper.paths_table [FOLDER]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from nextrl.trajectory.linearity import COMPONENTS
-from studies.folders import parser
+from studies.folders import published, records_to_read
 from studies.over_seeds import mean_and_error
 
 REACHED = (0.4, 0.5, 0.6, 0.7, 0.8)
@@ -37,9 +37,8 @@ def at_reward(record: dict[str, Any], reached: float) -> float | None:
 
 def main() -> None:
     """R^2 ahead, E1 by step, E1 at the same accuracy."""
-    arguments = parser(__doc__)
-    arguments.add_argument("folder", type=Path)
-    runs = read(arguments.parse_args().folder)
+    folder = records_to_read("paper", __doc__)
+    runs = read(folder / "paths" if folder == published("paper") else folder)
     print(
         "| task | training | rate | seeds | accuracy | "
         + " | ".join(f"R² of {c}" for c in COMPONENTS)
