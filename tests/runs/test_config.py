@@ -178,6 +178,7 @@ def test_the_arm_is_what_the_config_says() -> None:
 def test_without_an_adapter_all_weights_are_trained_and_nothing_leaps() -> None:
     full = config(lora=None, leap={"method": "none"})
     assert full.arm().lora is None
+    assert full.arm().label.startswith("all weights, lr ")
     assert RunConfig(**full.as_dict()) == full
     adapted = config(leap={"method": "none"})
     assert full.differences(adapted) == adapted.differences(full) == ["lora"]

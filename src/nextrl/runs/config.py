@@ -306,7 +306,10 @@ class RunConfig(BaseModel):
         leap = self.leap
         kind: Any = {"auto": "auto", "none": "plain"}.get(leap.method, "leap")
         rate = f"lr {self.train.learning_rate:g}"
-        label = {"auto": f"auto, from {rate}", "plain": f"plain, {rate}"}.get(kind, f"{leap.method}, {rate}")
+        plain = "all weights" if self.lora is None else "plain"
+        label = {"auto": f"auto, from {rate}", "plain": f"{plain}, {rate}"}.get(
+            kind, f"{leap.method}, {rate}"
+        )
         more: dict[str, Any] = {}
         if kind == "auto":
             more = {
