@@ -146,8 +146,17 @@ def _no_trl() -> None:
     installed.is_trl_available = lambda: False
 
 
+def _flat_shards_too() -> None:
+    """FSDP1 sends one process's weights to the others (`sync_module_states`), which gloo does on CPUs as well: torch
+    only checks that they lie on a GPU."""
+    import torch.distributed.fsdp._init_utils as fsdp
+
+    fsdp._check_module_states_for_sync_module_states = lambda states: None
+
+
 if _asked_for():
     # verl's engines are registered for cuda and npu; the name chooses the engine, not where tensors lie.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     _one_backend()
     _no_trl()
+    _flat_shards_too()

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nextrl.engines.settings import LoraSettings
+from nextrl.engines.verl.adapters import fresh_adapter
 from nextrl.engines.verl.data import plain_template, write_data
 from nextrl.tasks import get
 from nextrl.tasks.bases import tiny
+
+HERE = Path(__file__).absolute().parent
 
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
@@ -38,7 +42,7 @@ ENVIRONMENT = {
 
 
 def prepare(folder: Path, task: str = "chain") -> None:
-    """Write the tiny model and the task's data, once."""
+    """Write the tiny model, an adapter to start from, and the task's data, once."""
     if (folder / "base").is_dir():
         return
     model, tokenizer = tiny.load(task)
@@ -46,6 +50,7 @@ def prepare(folder: Path, task: str = "chain") -> None:
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     write_data(get(task), folder / "data")
+    fresh_adapter(str(folder / "base"), LoraSettings(r=8, alpha=16), seed=0, out=folder / "start")
 
 
 def words(folder: Path, out: Path, steps: int, gpus: int = 1, strategy: str = "fsdp2") -> list[str]:
@@ -115,6 +120,29 @@ def words(folder: Path, out: Path, steps: int, gpus: int = 1, strategy: str = "f
         f"+{ray}._node_ip_address=127.0.0.1",
         f"+{ray}.object_store_memory=300000000",
         f"+{ray}.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={out}/metrics.jsonl",
+    ]
+
+
+def seeded(base: Path, folder: Path) -> list[str]:
+    """Further words, with which weights alone decide what is sampled (`verl_seeded`), however many workers there are.
+
+    The adapter to start from is given, which verl would make on its own from a seed and the number of workers, and all
+    is in float32: in bfloat16 a row is rounded in another way beside other rows.
+
+    Args:
+        base: what `prepare` wrote.
+        folder: where the loop's entry in verl's list is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / "agent_loops.yaml"
+    listed.write_text("- name: seeded\n  _target_: verl_seeded.SeededAgentLoop\n")
+    agent = "actor_rollout_ref.rollout.agent"
+    return [
+        f"{agent}.agent_loop_config_path={listed}",
+        f"{agent}.default_agent_loop=seeded",
+        f"actor_rollout_ref.model.lora_adapter_path={base}/start",
+        f"reward.custom_reward_function.path={HERE / 'verl_seeded.py'}",
+        "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32",
     ]
 
 

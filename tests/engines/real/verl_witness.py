@@ -1,7 +1,7 @@
 """Loaded by every process of a verl run (`VERL_USE_EXTERNAL_MODULES`): writes down what workers do to their shards.
 
-`VERL_WITNESS` is the folder to write to: `put-RANK-N.pt` for the N-th change of the weights. With `VERL_DEAF` set, the
-rollout servers get the weights once, and never again.
+`VERL_WITNESS` is the folder to write to: `put-RANK-N.pt` for the N-th change of the weights. `VERL_DEAF` is how many
+times the rollout servers get the weights, and then never again.
 """
 
 import os
@@ -64,14 +64,14 @@ if os.environ.get("VERL_DEAF"):
     _register = plugin.register
 
     def register(trainers: object) -> None:
-        """Register as ever, and make the rollout servers deaf after the first delivery."""
+        """Register as ever, and make the rollout servers deaf after some deliveries."""
         _register(trainers)
         from verl.checkpoint_engine import CheckpointEngineManager
 
         plain, heard = CheckpointEngineManager.update_weights, []
 
         def update_weights(self, *arguments, **options):
-            if heard:
+            if len(heard) >= int(os.environ["VERL_DEAF"]):
                 return None
             heard.append(True)
             return plain(self, *arguments, **options)

@@ -73,7 +73,6 @@ def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
     [
         ["algorithm.adv_estimator=gae", "critic.enable=True"],
         ["algorithm.use_kl_in_reward=True"],
-        ["actor_rollout_ref.actor.strategy=fsdp"],
         ["actor_rollout_ref.actor.use_kl_loss=True"],
         ["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],
         ["algorithm.filter_groups.enable=True"],
@@ -96,6 +95,21 @@ def test_other_versions_and_trl_are_refused(monkeypatch):
         check_versions("0.9.1")
     monkeypatch.setattr(options.metadata, "version", lambda name: "0.9.6")
     check_versions("0.9.1")
+
+
+@pytest.mark.parametrize(
+    ("peft", "empty"), [("0.17.0", False), ("0.20.0", False), ("0.21.2", True), ("1.0.0", True)]
+)
+def test_where_the_rollouts_get_no_adapter_the_run_is_refused(monkeypatch, peft, empty):
+    monkeypatch.setattr(options.metadata, "version", lambda name: peft)
+    flat = "actor_rollout_ref.actor.strategy=fsdp"
+    if empty:
+        with pytest.raises(InputError, match=rf"an empty adapter with PEFT {peft}: set .*strategy=fsdp2"):
+            check_run(composed(flat))
+    else:
+        check_run(composed(flat))
+    check_run(composed())
+    check_run(composed(flat, "actor_rollout_ref.model.lora.merge=True"))
 
 
 FAKE = """

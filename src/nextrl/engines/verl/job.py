@@ -21,7 +21,7 @@ from nextrl.engines.trl import decision_log
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import Place, VerlSettings
 from nextrl.engines.verl.data import plain_template, tokenizer, write_data
-from nextrl.engines.verl.options import check_versions
+from nextrl.engines.verl.options import check_delivery, check_versions
 from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.judge.decision import DecisionRecord
@@ -65,6 +65,7 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
     template = settings.chat_template or plain_template(tokenizer(settings.model))
     words = _words(settings, out, template)
     check_versions(config.installed())
+    check_delivery(settings.strategy)
     config.check(words)
     _begin(settings, out)
     command = [*process.COMMAND, *words]

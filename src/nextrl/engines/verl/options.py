@@ -18,6 +18,11 @@ from nextrl.judge.controller_config import ControllerConfig
 WORKS = "0.9."
 """The releases of verl that are known to work begin with this; every name was read in 0.9.1."""
 
+NAMELESS = (0, 21)
+"""From this PEFT on, what an adapter holds is looked up by the names of modules. FSDP1 puts a name of its own between
+them, so that verl 0.9.1 (`utils/fsdp_utils.py:collect_lora_params`) finds nothing and sends its rollout servers an
+empty adapter. tests/engines/real/test_verl_flat.py calls it."""
+
 _DIALS = tuple(dial.name for dial in fields(ControllerConfig))
 
 
@@ -93,6 +98,26 @@ def check_versions(verl: str) -> None:
         )
 
 
+def check_delivery(strategy: str, *, merged: bool = False) -> None:
+    """See that verl sends the adapter, and not an empty one, to its rollout servers.
+
+    Args:
+        strategy: how verl shards the actor.
+        merged: whether it sends merged weights in place of the adapter.
+
+    Raises:
+        InputError: under FSDP1 this PEFT finds no adapter.
+    """
+    if strategy != "fsdp" or merged:
+        return
+    peft = metadata.version("peft")
+    if tuple(int(part) for part in peft.split(".")[:2]) >= NAMELESS:
+        raise InputError(
+            f"verl 0.9.1 under FSDP1 sends its rollout servers an empty adapter with PEFT {peft}: set "
+            "actor_rollout_ref.actor.strategy=fsdp2, or pip install 'peft<0.21'"
+        )
+
+
 def _sees_trl() -> bool:
     """Whether verl takes TRL for installed (models/transformers/monkey_patch.py asks before it imports)."""
     try:
@@ -110,7 +135,7 @@ def check_run(config: Any) -> None:
 
     Raises:
         InputError: it trains no adapter, or with Megatron or another engine than FSDP, or synchronises its rollouts
-            in a way that was not tried.
+            in a way that was not tried, or sends them no adapter (`check_delivery`).
     """
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or 0
@@ -124,6 +149,7 @@ def check_run(config: Any) -> None:
             f"nextrl in verl was built for FSDP, not for actor_rollout_ref.actor.strategy={actor.strategy}: "
             "set it to fsdp2"
         )
+    check_delivery(actor.strategy, merged=bool((model.get("lora") or {}).get("merge", False)))
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")
     if (config.trainer.v1.get("sync") or {}).get("parameter_sync_step", 1) != 1:
