@@ -152,10 +152,17 @@ KINDS = (
 
 def no_file(path: Path, draw: random.Random) -> str:
     """Put something that is no ordinary file, or no text, in the place of a file; says what."""
+    kind = draw.choice(KINDS)
+    replace(path, kind, draw)
+    return kind
+
+
+def replace(path: Path, kind: str, draw: random.Random | None = None) -> None:
+    """Put what `kind` names in the place of a file."""
+    draw = draw or random.Random(0)
     old = path.read_bytes() if path.is_file() else b""
     if path.is_symlink() or path.exists():
         path.unlink()
-    kind = draw.choice(KINDS)
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
@@ -189,7 +196,6 @@ def no_file(path: Path, draw: random.Random) -> str:
         path.write_bytes(old + old)
     elif kind == "CRLF":
         path.write_bytes(old.replace(b"\n", b"\r\n"))
-    return kind
 
 
 def spoil_json(path: Path, draw: random.Random) -> str:

@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 import hostile_inputs as hostile
 import lora_runs
 from nextrl import cli
+from nextrl.runs.config_file import load
 from nextrl.tasks.bases import tiny
 from synthetic_result import synthetic_result
 
@@ -387,6 +388,10 @@ def path_cases() -> Iterator[Case]:
                    lambda place, kind=kind: odd(place / "o" / "nextrl.json", kind), (0, 2))  # fmt: skip
         yield Case(f"config.yaml in output_dir is a {kind}", ("run", "c.yaml", "output_dir=o"),
                    lambda place, kind=kind: (odd(place / "o" / "config.yaml", kind), small_config(place)))  # fmt: skip
+    for name in ("result.json", "report.html", "trajectory", "final", "leaps", "stopped"):
+        for kind in ("folder", "pipe") if "." in name else ("pipe", "zero"):
+            yield Case(f"{name} of a run is a {kind}", ("run", "c.yaml", "output_dir=o"),
+                       lambda place, name=name, kind=kind: begun(place, name, kind))  # fmt: skip
     for kind in ("pipe", "zero", "folder", "socket", "loop"):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             yield Case(f"{name} is a {kind}: eval", ("eval", "MODEL", "--adapter", "run/checkpoint-40"),
@@ -412,6 +417,15 @@ def path_cases() -> Iterator[Case]:
                        in_copy("model", name, kind), (0, 2) if name.startswith("generation") else (2,))  # fmt: skip
         yield Case(f"result.json is a {kind}", ("report", "o"),
                    lambda place, kind=kind: odd(place / "o" / "result.json", kind))  # fmt: skip
+
+
+def begun(place: Path, name: str, kind: str) -> None:
+    """The folder of a run that was claimed, with something else where a part of it belongs."""
+    small_config(place)
+    (place / "o").mkdir()
+    written = load(place / "c.yaml", ["output_dir=o"]).as_yaml()
+    (place / "o" / "config.yaml").write_text(written)
+    odd(place / "o" / name, kind)
 
 
 def _config_and_odd(place: Path) -> None:
@@ -892,23 +906,27 @@ def code_cases() -> Iterator[Case]:
     def task(text: str) -> Callable[[Path], object]:
         return lambda place: (place / "t.py").write_bytes(text.encode("utf-8", "surrogateescape"))
 
-    good = "def examples(split): return [(f'{split}{i}=', i) for i in range(3)]\nmax_completion_length = 2\n"
+    good = (
+        "N = {'train': 1, 'validation': 2, 'test': 3}\nmax_completion_length = 2\n"
+        "def examples(split): return [(f'{N[split]}{i}=', i) for i in range(3)]\n"
+    )
     calls: tuple[tuple[str, ...], ...] = (
-        ("eval", "tiny", "--task", "t.py", "--prompts", "2"),
-        ("leap", "tiny-run", "--alpha", "auto", "--method", "secant", "--base", "tiny", "--task", "t.py",
+        ("eval", "MODEL", "--task", "t.py", "--prompts", "2"),
+        ("leap", "tiny-run", "--alpha", "auto", "--method", "secant", "--base", "MODEL", "--task", "t.py",
          "--out", "OUT"),
     )  # fmt: skip
     for name, body in REWARDS.items():
-        yield Case(f"reward {name}", calls[0], task(f"{good}def reward(c, a):\n    {body}\n"))
+        yield Case(f"reward {name}", calls[0], task(f"{good}def reward(c, a):\n    {body}\n"), says="t.py")
     for name, body in list(REWARDS.items())[::9]:
         text = f"{good}def reward(c, a):\n    {body}\n"
         yield Case(
             f"reward {name}: leap",
             calls[1],
             lambda place, text=text: (task(text)(place), hostile.fresh(given().adapter.parent, place / "tiny-run")),
+            says="t.py",
         )  # fmt: skip
     for name, text in FILES.items():
-        yield Case(f"a task file: {name}", calls[0], task(text))
+        yield Case(f"a task file: {name}", calls[0], task(text), says="t.py")
     yield Case(
         "Ctrl-C in a reward", calls[0], task(f"{good}def reward(c, a): raise KeyboardInterrupt\n"), (130,)
     )

@@ -152,11 +152,14 @@ def a_task(draw: random.Random, place: Path, template: Path) -> list[str]:
     bad = draw.choice(
         ("exit()", "1/0", "None", "float('nan')", "[]", "open('/nowhere')", "__import__('os')._no")
     )
-    rows = bad if kind == "examples" else "[(f'{split}{i}=', i) for i in range(3)]"
+    rows = bad if kind == "examples" else "[(f'{len(split)}{i}=', i) for i in range(3)]"
     (place / "t.py").write_text(
         f"max_completion_length = 2\ndef examples(split): return {rows}\ndef reward(c, a): return {bad}\n"
     )
-    return ["eval", "tiny", "--task", "t.py", "--prompts", "2"]
+    model, tokenizer = tiny.load("chain")  # by its name it is a base of two tasks alone
+    model.save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    return ["eval", "model", "--task", "t.py", "--prompts", "2"]
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, Path, Path], list[str]], int]] = {

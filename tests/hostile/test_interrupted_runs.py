@@ -6,6 +6,7 @@ tests/runs/test_run.py.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import resource
@@ -112,6 +113,24 @@ def test_a_clock_that_was_set_back_changes_nothing(
     seconds = [s for s in result.arms["run"].seconds if s is not None]
     assert seconds == sorted(seconds)
     assert 0 <= seconds[-1] < 600
+
+
+def test_a_file_of_the_newest_checkpoint_that_is_none_any_more_is_seen(whole: Path, tmp_path: Path) -> None:
+    """Each file in turn, missing, cut, doubled, or a folder, a pipe or a device in its place."""
+    begun = tmp_path / "begun"
+    asked, progress = stopping_at(2)
+    run(config(begun), stop_asked=asked, progress=progress)
+    names = sorted(file.name for file in (begun / "trajectory" / "checkpoint-2").iterdir())
+    assert len(names) > 6
+    for name, kind in zip(names, itertools.cycle(("missing", "pipe", "cut", "folder", "/dev/zero", "twice"))):
+        out = hostile.fresh(begun, tmp_path / "out")
+        hostile.replace(out / "trajectory" / "checkpoint-2" / name, kind)
+        lines: list[str] = []
+        stop_asked, progress = stopping_at(1)
+        run(config(out), say=lines.append, stop_asked=stop_asked, progress=progress)
+        assert len(lines) == 1, (name, kind, lines)
+        assert "checkpoint 2 is incomplete or damaged" in lines[0]
+        assert name in lines[0] or "nextrl_checkpoint.json" in lines[0]
 
 
 BAD = (

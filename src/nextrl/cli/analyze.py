@@ -66,12 +66,15 @@ def analyze(
         else load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     )
     result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1)
+    said = (
+        [] if as_json else [*conclusion(traj, result.beta1), *sentences(result)]
+    )  # may refuse: nothing is written yet
     if out is not None:
         save(result, out, formats)
     if as_json:
         emit_json(result.to_json())
         return
-    for sentence in (*conclusion(traj, result.beta1), *sentences(result)):
+    for sentence in said:
         console.print(sentence, highlight=False)
     shown = spread_out(result.steps, ROWS)
     for grid in tables(result, shown):

@@ -19,7 +19,7 @@ from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest_scores import NONE
-from nextrl.leaps.hub import push
+from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.leap import DEFAULT_METHOD, Leap
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.trajectory.trajectory import Trajectory
@@ -101,6 +101,7 @@ def leap(
         require("peft", "trl", "--alpha auto")
     if push_to_hub is not None:
         require("huggingface_hub", "trl", "--push-to-hub")
+        check_push(push_to_hub)
     try:
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
     except InputError as error:

@@ -7,6 +7,24 @@ from pathlib import Path
 from nextrl.errors import InputError, needs
 
 
+def check_push(repository: str) -> None:
+    """What can be known of a repository's name before anything is computed or written.
+
+    Raises:
+        InputError: the Hub takes no such name, or is switched off.
+    """
+    with needs("trl", "--push-to-hub"):
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"--push-to-hub {repository}: HF_HUB_OFFLINE is set: unset it to send the adapter")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise InputError(f"--push-to-hub {repository}: {error}") from error
+
+
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
     """Upload a folder as a model repository, made if it is not there; returns its address.
 
@@ -19,10 +37,9 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         InputError: the Hub cannot be reached, or refuses (no login, no such user, a name it does not take).
     """
     with needs("trl", "--push-to-hub"):
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    if constants.HF_HUB_OFFLINE:
-        raise InputError(f"--push-to-hub {repository}: HF_HUB_OFFLINE is set: unset it to send the adapter")
+    check_push(repository)
     # What the HTTP library raises where nobody answers: requests, httpx or httpx2, by huggingface_hub's version.
     unreachable: type[Exception] = HfHubHTTPError.__bases__[0]
     api = HfApi(library_name="nextrl")

@@ -29,6 +29,7 @@ from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.decision_log import DECISIONS
 from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
+from nextrl.files import regular_file
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
@@ -142,6 +143,13 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
             f"{out} holds a run of another config, different in {', '.join(keys)}: choose another output_dir, or use "
             f"{out / CONFIG}"
         )
+    # Written at the end: what is in their way is said before anything is trained.
+    for name in (RESULT, REPORT):
+        if (out / name).exists():
+            regular_file(out / name)
+    for name in ("trajectory", "final", "leaps", STOPPED):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise InputError(f"{out / name}: is not the folder that a run has there; remove it")
     return True
 
 
