@@ -32,8 +32,8 @@ VERBS = {
 
 _ABOUT = """Learning rates and leaps for LoRA adapters under reinforcement learning (GRPO and the like).
 
-`demo` shows it on a tiny model, `run` trains from one file. Of a run that you have, `inspect` says whether it can be read
-and `advise` what to do with it. In your own TRL script it is one line: nextrl.attach(trainer, every=10).
+`demo` shows it on a tiny model, `run` trains from one file. Of a run that you have, `inspect` says whether it can be
+read and `advise` what to do with it. In your own TRL script it is one line: nextrl.attach(trainer, every=10).
 """
 
 # Some versions of typer carry their own click: what typer exports leads to the class of usage errors in either.
