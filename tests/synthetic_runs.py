@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextrl.leaps.leap import leap
 from nextrl.testing import MODULES, RANK, STEPS, Path, seal_after
 from nextrl.testing import drifting_walk as walk
 from nextrl.testing import straight_line as line
 from nextrl.testing import synthetic_run as run
 from nextrl.trajectory.trajectory import Trajectory
 
-__all__ = ["MODULES", "RANK", "STEPS", "Path", "Tensor", "Trajectory", "line", "run", "seal_after", "walk"]
+__all__ = [
+    "MODULES",
+    "RANK",
+    "STEPS",
+    "Path",
+    "Tensor",
+    "Trajectory",
+    "line",
+    "run",
+    "seal_after",
+    "walk",
+    "write",
+]
 
 
 def rank_one_line(t: float, p: Tensor, q: Tensor, noise: Tensor) -> Tensor:
@@ -60,3 +77,28 @@ def error(traj: Trajectory, prediction, at: int, later: int, alpha: float = 1.0)
         wrong += float((prediction.delta(module, alpha) - actual).norm()) ** 2
         real += float(actual.norm()) ** 2
     return math.sqrt(wrong / real)
+
+
+def write(
+    folder: pathlib.Path,
+    path: Path,
+    reward: Callable[[int], float],
+    *,
+    beta1: float = 0.9,
+    more: Sequence[dict[str, Any]] = (),
+) -> pathlib.Path:
+    """The run on disk, on the base `tiny`, with the log and the optimizer's state that a trainer leaves beside it.
+
+    Args:
+        more: entries of the log beside those of the rewards.
+    """
+    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
+    traj = run(path, adapter_config=config)
+    rewards = [{"step": t, "reward": reward(t), "learning_rate": 5e-5} for t in range(1, traj.steps[-1] + 1)]
+    for step in traj.steps:
+        place = folder / f"checkpoint-{step}"
+        leap(traj, "none", at=step).save_adapter(place)
+        state = {"log_history": [entry for entry in (*rewards, *more) if entry["step"] <= step]}
+        (place / "trainer_state.json").write_text(json.dumps(state))
+        torch.save({"param_groups": [{"betas": (beta1, 0.999)}]}, place / "optimizer.pt")
+    return folder

@@ -143,3 +143,14 @@ def test_what_is_no_run_says_what_it_is(tmp_path):
     write_run(tmp_path, steps=(10,))
     with pytest.raises(InputError, match="is one adapter, not a run"):
         detect(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("inside", ["trajectory", "arms/plain"])
+def test_a_run_further_down_is_named(tmp_path, inside):
+    (tmp_path / "logs").mkdir()
+    write_run(tmp_path / inside, steps=(10,))
+    with pytest.raises(InputError) as error:
+        detect(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: no LoRA checkpoints here, but in {tmp_path / inside}: give that folder"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from nextrl.cli.leap import leap as leap_verb
 from nextrl.engines.offline import AlphaChoice
 from nextrl.engines.settings import TrainSettings
 from nextrl.extrapolators import names, resolve, tags_of
-from nextrl.leaps.leap import Leap, leap
+from nextrl.leaps.leap import Leap
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.report import render
 from nextrl.runs.summary import summarise_run
@@ -38,18 +38,16 @@ REGIMES: dict[str, tuple[synthetic.Path, Callable[[int], float], str]] = {
 }
 
 
-def saved_run(folder: Path, path: synthetic.Path, reward: Callable[[int], float]) -> Path:
-    """A run on disk as a trainer leaves it."""
-    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
-    traj = synthetic.run(path, adapter_config=config)
-    history = [{"step": t, "reward": reward(t), "learning_rate": 5e-5} for t in range(1, traj.steps[-1] + 1)]
-    for step in traj.steps:
-        place = folder / f"checkpoint-{step}"
-        leap(traj, "none", at=step).save_adapter(place)
-        state = {"log_history": [entry for entry in history if entry["step"] <= step]}
-        (place / "trainer_state.json").write_text(json.dumps(state))
-        torch.save({"param_groups": [{"betas": (0.9, 0.999)}]}, place / "optimizer.pt")
-    return folder
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a regime, written once for every test of this file; they only read it."""
+    folder = tmp_path_factory.mktemp("the runs")
+
+    @functools.cache
+    def of(name: str) -> Path:
+        return synthetic.write(folder / name, *REGIMES[name][:2])
+
+    return of
 
 
 def call(verb: Callable[..., None], *arguments: str) -> str:
@@ -104,9 +102,10 @@ def reported(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", REGIMES)
-def test_four_verbs_one_answer(name: str, tmp_path: Path, no_search: list[Leap]) -> None:
-    path, reward, action = REGIMES[name]
-    run = str(saved_run(tmp_path / "run", path, reward))
+def test_four_verbs_one_answer(
+    name: str, runs: Callable[[str], Path], tmp_path: Path, no_search: list[Leap]
+) -> None:
+    action, run = REGIMES[name][2], str(runs(name))
     advised = json.loads(call(advise, run, "--json"))
     method, answer = advised["recommended"], advised["answer"]
     assert advised["advice"] == action
@@ -116,7 +115,7 @@ def test_four_verbs_one_answer(name: str, tmp_path: Path, no_search: list[Leap])
     tested = json.loads(call(backtest, run, "--json"))
     assert (tested["recommended"], tested["reason"]) == (method, answer)
 
-    found = reported(tmp_path / "run")
+    found = reported(runs(name))
     assert (found["advice"], found["recommendation"]["method"]) == (action, method)
     assert found["recommendation"]["answer"] == answer
 
@@ -135,9 +134,8 @@ def test_four_verbs_one_answer(name: str, tmp_path: Path, no_search: list[Leap])
 
 
 @pytest.mark.parametrize("name", REGIMES)
-def test_advice_ends_with_what_to_type(name: str, tmp_path: Path) -> None:
-    path, reward, action = REGIMES[name]
-    run = saved_run(tmp_path / "a run", path, reward)
+def test_advice_ends_with_what_to_type(name: str, runs: Callable[[str], Path]) -> None:
+    action, run = REGIMES[name][2], runs(name)  # a folder with a blank in its name
     step = json.loads(call(advise, str(run), "--json"))["next"]
     shown = call(advise, str(run))
     assert words(step["what"]) in words(shown)
@@ -153,7 +151,7 @@ def test_advice_ends_with_what_to_type(name: str, tmp_path: Path) -> None:
 
 def test_the_next_command_of_our_own_run_names_its_config_and_its_task(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    saved_run(out / "trajectory", *REGIMES["mixed"][:2])
+    synthetic.write(out / "trajectory", *REGIMES["mixed"][:2])
     (out / "config.yaml").write_text("model: tiny\ntask: chain-wrong-rule\nleap: {method: none}\n")
     step = json.loads(call(advise, str(out / "trajectory"), "--json"))["next"]
     assert shlex.split(step["command"]) == [
@@ -163,15 +161,17 @@ def test_the_next_command_of_our_own_run_names_its_config_and_its_task(tmp_path:
         "train.learning_rate=1e-4",
         f"output_dir={out}-lr-1e-4",
     ]
+    assert "the cautious end" in step["what"]
+    assert "5e-5 to 1e-2 was best" in step["what"]
     straight = tmp_path / "straight"
-    saved_run(straight / "trajectory", *REGIMES["signal"][:2])
+    synthetic.write(straight / "trajectory", *REGIMES["signal"][:2])
     (straight / "config.yaml").write_text((out / "config.yaml").read_text())
     step = json.loads(call(advise, str(straight / "trajectory"), "--json"))["next"]
     assert "--alpha auto --task chain-wrong-rule --out" in step["command"]
 
 
-def test_the_factor_is_a_bound_with_the_range_that_was_seen(tmp_path: Path) -> None:
-    advised = json.loads(call(advise, str(saved_run(tmp_path / "run", *REGIMES["signal"][:2])), "--json"))
+def test_the_factor_is_a_bound_with_the_range_that_was_seen(runs: Callable[[str], Path]) -> None:
+    advised = json.loads(call(advise, str(runs("signal")), "--json"))
     low, high = advised["factor_range"]
     assert low <= advised["factor"] < high
     assert f"{low:g} to {high:g} times" in advised["answer"]
@@ -179,7 +179,6 @@ def test_the_factor_is_a_bound_with_the_range_that_was_seen(tmp_path: Path) -> N
     assert math.isclose(advised["factor"], 3.0)
 
 
-def test_a_method_named_by_hand_is_recommended_among_those_named_only(tmp_path: Path) -> None:
-    run = str(saved_run(tmp_path / "run", *REGIMES["signal"][:2]))
-    shown = call(backtest, run, "--methods", "linear,lawa")
+def test_a_method_named_by_hand_is_recommended_among_those_named_only(runs: Callable[[str], Path]) -> None:
+    shown = call(backtest, str(runs("signal")), "--methods", "linear,lawa")
     assert "recommended: linear, among the methods named." in words(shown)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 import pytest
-import torch
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
@@ -119,15 +118,8 @@ def test_too_few_checkpoints() -> None:
 @pytest.fixture
 def saved(tmp_path) -> Trajectory:
     """A run on disk with what a trainer leaves beside it."""
-    config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
-    traj = synthetic.run(synthetic.walk(2.0), adapter_config=config)
-    history = [{"step": t, "reward": t / 200} for t in range(1, 161)] + [{"step": 160, "train_loss": 1.0}]
-    for step in traj.steps:
-        place = tmp_path / f"checkpoint-{step}"
-        leap(traj, "none", at=step).save_adapter(place)
-        state = {"log_history": [entry for entry in history if entry["step"] <= step]}
-        (place / "trainer_state.json").write_text(json.dumps(state))
-        torch.save({"param_groups": [{"betas": (0.8, 0.999)}]}, place / "optimizer.pt")
+    end = [{"step": 160, "train_loss": 1.0}]
+    synthetic.write(tmp_path, synthetic.walk(2.0), lambda t: t / 200, beta1=0.8, more=end)
     return Trajectory.load(tmp_path)
 
 

@@ -20,6 +20,7 @@ import synthetic_runs as synthetic
 from lora_runs import write_run
 from nextrl.leaps.leap import leap
 from nextrl.leaps.model_card import base_name
+from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -61,6 +62,15 @@ def test_the_card_says_what_it_is_and_parses(tmp_path: Path) -> None:
 )
 def test_a_base_is_named_without_this_machine_s_folders(named: object, shown: str | None) -> None:
     assert base_name(named) == shown
+
+
+def test_a_base_of_ours_is_loaded_as_ours(tmp_path: Path) -> None:
+    text = written(tmp_path, "tiny").text
+    assert "from_pretrained('tiny')" not in text
+    load = next(line for line in text.splitlines() if line.startswith("base, tokenizer = "))
+    names: dict[str, Any] = {"bases": bases, "TASK": "chain"}
+    exec(load, names)
+    assert names["base"].config.model_type == "llama"
 
 
 def test_a_path_is_in_no_card(tmp_path: Path) -> None:

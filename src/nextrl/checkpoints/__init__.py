@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from nextrl.checkpoints import dense
@@ -92,6 +93,10 @@ def open_run(
     return OpenedRun(found.name, path, tuple(opened), tuple(problems))
 
 
+_LOOKED_AT = 100
+"""Most folders of a level that are looked into for a run, where the folder that was named holds none."""
+
+
 def detect(run: Path, layout: str | None = None) -> Layout:
     """The layout of a folder, by asking every reader (or the one named); a file is a list of folders.
 
@@ -109,7 +114,7 @@ def detect(run: Path, layout: str | None = None) -> Layout:
         both = " and ".join(f"{result.name} ({_example(result)})" for result in found)
         raise InputError(f"{run}: holds two layouts, {both}; choose one with --layout")
     if not found:
-        raise InputError(_nothing(run, tuple(readers)))
+        raise InputError(_nothing(run, readers))
     return found[0]
 
 
@@ -117,7 +122,7 @@ def _example(layout: Layout) -> str:
     return layout.located[0].folder.name if layout.located else layout.problems[0].path.name
 
 
-def _nothing(run: Path, names: Sequence[str]) -> str:
+def _nothing(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> str:
     if full := dense.find(run):
         return (
             f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; "
@@ -125,7 +130,18 @@ def _nothing(run: Path, names: Sequence[str]) -> str:
         )
     if (run / "adapter_config.json").exists():
         return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
+    if inner := _run_below(run, readers):
+        return f"{run}: no LoRA checkpoints here, but in {inner}: give that folder"
     return (
-        f"{run}: no LoRA checkpoints found (layouts tried: {', '.join(names)}); "
+        f"{run}: no LoRA checkpoints found (layouts tried: {', '.join(readers)}); "
         "give the directory that holds checkpoint-N, global_step_N or global_stepN_hf folders"
     )
+
+
+def _run_below(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> Path | None:
+    """A folder one or two levels down that holds a run, as `nextrl run` (trajectory/) and `nextrl demo` leave them."""
+    for pattern in ("*", "*/*"):
+        for folder in islice(sorted(run.glob(pattern)), _LOOKED_AT):
+            if folder.is_dir() and any(find(folder).found for find in readers.values()):
+                return folder
+    return None

@@ -30,10 +30,10 @@ VERBS = {
     "report": "Write DIR/report.html anew from DIR/result.json; nothing is trained and nothing is fetched.",
 }
 
-_ABOUT = """Your RLVR run's LoRA checkpoints say where it is going.
+_ABOUT = """Learning rates and leaps for LoRA adapters under reinforcement learning (GRPO and the like).
 
-nextrl tests, on the run's own past and on held-out prompts, whether leaping ahead pays; leaps if it does, says so if
-it does not; and feeds what it learned back into the learning rate, in one run, without a sweep.
+`demo` shows it on a tiny model, `run` trains from one file. Of a run that you have, `inspect` says whether it can be
+read and `advise` what to do with it. In your own TRL script it is one line: nextrl.attach(trainer, every=10).
 """
 
 # Some versions of typer carry their own click: what typer exports leads to the class of usage errors in either.

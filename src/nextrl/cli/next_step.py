@@ -49,7 +49,7 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
     if advice.advice == "leap":
         return _test_a_leap(advice, run, traj, at)
     if advice.factor is not None:
-        return _other_rate(advice.factor, run, traj)
+        return _other_rate(advice, advice.factor, run, traj)
     if advice.advice == "average":
         horizon = str(5 * traj.spacing)
         command = _line(
@@ -82,7 +82,7 @@ def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) ->
     )
 
 
-def _other_rate(factor: float, run: Path, traj: Trajectory) -> NextStep:
+def _other_rate(advice: Advice, factor: float, run: Path, traj: Trajectory) -> NextStep:
     rate, config = trainer_log.peak_learning_rate(traj), _config(run)
     if rate is not None and config is not None:
         new = rate_text(rate * factor)
@@ -90,13 +90,23 @@ def _other_rate(factor: float, run: Path, traj: Trajectory) -> NextStep:
         command = _line("run", config, f"train.learning_rate={new}", f"output_dir={out}")
         return NextStep(
             command,
-            f"trains the same run anew at {new} instead of {rate_text(rate)}, in a folder of its own.",
+            f"trains the same run anew at {new} instead of {rate_text(rate)}, in a folder of its own."
+            f"{_seen(advice, rate)}",
         )
     return NextStep(
         "",
         f"in your training script, set the learning rate{_rate(traj, factor)} and train on, then ask again; or let "
         "`nextrl.attach(trainer, every=10)` find it while the run trains (docs/callback.md).",
     )
+
+
+def _seen(advice: Advice, rate: float) -> str:
+    """Where the best rate lay, in rates instead of factors: one number alone would be taken for the answer."""
+    seen = advice.evidence
+    if seen is None:
+        return ""
+    low, high = rate_text(rate * seen.lowest), rate_text(rate * seen.highest)
+    return f" That is the cautious end: for {seen.cases} tiny runs that looked like this, {low} to {high} was best."
 
 
 def _rate(traj: Trajectory, factor: float) -> str:

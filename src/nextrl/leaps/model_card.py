@@ -16,6 +16,7 @@ import yaml
 from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import printable
 from nextrl.leaps.provenance import CARD
+from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
@@ -26,6 +27,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "PATH")  # this folder, or its name on the Hub
+```"""
+_LOAD_ON_OURS = """```python
+from nextrl.tasks import bases
+from peft import PeftModel
+
+base, tokenizer = bases.load({base}, TASK)  # a base that nextrl ships; TASK: the run's, such as "chain"
 model = PeftModel.from_pretrained(base, "PATH")  # this folder, or its name on the Hub
 ```"""
 _LOAD_MERGED = """```python
@@ -91,7 +99,8 @@ def card_text(about: str, base: str | None, rows: Mapping[str, object], *, merge
     if base is not None and _HUB_NAME.fullmatch(base):
         meta["base_model"] = base
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
-    load = _LOAD_MERGED if merged else _LOAD_ADAPTER.format(base=repr(base or "BASE"))
+    onto = _LOAD_ON_OURS if base in bases.names() else _LOAD_ADAPTER
+    load = _LOAD_MERGED if merged else onto.format(base=repr(base or "BASE"))
     return (
         f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n\n"
         f"# {'Merged model' if merged else 'LoRA adapter'} written by nextrl\n\n{about}\n\n"
