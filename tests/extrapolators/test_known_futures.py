@@ -10,8 +10,9 @@ from torch import Tensor
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.extrapolators import get
+from nextrl.extrapolators import get, next_paper
 from nextrl.extrapolators.next_paper import Inputs, PaperNet
+from nextrl.extrapolators.triples import Features
 from nextrl.trajectory.trajectory import Trajectory
 from synthetic_runs import error
 
@@ -156,10 +157,18 @@ def test_a_network_that_sees_one_input_does_not_see_the_other(inputs: Inputs, bl
     assert not torch.equal(net(x), net(other))
 
 
-def test_a_second_triple_is_added_to_the_first_and_not_in_its_place() -> None:
-    traj = synthetic.run(synthetic.line).upto(AT)
+def test_a_second_triple_is_added_to_the_first_and_not_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    traj, asked = synthetic.run(synthetic.line).upto(AT), []
+    really = next_paper.collect
+
+    def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Features:
+        asked.append(part)
+        return really(traj, horizon, name, part)
+
     one = get("next-paper", epochs=20).fit(traj, HORIZON)
+    monkeypatch.setattr(next_paper, "collect", collect)
     both = get("next-paper", epochs=20, rank=2).fit(traj, HORIZON)
+    assert asked == [0, 1]
     for module in traj.modules:
         more = both.delta(module).dense() - one.delta(module).dense()
         assert torch.linalg.matrix_rank(more, rtol=1e-6) == 1

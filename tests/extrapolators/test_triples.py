@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nextrl.extrapolators import get
-from nextrl.extrapolators.triples import Spans, collect
+from nextrl.extrapolators.triples import Spans, collect, span_triples
 from nextrl.trajectory.trajectory import Trajectory
 
 MODULE = "model.layers.0.mlp.up_proj"
@@ -76,3 +76,17 @@ def test_next_follows_a_run_that_turns() -> None:
     predicted = get("next").fit(traj.upto(at), horizon).delta(MODULE)
     actual = traj.delta(MODULE, at, at + horizon)
     assert float(predicted.inner(actual)) / float(predicted.norm() * actual.norm()) > 0.98
+
+
+def test_later_triples_are_those_of_the_dense_difference() -> None:
+    traj = turning(80)
+    spans = [(20, 60), (60, 160)]
+    for part in (0, 1):
+        found = span_triples(traj, MODULE, spans, part)
+        for i, (start, stop) in enumerate(spans):
+            u, sigma, vh = torch.linalg.svd(traj.delta(MODULE, start, stop).dense())
+            assert float(found.sigma[i]) == pytest.approx(float(sigma[part]), rel=1e-6)
+            pair = torch.outer(found.u[i], found.v[i]).double()
+            torch.testing.assert_close(pair, torch.outer(u[:, part], vh[part]), rtol=0, atol=1e-5)
+    beyond = span_triples(traj, MODULE, spans, 7)
+    assert float(beyond.sigma.abs().max()) < 1e-6
