@@ -16,7 +16,7 @@ def check_push(repository: str) -> None:
     with needs("trl", "--push-to-hub"):
         from huggingface_hub import constants
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils._validators import validate_repo_id
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"--push-to-hub {repository}: HF_HUB_OFFLINE is set: unset it to send the adapter")
     try:
