@@ -97,7 +97,7 @@ package: $(STAMP)
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/cffconvert --validate
 
-# The wheel in an environment of its own, with nothing of this folder: some three minutes of CPU time.
+# The wheel in an environment of its own, with nothing of this folder: some five minutes of CPU time, installing included.
 test-release: package
 	rm -rf .venv-release && $(PYTHON) -m venv .venv-release
 	.venv-release/bin/python -m pip install --quiet -c constraints.txt torch

@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 
 from nextrl.errors import InputError, shown
@@ -34,7 +35,11 @@ for pattern in patterns:
 
 def suffix(pattern: str) -> re.Pattern[str]:
     """The expression that PEFT's `get_pattern_key` matches at the start of a module's name (read from peft 0.21.2)."""
-    return re.compile(rf"(.*\.)?({pattern})$")
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of sets that a later Python may read otherwise: PEFT reads them as this one
+        return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def check(pattern: str, where: str) -> None:

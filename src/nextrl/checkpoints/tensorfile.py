@@ -8,6 +8,7 @@ kernel takes them back, and a file that shrinks under a map kills the process in
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ UNREADABLE = (
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
     zipfile.BadZipFile,
 )
 _MAX_HEADER = 100_000_000  # safetensors' own limit

@@ -112,7 +112,11 @@ def sample(
     max_new_tokens: int,
     temperature: float | None = 1.0,
 ) -> Completions:
-    """As `complete`, for a single batch and with the tokens; torch's present random state is drawn from."""
+    """As `complete`, for a single batch and with the tokens; torch's present random state is drawn from.
+
+    Raises:
+        InputError: a prompt is longer than the model's context, or the model's output is NaN or Inf.
+    """
     with needs("trl", "generating with a model"):
         from transformers import GenerationConfig
     config = GenerationConfig(
@@ -126,6 +130,12 @@ def sample(
     )
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
     ids, attention = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and ids.shape[1] > limit:
+        # Learned positions end there, and attention over a million tokens ends nowhere.
+        raise InputError(
+            f"a prompt has {ids.shape[1]:,} tokens, and the model takes {limit:,}: shorten the prompts"
+        )
     with inference(model):
         try:
             out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)

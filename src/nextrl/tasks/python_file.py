@@ -33,6 +33,10 @@ MAX_EXAMPLES = 1_000_000
 """Of a split; an `examples` that never ends would fill the memory."""
 
 
+MAX_LENGTH = 1_000_000
+"""Tokens of a completion; contexts of models end there."""
+
+
 @dataclass(frozen=True)
 class PythonTask:
     """`Task` whose examples and reward are a user's functions."""
@@ -62,7 +66,9 @@ class PythonTask:
             except (TypeError, ValueError, OverflowError):
                 reward = math.nan
         if not 0.0 <= reward <= 1.0:
-            raise InputError(f"{self.name}: reward() must return a number from 0 to 1, not {shown(value)}")
+            with _theirs(path, "what reward() returned cannot be shown"):  # a `repr` may call sys.exit
+                told = shown(value)
+            raise InputError(f"{self.name}: reward() must return a number from 0 to 1, not {told}")
         return reward
 
 
@@ -87,9 +93,11 @@ def build(name: str) -> PythonTask:
             raise InputError(
                 f"{path}: no function '{function}'; a task file defines examples(split) and reward(completion, answer)"
             )
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_LENGTH:
+        with _theirs(path, "max_completion_length cannot be shown"):
+            told = shown(length)
         raise InputError(
-            f"{path}: max_completion_length must be a whole number of at least 1, not {shown(length)}"
+            f"{path}: max_completion_length must be a whole number from 1 to {MAX_LENGTH}, not {told}"
         )
     splits = {split: _examples(path, module, split) for split in SPLITS}
     _disjoint(path, splits)

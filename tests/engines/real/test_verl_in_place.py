@@ -170,13 +170,13 @@ def test_two_workers_decide_as_one(one_and_two):
     assert any(d["rate_factor"] != 1.0 for d in one)
     for ours, theirs in zip(one, two, strict=True):
         for key in ("rate_factor", "learning_rate", "divergence", "reward"):
-            assert theirs[key] == pytest.approx(ours[key], rel=1e-3), (ours["step"], key)
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-4), (ours["step"], key)
     rewards = [[m["critic/rewards/mean"] for m in verl.metrics(out).values()] for out in one_and_two]
     assert rewards[0] == pytest.approx(rewards[1], rel=1e-6)
 
 
 def test_two_workers_train_as_one(one_and_two):
-    """(d): the adapters at the end differ by less than a ten-thousandth of the way that training took."""
+    """(d): the adapters at the end differ by less than a ten-thousandth of B, which began at zero."""
     one, two = (read_shards(out / "global_step_6" / "actor") for out in one_and_two)
     assert one.keys() == two.keys()
     away = sum(float((two[name] - t).double().square().sum()) for name, t in one.items()) ** 0.5
@@ -206,7 +206,7 @@ def test_the_way_of_each_window_is_in_verls_log(one_and_two):
         ours = {step: m[name] for step, m in one.items() if name in m}
         theirs = {step: m[name] for step, m in two.items() if name in m}
         assert ours, name
-        assert theirs == pytest.approx(ours, rel=1e-3), name
+        assert theirs == pytest.approx(ours, rel=1e-4), name
 
 
 def test_a_run_that_does_not_ask_is_verls_own(base, tmp_path):
@@ -235,7 +235,7 @@ def test_a_run_that_does_not_ask_is_verls_own(base, tmp_path):
     for step, with_plugin in figures[0].items():
         assert {"actor/pg_loss", "actor/grad_norm", "critic/rewards/mean"} <= with_plugin.keys()
         assert not [name for name in with_plugin if "nextrl" in name or name.startswith("leap/")]
-        assert with_plugin == pytest.approx(figures[1][step], rel=1e-4, abs=1e-6), step
+        assert with_plugin == pytest.approx(figures[1][step], rel=1e-4, abs=1e-5), step
     assert figures[0][3]["actor/grad_norm"] != figures[0][1]["actor/grad_norm"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,13 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An empty one is taken for a name, and a login is asked for.
+    monkeypatch.delenv("TRACKIO_SPACE_ID", raising=False)
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("TRACKIO_SPACE_ID", "")
+    # The variable of this name is read when trackio is imported, which other libraries have done by now.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trackio") and hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
     _train(tmp_path / "out", "trackio")
     (database,) = (tmp_path / "trackio").rglob("*.db")
     with sqlite3.connect(database) as connection:
