@@ -124,7 +124,9 @@ def test_leaps_happen_where_they_were_asked_for(whole: tuple[str, Path, Any]) ->
         steps = result["arms"]["run"]["steps"]
         assert steps == sorted([0, 3, 6, *taken])
     if kind == "fixed":
-        assert [leap["alpha"] for leap in leaps] == [1.0, 1.0]
+        # Where the reward fell after a leap it is taken back, as on the draws of the lowest versions.
+        assert [leap["alpha"] for leap in leaps] in ([1.0, 1.0], [1.0, 0.0])
+        assert all(leap["alpha"] == 1.0 or leap["rolled_back"] == 2 for leap in leaps)
         assert result["costs"]["run"]["search_completions"] == 0
         assert result["costs"]["run"]["fit_seconds"] > 0
     if kind == "searched":
@@ -134,8 +136,8 @@ def test_leaps_happen_where_they_were_asked_for(whole: tuple[str, Path, Any]) ->
 
 def test_a_second_cycle_starts_where_the_first_leap_ended(whole: tuple[str, Path, Any]) -> None:
     kind, out, _ = whole
-    if kind != "fixed":
-        pytest.skip("asked of the leaps that are always taken")
+    if kind != "fixed" or not (out / "leaps" / "leap-4").exists():
+        pytest.skip("asked of the leaps that are always taken, where none was taken back")
     notes = json.loads((out / "leaps" / "leap-4" / "nextrl.json").read_text())
     assert [Path(p).parent.name for p in notes["source_sha256"]] == ["leap-2", "checkpoint-4"]
 

@@ -156,6 +156,8 @@ def _quiet() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     for name in _NO_BARS:
         os.environ.setdefault(name, "1")
+    if not os.environ.get("SOURCE_DATE_EPOCH", "0").isdecimal():
+        del os.environ["SOURCE_DATE_EPOCH"]  # matplotlib would end with a traceback
     # Libraries announce to each other what they will rename; a user can do nothing about it.
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)

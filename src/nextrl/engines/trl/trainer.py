@@ -181,6 +181,8 @@ def _log_to(trainer: Any, folder: Path) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(folder)
+            if hasattr(trainer.args, "logging_dir"):  # transformers 4 looks here
+                trainer.args.logging_dir = str(folder)
 
 
 def _without_cards(trainer: Any) -> None:
