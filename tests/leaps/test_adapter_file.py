@@ -52,6 +52,26 @@ def test_fit_is_the_best_of_its_rank_whatever_the_gauge(m, n, r, q, degenerate, 
     assert float(lost) == pytest.approx(float(share), abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_direction_that_the_old_rows_lack_gets_a_row_of_their_size(seed: int) -> None:
+    """Else a column of B is huge, and the first step of Adam moves the product by a hundred times its old step."""
+    draws = torch.Generator().manual_seed(seed)
+    a = torch.linalg.qr(torch.randn(12, 4, generator=draws, dtype=torch.float64)).Q.mT * torch.tensor(
+        [[1.0], [0.8], [0.7], [0.5]]
+    )
+    b = 0.1 * torch.randn(9, 4, generator=draws, dtype=torch.float64)
+    outside = torch.linalg.qr(
+        torch.cat([a.mT, torch.randn(12, 1, generator=draws, dtype=torch.float64)], 1)
+    ).Q[:, -1:]
+    new = LowRank(torch.randn(9, 1, generator=draws, dtype=torch.float64), outside + 1e-3 * a.mT[:, :1])
+    target = LowRank(b, a.mT) + new
+    new_a, new_b, *_ = fit_to_rank(target, a, b, 1.0)
+    best, _ = target.recompress(4)
+    torch.testing.assert_close(new_b @ new_a, best.dense(), rtol=0, atol=1e-10)
+    assert float(torch.linalg.svdvals(new_a)[-1]) >= 0.5 - 1e-9
+    assert float(new_b.norm()) <= float(best.norm()) / 0.5
+
+
 def test_fitting_the_weight_itself_returns_the_old_factors():
     g = torch.Generator().manual_seed(0)
     a, b = (

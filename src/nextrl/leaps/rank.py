@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nextrl.trajectory.lowrank import LowRank, Triples
 
-CONDITION_LIMIT = 1e4  # beyond this, B = U S (A_old V)^-1 would be large numbers that cancel
+CONDITION_LIMIT = 1e4  # of A_old: beyond this it has no row space to keep
 SIGMA_FLOOR = 1e-12  # sigma below this times sigma_1 is rounding: the target does not have that direction
 
 
@@ -36,9 +36,12 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
     """Factors (A, B) of rank r whose s B A is the best rank-r approximation of `target`, near the old ones.
 
     The product is Eckart-Young's U S V^T in every gauge. The gauge is chosen so that each row of A and each column of B
-    stays the one that Adam's moments were gathered for: A = A_old V V^T (the old rows, projected on the new row space)
-    and B = U S (A_old V)^-1 / s. Where A_old V is ill-conditioned, balanced factors sqrt(S) are rotated onto the old
-    ones instead (orthogonal Procrustes).
+    stays the one that Adam's moments were gathered for: A = G V^T and B = U S G^-1 / s with G = A_old V, the old rows
+    projected on the new row space. A direction that the old rows hardly have would make a row of A tiny and a column of
+    B huge, and one step of Adam, which moves every entry by about the learning rate, would then move the product by a
+    hundred times what it did before: such a run is lost within five steps. So no singular value of G is below the
+    smallest of A_old. Where A_old itself is ill-conditioned, balanced factors sqrt(S) are rotated onto the old ones
+    instead (orthogonal Procrustes).
 
     Args:
         target: (m, n) the new W - W_base (scaling included).
@@ -58,10 +61,11 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
         u = torch.cat([u, u.new_zeros(u.shape[0], missing)], 1)
         sigma = torch.cat([sigma, sigma.new_zeros(missing)])
         v = torch.cat([v, _rest_of_row_space(a_old, v, missing)], 1)
-    mixing = a_old @ v
-    square = mixing.shape[0] == mixing.shape[1]
-    if square and bool(torch.linalg.cond(mixing) < CONDITION_LIMIT):
-        a, b = mixing @ v.mT, torch.linalg.solve(mixing, u * sigma, left=False) / scaling
+    mixing, old = a_old @ v, torch.linalg.svdvals(a_old)
+    if mixing.shape[0] == mixing.shape[1] and float(old[-1]) * CONDITION_LIMIT > float(old[0]):
+        p, g, qh = torch.linalg.svd(mixing)
+        g = g.clamp_min(old[-1])
+        a, b = (p * g) @ qh @ v.mT, (u * sigma) @ (qh.mT / g) @ p.mT / scaling
     else:
         root = sigma.sqrt()
         p, _, q = torch.linalg.svd((a_old @ v) * root + b_old.mT @ (u * root) / scaling, full_matrices=False)
