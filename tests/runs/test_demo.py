@@ -125,7 +125,7 @@ def test_a_folder_without_permission_is_said(
         claim(out, plan(0, True))
 
 
-def test_a_disk_that_fills_up_while_claiming_leaves_no_marker(
+def test_a_disk_that_fills_up_while_claiming_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -134,7 +134,7 @@ def test_a_disk_that_fills_up_while_claiming_leaves_no_marker(
     monkeypatch.setattr("nextrl.checkpoints.atomic.os.fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         claim(tmp_path / "out", plan(0, True))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def small_plan() -> Plan:
