@@ -105,7 +105,8 @@ class Chart {
       make("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, g).textContent = label;
     }
     make("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }, g);
-    for (const v of niceTicks(...x.domain, (right - left) / 64)) {
+    const ticks = niceTicks(...x.domain, (right - left) / 64), whole = ticks.filter(Number.isInteger);
+    for (const v of whole.length > 1 ? whole : ticks) {  // steps are whole: no half of one in a short run
       make("line", { class: "axis", x1: this.sx(v), x2: this.sx(v), y1: bottom, y2: bottom + 4 }, g);
       make("text", { x: this.sx(v), y: bottom + 17, "text-anchor": "middle" }, g).textContent = x.format(v);
     }
