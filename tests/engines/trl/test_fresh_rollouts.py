@@ -213,3 +213,16 @@ def test_no_more_rows_are_read_than_are_needed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("nextrl.engines.trl.fresh_rollouts.TOKENS", 1)
     run.train()
     assert read == [AT_LEAST]
+
+
+def test_processes_read_as_many_rows_as_the_one_that_needs_most(tmp_path: Path) -> None:
+    """Rows go through the model in chunks, and under FSDP each chunk is one all-gather: counts must not differ."""
+    run = trainer(tmp_path)
+
+    class Beside(Ranks):
+        def gather(self, part: Any) -> list[Any]:
+            return [part, 48]
+
+    fresh = FreshRollouts(run, LiveAdapter(run.model), Beside(run.accelerator))
+    long = torch.ones(64, 200, dtype=torch.long)
+    assert fresh._enough(_Rows(long, long, long, long.float()), 512) == 48

@@ -117,12 +117,16 @@ class FreshRollouts:
         # What follows is done by all processes or by none: reading other weights may be a collective operation.
         if not self._ranks.any(heard is None):
             assert heard is not None
-            return _cut(heard, _enough(heard, most))
+            return _cut(heard, self._enough(heard, most))
         rows = self._buffered()
         if self._ranks.any(rows is None):
             return None
         assert rows is not None
-        return self._anchored(_cut(rows, _enough(rows, most)), anchor)
+        return self._anchored(_cut(rows, self._enough(rows, most)), anchor)
+
+    def _enough(self, rows: _Rows, most: int) -> int:
+        """As many rows on every process as the one that needs most: each forward pass may be a collective operation."""
+        return max(self._ranks.gather(_enough(rows, most)))
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
