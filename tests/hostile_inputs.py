@@ -5,6 +5,7 @@ Each case is drawn from its own generator, so that a failure's number alone make
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -13,6 +14,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import struct
 import traceback
 import zipfile
@@ -171,6 +173,12 @@ def replace(path: Path, kind: str, draw: random.Random | None = None) -> None:
         path.symlink_to(kind)
     elif kind == "loop":
         path.symlink_to(path)
+    elif kind == "socket":
+        at = os.getcwd()
+        os.chdir(path.parent)  # a socket's path is at most 107 bytes long
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as made:
+            made.bind(path.name)
+        os.chdir(at)
     elif kind == "nowhere":
         path.symlink_to(path.with_name("nowhere-at-all"))
     elif kind == "empty":

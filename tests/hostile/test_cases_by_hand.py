@@ -13,13 +13,13 @@ import json
 import os
 import resource
 import shutil
-import socket
 import struct
 import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -350,11 +350,7 @@ def odd_files(place: Path) -> None:
             (place / f"{name}{end}").symlink_to(to)
         (place / f"loop{end}").symlink_to(f"loop{end}")
         (place / f"file{end}").touch()
-    at = os.getcwd()
-    os.chdir(place)  # a socket's path has at most 107 bytes
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as made:
-        made.bind("socket")
-    os.chdir(at)
+    hostile.replace(place / "socket", "socket")
 
 
 def path_cases() -> Iterator[Case]:
@@ -439,23 +435,9 @@ def _config_and_odd(place: Path) -> None:
 def odd(path: Path, kind: str) -> None:
     """Something else than a file under a file's name."""
     path.parent.mkdir(exist_ok=True)
-    if path.is_symlink() or path.exists():
-        path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
+    hostile.replace(path, {"zero": "/dev/zero"}.get(kind, kind))
+    if kind == "folder":
         (path / "mine").touch()
-    elif kind == "zero":
-        path.symlink_to("/dev/zero")
-    elif kind == "loop":
-        path.symlink_to(path.name)
-    else:
-        at = os.getcwd()
-        os.chdir(path.parent)
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as made:
-            made.bind(path.name)
-        os.chdir(at)
 
 
 def in_run(name: str, kind: str) -> Callable[[Path], object]:
@@ -588,18 +570,24 @@ def _ready(place: Path) -> None:
 # Adapters that must not be measured as the base ----------------------------------------------------------------------
 
 
+def changing(
+    name: str, weights: str, settings: str, change: Callable[[State], State], **config: Any
+) -> Callable[[Path], object]:
+    """Puts a copy of what is given under that name into a case's place, with tensors and settings changed."""
+
+    def prepare(place: Path) -> None:
+        folder = hostile.fresh(getattr(given(), name), place / name)
+        save_file(change(load_file(folder / weights)), folder / weights)
+        told = folder / settings
+        told.write_text(json.dumps({**json.loads(told.read_text()), **config}))
+
+    return prepare
+
+
 def adapter_cases() -> Iterator[Case]:
     arguments = "eval", "MODEL", "--adapter", "adapter", "--prompts", "2"
 
-    def changed(change: Callable[[State], State], **config: Any) -> Callable[[Path], object]:
-        def prepare(place: Path) -> None:
-            adapter = hostile.fresh(given().adapter, place / "adapter")
-            path = adapter / "adapter_model.safetensors"
-            save_file(change(load_file(path)), path)
-            told = adapter / "adapter_config.json"
-            told.write_text(json.dumps({**json.loads(told.read_text()), **config}))
-
-        return prepare
+    changed = partial(changing, "adapter", "adapter_model.safetensors", "adapter_config.json")
 
     def renamed(old: str, new: str) -> Callable[[State], State]:
         return lambda state: {key.replace(old, new): tensor for key, tensor in state.items()}
@@ -731,15 +719,7 @@ def _pickled(place: Path) -> None:
 def base_cases() -> Iterator[Case]:
     arguments = "leap", "RUN", "--method", "secant", "--as", "merged", "--base", "base", "--out", "OUT"
 
-    def changed(change: Callable[[State], State], **config: Any) -> Callable[[Path], object]:
-        def prepare(place: Path) -> None:
-            base = hostile.fresh(given().base, place / "base")
-            path = base / "model.safetensors"
-            save_file(change(load_file(path)), path)
-            told = base / "config.json"
-            told.write_text(json.dumps({**json.loads(told.read_text()), **config}))
-
-        return prepare
+    changed = partial(changing, "base", "model.safetensors", "config.json")
 
     def quantised(dtype: torch.dtype) -> Callable[[State], State]:
         return lambda state: {
