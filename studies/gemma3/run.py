@@ -53,7 +53,7 @@ def main() -> None:
         out, settings = options.out / f"{name}.json", arm(SUMS, name, options.seed)
         if out.is_file():
             continue
-        train = settings.train.model_copy(update={"steps": options.steps, "share_prefixes": False})
+        train = settings.train.model_copy(update={"steps": options.steps, "share_prefixes": True})
         evaluations = tuple(s for s in EVALUATIONS if s <= options.steps)
         settings = settings.model_copy(update={"model": model, "train": train, "eval_at": evaluations})
         folder = options.runs / name

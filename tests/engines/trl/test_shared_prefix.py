@@ -6,12 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.shared_prefix import share_prefixes
 from nextrl.engines.trl.trainer import with_adapter
-from nextrl.errors import InputError
 from prefix_batches import PAD, SHOTS, batch, llama
 
 
@@ -103,13 +108,58 @@ def test_a_model_with_learned_positions():
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
 
 
-def test_a_sliding_window_is_refused():
-    config = MistralConfig(
-        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, sliding_window=4,
+def windowed(window: int) -> Gemma3ForCausalLM:
+    """A layer with a sliding window, and one without."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, sliding_window=window, layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=PAD, eos_token_id=1, bos_token_id=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match="sliding"):
-        share_prefixes(MistralForCausalLM(config))
+    return Gemma3ForCausalLM(config).eval()
+
+
+def test_rows_that_fit_into_a_sliding_window_share_their_prefix():
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=4, completions=3)
+    outs, tokens = [], []
+    for shares in (False, True):
+        model = windowed(ids.shape[1] + 1)
+        if shares:
+            share_prefixes(model)
+        seen = counted(model)
+        with torch.no_grad():
+            out = model(input_ids=ids, attention_mask=mask, position_ids=None if shares else positions(mask))
+        outs.append(out.logits[mask.bool()])
+        tokens.append(sum(seen))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-4)
+    assert tokens[1] < 0.6 * tokens[0]
+
+
+def test_rows_beyond_a_sliding_window_go_through_unchanged():
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7]], group=4)
+    model, shared = windowed(ids.shape[1]), windowed(ids.shape[1])
+    share_prefixes(shared)
+    seen = counted(shared)
+    with torch.no_grad():
+        outs = [m(input_ids=ids, attention_mask=mask).logits for m in (model, shared)]
+    assert torch.equal(*outs)
+    assert seen == [ids.numel()]
+
+
+def test_generation_goes_on_beyond_a_sliding_window_after_a_shared_prompt():
+    ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=4)
+    config = GenerationConfig(max_new_tokens=8, do_sample=True, pad_token_id=PAD, eos_token_id=1)
+    texts, tokens = [], []
+    for shares in (False, True):
+        model = windowed(ids.shape[1] + 3)
+        if shares:
+            share_prefixes(model)
+        seen = counted(model)
+        torch.manual_seed(3)
+        texts.append(model.generate(input_ids=ids, attention_mask=mask, generation_config=config))
+        tokens.append(sum(seen))
+    assert torch.equal(*texts)
+    assert tokens[1] < 0.8 * tokens[0]
 
 
 @pytest.mark.parametrize("case", ["one row", "nothing shared", "a hole in the mask", "a filled cache"])

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-
-from nextrl.errors import InputError
 
 _WORTH_IT = 0.8
 """A split must leave at most this share of the tokens; every split is one more pass through the layers."""
@@ -30,21 +29,16 @@ def share_prefixes(model: Any) -> None:
     """Make a causal language model compute shared prefixes once, in place.
 
     Rows are taken without their padding, so that positions count real tokens, as in `generate`. A call that this does
-    not fit (one row, a cache with something in it, embeddings for ids, masks with holes) goes through unchanged.
+    not fit (one row, a cache with something in it, embeddings for ids, masks with holes, rows that do not fit into the
+    sliding window of a model that has one) goes through unchanged.
 
     Args:
         model: a transformers causal language model or a PEFT model around one, without dropout (a shared prefix would
             share its dropout too).
-
-    Raises:
-        InputError: the model forgets what lies beyond a sliding window.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = inner.get_decoder()
-    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=decoder.config).layers):
-        raise InputError(
-            "share_prefixes needs full attention, and this model has sliding windows: turn it off"
-        )
+    most = _most_columns(decoder)
     plain = decoder.forward
     names = list(inspect.signature(plain).parameters)
     cache_name = "cache" if "cache" in names else "past_key_values"  # renamed within transformers 5
@@ -54,7 +48,7 @@ def share_prefixes(model: Any) -> None:
         rest = dict(zip(names, args, strict=False)) | kwargs
         ids, mask, _ = (rest.pop(name, None) for name in ("input_ids", "attention_mask", "position_ids"))
         cache = rest.pop(cache_name, None)
-        if not _fits(ids, mask, cache, rest):
+        if not _fits(ids, mask, cache, rest, most):
             return plain(*args, **kwargs)
         start = torch.zeros(len(ids), dtype=torch.long, device=ids.device) if mask is None else mask.argmax(1)
         rolled = ids.gather(1, _columns(ids, start))
@@ -65,18 +59,28 @@ def share_prefixes(model: Any) -> None:
         def run(part: Tensor, past: DynamicCache) -> Any:
             return plain(input_ids=part, use_cache=True, **{cache_name: past}, **rest)
 
-        hidden, past, out = _hidden(run, rolled, lambda: DynamicCache(config=decoder.config))
+        def new_cache() -> DynamicCache:
+            return DynamicCache(config=decoder.config)
+
+        hidden, past, out = _hidden(run, rolled, new_cache)
         back = _columns(ids, -start)
         out.last_hidden_state = hidden.gather(1, back[:, :, None].expand_as(hidden))
-        out[cache_name] = _filled(cache, past, back) if use_cache else None
+        out[cache_name] = _filled(new_cache() if cache is None else cache, past, back) if use_cache else None
         return out
 
     decoder.forward = forward
 
 
-def _fits(ids: Any, mask: Any, cache: Any, rest: dict[str, Any]) -> bool:
-    """Whether a call is a whole batch of token rows, each padded on its sides only."""
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or min(ids.shape) < 2:
+def _most_columns(decoder: Any) -> float:
+    """Columns up to which every layer sees, and its cache keeps, all that came before."""
+    layers = DynamicCache(config=decoder.config).layers
+    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+    return min(windows, default=math.inf) - 1  # a sliding cache holds one token less than the window
+
+
+def _fits(ids: Any, mask: Any, cache: Any, rest: dict[str, Any], most: float) -> bool:
+    """Whether a call is a whole batch of token rows, each padded on its sides only, of at most so many columns."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or min(ids.shape) < 2 or ids.shape[1] > most:
         return False
     if rest.get("inputs_embeds") is not None or any(
         rest.get(f"output_{extra}") for extra in ("hidden_states", "attentions")
@@ -134,9 +138,8 @@ def _split(ids: Tensor) -> int:
     return best
 
 
-def _filled(cache: DynamicCache | None, past: DynamicCache, back: Tensor) -> DynamicCache:
-    """Keys and values (rows, heads, columns, size) in the caller's columns, in its cache where it gave one."""
-    cache = DynamicCache() if cache is None else cache
+def _filled(cache: DynamicCache, past: DynamicCache, back: Tensor) -> DynamicCache:
+    """Keys and values (rows, heads, columns, size) in the caller's columns, in an empty cache."""
     rows = torch.arange(len(back), device=back.device)[:, None]
     for index, layer in enumerate(past.layers):
         keys, values = (
