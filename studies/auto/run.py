@@ -1,9 +1,10 @@
-"""What `auto` is measured against on task B: plain runs at seven rates, and learning-rate-free optimizers.
+"""What `auto` is measured against: plain runs at seven rates on task B, and learning-rate-free optimizers on all tasks.
 
     python -m studies.auto.run            # about a quarter of an hour on two cores
+    python -m studies.auto.run --tasks chain partial penalty sparse half-nat --only prodigy mechanic
     python -m studies.auto.table          # of the published records, or of the folder named
 
-Three seeds; every arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms
+Three seeds on task B, two on the others; every arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms
 that are missing. `auto` itself, and plain runs on other tasks, are in studies/grid.
 """
 
@@ -17,6 +18,8 @@ from pathlib import Path
 from nextrl.engines.settings import TrainSettings
 from nextrl.runs.loop import ArmSettings, one_thread, run_arm
 from studies.folders import default_out, parser
+from studies.grid import tasks as own
+from studies.grid.run import OWN
 
 RATES = (1e-5, 5e-5, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 EVALUATIONS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
@@ -32,6 +35,7 @@ def arms(task: str, seed: int) -> list[ArmSettings]:
             kind=kind,
             label=name,
             task=task,
+            model=own.MODEL if task in OWN else "tiny",
             train=train,
             save=kind == "plain",
             eval_at=EVALUATIONS,

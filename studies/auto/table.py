@@ -10,9 +10,10 @@ import math
 from pathlib import Path
 
 from studies.folders import records_to_read
+from studies.grid.run import LAB, OWN
+from studies.grid.table import area
 from studies.over_seeds import mean_and_error
 
-TASKS = ("chain", "chain-wrong-rule")
 STEPS = (20, 40, 60, 100, 200)
 
 
@@ -38,18 +39,19 @@ def print_task(folder: Path, task: str) -> None:
     if not arms:
         return
     print(f"\n### {task}\n")
-    print("| arm | seeds | " + " | ".join(f"step {s}" for s in STEPS) + " |")
-    print("|---|---|" + "---|" * len(STEPS))
+    print("| arm | seeds | area | " + " | ".join(f"step {s}" for s in STEPS) + " |")
+    print("|---|---|---|" + "---|" * len(STEPS))
     for name in sorted(arms, key=lambda n: (n.split("-")[0], rate_of(n))):
         runs = arms[name]
         cells = [mean_and_error([r["accuracy"][r["steps"].index(s)] for r in runs]) for s in STEPS]
-        print(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+        areas = mean_and_error([*map(area, runs)])
+        print(f"| {name} | {len(runs)} | {areas} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     """Each task."""
     folder = records_to_read("auto", __doc__)
-    for task in TASKS:
+    for task in (*LAB, *OWN):
         print_task(folder, task)
 
 
