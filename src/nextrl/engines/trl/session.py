@@ -97,6 +97,7 @@ class Session:
         self.memory = Memory(run.adapter.read())
         self._begin_window(step)
         self.memory.history.most = keep
+        self._origin = self.memory.start, self.memory.moments
         self._watched: _Beginning | None = None
         self._rates = RateCheck()
         self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
@@ -224,6 +225,8 @@ class Session:
             apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
         elif acted.back == "window":
             apply_leap.go_back(self.run, self.memory, acted, self.memory.start, self.memory.moments)
+        elif acted.back == "run":
+            apply_leap.go_back(self.run, self.memory, acted, *self._origin)
         else:
             apply_leap.scale_rate(self.run, self.memory, acted.rate_factor)
         tiled = acted.rate_factor == 1.0 and not acted.back
