@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from nextrl.engines import memory
 from nextrl.engines.settings import LoraSettings, TrainSettings
-from nextrl.engines.trl import memory
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.errors import InputError

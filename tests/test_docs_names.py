@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nextrl.engines.trl import memory
+from nextrl.engines import memory
 from nextrl.judge.decision import DecisionRecord
 from nextrl.runs.arm import ArmRecord
 

@@ -1,4 +1,7 @@
-"""Which room of src/nextrl may import which: each only those on lower floors. There are no exceptions."""
+"""Which room of src/nextrl may import which: each only those on lower floors. There are no exceptions.
+
+Inside `engines`, what serves every trainer imports no trainer's package, and no trainer's package another's.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
+TRAINERS = {"trl", "verl"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -53,8 +57,13 @@ def violations(module: str, source: str) -> list[str]:
     found = []
     for line, name in imports(module, source):
         top, _, rest = name.partition(".")
-        other = rest.partition(".")[0]
-        if top != "nextrl" or other == room:
+        other, _, inner = rest.partition(".")
+        if top != "nextrl":
+            continue
+        if other == room:
+            trainer = inner.partition(".")[0]
+            if room == "engines" and trainer in TRAINERS and trainer != module.split(".")[2]:
+                found.append(f"{module}:{line} imports {name}: a trainer's own package")
             continue
         if other not in FLOOR:
             found.append(f"{module}:{line} imports {name}: the package's face, or a room on no floor")
@@ -88,6 +97,12 @@ def test_every_import_goes_down() -> None:
         ("nextrl.judge.advice", "from nextrl import Trajectory"),
         ("nextrl.judge.advice", "from nextrl.attic import chest"),
         ("nextrl.attic.chest", ""),
+        ("nextrl.engines.verl.remote", "from nextrl.engines.trl.seam import Seam"),
+        ("nextrl.engines.verl.remote", "from nextrl.engines import trl"),
+        ("nextrl.engines.verl.remote", "from ..trl.seam import Seam"),
+        ("nextrl.engines.trl.callback", "import nextrl.engines.verl.shards"),
+        ("nextrl.engines.session", "from nextrl.engines.trl.seam import Seam"),
+        ("nextrl.engines.policies.auto", "from ..trl.seam import Seam"),
     ],
 )
 def test_an_import_that_does_not_go_down_is_found(module: str, source: str) -> None:
@@ -103,6 +118,10 @@ def test_an_import_that_does_not_go_down_is_found(module: str, source: str) -> N
         ("nextrl.judge.advice", "from nextrl import extrapolators"),
         ("nextrl.judge.advice", "import torch\nfrom trl import GRPOTrainer"),
         ("nextrl.__init__", "from nextrl.cli import main"),
+        ("nextrl.engines.verl.remote", "from nextrl.engines.session import Session"),
+        ("nextrl.engines.verl.remote", "from nextrl.engines.verl.shards import Shards"),
+        ("nextrl.engines.trl.callback", "from nextrl.engines.trl.seam import Seam"),
+        ("nextrl.runs.loop", "from nextrl.engines.trl.callback import LeapCallback"),
     ],
 )
 def test_an_import_that_goes_down_passes(module: str, source: str) -> None:

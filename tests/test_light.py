@@ -48,7 +48,7 @@ def test_inspect_loads_no_trainer(tmp_path: Path) -> None:
 
 LIGHT = (
     "nextrl.engines.settings",
-    "nextrl.engines.trl.algorithms",
+    "nextrl.engines.algorithms",
     "nextrl.engines.verl.config",
     "nextrl.extrapolators",
     "nextrl.judge.analysis_figures",

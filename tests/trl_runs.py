@@ -13,8 +13,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
 from nextrl.engines.live_adapter import along
+from nextrl.engines.policies.base import agreed
 from nextrl.engines.settings import LoraSettings
-from nextrl.engines.trl.policies.base import agreed
 from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.decision import Decision

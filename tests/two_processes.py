@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.policies import Auto
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.config import RunConfig

@@ -14,8 +14,8 @@ import os
 import shutil
 from pathlib import Path
 
+from nextrl.engines import algorithms
 from nextrl.engines.settings import TrainSettings
-from nextrl.engines.trl import algorithms
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
 from studies.folders import default_out, parser

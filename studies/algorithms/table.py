@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nextrl.engines.trl import algorithms
+from nextrl.engines import algorithms
 from studies.folders import records_to_read
 from studies.over_seeds import mean_and_error
 

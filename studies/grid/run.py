@@ -31,9 +31,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from nextrl import LeapCallback
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.policies import Auto
+from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.settings import LoraSettings, TrainSettings
-from nextrl.engines.trl.policies import Auto
-from nextrl.engines.trl.policies.effopd import EffOpd
 from nextrl.engines.trl.trainer import as_dataset, with_adapter
 from nextrl.judge.controller import Controller, Look
 from nextrl.judge.controller_config import ControllerConfig

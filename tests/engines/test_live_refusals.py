@@ -16,9 +16,9 @@ from torch import nn
 
 import lora_runs
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.history import AdapterHistory
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory

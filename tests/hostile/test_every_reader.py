@@ -50,7 +50,7 @@ EXCEPTIONS = {
     ("checkpoints/atomic.py", "json.loads"): "of the text that json.dumps has just made",
     ("tasks/bases/folder.py", "safe_open"): "headers, after `regular_file`; tasks may not import checkpoints",
     ("tasks/python_file.py", "open"): "writes the log of a user's traceback",
-    ("engines/trl/decision_log.py", "open"): "appends a line",
+    ("engines/decision_log.py", "open"): "appends a line",
     ("engines/verl/process.py", "open"): "appends what verl prints, and reads the end of that for a message",
     ("cli/__init__.py", "open"): "/dev/null, for an output that nobody reads any more",
 }

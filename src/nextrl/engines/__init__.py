@@ -1,1 +1,1 @@
-"""What trains: one package per trainer, and what they share."""
+"""What trains: one package per trainer (`trl`, `verl`), and beside them what serves both."""

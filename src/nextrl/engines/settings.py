@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nextrl.engines.trl import algorithms
+from nextrl.engines import algorithms
 from nextrl.errors import require
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]

@@ -17,8 +17,8 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
+from nextrl.engines import algorithms
 from nextrl.engines.settings import MAX_PROMPTS, MAX_SEED, MAX_STEPS, LoraSettings, TrainSettings
-from nextrl.engines.trl import algorithms
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha

@@ -19,10 +19,10 @@ from peft import PeftModel
 from transformers import TrainerState
 
 from nextrl.checkpoints.atomic import write_bytes
+from nextrl.engines.history import DiskHistory
+from nextrl.engines.policies import AtSteps, Auto
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.history import DiskHistory
-from nextrl.engines.trl.policies import AtSteps, Auto
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig

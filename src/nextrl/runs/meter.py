@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nextrl.engines.trl.decision_log import Costs
+from nextrl.engines.decision_log import Costs
 from nextrl.runs.arm import ArmRecord, ArmSettings, Progress
 from nextrl.tasks import base
 from nextrl.tasks.evaluate import Accuracy, evaluate

@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from nextrl.checkpoints import patterns
 from nextrl.checkpoints.atomic import making_folder, write_bytes, writing
+from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.ranks import Ranks, launched
-from nextrl.engines.trl.decision_log import DECISIONS
 from nextrl.engines.trl.trainer import with_adapter
 from nextrl.errors import InputError
 from nextrl.files import regular_file

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from launching import launch
+from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import LiveAdapter, State, leap_into
-from nextrl.engines.trl.history import AdapterHistory
 from nextrl.leaps.leap import leap
 from trl_runs import fresh_model
 

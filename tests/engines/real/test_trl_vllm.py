@@ -15,11 +15,11 @@ import torch
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, State, along
+from nextrl.engines.policies import Auto
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.delivery import StaleWeights
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
-from nextrl.engines.trl.policies import Auto
 from nextrl.engines.trl.rollouts import TrainerRollouts, log_probabilities
 from nextrl.judge.controller import Controller, Look
 from nextrl.judge.controller_config import ControllerConfig

@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback
 from trl import RLOOTrainer
 
+from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
-from nextrl.engines.trl.policies import Auto
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay

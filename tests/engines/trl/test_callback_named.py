@@ -11,8 +11,8 @@ import torch
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.policies import AtSteps
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.policies import AtSteps
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
@@ -136,7 +136,7 @@ def searches(callback: LeapCallback) -> list[int]:
 def test_nothing_is_searched_where_nothing_can_come_of_it(
     tmp_path: Path, options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nextrl.engines.trl.policies.at_steps.PATIENCE", 0)
+    monkeypatch.setattr("nextrl.engines.policies.at_steps.PATIENCE", 0)
     options = dict(options)
     shape, model = options.pop("schedule", None), fresh_model()
     callback = LeapCallback(2, "factors", horizon=1, validation=VALIDATION, prompts=4, alphas=[1.0])

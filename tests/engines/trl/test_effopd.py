@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.policies.effopd import EffOpd
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from trl_runs import VALIDATION, fresh_model, same, trainer
 

@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 import trl_runs
+from nextrl.engines.history import DiskHistory
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.policies import AtSteps
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.history import DiskHistory
-from nextrl.engines.trl.policies import AtSteps
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance

@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.policies import Auto
+from nextrl.engines.rollback import read_moments
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.policies import Auto
-from nextrl.engines.trl.rollback import read_moments
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig

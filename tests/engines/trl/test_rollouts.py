@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, Sequ
 from trl import SFTTrainer
 
 import trl_runs
+from nextrl.engines.schedules import set_rate_factor
 from nextrl.engines.trl.rollouts import InGroups, RewardMeter, TrainerRollouts
-from nextrl.engines.trl.schedules import set_rate_factor
 from trl_runs import VALIDATION
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from nextrl.engines.trl.policies import Auto
-from nextrl.engines.trl.session import Session
+from nextrl.engines.policies import Auto
+from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
 from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of

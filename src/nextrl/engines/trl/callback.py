@@ -19,17 +19,17 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl.engines import decision_log, memory
 from nextrl.engines.candidate_scores import Row
+from nextrl.engines.decision_log import Costs
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.policies import Policy, policy_of
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl import decision_log, memory
+from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
-from nextrl.engines.trl.decision_log import Costs
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.live_run import LiveRun
-from nextrl.engines.trl.policies import Policy, policy_of
 from nextrl.engines.trl.seam import Seam
-from nextrl.engines.trl.session import Session
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.policies.base import MOST
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference

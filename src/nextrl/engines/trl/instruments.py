@@ -8,10 +8,10 @@ from typing import Any
 
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood
-from nextrl.engines.trl.optimizers import check_optimizer
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 

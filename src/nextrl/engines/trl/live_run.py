@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
+from nextrl.engines import decision_log
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.precision import resolution
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl import decision_log
+from nextrl.engines.rollback import Moments, read_moments, whole, write_moments
+from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
-from nextrl.engines.trl.rollback import Moments, read_moments, whole, write_moments
-from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import DecisionRecord
 
-log = logging.getLogger("nextrl.engines.trl.session")
+log = logging.getLogger("nextrl.engines.session")
 
 
 @dataclass

@@ -21,9 +21,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from nextrl.engines import algorithms
 from nextrl.engines.ranks import launched
 from nextrl.engines.settings import LoraSettings, OptimizerName, TrainSettings
-from nextrl.engines.trl import algorithms
 from nextrl.engines.trl.fused_head import score_labelled_columns
 from nextrl.engines.trl.shared_prefix import share_prefixes
 from nextrl.errors import InputError, needs

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.trl.policies.base import LeapsOnly, View
+from nextrl.engines.policies.base import LeapsOnly, View
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
 from nextrl.judge.window import Window

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl import decision_log
+from nextrl.engines import decision_log
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import Place, VerlSettings
 from nextrl.engines.verl.data import plain_template, tokenizer, write_data

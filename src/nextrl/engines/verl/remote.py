@@ -1,6 +1,6 @@
 """verl's driver: the adapter on the workers by the names of its copies, and what a step's batch says of other weights.
 
-The driver holds no tensor of the model. Where the session (`engines.trl.session`, the one that TRL's callback runs on)
+The driver holds no tensor of the model. Where the session (`engines.session`, the one that TRL's callback runs on)
 speaks of factors and moments, it is handed `Held`: the name of a copy that lies in shards on the workers.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines import decision_log
+from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl import decision_log
-from nextrl.engines.trl.policies.base import MOST
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 
@@ -269,7 +269,7 @@ class Windows:
 
 
 class VerlRun:
-    """A verl run as a leap finds it (`engines.trl.apply_leap.Run`).
+    """A verl run as a leap finds it (`engines.apply_leap.Run`).
 
     Args:
         workers: where the adapter lies.

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
+from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
-from nextrl.engines.trl.optimizers import check_optimizer
-from nextrl.engines.trl.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.trl.memory import Memory
-from nextrl.engines.trl.session import Session
+from nextrl.engines.memory import Memory
+from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json

@@ -20,9 +20,9 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
-from nextrl.engines.trl import decision_log
-from nextrl.engines.trl.policies import Auto, Policy
-from nextrl.engines.trl.session import Session
+from nextrl.engines import decision_log
+from nextrl.engines.policies import Auto, Policy
+from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
 from nextrl.engines.verl.options import Options, check_run, check_versions, options_of

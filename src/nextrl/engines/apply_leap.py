@@ -2,7 +2,7 @@
 
 Whoever decides (`policies`), and whether it is a leap or one that is taken back, the same happens here: the factors are
 written in place, the inference engine is told that its weights are stale, rollouts of the old policy are dropped, and
-with vLLM the first rollout afterwards is checked for having come from the new weights (`delivery`).
+with an engine of its own the first rollouts afterwards are checked for having come from the new weights.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import State
+from nextrl.engines.memory import Memory
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.memory import Memory
-from nextrl.engines.trl.rollback import Moments, Snapshot
+from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.window import Window
 
 
 class Run(Protocol):
-    """A training run as a leap finds it: TRL's (`live_run.LiveRun`), or one whose weights lie on verl's workers.
+    """A training run as a leap finds it: TRL's (`trl.live_run.LiveRun`), or one whose weights lie on verl's workers.
 
     What stands for the weights (`State`) and the optimizer's state (`Moments`) is the run's own affair: tensors here,
     the names of copies that the workers hold there.

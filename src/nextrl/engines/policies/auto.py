@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.trl.policies.base import FEW, MOST, View, agreed
+from nextrl.engines.policies.base import FEW, MOST, View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig

@@ -12,7 +12,7 @@ from functools import partial
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import along
-from nextrl.engines.trl.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched
 from nextrl.judge.paired_search import Score, Scores

@@ -1,4 +1,4 @@
-"""What `LeapCallback` tells: one JSON line per window, `leap/*` in the trainer's log, and the account of costs."""
+"""What a run with leaps tells: one JSON line per window, `leap/*` in the trainer's log, and the account of costs."""
 
 from __future__ import annotations
 

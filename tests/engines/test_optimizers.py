@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nextrl import LeapCallback
+from nextrl.engines.optimizers import check_optimizer
+from nextrl.engines.rollback import read_moments, write_moments
 from nextrl.engines.settings import LoraSettings
-from nextrl.engines.trl.optimizers import check_optimizer
-from nextrl.engines.trl.rollback import read_moments, write_moments
 from nextrl.errors import InputError
 from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from transformers.optimization import GreedyLR, get_scheduler
 
 from nextrl import LeapCallback
-from nextrl.engines.trl.schedules import RateCheck, falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.schedules import RateCheck, falls_by_itself, rate_of, set_rate_factor, share_of
 from trl_runs import fresh_model, trainer
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import lora_runs
 from leapt_runs import MODULE, leapt_run
+from nextrl.engines.history import AdapterHistory, DiskHistory
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.trl.history import AdapterHistory, DiskHistory
 from nextrl.errors import InputError
 from nextrl.extrapolators import names
 from nextrl.leaps.leap import leap

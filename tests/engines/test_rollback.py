@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nextrl.engines.trl.rollback import Snapshot, read_moments, write_moments
+from nextrl.engines.rollback import Snapshot, read_moments, write_moments
 from nextrl.judge.window import Window
 
 

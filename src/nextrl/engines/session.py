@@ -1,8 +1,8 @@
-"""One training run under `LeapCallback`: its windows from beginning to end, and the account of what they cost.
+"""One training run under leaps or `auto`: its windows from beginning to end, and the account of what they cost.
 
 `Session` lives from the first step of a run to its last. At the end of a window it takes the last leap back or has the
-policy decide, carries the decision out, and writes it down. The policy says when windows end; the callback says which
-event of the trainer that is.
+policy decide, carries the decision out, and writes it down. The policy says when windows end; what stands in the
+trainer (TRL's callback, verl's `LeapTrainer`) says which event of the trainer that is.
 
 A named method is asked at a window's end. `auto` is asked one step later, when the rollouts that were sampled at the
 window's end are there: the window ended where that step began.
@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from nextrl.engines import apply_leap
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
+from nextrl.engines.decision_log import Costs
 from nextrl.engines.live_adapter import State
-from nextrl.engines.trl import apply_leap
-from nextrl.engines.trl.decision_log import Costs
-from nextrl.engines.trl.memory import Memory
-from nextrl.engines.trl.policies import Policy, View
-from nextrl.engines.trl.rollback import Moments, Snapshot
-from nextrl.engines.trl.schedules import RateCheck
+from nextrl.engines.memory import Memory
+from nextrl.engines.policies import Policy, View
+from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.schedules import RateCheck
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score

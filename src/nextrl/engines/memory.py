@@ -22,9 +22,9 @@ from torch import Tensor
 
 from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
+from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import State
-from nextrl.engines.trl.history import AdapterHistory
-from nextrl.engines.trl.rollback import Moments, Snapshot
+from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json
 

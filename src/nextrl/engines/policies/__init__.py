@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nextrl.engines.trl.policies.at_steps import SEARCHED, AtSteps
-from nextrl.engines.trl.policies.auto import Auto
-from nextrl.engines.trl.policies.base import Policy, View
+from nextrl.engines.policies.at_steps import SEARCHED, AtSteps
+from nextrl.engines.policies.auto import Auto
+from nextrl.engines.policies.base import Policy, View
 from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.history import DiskHistory
 from nextrl.engines.live_adapter import along, leap_into
-from nextrl.engines.trl.history import DiskHistory
-from nextrl.engines.trl.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha

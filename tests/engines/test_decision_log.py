@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nextrl.engines.trl import decision_log
+from nextrl.engines import decision_log
 from nextrl.errors import InputError
 from nextrl.judge.decision import DecisionRecord
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.trl.history import AdapterHistory
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
 from nextrl.judge.fresh_batch import BatchGain

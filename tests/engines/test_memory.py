@@ -14,12 +14,12 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 
 import hostile_inputs as hostile
-from nextrl.engines.trl import memory as memory_files
+from nextrl.engines import memory as memory_files
+from nextrl.engines.history import AdapterHistory
+from nextrl.engines.memory import JSON, TENSORS, Memory
+from nextrl.engines.policies import Auto
+from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.history import AdapterHistory
-from nextrl.engines.trl.memory import JSON, TENSORS, Memory
-from nextrl.engines.trl.policies import Auto
-from nextrl.engines.trl.rollback import Snapshot
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_step_end(args, state, control, **kwargs)
             if state.global_step == 1 and self._session.memory.factor == 1.0:
-                from nextrl.engines.trl.schedules import set_rate_factor
+                from nextrl.engines.schedules import set_rate_factor
 
                 set_rate_factor(kwargs["optimizer"], kwargs["lr_scheduler"], 3.0)
                 self._session.memory.factor = 3.0
