@@ -347,12 +347,17 @@ def test_a_bold_start_that_does_not_rise_begins_again() -> None:
     assert probation([STILL[:3], STILL[:5], STILL]) == ["", "", "run"]
     assert probation([STILL, RISING]) == ["", ""]
     assert probation([STILL, STILL], moved=0.015) == ["", ""]  # not bold
-    assert probation([STILL, STILL], moved=0.0008, share=0.2) == ["", ""]  # in a warm-up nothing can have risen
+    assert probation([STILL, STILL], moved=0.0008, share=0.2) == [
+        "",
+        "",
+    ]  # in a warm-up nothing can have risen
 
 
 def test_a_probation_waits_for_rewards_that_were_measured() -> None:
     shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise([*STILL, *STILL])]
-    assert probation(shared).index("run") == 13  # each begins with the reward that the one before it ended with
+    assert (
+        probation(shared).index("run") == 13
+    )  # each begins with the reward that the one before it ended with
 
 
 def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> None:
@@ -372,15 +377,18 @@ def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> No
 
 def test_the_beginning_is_remembered_as_long_as_the_probation_lasts() -> None:
     controller = Controller()
-    assert not controller.on_probation
+    assert controller.may_begin_again  # who knows
     controller.step(1, 0.032)
     controller.window(window(rewards=STILL), Looks())
-    assert controller.on_probation
+    assert controller.may_begin_again
     resumed = Controller()
     resumed.restore(json.loads(json.dumps(controller.state())))
-    assert resumed.on_probation
     assert [c.window(window(rewards=STILL), Looks()).back for c in (controller, resumed)] == ["run", "run"]
-    assert not controller.on_probation
+    assert not controller.may_begin_again
+    for moved in (1e-6, 0.004, 1.0):
+        other = Controller()
+        other.step(1, moved)
+        assert not other.may_begin_again
 
 
 def test_a_first_step_that_went_far_is_suspected_sooner() -> None:

@@ -185,9 +185,9 @@ class Controller:
         return replace(decision, looks=looks, divergence=nats if math.isfinite(nats) else None)
 
     @property
-    def on_probation(self) -> bool:
-        """Whether the run may still begin again, so that its beginning has to be remembered."""
-        return self._trial is not None
+    def may_begin_again(self) -> bool:
+        """Whether the run's beginning has to be remembered: its first step is not judged yet, or on probation."""
+        return self._trial is not None or not (self._settled or self._changes)
 
     def _failed(self, trial: list[float], window: Window) -> bool:
         """Whether the probation ends with this window, and the reward has not risen for sure."""
