@@ -4,8 +4,8 @@
     python -m studies.auto.run --tasks chain partial penalty sparse half-nat --only prodigy mechanic
     python -m studies.auto.table          # of the published records, or of the folder named
 
-Three seeds on task B, two on the others; every arm goes through TRL, as in the demo, and writes its own record; a second call goes on with the arms
-that are missing. `auto` itself, and plain runs on other tasks, are in studies/grid.
+Three seeds on task B, two on the others. Every arm goes through TRL, as in the demo, and writes its own record; a
+second call goes on with those that are missing. `auto` itself and other plain runs are in studies/grid.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from trl import GRPOTrainer, RLOOTrainer
 import hostile_inputs as hostile
 from nextrl.engines import memory as memory_files
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.memory import JSON, TENSORS, Memory
+from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
@@ -207,7 +207,10 @@ def memory() -> Memory:
     before = {n: t + 1 for n, t in start.items()}
     snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("nan"), before, moments)
     history = AdapterHistory([10, 20], [start, before], {20: 0.25})
-    return Memory(start, moments, 7, [0.5, float("nan")], 1e-4, 128, 3.0, 0.5, False, snapshot, history)
+    origin = Origin({n: t - 1 for n, t in start.items()}, [{}, {"exp_avg": torch.ones(2)}], 5)
+    return Memory(
+        start, moments, 7, [0.5, float("nan")], 1e-4, 128, 3.0, 0.5, False, snapshot, history, False, origin
+    )
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -235,6 +238,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (back.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
     assert (again.history.steps, again.history.rewards) == ([10, 20], {20: 0.25})
     assert all(same(a, b) for a, b in zip(again.history.states, kept.history.states, strict=True))
+    assert kept.origin is not None
+    assert again.origin is not None
+    assert same(again.origin.state, kept.origin.state)
+    assert (again.origin.step, again.origin.moments[0]) == (5, {})
+    assert torch.equal(again.origin.moments[1]["exp_avg"], torch.ones(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
 
 
@@ -246,7 +254,8 @@ def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -
     assert found is not None
     again = found[0]
     assert again.snapshot is not None
-    for state in (again.start, again.snapshot.state, *again.history.states):
+    assert again.origin is not None
+    for state in (again.start, again.snapshot.state, again.origin.state, *again.history.states):
         assert {t.dtype for t in state.values()} == {torch.float32}
     assert torch.equal(again.start["b"], kept.start["b"].float())
 
@@ -257,6 +266,7 @@ def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
     found = memory_files.read(tmp_path, memory().start)
     assert found is not None
     assert found[0].moments == []
+    assert found[0].origin is None
 
 
 def _with_another_rate(text: str) -> str:
@@ -274,8 +284,8 @@ def _with_another_rate(text: str) -> str:
         (lambda f: (f / TENSORS).unlink(), "no such file"),
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
-            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 5', '"version": 9')),
-            "is of version 9, not 5",
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 6', '"version": 9')),
+            "is of version 9, not 6",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
         # One digit of a number that means something: another run, and nothing else would say so.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -329,14 +331,74 @@ def test_a_sagging_reward_speaks_with_half_a_voice() -> None:
     assert found == [1.0, 0.6, 1.0]  # where no prompt of the batch informs, the reward is all there is
 
 
+RISING = (0.26, 0.24, 0.27, 0.28, 0.27, 0.31, 0.3, 0.34, 0.33, 0.37)
+STILL = (0.26, 0.24, 0.27, 0.25, 0.24, 0.26, 0.23, 0.25, 0.26, 0.25)
+
+
+def probation(rewards: Sequence[tuple[float, ...]], moved: float = 0.032, **how: Any) -> list[str]:
+    """What is taken back after each window of a run whose first step moved the policy so far."""
+    controller = Controller()
+    assert controller.step(1, moved, **how) is None
+    return [controller.window(window(rewards=r), Looks(am1=seen(0.0, nats=0.05))).back for r in rewards]
+
+
+def test_a_bold_start_that_does_not_rise_begins_again() -> None:
+    assert probation([STILL, STILL, STILL]) == ["", "run", ""]
+    assert probation([STILL[:3], STILL[:5], STILL]) == ["", "", "run"]
+    assert probation([STILL, RISING]) == ["", ""]
+    assert probation([STILL, STILL], moved=0.015) == ["", ""]  # not bold
+    assert probation([STILL, STILL], moved=0.0008, share=0.2) == [
+        "",
+        "",
+    ]  # in a warm-up nothing can have risen
+
+
+def test_a_probation_waits_for_rewards_that_were_measured() -> None:
+    shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise([*STILL, *STILL])]
+    assert (
+        probation(shared).index("run") == 13
+    )  # each begins with the reward that the one before it ended with
+
+
+def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> None:
+    controller = Controller()
+    controller.step(1, 0.032)
+    cut = controller.window(window(rewards=STILL), Looks(am1=seen(2.5, nats=0.05)))
+    assert (cut.rate_factor, cut.back) == (0.6, "")
+    again = controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
+    assert again.back == "run"
+    assert cut.rate_factor * again.rate_factor == pytest.approx(0.6 * 0.5)  # half at most
+    controller = Controller()
+    controller.step(1, 0.128)
+    controller.window(window(rewards=STILL), Looks(am1=seen(2.5, nats=0.05)))
+    again = controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
+    assert 0.6 * again.rate_factor == pytest.approx(math.sqrt(0.004 / 0.128))
+
+
+def test_the_beginning_is_remembered_as_long_as_the_probation_lasts() -> None:
+    controller = Controller()
+    assert controller.may_begin_again  # who knows
+    controller.step(1, 0.032)
+    controller.window(window(rewards=STILL), Looks())
+    assert controller.may_begin_again
+    resumed = Controller()
+    resumed.restore(json.loads(json.dumps(controller.state())))
+    assert [c.window(window(rewards=STILL), Looks()).back for c in (controller, resumed)] == ["run", "run"]
+    assert not controller.may_begin_again
+    for moved in (1e-6, 0.004, 1.0):
+        other = Controller()
+        other.step(1, moved)
+        assert not other.may_begin_again
+
+
 def test_a_first_step_that_went_far_is_suspected_sooner() -> None:
-    hot = Controller()
+    hot = Controller(ControllerConfig(bold=1.0))
     assert hot.step(1, 0.032) is None  # eight times `goal`: three doublings
     assert harms(hot, 1.5, windows=6) == [2, 6]  # each cut makes it less suspect
     cold = Controller()
     assert cold.step(1, 0.001) is None
     assert harms(cold, 1.5, windows=6) == [6]
-    very = Controller()
+    very = Controller(ControllerConfig(bold=1.0))
     assert very.step(1, 0.14) is None
     assert harms(very, 0.3) == []  # some evidence is always asked for
 
@@ -381,6 +443,8 @@ def test_memory_goes_through_json_and_on() -> None:
         ({"patience": 0}, "patience must be at least 1"),
         ({"goal": 0.0}, "goal must be above 0"),
         ({"goal": 1.0}, "below reckless"),
+        ({"bold": 0.001}, "bold must be at least goal"),
+        ({"rise": NAN}, "rise must be at least 0"),
         ({"target": 0.2}, "at most far"),
         ({"undo": -1.0}, "undo must be at least 0"),
         ({"cooldown": 1.0}, "cooldown must be from 0"),

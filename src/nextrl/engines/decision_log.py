@@ -94,7 +94,9 @@ def read(output_dir: Path) -> list[DecisionRecord]:
 
 def line(decision: DecisionRecord) -> str | None:
     """One line for people about what was done; None where nothing was."""
-    if decision.back:
+    if decision.back == "run":
+        done = "the run begins again"
+    elif decision.back:
         done = f"the {decision.back} is taken back"
     elif decision.rolled_back is not None:
         done = f"the leap of step {decision.rolled_back} is taken back"

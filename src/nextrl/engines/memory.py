@@ -2,9 +2,9 @@
 
 Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, in their
 own dtype), the optimizer's moments there where the policy may undo a window, the run before the last leap where it may
-still be taken back, and the checkpoints that a named method is fitted on; `nextrl_state.json` holds
-the rest, the first file's checksum and one of its own, and is written last, so that a checkpoint has either a whole
-state or none.
+still be taken back, the run's beginning while it may begin again, and the checkpoints that a named method is fitted on;
+`nextrl_state.json` holds the rest, the first file's checksum and one of its own, and is written last, so that a
+checkpoint has either a whole state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
 state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where
@@ -30,7 +30,21 @@ from nextrl.files import read_json
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
-VERSION = 5
+VERSION = 6
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run where it began, or was taken up without a memory of it.
+
+    Attributes:
+        state, moments: the adapter's factors and the optimizer's state.
+        step: which step that was.
+    """
+
+    state: State
+    moments: Moments
+    step: int
 
 
 @dataclass
@@ -50,6 +64,7 @@ class Memory:
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.
         waiting: the window has ended, and its decision waits for the checkpoint that is being written.
+        origin: where the run began, while it may begin again; None afterwards.
     """
 
     start: State
@@ -64,6 +79,7 @@ class Memory:
     snapshot: Snapshot | None = None
     history: AdapterHistory = field(default_factory=AdapterHistory)
     waiting: bool = False
+    origin: Origin | None = None
 
 
 def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
@@ -74,6 +90,8 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     for index, state in enumerate(memory.history.states):
         tensors |= {f"history/{index}/{name}": t for name, t in state.items()}
     snapshot, more = _split_snapshot(memory.snapshot)
+    tensors |= more
+    origin, more = _split_origin(memory.origin)
     tensors |= more
     # Copies: a checkpoint of the history may be the very tensor where the window began, which safetensors refuses.
     write_tensors(folder / TENSORS, {name: t.detach().cpu().clone() for name, t in tensors.items()})
@@ -88,6 +106,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
         "moments": moments,
         "began": memory.began,
         "snapshot": snapshot,
+        "origin": origin,
         "history": {"steps": memory.history.steps, "rewards": list(memory.history.rewards.items())},
     }
     write_json(
@@ -186,6 +205,7 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
         _joined_snapshot(window["snapshot"], tensors, like),
         AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
         window["waiting"],
+        _joined_origin(window["origin"], tensors, like),
     )
 
 
@@ -219,6 +239,22 @@ def _joined_snapshot(
     device = next(iter(like.values())).device
     state = _as_live(_named(tensors, "before/", device), like)
     return Snapshot(state=state, moments=moments, **rest)
+
+
+def _split_origin(origin: Origin | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """An origin as JSON-ready numbers and tensors by name."""
+    if origin is None:
+        return None, {}
+    numbers, tensors = _split_moments(origin.moments, "origin_moments")
+    tensors |= {f"origin/{name}": t for name, t in origin.state.items()}
+    return {"moments": numbers, "step": origin.step}, tensors
+
+
+def _joined_origin(values: dict[str, Any] | None, tensors: dict[str, Tensor], like: State) -> Origin | None:
+    if values is None:
+        return None
+    state = _as_live(_named(tensors, "origin/", next(iter(like.values())).device), like)
+    return Origin(state, _joined_moments(values["moments"], tensors, "origin_moments"), values["step"])
 
 
 def _split_moments(moments: Moments, prefix: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from nextrl.engines import apply_leap
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.live_adapter import State
-from nextrl.engines.memory import Memory
+from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.schedules import RateCheck
@@ -96,6 +96,8 @@ class Session:
         self.costs = Costs()
         self.memory = Memory(run.adapter.read())
         self._begin_window(step)
+        if policy.undoes:
+            self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
         self._rates = RateCheck()
@@ -213,6 +215,8 @@ class Session:
             self._carry_out(decision, view, before, step, began)
         else:
             self.costs.search_seconds += time.perf_counter() - began
+        if not self.policy.may_begin_again:
+            self.memory.origin = None
 
     def _carry_out(self, decision: Decision, view: View, before: _Beginning, step: int, began: float) -> None:
         """Take back what the decision says, scale the rate, and begin the next window."""
@@ -224,11 +228,15 @@ class Session:
             apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
         elif acted.back == "window":
             apply_leap.go_back(self.run, self.memory, acted, self.memory.start, self.memory.moments)
+        elif acted.back == "run":
+            assert self.memory.origin is not None, "allowed only where it is there"
+            apply_leap.go_back(
+                self.run, self.memory, acted, self.memory.origin.state, self.memory.origin.moments
+            )
         else:
             apply_leap.scale_rate(self.run, self.memory, acted.rate_factor)
         tiled = acted.rate_factor == 1.0 and not acted.back
-        undone = view.window.step - self.memory.began if acted.back == "window" else 0
-        self.costs.leapt_steps -= undone + 1 if acted.back else 0
+        self.costs.leapt_steps -= self._undone(acted, view.window.step)
         latest = self.memory.rewards[-1]
         window = replace(view.window, step=step)
         self._close(window, acted, began, moved_by=0.0 if acted.back else None)
@@ -241,9 +249,17 @@ class Session:
                 [latest],
             )
 
+    def _undone(self, decision: Decision, step: int) -> int:
+        """Steps that are lost with what is taken back: the one just taken, and those up to `step`."""
+        kept = self.memory
+        if decision.back == "run" and kept.origin is not None:
+            return step - kept.origin.step + 1
+        return {"": 0, "step": 1}.get(decision.back, step - kept.began + 1)
+
     def _allowed(self, decision: Decision) -> Decision:
         """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
-        moves = self._leaps
+        # A checkpoint without the memory of a run knows nothing of its beginning.
+        moves = self._leaps and (decision.back != "run" or self.memory.origin is not None)
         return replace(
             decision,
             alpha=decision.alpha if moves else 0.0,

@@ -4,7 +4,8 @@ Nothing is sampled for it. Two things are looked at, both on completions that tr
 
 1. *A step*: how many nats per token it moved the policy by. The first step of a run says how far off the rate is,
    whatever the task: Adam's first step has the size of the rate, so the divergence is quadratic in it. A rate far too
-   low is raised at once; a step that went recklessly far is taken back. Later steps are checked less and less often.
+   low is raised at once; a step that went recklessly far is taken back. One that went far is on probation: unless the
+   reward rises soon, the run begins again. Later steps are checked less and less often.
 2. *A window* of `every` steps, by the batch sampled after it (`fresh_batch`), which played no part in it: if its start
    was better for sure, it is undone; if training on the same way would gain for sure, the rate rises; where the windows
    at a rate together did harm, it falls.
@@ -24,7 +25,7 @@ from typing import Any
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from nextrl.judge.fresh_batch import BatchGain
-from nextrl.judge.window import Window
+from nextrl.judge.window import Window, fallen
 
 Look = Callable[[float], BatchGain | None]
 """alpha -> what the fresh batch says of `theta_end + alpha (theta_end - theta_start)`; None where it cannot say."""
@@ -34,6 +35,9 @@ FURTHER = (1.0, 3.0, 7.0)
 
 _BLIND = 3
 """Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
+
+_FEW = 5
+"""Steps at the beginning of a run whose reward later ones are compared with."""
 
 _DRIFT = 0.5
 """Standard errors by which each window is to do harm before it counts (CUSUM; Page 1954)."""
@@ -57,6 +61,7 @@ class Controller:
         self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
+        self._trial: list[float] | None = None  # rewards since the run began, while its rate is on probation
 
     def checks(self, step: int) -> bool:
         """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
@@ -122,6 +127,8 @@ class Controller:
         self._settled = True
         if not self._changes:
             self._hot = math.log2(full / config.goal)
+            # In a warm-up the reward has no chance to rise yet.
+            self._trial = [] if full > config.bold and share == 1.0 else None
         return None
 
     def _unresolved(self, step: int, most: float) -> Decision | None:
@@ -166,7 +173,8 @@ class Controller:
         if back is None:
             return stay("no rollouts are there to judge the window by")
         looks = {-1.0: back}
-        decision = self._decide(window, back, look, looks)
+        failed = self._trial is not None and self._failed(self._trial, window)
+        decision = self._begun_again() if failed else self._decide(window, back, look, looks)
         self._judged += 1
         if decision.rate_factor != 1.0:
             self._new_rate()
@@ -175,6 +183,26 @@ class Controller:
             self._since = window.step
         nats = back.nats_k2
         return replace(decision, looks=looks, divergence=nats if math.isfinite(nats) else None)
+
+    @property
+    def may_begin_again(self) -> bool:
+        """Whether the run's beginning has to be remembered: its first step is not judged yet, or on probation."""
+        return self._trial is not None or not (self._settled or self._changes)
+
+    def _failed(self, trial: list[float], window: Window) -> bool:
+        """Whether the probation ends with this window, and the reward has not risen for sure."""
+        measured = [r for r in window.rewards if not math.isnan(r)]
+        seen = [*trial, *measured]
+        if len(seen) < 1.5 * self.config.every or len(seen) < 3 * _FEW:
+            self._trial = [*trial, *measured[:-1]]  # the next window begins with the last one
+            return False
+        self._trial = None
+        return fallen(seen, _FEW, 2 * _FEW) > -self.config.rise
+
+    def _begun_again(self) -> Decision:
+        factor = 2.0 ** (-self._hot / 2.0)
+        reason = "the first step went far, and the reward has not risen since: begun again"
+        return replace(stay(reason), alpha=-1.0, rate_factor=min(0.5, factor), back="run")
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
         config, nats = self.config, back.nats_k2
@@ -222,6 +250,7 @@ class Controller:
             "hot": self._hot,
             "ahead": list(self._ahead),
             "judged": self._judged,
+            "trial": self._trial,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -229,6 +258,7 @@ class Controller:
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
+        self._trial = state["trial"]
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:

@@ -15,6 +15,9 @@ class ControllerConfig:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
+        bold: nats per token beyond which a first step puts the rate on probation: unless the reward rises within the
+            steps of one and a half windows, the run begins again, at the rate of `goal`.
+        rise: standard errors by which it must rise.
         reckless: nats per token beyond which a single step is taken back.
         target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
         far: nats per token beyond which a fallen reward undoes a window, and beyond which nothing is tried.
@@ -32,6 +35,8 @@ class ControllerConfig:
 
     every: int = 10
     goal: float = 0.004
+    bold: float = 0.016
+    rise: float = 2.0
     reckless: float = 0.15
     target: float = 0.02
     far: float = 0.16
@@ -49,10 +54,12 @@ class ControllerConfig:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 < self.goal < self.reckless:
             raise InputError(f"goal must be above 0 and below reckless, not {self.goal} and {self.reckless}")
+        if not self.goal <= self.bold:
+            raise InputError(f"bold must be at least goal, {self.goal}, not {self.bold}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
         if not 0.0 <= self.cooldown < 1.0:
             raise InputError(f"cooldown must be from 0 to below 1, not {self.cooldown}")
-        for name in ("undo", "alarm", "harm", "sure", "surer"):
+        for name in ("rise", "undo", "alarm", "harm", "sure", "surer"):
             if not getattr(self, name) >= 0.0:
                 raise InputError(f"{name} must be at least 0 standard errors, not {getattr(self, name)}")

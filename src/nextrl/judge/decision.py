@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Scores
 
-Back = Literal["", "step", "window"]
+Back = Literal["", "step", "window", "run"]
 
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
 """Names that fields had in files of earlier versions -> their names now."""
@@ -42,7 +42,7 @@ class Decision:
         discarded: share of the leap's squared norm that the adapter's rank cannot hold.
         fit_seconds: what fitting the method took.
         excess: excess persistence, where it was looked at.
-        back: what is taken back, the last step or the whole window; empty where nothing is.
+        back: what is taken back, the last step, the whole window or all of the run; empty where nothing is.
         looks: what the batch sampled after the window said of each alpha.
     """
 
@@ -112,7 +112,7 @@ class DecisionRecord(BaseModel):
         gains: what the batch sampled after the window expects of each alpha, in units of its advantages; -1 is the
             window's start, 1 such a window again.
         errors: their standard errors.
-        back: what was taken back, "step" or "window".
+        back: what was taken back, "step", "window" or "run".
         cost_completions: completions that searches have taken so far, this one included.
         claimed_steps: steps that leaps claim to have skipped so far, searches charged: nobody ran the other run.
         rolled_back: the step of the leap that was taken back here.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nextrl.judge.few_samples import normal_of_t
@@ -56,19 +56,10 @@ class Window:
 
         0.0 of fewer than five steps.
 
-        The noise of a step is taken from the differences between neighbours, which hardly see a trend, and from their
-        median, which hardly sees a collapse; a third of their root mean square is its floor.
+        See `fallen`.
         """
         measured = self._measured()
-        if len(measured) < 5:
-            return 0.0
-        first = max(2, len(measured) // 3)
-        changes = [abs(a - b) / math.sqrt(2) for a, b in itertools.pairwise(measured)]
-        noise = max(statistics.median(changes) / _MEDIAN, math.hypot(*changes) / math.sqrt(len(changes)) / 3)
-        error = noise * math.sqrt(1 / first + 1 / 2)
-        lost = sum(measured[:first]) / first - sum(measured[-2:]) / 2
-        t = lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
-        return normal_of_t(t, len(measured) - 2)
+        return fallen(measured, max(2, len(measured) // 3), 2) if len(measured) >= 5 else 0.0
 
     @property
     def falls(self) -> bool:
@@ -79,3 +70,21 @@ class Window:
 
     def _measured(self) -> list[float]:
         return [r for r in self.rewards if not math.isnan(r)]
+
+
+def fallen(rewards: Sequence[float], first: int, last: int) -> float:
+    """How sure it is that the last steps earned less than the first ones, on the scale of a standard normal.
+
+    The noise of a step is taken from the differences between neighbours, which hardly see a trend, and from their
+    median, which hardly sees a collapse; a third of their root mean square is its floor.
+
+    Args:
+        rewards: of each step, in order, at least three.
+        first, last: how many are compared at either end.
+    """
+    changes = [abs(a - b) / math.sqrt(2) for a, b in itertools.pairwise(rewards)]
+    noise = max(statistics.median(changes) / _MEDIAN, math.hypot(*changes) / math.sqrt(len(changes)) / 3)
+    error = noise * math.sqrt(1 / first + 1 / last)
+    lost = sum(rewards[:first]) / first - sum(rewards[-last:]) / last
+    t = lost / error if error else math.copysign(math.inf, lost) if lost else 0.0
+    return normal_of_t(t, len(rewards) - 2)

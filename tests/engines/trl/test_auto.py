@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import RLOOTrainer
 
+from nextrl.engines.memory import TENSORS
 from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
@@ -96,6 +100,65 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     assert not same(before.ends[1][0], before.begins[1][0])
     assert after.ends[1][1] == []  # Adam has not taken a step yet
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
+
+
+def by_chance(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """A reward that nobody can learn in a few steps, the same for the same text."""
+    return [float(zlib.crc32((p + c).encode()) % 2) for p, c in zip(prompts, completions, strict=True)]
+
+
+PROBATION = ControllerConfig(
+    goal=1e-6,
+    bold=1e-6,
+    reckless=1e9,
+    far=1e9,
+    every=2,
+    undo=1e9,
+    alarm=1e9,
+    harm=1e9,
+    sure=1e9,
+    patience=99,
+    cooldown=0.0,
+)
+
+
+def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    callback = LeapCallback(config=PROBATION)
+    run = trainer(tmp_path, [before, callback, after], rewards=by_chance, learning_rate=4e-3, max_steps=20)
+    run.train()
+    (again,) = [d for d in callback.decisions if d.back]
+    assert (again.back, again.alpha) == ("run", -1.0)
+    assert 15 <= again.step < 20
+    assert same(after.ends[again.step][0], before.begins[1][0])
+    assert after.ends[again.step][1] == []  # Adam has not taken a step yet
+    assert after.ends[again.step][2] == pytest.approx(again.learning_rate)
+    assert again.learning_rate <= 2e-3
+    assert callback.costs.leapt_steps == -again.step
+    assert not same(weights(run.model), before.begins[1][0])  # and trained on
+
+
+def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+    ends = []
+    for stopped in (False, True):
+        out, options = tmp_path / str(stopped), {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 18}
+        options |= {"save_strategy": "steps", "save_steps": 6}
+        if stopped:
+            shutil.copytree(tmp_path / "False" / "checkpoint-6", out / "checkpoint-6")
+        callback = LeapCallback(config=PROBATION)
+        run = trainer(out, [callback], **options)
+        run.train(resume_from_checkpoint=stopped)
+        ends.append((callback.decisions, weights(run.model)))
+    assert [d.back for d in ends[0][0] if d.back] == ["run"]
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
+    held = [
+        any(
+            name.startswith("origin/") for name in load_file(tmp_path / "False" / f"checkpoint-{n}" / TENSORS)
+        )
+        for n in (6, 12, 18)
+    ]
+    assert held == [True, True, False]
 
 
 @pytest.mark.parametrize("low", [1e-6, 1e-4])

@@ -43,6 +43,11 @@ class Auto:
         """A window."""
         return self.every
 
+    @property
+    def may_begin_again(self) -> bool:
+        """Whether the controller may."""
+        return self.controller.may_begin_again
+
     def begin(self, rows: int) -> None:
         """A new controller."""
         self.controller = self._make(self._config)

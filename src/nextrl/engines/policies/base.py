@@ -82,6 +82,11 @@ class Policy(Protocol):
     @property
     def steps_of_one(self) -> int: ...
 
+    @property
+    def may_begin_again(self) -> bool:
+        """Whether it may yet take back all of the run, whose beginning has to be remembered for that."""
+        ...
+
     def begin(self, rows: int) -> None:
         """A run begins, or goes on: forget everything.
 
@@ -149,6 +154,8 @@ class Policy(Protocol):
 
 class LeapsOnly:
     """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no."""
+
+    may_begin_again = False
 
     def begin(self, rows: int) -> None:
         """Nothing is remembered."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.memory import Memory
+from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json
 
 FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
-VERSION = 2
+VERSION = 3
 
 _NUMBERS = ("began", "rewards", "rate", "factor", "cooled")
 """Fields of `Memory` that verl runs use, those of tensors left out."""
@@ -34,10 +34,19 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
     folder, kept = checkpoint / FOLDER, session.memory
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON).unlink(missing_ok=True)
+    copies = {"start": _key(kept.start)}
     moments = {"start_moments": _key(kept.moments)} if kept.moments else {}
-    run.workers.ask("save", str(folder / SHARDS), {"start": _key(kept.start)}, moments)
-    numbers = {name: getattr(kept, name) for name in _NUMBERS}
-    values = {"version": VERSION, "memory": numbers, "moments": bool(moments), **session.state()}
+    if kept.origin is not None:
+        copies["origin"] = _key(kept.origin.state)
+        moments["origin_moments"] = _key(kept.origin.moments)
+    run.workers.ask("save", str(folder / SHARDS), copies, moments)
+    values = {
+        "version": VERSION,
+        "memory": {name: getattr(kept, name) for name in _NUMBERS},
+        "moments": bool(kept.moments),
+        "origin": None if kept.origin is None else kept.origin.step,
+        **session.state(),
+    }
     write_json(folder / JSON, values)
 
 
@@ -59,15 +68,18 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         values = read_json(path)
     except NoSuchFile:
         return False
-    start, moments = run.workers.name(), run.workers.name()
+    start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
         if values["version"] != VERSION:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
             )
         memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
-        names = {"start_moments": moments.key} if values["moments"] else {}
-    run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), {"start": start.key}, names)
+        copies, names = {"start": start.key}, {"start_moments": moments.key} if values["moments"] else {}
+        if values["origin"] is not None:
+            memory.origin = Origin(origin, origin_moments, values["origin"])  # type: ignore[arg-type]
+            copies["origin"], names["origin_moments"] = origin.key, origin_moments.key
+    run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), copies, names)
     with _whole(path):
         session.restore(memory, values, step)
     return True
