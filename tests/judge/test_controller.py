@@ -343,21 +343,18 @@ def probation(rewards: Sequence[tuple[float, ...]], moved: float = 0.032, **how:
 
 
 def test_a_bold_start_that_does_not_rise_begins_again() -> None:
-    assert probation([STILL, STILL, STILL]) == ["", "run", ""]
-    assert probation([STILL[:3], STILL[:5], STILL]) == ["", "", "run"]
-    assert probation([STILL, RISING]) == ["", ""]
-    assert probation([STILL, STILL], moved=0.015) == ["", ""]  # not bold
-    assert probation([STILL, STILL], moved=0.0008, share=0.2) == [
-        "",
-        "",
-    ]  # in a warm-up nothing can have risen
+    assert probation([STILL, STILL, STILL, STILL]) == ["", "", "run", ""]
+    assert probation([STILL[:3], STILL[:5], STILL, STILL]) == ["", "", "", "run"]
+    assert probation([STILL, STILL, RISING]) == ["", "", ""]
+    assert probation([STILL, RISING, STILL]) == ["", "", "run"]  # and fell again
+    assert probation([STILL] * 3, moved=0.015) == [""] * 3  # not bold
+    assert probation([STILL] * 3, moved=0.0008, share=0.2) == [""] * 3  # in a warm-up nothing can have risen
 
 
 def test_a_probation_waits_for_rewards_that_were_measured() -> None:
-    shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise([*STILL, *STILL])]
-    assert (
-        probation(shared).index("run") == 13
-    )  # each begins with the reward that the one before it ended with
+    shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise(STILL * 3)]
+    # Each window begins with the reward that the one before it ended with.
+    assert probation(shared).index("run") == 23
 
 
 def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> None:
@@ -365,12 +362,14 @@ def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> No
     controller.step(1, 0.032)
     cut = controller.window(window(rewards=STILL), Looks(am1=seen(2.5, nats=0.05)))
     assert (cut.rate_factor, cut.back) == (0.6, "")
+    controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
     again = controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
     assert again.back == "run"
     assert cut.rate_factor * again.rate_factor == pytest.approx(0.6 * 0.5)  # half at most
     controller = Controller()
     controller.step(1, 0.128)
     controller.window(window(rewards=STILL), Looks(am1=seen(2.5, nats=0.05)))
+    controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
     again = controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
     assert 0.6 * again.rate_factor == pytest.approx(math.sqrt(0.004 / 0.128))
 
@@ -379,7 +378,8 @@ def test_the_beginning_is_remembered_as_long_as_the_probation_lasts() -> None:
     controller = Controller()
     assert controller.may_begin_again  # who knows
     controller.step(1, 0.032)
-    controller.window(window(rewards=STILL), Looks())
+    for _ in range(2):
+        controller.window(window(rewards=STILL), Looks())
     assert controller.may_begin_again
     resumed = Controller()
     resumed.restore(json.loads(json.dumps(controller.state())))

@@ -36,8 +36,8 @@ FURTHER = (1.0, 3.0, 7.0)
 _BLIND = 3
 """Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
 
-_FEW = 5
-"""Steps at the beginning of a run whose reward later ones are compared with."""
+_TRIAL, _FEW = 25, 5
+"""Steps for which a rate is on probation, and the first of them whose reward the last ones are compared with."""
 
 _DRIFT = 0.5
 """Standard errors by which each window is to do harm before it counts (CUSUM; Page 1954)."""
@@ -190,10 +190,10 @@ class Controller:
         return self._trial is not None or not (self._settled or self._changes)
 
     def _failed(self, trial: list[float], window: Window) -> bool:
-        """Whether the probation ends with this window, and the reward has not risen for sure."""
+        """Whether the probation ends with this window, and the reward has not risen."""
         measured = [r for r in window.rewards if not math.isnan(r)]
         seen = [*trial, *measured]
-        if len(seen) < 1.5 * self.config.every or len(seen) < 3 * _FEW:
+        if len(seen) < _TRIAL:
             self._trial = [*trial, *measured[:-1]]  # the next window begins with the last one
             return False
         self._trial = None

@@ -15,8 +15,8 @@ class ControllerConfig:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
-        bold: nats per token beyond which a first step puts the rate on probation: unless the reward rises within the
-            steps of one and a half windows, the run begins again, at the rate of `goal`.
+        bold: nats per token beyond which a first step puts the rate on probation: unless the reward rises within 25
+            steps, the run begins again, at the rate of `goal`.
         rise: standard errors by which it must rise.
         reckless: nats per token beyond which a single step is taken back.
         target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
@@ -36,7 +36,7 @@ class ControllerConfig:
     every: int = 10
     goal: float = 0.004
     bold: float = 0.016
-    rise: float = 2.0
+    rise: float = 1.0
     reckless: float = 0.15
     target: float = 0.02
     far: float = 0.16

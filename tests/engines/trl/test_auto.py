@@ -125,11 +125,11 @@ PROBATION = ControllerConfig(
 def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path) -> None:
     before, after = Watch(), Watch()
     callback = LeapCallback(config=PROBATION)
-    run = trainer(tmp_path, [before, callback, after], rewards=by_chance, learning_rate=4e-3, max_steps=20)
+    run = trainer(tmp_path, [before, callback, after], rewards=by_chance, learning_rate=4e-3, max_steps=30)
     run.train()
     (again,) = [d for d in callback.decisions if d.back]
     assert (again.back, again.alpha) == ("run", -1.0)
-    assert 15 <= again.step < 20
+    assert 25 <= again.step < 30
     assert same(after.ends[again.step][0], before.begins[1][0])
     assert after.ends[again.step][1] == []  # Adam has not taken a step yet
     assert after.ends[again.step][2] == pytest.approx(again.learning_rate)
@@ -141,10 +141,10 @@ def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path)
 def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
     ends = []
     for stopped in (False, True):
-        out, options = tmp_path / str(stopped), {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 18}
-        options |= {"save_strategy": "steps", "save_steps": 6}
+        out, options = tmp_path / str(stopped), {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 30}
+        options |= {"save_strategy": "steps", "save_steps": 10}
         if stopped:
-            shutil.copytree(tmp_path / "False" / "checkpoint-6", out / "checkpoint-6")
+            shutil.copytree(tmp_path / "False" / "checkpoint-10", out / "checkpoint-10")
         callback = LeapCallback(config=PROBATION)
         run = trainer(out, [callback], **options)
         run.train(resume_from_checkpoint=stopped)
@@ -156,7 +156,7 @@ def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
         any(
             name.startswith("origin/") for name in load_file(tmp_path / "False" / f"checkpoint-{n}" / TENSORS)
         )
-        for n in (6, 12, 18)
+        for n in (10, 20, 30)
     ]
     assert held == [True, True, False]
 

@@ -267,13 +267,13 @@ BOLD = {"goal": 1e-12, "bold": 1e-12, "rise": 1e9, "undo": 1e9, "harm": 1e9, "su
 
 
 def test_a_bold_start_begins_again_to_the_bit(tmp_path):
-    training = Training(tmp_path, 20, 1e-2)
+    training = Training(tmp_path, 40, 1e-2)
     start = training.weights()
     session = training.session(Auto(ControllerConfig(every=3, **BOLD)))
     while not any(d.back for d in session.decisions):
         training.take(session, 1)
     assert session.decisions[-1].back == "run"
-    assert training.step_number >= 15
+    assert training.step_number >= 25
     assert all(torch.equal(p, start[n]) for n, p in training.actor.named_parameters())
     assert not any(training.optimizer.state[p] for p in training.actor.parameters())
     assert session.memory.origin is None
@@ -284,16 +284,16 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
     def policy():
         return Auto(ControllerConfig(every=3, **dials))
 
-    straight = Training(tmp_path / "straight", 20, 1e-4)
+    straight = Training(tmp_path / "straight", 30, 1e-4)
     session = straight.session(policy())
-    straight.take(session, 20)
+    straight.take(session, 30)
     assert any(d.back == "run" for d in session.decisions) == bool(dials)
 
-    first = Training(tmp_path / "first", 20, 1e-4)
+    first = Training(tmp_path / "first", 30, 1e-4)
     begun = first.session(policy())
     first.take(begun, stop)
     state.save(tmp_path / "global_step", first.run, begun)
-    second = Training(tmp_path / "second", 20, 1e-4)
+    second = Training(tmp_path / "second", 30, 1e-4)
     # What verl itself brings back: weights, moments, rates, its place in the data, and delivery.
     second.actor.load_state_dict(first.actor.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
@@ -302,7 +302,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
     second.delivered = second.weights()
     resumed = second.session(policy())
     assert state.load(tmp_path / "global_step", second.run, resumed, stop)
-    second.take(resumed, 20 - stop)
+    second.take(resumed, 30 - stop)
     assert [d.model_dump() for d in resumed.decisions] == [d.model_dump() for d in session.decisions]
     assert second.weights().keys() == straight.weights().keys()
     assert all(torch.equal(t, straight.weights()[n]) for n, t in second.weights().items())
