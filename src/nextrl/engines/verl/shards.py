@@ -7,7 +7,8 @@ added. What a copy is called is the driver's affair (`remote.Held`): here it is 
 FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass alone,
 either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that first, and
 after each change. FSDP1 holds flat tensors; verl wraps each LoRA matrix by itself
-(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded.
+(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded. Where several
+processes hold the same part (HSDP), each moves its own, and one of them is counted in sums.
 """
 
 from __future__ import annotations
@@ -73,18 +74,26 @@ class Shards:
         module: the FSDP module.
         optimizer, scheduler: verl's.
         dtype: what forward passes compute in.
+        mesh: of the processes that hold the actor; None where there is one. All of its dimensions but the last are of
+            replicas, as verl makes it (`workers/engine/fsdp/utils.py:create_device_mesh`).
 
     Raises:
         InputError: see `trained`, or the optimizer keeps weights of its own (`check_optimizer`).
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: Any, scheduler: Any, dtype: torch.dtype = torch.float32
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+        dtype: torch.dtype = torch.float32,
+        mesh: Any = None,
     ) -> None:
         check_optimizer(optimizer)
         trained(module)
         self._module, self._optimizer, self._scheduler = module, optimizer, scheduler
         self._dtype = dtype
+        self._counted = mesh is None or not any(mesh.get_coordinate()[:-1])
         self._copies: dict[int, Copy] = {}
         self._moments: dict[int, MomentsCopy] = {}
 
@@ -178,24 +187,13 @@ class Shards:
         """Nats per token that the precision of the model's passes hides."""
         return resolution(self._dtype)
 
-    def squared_distance(self, start: int, stop: int) -> float:
-        """This process's part of the squared length of the way between two copies, over all factors."""
-        begun = self._copies[start]
-        return sum(
-            float((ended.double() - begun[name].double()).square().sum())
-            for name, ended in self._copies[stop].items()
-        )
-
-    def squares(self, first: int, second: int, third: int) -> tuple[float, float, float]:
-        """This process's part of |a|^2, a.b and |b|^2: a is the way from the first copy to the second, b from there to
-        the third."""
-        found = [0.0, 0.0, 0.0]
-        for name, middle in self._copies[second].items():
-            a = middle.double() - self._copies[first][name].double()
-            b = self._copies[third][name].double() - middle.double()
-            for i, (left, right) in enumerate(((a, a), (a, b), (b, b))):
-                found[i] += float((left * right).sum())
-        return found[0], found[1], found[2]
+    def product(self, start: int, stop: int, other_start: int, other_stop: int) -> float:
+        """This process's part of the inner product of two ways between copies, over all factors."""
+        if not self._counted:
+            return 0.0
+        one, two, three, four = (self._copies[key] for key in (start, stop, other_start, other_stop))
+        ways = ((two[n].double() - one[n].double(), four[n].double() - three[n].double()) for n in one)
+        return sum(float((way * other).sum()) for way, other in ways)
 
     def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Write copies into one file.
