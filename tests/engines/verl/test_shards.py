@@ -105,10 +105,10 @@ def leap(module: nn.Module, folder: str, mesh: DeviceMesh | None = None) -> dict
     return seen
 
 
-def same(ours: dict, theirs: dict) -> bool:
-    def flat(moments: dict) -> dict[str, torch.Tensor]:
+def same(ours: list[dict], theirs: list[dict]) -> bool:
+    def flat(moments: list[dict]) -> dict[str, torch.Tensor]:
         return {
-            f"{i}/{name}": torch.as_tensor(v) for i, state in moments.items() for name, v in state.items()
+            f"{i}/{name}": torch.as_tensor(v) for i, state in enumerate(moments) for name, v in state.items()
         }
 
     mine, others = flat(ours), flat(theirs)
@@ -233,6 +233,10 @@ def test_shards_of_another_adapter_are_not_loaded(tmp_path):
     other = deepcopy(module[:1])
     with pytest.raises(InputError, match="holds the state of another adapter"):
         Shards(other, *training(other)).load(str(tmp_path / "a.safetensors"), {"start": 0}, {})
+    with pytest.raises(InputError, match=r"a\.safetensors is damaged: use another checkpoint"):
+        shards.load(
+            str(tmp_path / "a.safetensors"), {"start": 0}, {"start_moments": 1}
+        )  # it was saved without
     with pytest.raises(InputError, match="is missing: resume from another checkpoint"):
         shards.load(str(tmp_path / "b.safetensors"), {"start": 0}, {})
     (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])

@@ -32,8 +32,8 @@ from nextrl.files import NoSuchFile, parse_json
 Copy = dict[str, Tensor]
 """Parameter's name -> its local shard, on the CPU."""
 
-MomentsCopy = dict[str, dict[str, Any]]
-"""Number of the optimizer's parameter -> name of the state -> its local shard, or a number."""
+MomentsCopy = list[dict[str, Any]]
+"""For each parameter of the optimizer that is trained: name of the state -> its local shard, or a number."""
 
 _NUMBERS = "numbers"  # in a saved file: what of the optimizer's state is no tensor, as JSON
 
@@ -45,20 +45,15 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
         InputError: something else is trained as well, or nothing is.
     """
     found = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    others = [name for name, p in found.items() if not all(".lora_" in part for part in _parts(name, p))]
+    # FSDP1 joins several into a flat one, which remembers their names.
+    parts = {name: [f"{name}.{part}" for part in getattr(p, "_fqns", [""])] for name, p in found.items()}
+    others = [name for name in found if not all(".lora_" in part for part in parts[name])]
     if others or not found:
         raise InputError(
             f"nextrl in verl moves LoRA adapters alone, and this actor trains {others[0] if others else 'nothing'}: "
             "set actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
         )
     return found
-
-
-def _parts(name: str, parameter: Any) -> Sequence[str]:
-    """The names that a parameter goes by; FSDP1 joins several into a flat one, which remembers theirs."""
-    return (list(getattr(parameter, "_fqns", [])) and [f"{name}.{part}" for part in parameter._fqns]) or [
-        name
-    ]
 
 
 def local(tensor: Any) -> Tensor:
@@ -106,15 +101,9 @@ class Shards:
         for module in self._module.modules():
             if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
                 reshard()
-            handle = getattr(
-                module, "_handle", None
-            )  # of FSDP1, as verl itself does on leaving its eval mode
-            # Before the first forward pass there is nothing to drop, and no such attribute.
-            if (
-                handle is not None
-                and handle.uses_sharded_strategy
-                and hasattr(handle.flat_param, "_local_shard")
-            ):
+            # Of FSDP1, as verl does on leaving its eval mode; before the first forward pass there is nothing to drop.
+            handle = getattr(module, "_handle", None)
+            if handle and handle.uses_sharded_strategy and hasattr(handle.flat_param, "_local_shard"):
                 handle.reshard(True)
 
     def drop(self, keys: Sequence[int]) -> None:
@@ -142,14 +131,13 @@ class Shards:
 
     def keep_moments(self, key: int) -> None:
         """Copy the optimizer's state."""
-        state = self._optimizer.state
-        self._moments[key] = {
-            str(index): {
+        self._moments[key] = [
+            {
                 name: local(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
-                for name, value in state.get(p, {}).items()
+                for name, value in self._optimizer.state.get(p, {}).items()
             }
-            for index, p in enumerate(self._stepped())
-        }
+            for p in self._stepped()
+        ]
 
     def _stepped(self) -> list[nn.Parameter]:
         """The optimizer's parameters that are trained, in the order of its groups."""
@@ -157,7 +145,7 @@ class Shards:
 
     def put_moments(self, key: int) -> None:
         """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
-        for p, kept in zip(self._stepped(), self._moments[key].values(), strict=True):
+        for p, kept in zip(self._stepped(), self._moments[key], strict=True):
             now = self._optimizer.state[p]
             if not kept:
                 now.clear()
@@ -205,7 +193,7 @@ class Shards:
         tensors = {f"{name}/{n}": t for name, key in copies.items() for n, t in self._copies[key].items()}
         numbers: dict[str, Any] = {}
         for name, key in moments.items():
-            for index, state in self._moments[key].items():
+            for index, state in enumerate(self._moments[key]):
                 tensors |= {f"{name}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
                 numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
         tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
@@ -215,7 +203,7 @@ class Shards:
         """Read what `save` wrote.
 
         Raises:
-            InputError: there is no such file, or it holds other shards than this process's.
+            InputError: there is no such file, it is damaged, or it holds other shards than this process's.
         """
         try:
             found = read_tensors(Path(path))
@@ -228,12 +216,13 @@ class Shards:
             self._copies[key] = _below(found, name)
             if {n: t.shape for n, t in self._copies[key].items()} != live:
                 raise InputError(f"{path} holds the state of another adapter, or of other shards")
-        numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
-        for name, key in moments.items():
-            indices = [str(i) for i in range(len(self._stepped()))]
-            self._moments[key] = {
-                i: {**numbers[f"{name}/{i}"], **_below(found, f"{name}/{i}")} for i in indices
-            }
+        try:
+            numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
+            for name, key in moments.items():
+                named = [f"{name}/{index}" for index in range(len(self._stepped()))]
+                self._moments[key] = [{**numbers[n], **_below(found, n)} for n in named]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} is damaged: use another checkpoint") from None
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> Copy:
