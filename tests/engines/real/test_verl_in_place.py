@@ -106,11 +106,17 @@ def test_forced_leaps_on_two_workers_and_a_deaf_rollout(base, tmp_path):
 
 
 def test_a_forced_leap_on_replicas(base, tmp_path):
-    """(a) under HSDP: both workers hold the whole adapter, and stay equal; its way is not counted twice."""
-    words = verl.words(base, tmp_path, steps=3, gpus=2)
-    hsdp = "actor_rollout_ref.actor.fsdp_config.fsdp_size=1"
-    leaps = "+trainer.v1.nextrl.leaps={2: 1.5}"
-    verl.run([*words, hsdp, *LEAPING, leaps], tmp_path / "log.txt", **watched(tmp_path))
+    """(a) under HSDP: both workers hold the whole adapter, and stay equal; its way is not counted twice.
+
+    With KL in the reward and in the loss, another loss, and DAPO's filter groups, which are none of nextrl's business.
+    """
+    words = [
+        *verl.words(base, tmp_path, steps=3, gpus=2), *LEAPING, "+trainer.v1.nextrl.leaps={2: 1.5}",
+        "actor_rollout_ref.actor.fsdp_config.fsdp_size=1", "algorithm.use_kl_in_reward=True",
+        "actor_rollout_ref.actor.use_kl_loss=True", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+        "algorithm.filter_groups.enable=True",
+    ]  # fmt: skip
+    verl.run(words, tmp_path / "log.txt", **watched(tmp_path))
     [leap, *after], others = (changes(tmp_path, rank) for rank in (0, 1))
     for change in (leap, others[0]):
         is_the_leap(change, 1.5)
@@ -119,6 +125,7 @@ def test_a_forced_leap_on_replicas(base, tmp_path):
         assert all(torch.equal(t, other["after"][name]) for name, t in one["after"].items())
         assert sum(t.numel() for t in one["after"].values()) == one["numel"]
     logged = verl.metrics(tmp_path)
+    assert logged[3]["actor/kl_loss"] > 0.0
     way = sum(
         float((t.double() - leap["start"][n].double()).square().sum()) for n, t in leap["after"].items()
     )
