@@ -378,11 +378,11 @@ OPTIONS: dict[str, Option] = {
         "other trainers (DPO ...)", verdict="generates no completions to score", test="trl/test_callback.py"
     ),
     # The rest of a run.
-    "resume": Option("`resume_from_checkpoint`", test="trl/test_memory.py"),
+    "resume": Option("`resume_from_checkpoint`", test="test_memory.py"),
     "ignored rate": Option(
         "an optimizer whose steps ignore the rate in its groups",
         verdict="noticed by the length of the next step; one line, and the rate is left alone",
-        test="trl/test_schedules.py",
+        test="test_schedules.py",
     ),
     "peft variants": Option(
         "DoRA, VeRA and others that are no `W + s B A`",

@@ -159,6 +159,10 @@ def test_the_arm_is_what_the_config_says() -> None:
     through_verl = config(engine="verl", leap={"every": 5, "controller": {"goal": 0.01}})
     assert through_verl.verl_settings().dials == {"every": 5, "goal": 0.01}
     assert config(engine="verl", leap={"method": "none"}).verl_settings().dials is None
+    # TRL takes two steps on each batch of this algorithm, verl is told to take one.
+    assert (
+        config(engine="verl", algorithm="gspo", train={"save_every": 5}).verl_settings().algorithm == "gspo"
+    )
     auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
     assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
     assert auto.dials["undo"] == 3.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines import algorithms
-from nextrl.errors import require
+from nextrl.errors import needs, require
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
@@ -30,6 +30,24 @@ class LoraSettings(BaseModel):
     )
     target_modules: str | list[str] = Field("all-linear", description="module names as PEFT takes them")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
+
+    def for_peft(self) -> Any:
+        """PEFT's own configuration of it.
+
+        Raises:
+            MissingExtra: PEFT is not installed.
+        """
+        with needs("trl", "a LoRA adapter"):
+            from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            target_modules=self.target_modules,
+            use_rslora=self.use_rslora,
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
 
     @field_validator("target_modules")
     @classmethod

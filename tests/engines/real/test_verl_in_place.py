@@ -105,6 +105,34 @@ def test_forced_leaps_on_two_workers_and_a_deaf_rollout(base, tmp_path):
     assert logged[3]["training/rollout_probs_diff_mean"] < 0.02
 
 
+def test_a_forced_leap_on_replicas(base, tmp_path):
+    """(a) under HSDP: both workers hold the whole adapter, and stay equal; its way is not counted twice.
+
+    With KL in the reward and in the loss, another loss, and DAPO's filter groups, which are none of nextrl's business.
+    """
+    words = [
+        *verl.words(base, tmp_path, steps=3, gpus=2), *LEAPING, "+trainer.v1.nextrl.leaps={2: 1.5}",
+        "actor_rollout_ref.actor.fsdp_config.fsdp_size=1", "algorithm.use_kl_in_reward=True",
+        "actor_rollout_ref.actor.use_kl_loss=True", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+        "algorithm.filter_groups.enable=True",
+    ]  # fmt: skip
+    verl.run(words, tmp_path / "log.txt", **watched(tmp_path))
+    [leap, *after], others = (changes(tmp_path, rank) for rank in (0, 1))
+    for change in (leap, others[0]):
+        is_the_leap(change, 1.5)
+    assert len(after) == len(others) - 1 == 2  # the check of the delivery: there and back
+    for one, other in zip((leap, *after), others, strict=True):
+        assert all(torch.equal(t, other["after"][name]) for name, t in one["after"].items())
+        assert sum(t.numel() for t in one["after"].values()) == one["numel"]
+    logged = verl.metrics(tmp_path)
+    assert logged[3]["actor/kl_loss"] > 0.0
+    way = sum(
+        float((t.double() - leap["start"][n].double()).square().sum()) for n, t in leap["after"].items()
+    )
+    assert logged[2]["leap/moved"] == pytest.approx(way**0.5, rel=1e-6)
+    assert logged[3]["leap/rollout_off"] < 0.5 * logged[3]["leap/rollout_off_before"]
+
+
 def test_auto_raises_a_cautious_rate_and_survives_a_kill(base, tmp_path):
     """(b) and (c): from a rate far too low the reward rises; killed and started again, the run goes on as it was."""
     words = [

@@ -59,7 +59,7 @@ class Training:
         self.calls: list[str] = []
         self.run = VerlRun(Workers(self.call), self.read, folder, steps, 64)
         self.step_number, self.delivered = 0, self.weights()
-        self.deaf = self.flat = False
+        self.deaf = self.flat = self.bypass = False
         self.random = torch.Generator().manual_seed(0)
         folder.mkdir(exist_ok=True)
 
@@ -104,8 +104,9 @@ class Training:
         centred = rewards - rewards.reshape(8, 8).mean(1)[groups]
         scores = torch.zeros(64, TOKENS)
         scores[:, -1] = rewards
+        old = self.read() - float(self.bypass)  # in a bypass they are something else
         columns = {
-            "old_log_probs": self.read(), "rollout_log_probs": sampled, "response_mask": torch.ones(64, TOKENS),
+            "old_log_probs": old, "rollout_log_probs": sampled, "response_mask": torch.ones(64, TOKENS),
             "advantages": centred[:, None].expand(-1, TOKENS), "rm_scores": scores,
         }  # fmt: skip
         self.run.stepped(batch_of(columns, [str(int(g)) for g in groups], [False] * 64))
@@ -176,6 +177,19 @@ def test_without_a_gradient_nothing_is_raised(tmp_path):
     training.flat = True
     training.take(training.session(Auto(ControllerConfig(every=30))), 12)
     assert training.run.rate == 1e-4
+
+
+def test_where_verl_has_not_computed_the_actors_log_probabilities_they_are_read(tmp_path):
+    """`rollout_correction.bypass_mode`: the batch then holds the rollout's own in their place."""
+    decided = []
+    for bypass in (False, True):
+        training = Training(tmp_path, 20, 1e-4)
+        training.bypass, training.run.latest.exact = bypass, not bypass
+        session = training.session(Auto(ControllerConfig(every=3)))
+        training.take(session, 12)
+        decided.append([d.model_dump() for d in session.decisions])
+    assert decided[0]
+    assert decided[0] == decided[1]
 
 
 def test_a_reckless_step_is_taken_back_with_its_moments(tmp_path):

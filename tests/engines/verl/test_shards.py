@@ -1,5 +1,6 @@
-"""The adapter in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in two processes as in one."""
+"""The adapter in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in several processes as in one."""
 
+import math
 import os
 from copy import deepcopy
 from functools import partial
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
@@ -46,7 +47,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def whole(module: nn.Module) -> dict[str, torch.Tensor]:
+def whole(module: nn.Module, mesh: DeviceMesh | None) -> dict[str, torch.Tensor]:
     """The adapter's tensors as one process would have them."""
     found = {n: t.detach().clone() for n, t in trained(module).items()}
     if not isinstance(module, FullyShardedDataParallel):
@@ -54,31 +55,31 @@ def whole(module: nn.Module) -> dict[str, torch.Tensor]:
     plain = {n.replace(".weight", ""): p for n, p in model().named_parameters()}
     joined = {}
     for name, piece in found.items():
-        pieces = [torch.empty_like(piece) for _ in range(2)]
-        torch.distributed.all_gather(pieces, piece)
+        pieces = [torch.empty_like(piece) for _ in range(mesh.size(-1))]
+        torch.distributed.all_gather(pieces, piece, mesh.get_group(-1))
         own = name.replace("_fsdp_wrapped_module.", "").replace("._flat_param", "")
         joined[f"{own}.weight"] = torch.cat(pieces)[: plain[own].numel()].reshape(plain[own].shape)
     return joined
 
 
-def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
+def leap(module: nn.Module, folder: str, mesh: DeviceMesh | None = None) -> dict[str, torch.Tensor]:
     """Two steps, a leap of 1.5 from the start, a step more, everything taken back and saved; what was seen."""
     optimizer, scheduler = training(module)
-    shards = Shards(module, optimizer, scheduler)
+    shards = Shards(module, optimizer, scheduler, mesh=mesh)
     shards.keep(0)
     shards.keep_moments(1)
-    seen = {f"start/{n}": t for n, t in whole(module).items()}
+    seen = {f"start/{n}": t for n, t in whole(module, mesh).items()}
     step(module, optimizer)
     step(module, optimizer)
     with torch.no_grad():  # as verl computes log-probabilities; FSDP goes on showing what it gathered for it
         module(torch.ones(1, 5))
     shards.keep(2)
     shards.keep_moments(3)
-    seen |= {f"stop/{n}": t for n, t in whole(module).items()}
+    seen |= {f"stop/{n}": t for n, t in whole(module, mesh).items()}
     shards.keep_along(4, 0, 2, 1.5)
-    assert all(torch.equal(seen[f"stop/{n}"], t) for n, t in whole(module).items())  # made, not written
+    assert all(torch.equal(seen[f"stop/{n}"], t) for n, t in whole(module, mesh).items())  # made, not written
     shards.put(4)
-    seen |= {f"leapt/{n}": t for n, t in whole(module).items()}
+    seen |= {f"leapt/{n}": t for n, t in whole(module, mesh).items()}
     # What a forward pass gathered before the change must not be used after it.
     seen["output"] = module(torch.ones(1, 5)).detach()
     shards.multiply_rate(0.5)
@@ -88,9 +89,9 @@ def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
     shards.put_moments(3)
     shards.keep_moments(5)
     assert same(shards._moments[3], shards._moments[5])
-    seen |= {f"back/{n}": t for n, t in whole(module).items()}
-    seen["distance"] = torch.tensor(shards.squared_distance(0, 2))
-    seen["squares"] = torch.tensor(shards.squares(0, 2, 4), dtype=torch.float64)
+    seen |= {f"back/{n}": t for n, t in whole(module, mesh).items()}
+    products = [shards.product(0, 2, 0, 2), shards.product(0, 2, 2, 4), shards.product(2, 4, 2, 4)]
+    seen["products"] = torch.tensor(products, dtype=torch.float64)
     shards.save(f"{folder}/rank.safetensors", {"start": 0}, {"moments": 3, "none": 1})
     shards.load(f"{folder}/rank.safetensors", {"start": 7}, {"moments": 8, "none": 9})
     assert all(torch.equal(t, shards._copies[7][n]) for n, t in shards._copies[0].items())
@@ -104,10 +105,10 @@ def leap(module: nn.Module, folder: str) -> dict[str, torch.Tensor]:
     return seen
 
 
-def same(ours: dict, theirs: dict) -> bool:
-    def flat(moments: dict) -> dict[str, torch.Tensor]:
+def same(ours: list[dict], theirs: list[dict]) -> bool:
+    def flat(moments: list[dict]) -> dict[str, torch.Tensor]:
         return {
-            f"{i}/{name}": torch.as_tensor(v) for i, state in moments.items() for name, v in state.items()
+            f"{i}/{name}": torch.as_tensor(v) for i, state in enumerate(moments) for name, v in state.items()
         }
 
     mine, others = flat(ours), flat(theirs)
@@ -140,18 +141,25 @@ def fsdp1(module: nn.Module, mesh: object, strategy: str) -> nn.Module:
 
 
 WRAPPED = {
-    "fsdp2": fsdp2,
-    "fsdp1": partial(fsdp1, strategy="FULL_SHARD"),
-    "fsdp1-zero2": partial(fsdp1, strategy="SHARD_GRAD_OP"),
+    "fsdp2": (fsdp2, (2,)),
+    "hsdp": (fsdp2, (2, 1)),
+    "fsdp1": (partial(fsdp1, strategy="FULL_SHARD"), (2,)),
+    "fsdp1-zero2": (partial(fsdp1, strategy="SHARD_GRAD_OP"), (2,)),
+    "fsdp1-hybrid": (partial(fsdp1, strategy="HYBRID_SHARD"), (2, 2)),
 }
+"""How the model is wrapped, and the mesh of the processes: replicas, if any, times shards."""
 
 
-def one_of_two(rank: int, store: str, folder: str, how: str) -> None:
+def one_of_several(rank: int, store: str, folder: str, how: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    module = WRAPPED[how](model(), init_device_mesh("cpu", (2,)))
+    wrap, shape = WRAPPED[how]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=math.prod(shape)
+    )
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("ddp", "fsdp")[-len(shape) :])
+    module = wrap(model(), mesh)
     os.makedirs(f"{folder}/{rank}")
-    seen = leap(module, f"{folder}/{rank}")
+    seen = leap(module, f"{folder}/{rank}", mesh)
     torch.save(seen, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -162,10 +170,10 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=sorted(WRAPPED))
-def two(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp("two")
-    mp.spawn(one_of_two, (str(root / "store"), str(root), request.param), nprocs=2)
-    return [torch.load(root / f"{rank}.pt") for rank in (0, 1)]
+def several(request, tmp_path_factory):
+    root, processes = tmp_path_factory.mktemp("several"), math.prod(WRAPPED[request.param][1])
+    mp.spawn(one_of_several, (str(root / "store"), str(root), request.param), nprocs=processes)
+    return [torch.load(root / f"{rank}.pt") for rank in range(processes)]
 
 
 def check(seen: dict[str, torch.Tensor]) -> None:
@@ -182,28 +190,29 @@ def test_a_leap_and_its_return_are_exact_to_the_bit(alone):
     check(alone)
 
 
-def test_so_they_are_in_shards_with_nothing_gathered(two, alone):
-    for seen in two:
+def test_so_they_are_in_shards_with_nothing_gathered(several, alone):
+    for seen in several:
         check(seen)
         for name, tensor in alone.items():
-            if name not in ("distance", "squares"):
+            if name != "products":
                 assert torch.allclose(seen[name], tensor, atol=1e-6), name
-    parts = torch.stack([seen["distance"] for seen in two]).sum(0)
-    assert torch.allclose(parts, alone["distance"], rtol=1e-5)
-    squares = torch.stack([seen["squares"] for seen in two]).sum(0)
-    assert torch.allclose(squares, alone["squares"], rtol=1e-4)
+
+
+def test_sums_over_processes_count_each_part_once(several, alone):
+    """Replicas (HSDP) hold the same parts, and would make a length the square root of two times as long."""
+    products = torch.stack([seen["products"] for seen in several]).sum(0)
+    assert torch.allclose(products, alone["products"], rtol=1e-4)
     # From the start to where two steps led, and from there by a leap of 1.5 times that way.
-    assert torch.allclose(
-        alone["squares"] / alone["squares"][0], torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4
-    )
+    shares = alone["products"] / alone["products"][0]
+    assert torch.allclose(shares, torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4)
 
 
-def test_a_forward_pass_after_a_change_sees_it(two):
+def test_a_forward_pass_after_a_change_sees_it(several):
     leapt = model()
     with torch.no_grad():
         for name, p in trained(leapt).items():
-            p.copy_(two[0][f"leapt/{name}"])
-    assert torch.allclose(two[0]["output"], leapt(torch.ones(1, 5)), atol=1e-6)
+            p.copy_(several[0][f"leapt/{name}"])
+    assert torch.allclose(several[0]["output"], leapt(torch.ones(1, 5)), atol=1e-6)
 
 
 def test_what_is_not_an_adapter_is_refused():
@@ -224,6 +233,10 @@ def test_shards_of_another_adapter_are_not_loaded(tmp_path):
     other = deepcopy(module[:1])
     with pytest.raises(InputError, match="holds the state of another adapter"):
         Shards(other, *training(other)).load(str(tmp_path / "a.safetensors"), {"start": 0}, {})
+    with pytest.raises(InputError, match=r"a\.safetensors is damaged: use another checkpoint"):
+        shards.load(
+            str(tmp_path / "a.safetensors"), {"start": 0}, {"start_moments": 1}
+        )  # it was saved without
     with pytest.raises(InputError, match="is missing: resume from another checkpoint"):
         shards.load(str(tmp_path / "b.safetensors"), {"start": 0}, {})
     (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])

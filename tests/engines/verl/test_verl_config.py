@@ -8,29 +8,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nextrl.engines import algorithms
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import config
-from nextrl.engines.verl.config import ALGORITHMS, Place, VerlSettings, arguments, check, compose
+from nextrl.engines.verl.config import ALGORITHMS, VerlSettings, arguments, check, compose
 from nextrl.engines.verl.options import check_run, options_of
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 
+OUT = Path("/runs/a b=c")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def settings(**changes):
-    train = TrainSettings(steps=40, learning_rate=3e-5, prompts_per_step=16, completions_per_prompt=8)
+    train = TrainSettings(
+        steps=40, learning_rate=3e-5, prompts_per_step=16, completions_per_prompt=8, max_completion_length=6
+    )
     return VerlSettings(model="/models/some base", task="chain", train=train, **changes)
-
-
-def place(**changes):
-    values = {"out": Path("/runs/a b=c"), "chat_template": TEMPLATE, "max_completion_length": 6, "passes": 2}
-    return Place(**{**values, **changes})
 
 
 def composed(*further, **changes):
     chosen = settings(**changes)
-    return check(arguments(compose(chosen, place()), further))
+    return check(arguments(compose(chosen, OUT, TEMPLATE), further))
 
 
 def test_the_keys_are_written_for_the_installed_version():
@@ -57,6 +56,12 @@ def test_names_of_estimators_and_losses_are_registered_in_verls_source(algorithm
     assert f'@register_policy_loss("{wanted["actor_rollout_ref.actor.policy_loss.loss_mode"]}")' in source
     actor = (config.config_tree().parents[1] / "workers" / "config" / "actor.py").read_text()
     assert f'"{wanted["actor_rollout_ref.actor.loss_agg_mode"]}"' in actor
+
+
+def test_an_algorithm_that_verl_is_not_told_of_is_named():
+    with pytest.raises(InputError, match="algorithm 'ppo': engine verl has grpo, "):
+        composed(algorithm="ppo")
+    assert set(ALGORITHMS) == set(algorithms.names())
 
 
 def test_values_arrive_as_they_were_given():
@@ -113,7 +118,7 @@ def test_overrides_of_what_the_loop_relies_on_are_refused(text):
 
 
 def test_without_verl_the_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(config, "config_tree", lambda: None)
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"verl is not installed here; pip install 'verl\[vllm\]==0.9.1'"):
         check([])
 

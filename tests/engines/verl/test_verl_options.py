@@ -58,6 +58,10 @@ def test_what_cannot_be_meant_is_one_clear_line(asked, says):
         (["actor_rollout_ref.model.lora_rank=0"], "this run trains all weights: set .*lora_rank"),
         (["actor_rollout_ref.actor.strategy=megatron"], "not for actor_rollout_ref.actor.strategy=megatron"),
         (["trainer.use_v1=False"], "trainer.use_v1=True"),
+        (
+            ["actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.actor.fsdp_config.fsdp_size=1"],
+            "no gradient is exchanged between workers.*: set .*strategy=fsdp2",
+        ),
         (["+trainer.v1.sync.parameter_sync_step=2"], "leave trainer.v1.sync.parameter_sync_step out"),
         (["actor_rollout_ref.rollout.calculate_log_probs=False"], "calculate_log_probs=True"),
     ],

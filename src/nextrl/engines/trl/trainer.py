@@ -17,7 +17,7 @@ from typing import Any
 import huggingface_hub.constants
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
@@ -33,15 +33,7 @@ from nextrl.tasks.base import Example, Task
 def with_adapter(model: Any, lora: LoraSettings, seed: int) -> Any:
     """Wrap a model in a fresh LoRA adapter (`B_0 = 0`), seeded."""
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        use_rslora=lora.use_rslora,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+    return get_peft_model(model, lora.for_peft())
 
 
 def reward_function(task: Task) -> Callable[..., list[float]]:

@@ -34,21 +34,15 @@ def fresh_adapter(model: str, lora: LoraSettings, seed: int, out: Path) -> None:
     configuration. The model is built without weights, so a 70B takes no more memory than its adapter.
     """
     with needs("verl", "engine verl"):
-        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+        from peft import get_peft_model, get_peft_model_state_dict
         from transformers import AutoConfig, AutoModelForCausalLM
 
     if lora.use_rslora:
         raise InputError("engine verl: use_rslora is not carried through verl's checkpoints; leave it out")
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=str(model),
-    )
+    config = lora.for_peft()
+    config.base_model_name_or_path = str(model)
     shapes = get_peft_model_state_dict(get_peft_model(bare, config))
     generator = torch.Generator().manual_seed(seed)
     write_tensors(out / WEIGHTS, {name: _initial(name, t, generator) for name, t in shapes.items()})

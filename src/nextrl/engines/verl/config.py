@@ -8,9 +8,9 @@ those that leaps depend on, and leaves every other at verl's default. It works o
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.errors import InputError, needs
+from nextrl.tasks import base
 
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
@@ -26,21 +27,9 @@ VERSION = "0.9.1"
 START, METRICS = "global_step_0/actor/lora_adapter", "metrics.jsonl"
 """In a run's folder: the adapter that it starts from, and what verl logs."""
 
-Algorithm = Literal[
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "sapo",
-    "rloo",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "opo",
-]
-
 _ADVANTAGE = "algorithm.adv_estimator"  # names: trainer/ppo/core_algos.py:AdvantageEstimator
 _BY_STD = "algorithm.norm_adv_by_std_in_grpo"
+_FILTERED = "algorithm.filter_groups.enable"
 _ACTOR = "actor_rollout_ref.actor"
 _LOSS = f"{_ACTOR}.policy_loss.loss_mode"  # names: core_algos.py:register_policy_loss
 _AGGREGATE = f"{_ACTOR}.loss_agg_mode"  # names: workers/config/actor.py:valid_loss_agg_modes
@@ -48,39 +37,23 @@ _MODEL = "actor_rollout_ref.model"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
-def _clip(low: float, high: float) -> dict[str, float]:
-    return {f"{_ACTOR}.clip_ratio_low": low, f"{_ACTOR}.clip_ratio_high": high}
+def _algorithm(advantage: str, loss: str, aggregate: str, **clip: float) -> dict[str, Any]:
+    bounds = {f"{_ACTOR}.clip_ratio_{side}": value for side, value in clip.items()}
+    return {_ADVANTAGE: advantage, _LOSS: loss, _AGGREGATE: aggregate, **bounds}
 
 
 # Each is the paper's form as far as verl offers it; clip ranges are the papers' (DAPO 2503.14476 section 4.1, GSPO
 # 2507.18071 section 5.1, both second-hand).
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "grpo": {_ADVANTAGE: "grpo", _LOSS: "vanilla", _AGGREGATE: "seq-mean-token-mean"},
-    "dr_grpo": {
-        _ADVANTAGE: "grpo",
-        _BY_STD: False,
-        _LOSS: "vanilla",
-        _AGGREGATE: "seq-mean-token-sum-norm",
-    },
-    "dapo": {
-        _ADVANTAGE: "grpo",
-        _LOSS: "vanilla",
-        _AGGREGATE: "token-mean",
-        "algorithm.filter_groups.enable": True,
-        **_clip(0.2, 0.28),
-    },
-    "gspo": {_ADVANTAGE: "grpo", _LOSS: "gspo", _AGGREGATE: "seq-mean-token-mean", **_clip(3e-4, 4e-4)},
-    "cispo": {_ADVANTAGE: "grpo", _LOSS: "cispo", _AGGREGATE: "token-mean", **_clip(10.0, 0.2)},
-    "sapo": {_ADVANTAGE: "grpo", _LOSS: "sapo", _AGGREGATE: "seq-mean-token-mean"},
-    "rloo": {_ADVANTAGE: "rloo", _LOSS: "vanilla", _AGGREGATE: "seq-mean-token-mean"},
-    "reinforce_plus_plus": {_ADVANTAGE: "reinforce_plus_plus", _LOSS: "vanilla", _AGGREGATE: "token-mean"},
-    "reinforce_plus_plus_baseline": {
-        _ADVANTAGE: "reinforce_plus_plus_baseline",
-        _LOSS: "vanilla",
-        _AGGREGATE: "token-mean",
-    },
-    "opo": {_ADVANTAGE: "opo", _LOSS: "vanilla", _AGGREGATE: "token-mean"},
+    "grpo": _algorithm("grpo", "vanilla", "seq-mean-token-mean"),
+    "dr_grpo": _algorithm("grpo", "vanilla", "seq-mean-token-sum-norm") | {_BY_STD: False},
+    "dapo": _algorithm("grpo", "vanilla", "token-mean", low=0.2, high=0.28) | {_FILTERED: True},
+    "gspo": _algorithm("grpo", "gspo", "seq-mean-token-mean", low=3e-4, high=4e-4),
+    "cispo": _algorithm("grpo", "cispo", "token-mean", low=10.0, high=0.2),
+    "rloo": _algorithm("rloo", "vanilla", "seq-mean-token-mean"),
+    "reinforce_plus_plus": _algorithm("reinforce_plus_plus", "vanilla", "token-mean"),
 }
+"""By their names in `engines.algorithms`."""
 
 # A user's override of one of these would contradict the config it is composed from.
 _OURS = (
@@ -136,6 +109,7 @@ class VerlSettings(VerlSection):
     Attributes:
         model: folder of the base model (Hugging Face layout); every node must see it under this path.
         task: a `nextrl.tasks` name; its training prompts become verl's data file, its reward verl's reward function.
+        algorithm: a name in `ALGORITHMS`.
         train: steps, rate, batch and seed.
         lora: the adapter.
         dials: of `auto`, by their names in `ControllerConfig`; None for a plain run.
@@ -143,36 +117,32 @@ class VerlSettings(VerlSection):
 
     model: str
     task: str
-    algorithm: Algorithm = "grpo"
+    algorithm: str = "grpo"
     train: TrainSettings = TrainSettings()
     lora: LoraSettings = LoraSettings()
     dials: dict[str, int | float] | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a run's settings do not say by themselves.
-
-    Attributes:
-        out: the run's folder. verl's checkpoints lie in it, `data/` and `metrics.jsonl` beside them.
-        chat_template: as verl is to use it.
-        max_completion_length: tokens.
-        passes: most passes over the training prompts.
-    """
-
-    out: Path
-    chat_template: str
-    max_completion_length: int
-    passes: int
-
-
-def compose(settings: VerlSettings, place: Place) -> dict[str, Any]:
+def compose(settings: VerlSettings, out: Path, chat_template: str) -> dict[str, Any]:
     """verl's overrides, in the order they are passed: key -> value.
 
     A leading "+" adds a key that verl's yaml does not list (but its code, or nextrl's plugin, reads).
+
+    Args:
+        out: the run's folder. verl's checkpoints lie in it, `data/` and `metrics.jsonl` beside them.
+        chat_template: as verl is to use it.
+
+    Raises:
+        InputError: the task or the algorithm is unknown.
     """
-    table = {**ALGORITHMS[settings.algorithm], **_data(settings, place), **_model(settings, place)}
-    return {**table, **_optimisation(settings, place), **_trainer(settings, place), **_leaps(settings)}
+    if settings.algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm '{settings.algorithm}': engine verl has {', '.join(ALGORITHMS)}")
+    task, train = base.get(settings.task), settings.train
+    completion = train.max_completion_length or task.max_completion_length
+    passes = 1 + math.ceil(train.steps * train.prompts_per_step / max(1, len(task.examples("train"))))
+    table = {**ALGORITHMS[settings.algorithm], **_data(settings, out, completion)}
+    table |= {**_model(settings, out, chat_template), **_optimisation(settings, completion)}
+    return {**table, **_trainer(settings, out, passes), **_leaps(settings)}
 
 
 def _leaps(settings: VerlSettings) -> dict[str, Any]:
@@ -183,38 +153,38 @@ def _leaps(settings: VerlSettings) -> dict[str, Any]:
     return {"trainer.v1.trainer_mode": "nextrl", **dials}
 
 
-def _data(settings: VerlSettings, place: Place) -> dict[str, Any]:
+def _data(settings: VerlSettings, out: Path, completion: int) -> dict[str, Any]:
     """trainer/config/data/legacy_data.yaml and reward/reward.yaml."""
     return {
-        "data.train_files": str(place.out / "data" / "train.jsonl"),
-        "data.val_files": str(place.out / "data" / "validation.jsonl"),
+        "data.train_files": str(out / "data" / "train.jsonl"),
+        "data.val_files": str(out / "data" / "validation.jsonl"),
         "data.train_batch_size": settings.train.prompts_per_step,
         "data.max_prompt_length": settings.max_prompt_length,
-        "data.max_response_length": place.max_completion_length,
+        "data.max_response_length": completion,
         "data.seed": settings.train.seed,
-        "reward.custom_reward_function.path": str(place.out / "data" / "reward.py"),
+        "reward.custom_reward_function.path": str(out / "data" / "reward.py"),
         "reward.custom_reward_function.name": "compute_score",
     }
 
 
-def _model(settings: VerlSettings, place: Place) -> dict[str, Any]:
+def _model(settings: VerlSettings, out: Path, chat_template: str) -> dict[str, Any]:
     """trainer/config/model/hf_model.yaml; workers/engine/fsdp/transformer_impl.py:_build_lora_module."""
     lora = settings.lora
     return {
         f"{_MODEL}.path": settings.model,
-        f"{_MODEL}.custom_chat_template": place.chat_template,
+        f"{_MODEL}.custom_chat_template": chat_template,
         # With an adapter path rank and alpha come from its own config; verl still asks lora_rank whether to use LoRA.
         f"{_MODEL}.lora_rank": lora.r,
         f"{_MODEL}.lora_alpha": lora.alpha,
         f"{_MODEL}.target_modules": lora.target_modules,
-        f"{_MODEL}.lora_adapter_path": str(place.out / START),
+        f"{_MODEL}.lora_adapter_path": str(out / START),
     }
 
 
-def _optimisation(settings: VerlSettings, place: Place) -> dict[str, Any]:
+def _optimisation(settings: VerlSettings, completion: int) -> dict[str, Any]:
     """trainer/config/actor/actor.yaml, dp_actor.yaml, optim/fsdp.yaml and rollout/rollout.yaml."""
     train = settings.train
-    tokens = settings.max_prompt_length + place.max_completion_length
+    tokens = settings.max_prompt_length + completion
     table: dict[str, Any] = {
         f"{_ACTOR}.strategy": settings.strategy,
         f"{_ACTOR}.optim.lr": train.learning_rate,
@@ -243,24 +213,24 @@ def _optimisation(settings: VerlSettings, place: Place) -> dict[str, Any]:
     return table
 
 
-def _trainer(settings: VerlSettings, place: Place) -> dict[str, Any]:
+def _trainer(settings: VerlSettings, out: Path, passes: int) -> dict[str, Any]:
     """trainer/config/ppo_trainer.yaml; the file logger is utils/tracking.py:FileLogger."""
     return {
-        "hydra.run.dir": str(place.out / "hydra"),  # not `outputs/` where the command was typed
+        "hydra.run.dir": str(out / "hydra"),  # not `outputs/` where the command was typed
         "trainer.n_gpus_per_node": settings.gpus_per_node,
         "trainer.nnodes": settings.nodes,
-        "trainer.default_local_dir": str(place.out),
+        "trainer.default_local_dir": str(out),
         "trainer.resume_mode": "auto",
         "trainer.total_training_steps": settings.train.steps,
-        "trainer.total_epochs": place.passes,
+        "trainer.total_epochs": passes,
         "trainer.save_freq": settings.train.save_every,
         "trainer.test_freq": -1,
         "trainer.val_before_train": False,
         "trainer.logger": ["console", "file"],
         "trainer.project_name": "nextrl",
-        "trainer.experiment_name": place.out.name,
+        "trainer.experiment_name": out.name,
         # The logger runs in a Ray worker, which may have been started long before us: its environment is set by Ray.
-        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(place.out / METRICS),
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(out / METRICS),
     }
 
 
@@ -299,17 +269,23 @@ def installed() -> str:
     try:
         return metadata.version("verl")
     except metadata.PackageNotFoundError:
-        raise InputError(
-            f"engine verl: verl is not installed here; pip install 'verl[vllm]=={VERSION}'"
-        ) from None
+        raise _missing() from None
 
 
-def config_tree() -> Path | None:
-    """Folder of verl's yaml files, or None where verl is not installed; verl itself is not imported."""
+def config_tree() -> Path:
+    """Folder of verl's yaml files; verl itself is not imported.
+
+    Raises:
+        InputError: it is not installed.
+    """
     found = importlib.util.find_spec("verl")
-    if found is None or not found.submodule_search_locations:
-        return None
-    return Path(next(iter(found.submodule_search_locations))) / "trainer" / "config"
+    for folder in (found and found.submodule_search_locations) or ():
+        return Path(folder) / "trainer" / "config"
+    raise _missing()
+
+
+def _missing() -> InputError:
+    return InputError(f"engine verl: verl is not installed here; pip install 'verl[vllm]=={VERSION}'")
 
 
 def check(overrides: Sequence[str]) -> Any:
@@ -319,8 +295,6 @@ def check(overrides: Sequence[str]) -> Any:
         InputError: verl is not installed, or its config tree does not have a key or take a value.
     """
     tree = config_tree()
-    if tree is None or not tree.is_dir():
-        raise InputError(f"engine verl: verl is not installed here; pip install 'verl[vllm]=={VERSION}'")
     with needs("verl", "engine verl"):
         from hydra import compose as hydra_compose
         from hydra import initialize_config_dir

@@ -15,6 +15,9 @@ from nextrl.checkpoints.atomic import write_bytes
 from nextrl.errors import InputError, needs
 from nextrl.tasks.base import Split, Task
 
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template whose output is the message's text."""
+
 VALIDATION_ROWS = 256  # verl wants a validation file; nextrl never has it validated
 
 _REWARD = '''"""verl's reward function for the task {name!r}; written by nextrl."""
@@ -69,7 +72,7 @@ def plain_template(tokenizer: Any) -> str:
     ids = tokenizer("1").input_ids
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     start = "{{ bos_token }}" if begins else ""
-    return start + "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return start + TEMPLATE
 
 
 def tokenizer(model: str) -> Any:

@@ -10,7 +10,6 @@ OUT/nextrl_decisions.jsonl               one line per decision
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
 from nextrl.engines.verl import adapters, config, process
-from nextrl.engines.verl.config import Place, VerlSettings
-from nextrl.engines.verl.data import plain_template, tokenizer, write_data
+from nextrl.engines.verl.config import VerlSettings
+from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
 from nextrl.engines.verl.options import check_delivery, check_versions
 from nextrl.errors import InputError
 from nextrl.files import read_json
@@ -30,7 +29,6 @@ from nextrl.tasks import base
 log = logging.getLogger(__name__)
 
 SETTINGS = "nextrl_run.json"
-_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def plan(settings: VerlSettings, out: Path) -> str:
 
     Where the model's tokenizer puts a token before a text, the run's own template has it in front.
     """
-    return shlex.join([*process.COMMAND, *_words(settings, out, settings.chat_template or _TEMPLATE)])
+    return shlex.join([*process.COMMAND, *_words(settings, out, settings.chat_template or TEMPLATE)])
 
 
 def run(settings: VerlSettings, out: Path) -> Outcome:
@@ -79,15 +77,7 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
 
 
 def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
-    task, train = base.get(settings.task), settings.train
-    examples = max(1, len(task.examples("train")))
-    place = Place(
-        out=out.absolute(),
-        chat_template=template,
-        max_completion_length=train.max_completion_length or task.max_completion_length,
-        passes=1 + math.ceil(train.steps * train.prompts_per_step / examples),
-    )
-    return config.arguments(config.compose(settings, place), settings.overrides)
+    return config.arguments(config.compose(settings, out.absolute(), template), settings.overrides)
 
 
 def _begin(settings: VerlSettings, out: Path) -> None:

@@ -149,6 +149,13 @@ def check_run(config: Any) -> None:
             f"nextrl in verl was built for FSDP, not for actor_rollout_ref.actor.strategy={actor.strategy}: "
             "set it to fsdp2"
         )
+    workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if actor.strategy == "fsdp" and actor.fsdp_config.fsdp_size == 1 and workers > 1:
+        # torch/distributed/fsdp/_init_utils.py: groups of one are NO_SHARD, which reduces within the group alone
+        raise InputError(
+            "under FSDP1 with actor_rollout_ref.actor.fsdp_config.fsdp_size=1 no gradient is exchanged between "
+            "workers, so that each trains an adapter of its own: set actor_rollout_ref.actor.strategy=fsdp2"
+        )
     check_delivery(actor.strategy, merged=bool((model.get("lora") or {}).get("merge", False)))
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")

@@ -101,9 +101,13 @@ class RemoteAdapter:
         """`stop + alpha (stop - start)`."""
         return self._workers.make("keep_along", start, stop, alpha)
 
+    def product(self, start: Held, stop: Held, other_start: Held, other_stop: Held) -> float:
+        """Inner product of two ways between copies, over all factors and processes."""
+        return float(sum(self._workers.ask("product", start, stop, other_start, other_stop)))
+
     def distance(self, start: Held, stop: Held) -> float:
-        """Length of the way between two copies, over all factors and processes."""
-        return math.sqrt(sum(self._workers.ask("squared_distance", start, stop)))
+        """Length of the way between two copies."""
+        return math.sqrt(self.product(start, stop, start, stop))
 
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:
@@ -245,26 +249,24 @@ class Windows:
     """How far each window led, and how straight on from the one before; both in the space of the factors A and B.
 
     Args:
-        workers: where the adapter lies.
+        adapter: on the workers.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, adapter: RemoteAdapter) -> None:
+        self._adapter = adapter
         self._starts: list[Held] = []
 
     def seen(self, start: Held) -> dict[str, float]:
         """What is logged of the window that ended where this one starts; nothing as long as it is the same one."""
         if self._starts and start is self._starts[-1]:
             return {}
-        *before, last = [*self._starts[-2:], start]
-        self._starts = [*before[-1:], last]
-        if not before:
-            return {}
-        parts = self._workers.ask("squares", before[0], before[-1], last)
-        former, product, latter = (sum(part[i] for part in parts) for i in range(3))
-        found = {"leap/moved": math.sqrt(latter)}
-        if former > 0.0 < latter:
-            found["leap/persistence"] = product / math.sqrt(former * latter)
+        starts = [*self._starts, start]
+        self._starts = starts[-2:]
+        ways = list(itertools.pairwise(starts))
+        lengths = [self._adapter.distance(*way) for way in ways]
+        found = {"leap/moved": lengths[-1]} if ways else {}
+        if len(ways) == 2 and all(lengths):
+            found["leap/persistence"] = self._adapter.product(*ways[0], *ways[1]) / math.prod(lengths)
         return found
 
 
@@ -297,7 +299,7 @@ class VerlRun:
             fresh=self.latest, rewards=self.rewards, rollouts=SimpleNamespace(completions=0)
         )
         self.folder, self.max_steps, self.completions_per_step = folder, max_steps, completions_per_step
-        self.windows = Windows(workers)
+        self.windows = Windows(self.adapter)
         self.metrics: dict[str, float] = {}
         self._rates: tuple[float, float] | None = None
         self._moments: Held | None = None

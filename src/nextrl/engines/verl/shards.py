@@ -7,7 +7,8 @@ added. What a copy is called is the driver's affair (`remote.Held`): here it is 
 FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass alone,
 either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that first, and
 after each change. FSDP1 holds flat tensors; verl wraps each LoRA matrix by itself
-(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded.
+(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded. Where several
+processes hold the same part (HSDP), each moves its own, and one of them is counted in sums.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from nextrl.files import NoSuchFile, parse_json
 Copy = dict[str, Tensor]
 """Parameter's name -> its local shard, on the CPU."""
 
-MomentsCopy = dict[str, dict[str, Any]]
-"""Number of the optimizer's parameter -> name of the state -> its local shard, or a number."""
+MomentsCopy = list[dict[str, Any]]
+"""For each parameter of the optimizer that is trained: name of the state -> its local shard, or a number."""
 
 _NUMBERS = "numbers"  # in a saved file: what of the optimizer's state is no tensor, as JSON
 
@@ -44,20 +45,15 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
         InputError: something else is trained as well, or nothing is.
     """
     found = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    others = [name for name, p in found.items() if not all(".lora_" in part for part in _parts(name, p))]
+    # FSDP1 joins several into a flat one, which remembers their names.
+    parts = {name: [f"{name}.{part}" for part in getattr(p, "_fqns", [""])] for name, p in found.items()}
+    others = [name for name in found if not all(".lora_" in part for part in parts[name])]
     if others or not found:
         raise InputError(
             f"nextrl in verl moves LoRA adapters alone, and this actor trains {others[0] if others else 'nothing'}: "
             "set actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
         )
     return found
-
-
-def _parts(name: str, parameter: Any) -> Sequence[str]:
-    """The names that a parameter goes by; FSDP1 joins several into a flat one, which remembers theirs."""
-    return (list(getattr(parameter, "_fqns", [])) and [f"{name}.{part}" for part in parameter._fqns]) or [
-        name
-    ]
 
 
 def local(tensor: Any) -> Tensor:
@@ -73,18 +69,26 @@ class Shards:
         module: the FSDP module.
         optimizer, scheduler: verl's.
         dtype: what forward passes compute in.
+        mesh: of the processes that hold the actor; None where there is one. All of its dimensions but the last are of
+            replicas, as verl makes it (`workers/engine/fsdp/utils.py:create_device_mesh`).
 
     Raises:
         InputError: see `trained`, or the optimizer keeps weights of its own (`check_optimizer`).
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: Any, scheduler: Any, dtype: torch.dtype = torch.float32
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+        dtype: torch.dtype = torch.float32,
+        mesh: Any = None,
     ) -> None:
         check_optimizer(optimizer)
         trained(module)
         self._module, self._optimizer, self._scheduler = module, optimizer, scheduler
         self._dtype = dtype
+        self._counted = mesh is None or not any(mesh.get_coordinate()[:-1])
         self._copies: dict[int, Copy] = {}
         self._moments: dict[int, MomentsCopy] = {}
 
@@ -97,15 +101,9 @@ class Shards:
         for module in self._module.modules():
             if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
                 reshard()
-            handle = getattr(
-                module, "_handle", None
-            )  # of FSDP1, as verl itself does on leaving its eval mode
-            # Before the first forward pass there is nothing to drop, and no such attribute.
-            if (
-                handle is not None
-                and handle.uses_sharded_strategy
-                and hasattr(handle.flat_param, "_local_shard")
-            ):
+            # Of FSDP1, as verl does on leaving its eval mode; before the first forward pass there is nothing to drop.
+            handle = getattr(module, "_handle", None)
+            if handle and handle.uses_sharded_strategy and hasattr(handle.flat_param, "_local_shard"):
                 handle.reshard(True)
 
     def drop(self, keys: Sequence[int]) -> None:
@@ -133,14 +131,13 @@ class Shards:
 
     def keep_moments(self, key: int) -> None:
         """Copy the optimizer's state."""
-        state = self._optimizer.state
-        self._moments[key] = {
-            str(index): {
+        self._moments[key] = [
+            {
                 name: local(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
-                for name, value in state.get(p, {}).items()
+                for name, value in self._optimizer.state.get(p, {}).items()
             }
-            for index, p in enumerate(self._stepped())
-        }
+            for p in self._stepped()
+        ]
 
     def _stepped(self) -> list[nn.Parameter]:
         """The optimizer's parameters that are trained, in the order of its groups."""
@@ -148,7 +145,7 @@ class Shards:
 
     def put_moments(self, key: int) -> None:
         """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
-        for p, kept in zip(self._stepped(), self._moments[key].values(), strict=True):
+        for p, kept in zip(self._stepped(), self._moments[key], strict=True):
             now = self._optimizer.state[p]
             if not kept:
                 now.clear()
@@ -178,24 +175,13 @@ class Shards:
         """Nats per token that the precision of the model's passes hides."""
         return resolution(self._dtype)
 
-    def squared_distance(self, start: int, stop: int) -> float:
-        """This process's part of the squared length of the way between two copies, over all factors."""
-        begun = self._copies[start]
-        return sum(
-            float((ended.double() - begun[name].double()).square().sum())
-            for name, ended in self._copies[stop].items()
-        )
-
-    def squares(self, first: int, second: int, third: int) -> tuple[float, float, float]:
-        """This process's part of |a|^2, a.b and |b|^2: a is the way from the first copy to the second, b from there to
-        the third."""
-        found = [0.0, 0.0, 0.0]
-        for name, middle in self._copies[second].items():
-            a = middle.double() - self._copies[first][name].double()
-            b = self._copies[third][name].double() - middle.double()
-            for i, (left, right) in enumerate(((a, a), (a, b), (b, b))):
-                found[i] += float((left * right).sum())
-        return found[0], found[1], found[2]
+    def product(self, start: int, stop: int, other_start: int, other_stop: int) -> float:
+        """This process's part of the inner product of two ways between copies, over all factors."""
+        if not self._counted:
+            return 0.0
+        one, two, three, four = (self._copies[key] for key in (start, stop, other_start, other_stop))
+        ways = ((two[n].double() - one[n].double(), four[n].double() - three[n].double()) for n in one)
+        return sum(float((way * other).sum()) for way, other in ways)
 
     def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Write copies into one file.
@@ -207,7 +193,7 @@ class Shards:
         tensors = {f"{name}/{n}": t for name, key in copies.items() for n, t in self._copies[key].items()}
         numbers: dict[str, Any] = {}
         for name, key in moments.items():
-            for index, state in self._moments[key].items():
+            for index, state in enumerate(self._moments[key]):
                 tensors |= {f"{name}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
                 numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
         tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
@@ -217,7 +203,7 @@ class Shards:
         """Read what `save` wrote.
 
         Raises:
-            InputError: there is no such file, or it holds other shards than this process's.
+            InputError: there is no such file, it is damaged, or it holds other shards than this process's.
         """
         try:
             found = read_tensors(Path(path))
@@ -230,12 +216,13 @@ class Shards:
             self._copies[key] = _below(found, name)
             if {n: t.shape for n, t in self._copies[key].items()} != live:
                 raise InputError(f"{path} holds the state of another adapter, or of other shards")
-        numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
-        for name, key in moments.items():
-            indices = [str(i) for i in range(len(self._stepped()))]
-            self._moments[key] = {
-                i: {**numbers[f"{name}/{i}"], **_below(found, f"{name}/{i}")} for i in indices
-            }
+        try:
+            numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
+            for name, key in moments.items():
+                named = [f"{name}/{index}" for index in range(len(self._stepped()))]
+                self._moments[key] = [{**numbers[n], **_below(found, n)} for n in named]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} is damaged: use another checkpoint") from None
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> Copy:

@@ -73,17 +73,16 @@ class LeapTrainer(PPOTrainerSync):
             adapt_lr=options.adapt_lr, leaps=options.take_back, rollback=False,
         )  # fmt: skip
         if self.global_steps:
-            state.load(self._checkpoint(resumed=True), self._run, self._session, self.global_steps)
+            trainer = self.config.trainer
+            asked = trainer.resume_from_path if trainer.resume_mode == "resume_path" else self._checkpoint()
+            state.load(Path(asked).absolute(), self._run, self._session, self.global_steps)
         decision_log.begin(folder, self._session.decisions)
         self._run.look_back(self._session.memory.start)
         super().on_init_end()
 
-    def _checkpoint(self, *, resumed: bool = False) -> Path:
+    def _checkpoint(self) -> Path:
         """The folder of the present step's checkpoint."""
-        trainer = self.config.trainer
-        if resumed and trainer.resume_mode == "resume_path":
-            return Path(trainer.resume_from_path).absolute()
-        return Path(trainer.default_local_dir).absolute() / f"global_step_{self.global_steps}"
+        return self._run.folder / f"global_step_{self.global_steps}"
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
         """verl's step, then what is decided on it."""
@@ -103,7 +102,7 @@ class LeapTrainer(PPOTrainerSync):
     def _save_checkpoint(self) -> None:
         state.save(self._checkpoint(), self._run, self._session)
         super()._save_checkpoint()
-        state.prune(Path(self.config.trainer.default_local_dir).absolute())
+        state.prune(self._run.folder)
 
     def _read_batch(self, batch: Any) -> Batch:
         data = transfer_queue.kv_batch_get(

@@ -21,7 +21,7 @@ class LeapWorker(ActorRolloutRefWorker):
         engine = self.actor.engine
         # workers/engine/fsdp/transformer_impl.py: bfloat16 unless mixed_precision says otherwise
         dtype = engine._autocast_dtype
-        return Shards(engine.module, engine.optimizer, engine.lr_scheduler, dtype)
+        return Shards(engine.module, engine.optimizer, engine.lr_scheduler, dtype, engine.device_mesh)
 
     def _nextrl(self, forgotten: Sequence[int], call: str, *arguments: Any) -> Any:
         """Do something with this process's shards.
