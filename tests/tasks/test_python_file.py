@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,34 @@ def test_what_a_user_s_code_raises_is_one_line_with_its_place(
         log = Path(str(error.value).rpartition("their traceback: ")[2].rstrip(")"))
         assert "in reward" in log.read_text()
         log.unlink()
+
+
+LOWERS_THE_LIMIT = """import sys
+    for limit in range(9, 900):
+        try:
+            sys.setrecursionlimit(limit)
+            break
+        except RecursionError:
+            continue
+    sys.setrecursionlimit(limit + 9)
+    return"""
+
+
+def test_a_limit_on_recursion_that_a_reward_lowers_is_lifted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sys.getrecursionlimit()
+    text = GOOD.replace("return completion", LOWERS_THE_LIMIT + " answer == '1' or 1 / 0 or completion")
+    task = tasks.get(_task(tmp_path, text))
+    try:
+        assert task.reward("1", "1") == 1.0
+        assert sys.getrecursionlimit() == before
+        with pytest.raises(InputError, match=r"my_task\.py, line \d+: reward\(\) failed: ZeroDivisionError"):
+            task.reward("1", "2")
+        assert sys.getrecursionlimit() == before
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_ctrl_c_in_a_reward_is_ctrl_c(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     called = next((a for a in arguments if a and not a.startswith("-")), "")
     try:
-        _refuse_empty(arguments)
+        _check_arguments(arguments)
         # Without click's standalone mode its usage errors come here too, instead of a box of several lines.
         code = build([called])(arguments, standalone_mode=False, prog_name="nextrl")
         sys.stdout.flush()
@@ -136,18 +136,20 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
+def _check_arguments(arguments: Sequence[str]) -> None:
     """Refuse an argument of nothing, which a shell's variable that is not set leaves: as a path it would be the
-    working folder.
+    working folder. Refuse NUL here too, since earlier versions of typer ask the file system about any path.
 
     Raises:
-        InputError: there is one.
+        InputError: there is one of either.
     """
     for before, argument in zip(("", *arguments), arguments, strict=False):
         option = argument[:-1] if re.fullmatch(r"--[\w-]+=", argument) else ""
         if not argument or option:
             where = option or (before if before.startswith("--") else "an argument")
             raise InputError(f"{where} is empty: give it a value, or leave it out")
+        if "\0" in argument:
+            raise InputError(f"{argument!r}: an argument cannot hold NUL")
 
 
 def _quiet() -> None:

@@ -132,13 +132,18 @@ def _examples(path: Path, module: ModuleType, split: Split) -> list[Example]:
 def _theirs(path: Path, what: str) -> Iterator[None]:
     """Around whatever runs a user's code: all that it raises is one line, but Ctrl-C, which is nobody's mistake.
 
-    `sys.exit` in a reward is a mistake like any other, and so is an exception whose text cannot be made.
+    `sys.exit` in a reward is a mistake like any other, and so is an exception whose text cannot be made. A limit on
+    recursion that it lowered is lifted again, or our own calls would meet it; one that it raised stays.
 
     Raises:
         InputError: the innermost line of the user's file is in it, and the log that has their traceback.
     """
+    limit = sys.getrecursionlimit()
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(max(limit, sys.getrecursionlimit()))
     except (KeyboardInterrupt, InputError):
         raise
     except SyntaxError as error:

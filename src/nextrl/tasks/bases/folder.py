@@ -29,6 +29,8 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     """
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    for file in sorted(folder.glob("[!.]*.json")):
+        regular_file(file)  # transformers 4 takes a pipe or a folder for a file that is not there
     _check_numbers(folder, *(stored := _stored(folder)))
     options: dict[str, Any] = {"local_files_only": True}
     try:
