@@ -32,8 +32,12 @@ class LeapWorker(ActorRolloutRefWorker):
             arguments: the method's; `{world}` and `{rank}` in a text become this process's.
         """
         self._shards.drop(forgotten)
-        here = {"world": os.environ["WORLD_SIZE"], "rank": os.environ["RANK"]}
-        own = [a.format(**here) if isinstance(a, str) else a for a in arguments]
+        world, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
+        # No `format`: a folder of the user's may have braces in its name.
+        own = [
+            a.replace("{world}", world).replace("{rank}", rank) if isinstance(a, str) else a
+            for a in arguments
+        ]
         return getattr(self._shards, call)(*own)
 
     nextrl: Any = register(dispatch_mode=Dispatch.ONE_TO_ALL)(_nextrl)
