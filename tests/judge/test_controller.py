@@ -349,12 +349,32 @@ def test_a_bold_start_that_does_not_rise_begins_again() -> None:
     assert probation([STILL, RISING, STILL]) == ["", "", "run"]  # and fell again
     assert probation([STILL] * 3, moved=0.015) == [""] * 3  # not bold
     assert probation([STILL] * 3, moved=0.0008, share=0.2) == [""] * 3  # in a warm-up nothing can have risen
+    assert probation([STILL] * 3, share=0.99) == [
+        "",
+        "",
+        "run",
+    ]  # a decay has begun, since step 1 had no gradient
+    assert probation([STILL] * 3, left=74) == [""] * 3  # too short a run to begin again
+    assert probation([STILL] * 3, left=75) == ["", "", "run"]
 
 
 def test_a_probation_waits_for_rewards_that_were_measured() -> None:
     shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise(STILL * 3)]
     # Each window begins with the reward that the one before it ended with.
     assert probation(shared).index("run") == 23
+    # What was not measured at a window's end is not measured at the beginning of the next one either.
+    gaps = [(*STILL[:3], NAN)] * 9
+    assert probation(gaps).index("run") == 8
+
+
+def test_rewards_count_where_no_rollouts_were_there_to_look_at() -> None:
+    controller = Controller()
+    controller.step(1, 0.032)
+    assert [controller.window(window(rewards=STILL), lambda alpha: None).back for _ in range(3)] == [
+        "",
+        "",
+        "run",
+    ]
 
 
 def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> None:

@@ -116,12 +116,13 @@ class Session:
 
     def restore(self, memory: Memory, state: dict[str, Any], step: int) -> None:
         """Take up the memory and the `state()` of the checkpoint of this step."""
-        self.memory = memory
+        here, self.memory = self.memory.origin, memory
         self.memory.history.most = self._keep
         if state["policy"].keys() == self.policy.state().keys():
             self.policy.restore(state["policy"])
         else:  # saved under a policy of another kind, which remembered other things
             self._begin_history(step)
+            self.memory.origin = here
         self.run.tools.rewards.latest = state["latest_reward"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
@@ -215,13 +216,14 @@ class Session:
             self._carry_out(decision, view, before, step, began)
         else:
             self.costs.search_seconds += time.perf_counter() - began
-        if not self.policy.may_begin_again:
+        if not (self._adapt_lr and self.policy.may_begin_again):
             self.memory.origin = None
 
     def _carry_out(self, decision: Decision, view: View, before: _Beginning, step: int, began: float) -> None:
         """Take back what the decision says, scale the rate, and begin the next window."""
         acted = self._allowed(decision)
-        if acted.rate_factor != 1.0 and not self._rates.settled:
+        # A run that begins again has a fresh optimizer, whose steps compare with nothing before.
+        if acted.rate_factor != 1.0 and acted.back != "run" and not self._rates.settled:
             length = self.run.adapter.distance(before.state, self.run.adapter.read())
             self._rates.changed(self.run.ranks.tell(length), before.rate)
         if acted.back == "step":
@@ -236,7 +238,7 @@ class Session:
         else:
             apply_leap.scale_rate(self.run, self.memory, acted.rate_factor)
         tiled = acted.rate_factor == 1.0 and not acted.back
-        self.costs.leapt_steps -= self._undone(acted, view.window.step)
+        self._charge(acted, view.window.step)
         latest = self.memory.rewards[-1]
         window = replace(view.window, step=step)
         self._close(window, acted, began, moved_by=0.0 if acted.back else None)
@@ -249,17 +251,18 @@ class Session:
                 [latest],
             )
 
-    def _undone(self, decision: Decision, step: int) -> int:
-        """Steps that are lost with what is taken back: the one just taken, and those up to `step`."""
+    def _charge(self, decision: Decision, step: int) -> None:
+        """Count the steps that are lost with what is taken back: the one just taken, and those up to `step`."""
         kept = self.memory
-        if decision.back == "run" and kept.origin is not None:
-            return step - kept.origin.step + 1
-        return {"": 0, "step": 1}.get(decision.back, step - kept.began + 1)
+        if decision.back == "run" and kept.origin is not None:  # whatever was lost before is part of it
+            self.costs.leapt_steps = -(step - kept.origin.step + 1)
+        elif decision.back:
+            self.costs.leapt_steps -= 1 if decision.back == "step" else step - kept.began + 1
 
     def _allowed(self, decision: Decision) -> Decision:
         """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
-        # A checkpoint without the memory of a run knows nothing of its beginning.
-        moves = self._leaps and (decision.back != "run" or self.memory.origin is not None)
+        again = self._adapt_lr and self.memory.origin is not None
+        moves = self._leaps and (decision.back != "run" or again)
         return replace(
             decision,
             alpha=decision.alpha if moves else 0.0,

@@ -39,6 +39,9 @@ _BLIND = 3
 _TRIAL, _FEW = 25, 5
 """Steps for which a rate is on probation, and the first of them whose reward the last ones are compared with."""
 
+_WARM = 0.95
+"""Share of its full rate below which a step counts as one of a warm-up."""
+
 _DRIFT = 0.5
 """Standard errors by which each window is to do harm before it counts (CUSUM; Page 1954)."""
 
@@ -85,7 +88,14 @@ class Controller:
         """Whether the reward has fallen so far within a window that it is to be judged before its time."""
         return window.fall > self.config.alarm
 
-    def step(self, step: int, moved: float, share: float = 1.0, resolution: float = 0.0) -> Decision | None:
+    def step(
+        self,
+        step: int,
+        moved: float,
+        share: float = 1.0,
+        resolution: float = 0.0,
+        left: float = math.inf,
+    ) -> Decision | None:
         """Decide on a step that was checked; None where nothing is to be done.
 
         Args:
@@ -93,6 +103,7 @@ class Controller:
             moved: nats per token between the policies before and after it; NaN where it could not be measured.
             share: of its full rate that the schedule (a warm-up) let it be taken at; divergence is quadratic in it.
             resolution: nats per token that the precision of the model's passes hides.
+            left: steps of the run that are still to come.
         """
         config = self.config
         if math.isnan(moved):
@@ -127,8 +138,9 @@ class Controller:
         self._settled = True
         if not self._changes:
             self._hot = math.log2(full / config.goal)
-            # In a warm-up the reward has no chance to rise yet.
-            self._trial = [] if full > config.bold and share == 1.0 else None
+            # In a warm-up the reward has no chance to rise yet, and a short run has no time to begin again.
+            tried = full > config.bold and share > _WARM and left >= 3 * _TRIAL
+            self._trial = [] if tried else None
         return None
 
     def _unresolved(self, step: int, most: float) -> Decision | None:
@@ -169,12 +181,13 @@ class Controller:
 
     def window(self, window: Window, look: Look) -> Decision:
         """Decide at the end of a window, by the batch that was sampled after it."""
+        if self._trial is not None and self._failed(self._trial, window):
+            return self._begun_again()
         back = look(-1.0)
         if back is None:
             return stay("no rollouts are there to judge the window by")
         looks = {-1.0: back}
-        failed = self._trial is not None and self._failed(self._trial, window)
-        decision = self._begun_again() if failed else self._decide(window, back, look, looks)
+        decision = self._decide(window, back, look, looks)
         self._judged += 1
         if decision.rate_factor != 1.0:
             self._new_rate()
@@ -191,18 +204,22 @@ class Controller:
 
     def _failed(self, trial: list[float], window: Window) -> bool:
         """Whether the probation ends with this window, and the reward has not risen."""
-        measured = [r for r in window.rewards if not math.isnan(r)]
-        seen = [*trial, *measured]
+        # The next window begins with the last reward of this one.
+        earlier = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
+        seen = [*earlier, *(r for r in window.rewards[-1:] if not math.isnan(r))]
         if len(seen) < _TRIAL:
-            self._trial = [*trial, *measured[:-1]]  # the next window begins with the last one
+            self._trial = earlier
             return False
         self._trial = None
         return fallen(seen, _FEW, 2 * _FEW) > -self.config.rise
 
     def _begun_again(self) -> Decision:
-        factor = 2.0 ** (-self._hot / 2.0)
-        reason = "the first step went far, and the reward has not risen since: begun again"
-        return replace(stay(reason), alpha=-1.0, rate_factor=min(0.5, factor), back="run")
+        """At the rate whose first step moves the policy by `goal`, and at half the present one at most."""
+        factor = min(0.5, 2.0 ** (-self._hot / 2.0))
+        self._new_rate()
+        self._hot += 2.0 * math.log2(factor)
+        reason = "the first step went far, and the reward has not risen since"
+        return replace(stay(reason), alpha=-1.0, rate_factor=factor, back="run")
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
         config, nats = self.config, back.nats_k2

@@ -15,9 +15,9 @@ class ControllerConfig:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
-        bold: nats per token beyond which a first step puts the rate on probation: unless the reward rises within 25
-            steps, the run begins again, at the rate of `goal`.
-        rise: standard errors by which it must rise.
+        bold: nats per token beyond which a first step puts the rate on probation: unless the last ten of 25
+            rewards or more are above the first five, the run begins again, at the rate of `goal`.
+        rise: standard errors by which they must be.
         reckless: nats per token beyond which a single step is taken back.
         target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
         far: nats per token beyond which a fallen reward undoes a window, and beyond which nothing is tried.

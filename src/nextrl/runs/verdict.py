@@ -157,9 +157,11 @@ def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]
 
 def _about_auto(record: ArmRecord) -> str:
     changes = [d for d in record.decisions if d.rate_factor != 1.0]
-    back = [str(d.step) for d in record.decisions if d.back]
+    back = [str(d.step) for d in record.decisions if d.back in ("step", "window")]
+    again = [str(d.step) for d in record.decisions if d.back == "run"]
     if not changes and not back:
         return "auto saw no reason to change anything."
     times = f"{len(changes)} time{'' if len(changes) == 1 else 's'}"
     undone = f", and took back what had done harm at step {', '.join(back)}" if back else ""
-    return f"auto changed the learning rate {times}{undone}; it searched no completions."
+    begun = f", and began again at step {', '.join(again)}, since the reward had not risen" if again else ""
+    return f"auto changed the learning rate {times}{undone}{begun}; it searched no completions."

@@ -122,10 +122,18 @@ PROBATION = ControllerConfig(
 )
 
 
+class StopsAt30(TrainerCallback):
+    """Ends a run early: one of 100 steps is long enough to begin again."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= 30
+
+
 def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path) -> None:
     before, after = Watch(), Watch()
     callback = LeapCallback(config=PROBATION)
-    run = trainer(tmp_path, [before, callback, after], rewards=by_chance, learning_rate=4e-3, max_steps=30)
+    callbacks = [before, callback, after, StopsAt30()]
+    run = trainer(tmp_path, callbacks, rewards=by_chance, learning_rate=4e-3, max_steps=100)
     run.train()
     (again,) = [d for d in callback.decisions if d.back]
     assert (again.back, again.alpha) == ("run", -1.0)
@@ -141,12 +149,15 @@ def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path)
 def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
     ends = []
     for stopped in (False, True):
-        out, options = tmp_path / str(stopped), {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 30}
+        out, options = (
+            tmp_path / str(stopped),
+            {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 100},
+        )
         options |= {"save_strategy": "steps", "save_steps": 10}
         if stopped:
             shutil.copytree(tmp_path / "False" / "checkpoint-10", out / "checkpoint-10")
         callback = LeapCallback(config=PROBATION)
-        run = trainer(out, [callback], **options)
+        run = trainer(out, [callback, StopsAt30()], **options)
         run.train(resume_from_checkpoint=stopped)
         ends.append((callback.decisions, weights(run.model)))
     assert [d.back for d in ends[0][0] if d.back] == ["run"]

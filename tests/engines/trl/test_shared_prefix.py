@@ -7,16 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from nextrl.engines.settings import LoraSettings
-from nextrl.engines.trl.shared_prefix import share_prefixes
+from nextrl.engines.trl.shared_prefix import _SLIDING, share_prefixes
 from nextrl.engines.trl.trainer import with_adapter
+from nextrl.errors import InputError
 from prefix_batches import PAD, SHOTS, batch, llama
 
 
@@ -108,22 +115,43 @@ def test_a_model_with_learned_positions():
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
 
 
-def windowed(window: int) -> Gemma3ForCausalLM:
-    """A layer with a sliding window, and one without."""
+SIZES = {
+    "vocab_size": 12, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": PAD, "eos_token_id": 1, "bos_token_id": 2,
+}  # fmt: skip
+BOTH = ["sliding_attention", "full_attention"]
+KINDS = {
+    "gemma3_text": lambda window: Gemma3ForCausalLM(
+        Gemma3TextConfig(**SIZES, sliding_window=window, layer_types=BOTH)
+    ),
+    "gemma2": lambda window: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, sliding_window=window, layer_types=BOTH)
+    ),
+    "mistral": lambda window: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=window)),
+}
+
+
+def windowed(window: int, kind: str = "gemma3_text"):
+    """A model with a sliding window."""
     torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=window, layer_types=["sliding_attention", "full_attention"],
-        pad_token_id=PAD, eos_token_id=1, bos_token_id=2,
-    )  # fmt: skip
-    return Gemma3ForCausalLM(config).eval()
+    return KINDS[kind](window).eval()
 
 
-def test_rows_that_fit_into_a_sliding_window_share_their_prefix():
+def test_a_kind_that_was_not_tried_is_refused():
+    config = Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=0, layer_types=BOTH
+    )
+    with pytest.raises(InputError, match="not tried with 'qwen2'"):
+        share_prefixes(Qwen2ForCausalLM(config))
+    assert sorted(KINDS) == sorted(_SLIDING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_fit_into_a_sliding_window_share_their_prefix(kind):
     ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=4, completions=3)
     outs, tokens = [], []
     for shares in (False, True):
-        model = windowed(ids.shape[1] + 1)
+        model = windowed(ids.shape[1] + 1, kind)
         if shares:
             share_prefixes(model)
         seen = counted(model)
@@ -146,12 +174,13 @@ def test_rows_beyond_a_sliding_window_go_through_unchanged():
     assert seen == [ids.numel()]
 
 
-def test_generation_goes_on_beyond_a_sliding_window_after_a_shared_prompt():
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_goes_on_beyond_a_sliding_window_after_a_shared_prompt(kind):
     ids, mask = batch([[*SHOTS, 5], [*SHOTS, 6, 7], [*SHOTS, 8, 8, 8]], group=4)
     config = GenerationConfig(max_new_tokens=8, do_sample=True, pad_token_id=PAD, eos_token_id=1)
     texts, tokens = [], []
     for shares in (False, True):
-        model = windowed(ids.shape[1] + 3)
+        model = windowed(ids.shape[1] + 3, kind)
         if shares:
             share_prefixes(model)
         seen = counted(model)

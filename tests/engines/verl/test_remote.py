@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from nextrl.engines.verl.forced_leaps import ForcedLeaps
 from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of
 from nextrl.engines.verl.shards import Shards
 from nextrl.errors import InputError
+from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import stay
 from nextrl.judge.guard import Guard
 
 TOKENS = 4
@@ -61,7 +64,7 @@ class Training:
         self.step_number, self.delivered = 0, self.weights()
         self.deaf = self.flat = self.bypass = False
         self.random = torch.Generator().manual_seed(0)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def call(self, forgotten, method, *arguments):
         self.calls.append(method)
@@ -278,36 +281,106 @@ def test_copies_are_forgotten(tmp_path):
 
 
 BOLD = {"goal": 1e-12, "bold": 1e-12, "rise": 1e9, "undo": 1e9, "harm": 1e9, "sure": 1e9}
+"""Dials under which every run begins again once its probation is over, if it is long enough."""
 
 
-def test_a_bold_start_begins_again_to_the_bit(tmp_path):
-    training = Training(tmp_path, 40, 1e-2)
+def test_a_bold_start_begins_again_to_the_bit_and_goes_on_at_the_lower_rate(tmp_path):
+    training = Training(tmp_path, 100, 1e-2)
     start = training.weights()
     session = training.session(Auto(ControllerConfig(every=3, **BOLD)))
-    while not any(d.back for d in session.decisions):
+    for _ in range(40):
         training.take(session, 1)
+        if session.decisions and session.decisions[-1].back:
+            break
     assert session.decisions[-1].back == "run"
     assert training.step_number >= 25
     assert all(torch.equal(p, start[n]) for n, p in training.actor.named_parameters())
     assert not any(training.optimizer.state[p] for p in training.actor.parameters())
     assert session.memory.origin is None
+    assert session.costs.leapt_steps == -training.step_number
 
 
-@pytest.mark.parametrize(("stop", "dials"), [(1, {}), (2, {}), (5, {}), (8, {}), (5, BOLD), (12, BOLD)])
+class BeginsAgain(Controller):
+    """Begins again once, after 30 steps."""
+
+    may_begin_again = True
+    begun = False
+
+    def checks(self, step):
+        return False
+
+    def window(self, window, look):
+        if self.begun or window.step < 30:
+            return stay("not yet, or no more")
+        self.begun = True
+        return replace(stay("again"), alpha=-1.0, rate_factor=0.04, back="run")
+
+
+def test_a_fresh_optimizer_s_first_step_is_not_held_against_the_rate(tmp_path):
+    """It is long beside the last one before, which had no gradient left: no sign that the rate is not heeded."""
+    training = Training(tmp_path, 100, 1e-2)
+    session = training.session(Auto(ControllerConfig(every=3), BeginsAgain))
+    while not session.policy.controller.begun:
+        training.flat = training.step_number > 1
+        training.take(session, 1)
+        assert training.step_number < 60
+    training.flat = False
+    training.take(session, 4)
+    assert training.run.rate == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"), [(74, {}), (100, {"adapt_lr": False}), (100, {"leaps": False})]
+)
+def test_runs_that_do_not_begin_again(tmp_path, steps, options):
+    training = Training(tmp_path, steps, 1e-2)
+    session = training.session(Auto(ControllerConfig(every=3, **BOLD)), **options)
+    training.take(session, 40)
+    assert not any(d.back for d in session.decisions)
+    assert session.memory.origin is None
+
+
+def test_a_run_resumed_under_another_policy_begins_where_it_was_resumed(tmp_path):
+    for before, after in ((ForcedLeaps({3: 1.0}), Auto()), (Auto(), ForcedLeaps({3: 1.0}))):
+        folder = tmp_path / after.method
+        first = Training(folder / "first", 20, 1e-4)
+        begun = first.session(before)
+        first.take(begun, 1)
+        state.save(folder / "global_step_1", first.run, begun)
+        second = Training(folder / "second", 20, 1e-4)
+        second.step_number = 1
+        resumed = second.session(after)
+        assert state.load(folder / "global_step_1", second.run, resumed, 1)
+        assert (resumed.memory.origin is not None) == after.undoes
+
+
+@pytest.mark.parametrize(
+    ("stop", "dials"),
+    [
+        (1, {}),
+        (2, {}),
+        (5, {}),
+        (8, {}),
+        (5, BOLD),
+        (12, BOLD),
+        (1, {"every": 30, **BOLD}),
+        (2, {"every": 30}),
+    ],
+)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
     def policy():
-        return Auto(ControllerConfig(every=3, **dials))
+        return Auto(ControllerConfig(**{"every": 3, **dials}))
 
-    straight = Training(tmp_path / "straight", 30, 1e-4)
+    straight = Training(tmp_path / "straight", 100, 1e-4)
     session = straight.session(policy())
     straight.take(session, 30)
-    assert any(d.back == "run" for d in session.decisions) == bool(dials)
+    assert any(d.back == "run" for d in session.decisions) == ("rise" in dials)
 
-    first = Training(tmp_path / "first", 30, 1e-4)
+    first = Training(tmp_path / "first", 100, 1e-4)
     begun = first.session(policy())
     first.take(begun, stop)
     state.save(tmp_path / "global_step", first.run, begun)
-    second = Training(tmp_path / "second", 30, 1e-4)
+    second = Training(tmp_path / "second", 100, 1e-4)
     # What verl itself brings back: weights, moments, rates, its place in the data, and delivery.
     second.actor.load_state_dict(first.actor.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())

@@ -74,7 +74,11 @@ class Auto:
     def decide_step(self, view: View, step: int, share: float) -> Decision | None:
         """The controller's decision on the step just taken."""
         moved = view.moved(FEW if self.controller.settled else MOST)
-        return agreed(view.ranks, self, partial(self.controller.step, step, moved, share, view.resolution))
+        return agreed(
+            view.ranks,
+            self,
+            partial(self.controller.step, step, moved, share, view.resolution, view.steps_left),
+        )
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The controller's decision on the window."""

@@ -21,8 +21,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from nextrl.errors import InputError
+
 _WORTH_IT = 0.8
 """A split must leave at most this share of the tokens; every split is one more pass through the layers."""
+
+
+_SLIDING = ("gemma2", "gemma3_text", "mistral")
+"""Kinds of models with sliding windows that the tests share prefixes of."""
 
 
 def share_prefixes(model: Any) -> None:
@@ -35,6 +41,10 @@ def share_prefixes(model: Any) -> None:
     Args:
         model: a transformers causal language model or a PEFT model around one, without dropout (a shared prefix would
             share its dropout too).
+
+    Raises:
+        InputError: the model has sliding windows, and is none of those that this was tried with: some share keys among
+            layers (Gemma 3n), or answer for other columns than they were asked (Gemma 4).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = inner.get_decoder()
@@ -75,6 +85,12 @@ def _most_columns(decoder: Any) -> float:
     """Columns up to which every layer sees, and its cache keeps, all that came before."""
     layers = DynamicCache(config=decoder.config).layers
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+    kind = decoder.config.model_type
+    if windows and kind not in _SLIDING:
+        raise InputError(
+            f"share_prefixes was not tried with '{kind}', which has sliding windows: turn it off "
+            f"(it works with {', '.join(_SLIDING)}, and with models without such windows)"
+        )
     return min(windows, default=math.inf) - 1  # a sliding cache holds one token less than the window
 
 

@@ -190,11 +190,16 @@ class Shards:
             path: the file, this process's own.
             copies, moments: name in the file -> the copy's key.
         """
-        tensors = {f"{name}/{n}": t for name, key in copies.items() for n, t in self._copies[key].items()}
+        # Copies of them: a run's beginning may be that of the window, and safetensors refuses a tensor twice.
+        tensors = {
+            f"{name}/{n}": t.clone() for name, key in copies.items() for n, t in self._copies[key].items()
+        }
         numbers: dict[str, Any] = {}
         for name, key in moments.items():
             for index, state in enumerate(self._moments[key]):
-                tensors |= {f"{name}/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+                tensors |= {
+                    f"{name}/{index}/{k}": v.clone() for k, v in state.items() if isinstance(v, Tensor)
+                }
                 numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
         tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
         write_tensors(Path(path), tensors)
