@@ -93,7 +93,9 @@ class DivergenceRule(Controller):
     def checks(self, step: int) -> bool:
         return True
 
-    def step(self, step: int, moved: float, share: float = 1.0, resolution: float = 0.0) -> Decision | None:
+    def step(
+        self, step: int, moved: float, share: float = 1.0, resolution: float = 0.0, left: float = 0.0
+    ) -> Decision | None:
         if not moved > 0.0:
             return None
         factor = max(0.1, min(1000.0 if step < 3 else 1.5, (self.config.goal / 4 / moved) ** 0.5))
