@@ -358,6 +358,13 @@ def test_a_bold_start_that_does_not_rise_begins_again() -> None:
     assert probation([STILL] * 3, left=75) == ["", "", "run"]
 
 
+def test_a_goal_beyond_bold_is_nothing_to_be_on_probation_for() -> None:
+    for moved, tried in ((0.04, False), (0.06, True)):
+        controller = Controller(ControllerConfig(goal=0.05, reckless=1.0))
+        controller.step(1, moved)
+        assert controller.may_begin_again == tried
+
+
 def test_a_probation_waits_for_rewards_that_were_measured() -> None:
     shared = [(reward, NAN, NAN, after) for reward, after in itertools.pairwise(STILL * 3)]
     # Each window begins with the reward that the one before it ended with.
@@ -463,7 +470,7 @@ def test_memory_goes_through_json_and_on() -> None:
         ({"patience": 0}, "patience must be at least 1"),
         ({"goal": 0.0}, "goal must be above 0"),
         ({"goal": 1.0}, "below reckless"),
-        ({"bold": 0.001}, "bold must be at least goal"),
+        ({"bold": 0.0}, "bold must be above 0"),
         ({"rise": NAN}, "rise must be at least 0"),
         ({"target": 0.2}, "at most far"),
         ({"undo": -1.0}, "undo must be at least 0"),

@@ -139,7 +139,7 @@ class Controller:
         if not self._changes:
             self._hot = math.log2(full / config.goal)
             # In a warm-up the reward has no chance to rise yet, and a short run has no time to begin again.
-            tried = full > config.bold and share > _WARM and left >= 3 * _TRIAL
+            tried = full > max(config.bold, config.goal) and share > _WARM and left >= 3 * _TRIAL
             self._trial = [] if tried else None
         return None
 

@@ -15,8 +15,8 @@ class ControllerConfig:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
-        bold: nats per token beyond which a first step puts the rate on probation: unless the last ten of 25
-            rewards or more are above the first five, the run begins again, at the rate of `goal`.
+        bold: nats per token (`goal`, where that is more) beyond which a first step puts the rate on probation: unless
+            the last ten of 25 rewards or more are above the first five, the run begins again, at the rate of `goal`.
         rise: standard errors by which they must be.
         reckless: nats per token beyond which a single step is taken back.
         target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
@@ -54,8 +54,8 @@ class ControllerConfig:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 < self.goal < self.reckless:
             raise InputError(f"goal must be above 0 and below reckless, not {self.goal} and {self.reckless}")
-        if not self.goal <= self.bold:
-            raise InputError(f"bold must be at least goal, {self.goal}, not {self.bold}")
+        if not self.bold > 0.0:
+            raise InputError(f"bold must be above 0, not {self.bold}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
         if not 0.0 <= self.cooldown < 1.0:
