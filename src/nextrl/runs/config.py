@@ -206,9 +206,8 @@ class RunConfig(BaseModel):
         if self.lora is None:
             self._check_full()
         served = algorithms.get(self.algorithm).steps_per_generation
-        if (
-            self.engine == "trl" and self.train.save_every % served
-        ):  # verl is told to take one step on each batch
+        # verl is told to take one step on each batch.
+        if self.engine == "trl" and self.train.save_every % served:
             raise ValueError(
                 f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
                 "of rollouts, and a checkpoint between them could not be gone on from"
