@@ -66,8 +66,9 @@ def test_the_rate_is_found_within_a_few_steps_whatever_it_was(far: float) -> Non
     controller, rate = Controller(), far
     for step in range(1, 6):
         if controller.checks(step) and (decision := controller.step(step, 0.004 * rate**2)) is not None:
+            moved = 0.004 * rate**2
+            assert decision.back == ("step" if moved > 1.0 else "run" if moved > 0.3 else "")
             rate *= decision.rate_factor
-            assert decision.back == ("step" if 0.004 * (rate / decision.rate_factor) ** 2 > 0.15 else "")
     assert 0.4 < rate < 7.0
     if far < 0.4:
         assert rate == pytest.approx(1.0)
@@ -85,9 +86,33 @@ def test_a_warm_up_is_judged_by_the_rate_that_it_is_heading_for() -> None:
     low = Controller().step(2, 0.004 / 100 / 400, share=0.1)
     assert low is not None
     assert low.rate_factor == pytest.approx(20.0)
-    high = Controller().step(2, 0.01, share=0.1)
+    high = Controller().step(2, 0.02, share=0.1)
     assert high is not None
-    assert (high.back, high.rate_factor) == ("", pytest.approx(math.sqrt(0.004 / 1.0)))
+    assert (high.back, high.rate_factor) == ("", pytest.approx(math.sqrt(0.004 / 2.0)))
+
+
+def test_a_bold_warm_up_is_looked_at_step_by_step_and_tried_at_its_end() -> None:
+    controller = Controller()
+    for step, share in enumerate((0.1, 0.2, 0.3, 0.4), 1):
+        assert controller.checks(step)
+        assert controller.step(step, 0.5 * share**2, share) is None
+        assert controller.window(window(rewards=LOST), Looks(am1=seen(0.0, nats=0.05))).back == ""
+    early = Controller()
+    early.restore(controller.state())
+    taken_back = early.step(5, 0.16, 0.5)
+    assert taken_back is not None
+    assert taken_back.back == "step"
+    assert taken_back.rate_factor == pytest.approx(math.sqrt(0.004 / 0.64))
+    shrunk = Controller()
+    shrunk.restore(controller.state())
+    assert shrunk.step(10, 0.01, 1.0) is None  # Adam's later steps are shorter
+    assert shrunk.settled
+    assert not shrunk.may_begin_again
+    assert controller.step(10, 0.1, 1.0) is None
+    assert controller.may_begin_again
+    backs = [controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05))).back for _ in range(3)]
+    assert backs == ["", "", "run"]
+
     assert Controller().step(1, 0.0, share=0.0) is None
 
 
@@ -182,6 +207,41 @@ def test_a_late_reckless_step_is_taken_back_and_only_halves_the_rate() -> None:
     early = Controller().step(1, math.inf)
     assert early is not None
     assert early.rate_factor == 0.01
+
+
+def test_a_first_step_may_go_further_than_any_later_one() -> None:
+    for moved, back in ((0.9, ""), (1.1, "step")):
+        decision = Controller().step(1, moved)
+        assert ("" if decision is None else decision.back) == back
+    controller = Controller()
+    controller.step(1, 0.9)
+    assert controller.step(2, 0.29) is None  # Adam's first steps are its longest
+    second = controller.step(2, 0.31)
+    assert second is not None
+    # What the first one did is not worth keeping either.
+    assert (second.back, second.rate_factor) == ("run", pytest.approx(math.sqrt(0.004 / 0.9)))
+    assert not controller.may_begin_again
+    third = controller.step(3, 0.16)
+    assert third is not None
+    assert (third.back, third.rate_factor) == ("step", 0.5)
+    later = Controller()
+    later.step(1, 0.9)
+    later.window(window(rewards=STILL[:4]), Looks(am1=seen(0.0, nats=0.05)))
+    fourth = later.step(4, 0.16)
+    assert fourth is not None
+    assert fourth.back == "step"  # one burst among many
+    short = Controller()
+    short.step(1, 0.9, left=59)
+    only = short.step(2, 0.2)
+    assert only is not None
+    assert (only.back, only.rate_factor) == ("step", 0.5)
+    raised = Controller()
+    raised.step(1, 1e-6)
+    after = raised.step(2, 0.2)  # the rate is one that `auto` set
+    assert after is not None
+    assert after.back == "step"
+    wide = Controller(ControllerConfig(reckless=5.0))
+    assert wide.step(1, 4.0) is None
 
 
 # ------------------------------------------------------------------------------------------------------ windows
@@ -354,8 +414,8 @@ def test_a_bold_start_that_does_not_rise_begins_again() -> None:
         "",
         "run",
     ]  # a decay has begun, since step 1 had no gradient
-    assert probation([STILL] * 3, left=74) == [""] * 3  # too short a run to begin again
-    assert probation([STILL] * 3, left=75) == ["", "", "run"]
+    assert probation([STILL] * 3, left=59) == [""] * 3  # too short a run to begin again
+    assert probation([STILL] * 3, left=60) == ["", "", "run"]
 
 
 def test_a_goal_beyond_bold_is_nothing_to_be_on_probation_for() -> None:
@@ -401,6 +461,36 @@ def test_a_run_that_begins_again_does_so_at_goal_whatever_was_cut_before() -> No
     assert 0.6 * again.rate_factor == pytest.approx(math.sqrt(0.004 / 0.128))
 
 
+LOST = (0.26, 0.28, 0.05, 0.02, 0.03, 0.02)
+
+
+def test_a_probation_ends_early_where_all_is_lost() -> None:
+    controller = Controller()
+    assert not controller.alarmed(window(rewards=LOST))  # nothing is known of the first step yet
+    controller.step(1, 0.5)
+    assert not controller.alarmed(window(rewards=LOST[:5]))
+    assert not controller.alarmed(window(rewards=STILL))
+    assert window(rewards=LOST).fall < ControllerConfig().alarm
+    assert controller.alarmed(window(rewards=LOST))
+    again = controller.window(window(rewards=LOST), Looks(am1=seen(0.0, nats=0.05)))
+    assert (again.back, again.rate_factor) == ("run", pytest.approx(math.sqrt(0.004 / 0.5)))
+    assert not controller.alarmed(window(rewards=LOST))
+    assert probation([LOST[:4], LOST[3:]]) == ["", "run"]  # over two windows
+
+
+def test_what_steps_cut_from_the_rate_is_not_cut_again() -> None:
+    controller = Controller()
+    controller.step(1, 0.256)
+    controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
+    for step in (16, 32):
+        decision = controller.step(step, 0.2)
+        assert decision is not None
+        assert (decision.back, decision.rate_factor) == ("step", 0.5)  # a burst among many steps
+    controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
+    again = controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05)))
+    assert (again.back, again.rate_factor) == ("run", 0.5)  # sqrt(.004 / .256) is an eighth
+
+
 def test_the_beginning_is_remembered_as_long_as_the_probation_lasts() -> None:
     controller = Controller()
     assert controller.may_begin_again  # who knows
@@ -412,7 +502,7 @@ def test_the_beginning_is_remembered_as_long_as_the_probation_lasts() -> None:
     resumed.restore(json.loads(json.dumps(controller.state())))
     assert [c.window(window(rewards=STILL), Looks()).back for c in (controller, resumed)] == ["run", "run"]
     assert not controller.may_begin_again
-    for moved in (1e-6, 0.004, 1.0):
+    for moved in (1e-6, 0.004, 2.0):
         other = Controller()
         other.step(1, moved)
         assert not other.may_begin_again
@@ -471,6 +561,7 @@ def test_memory_goes_through_json_and_on() -> None:
         ({"goal": 0.0}, "goal must be above 0"),
         ({"goal": 1.0}, "below reckless"),
         ({"bold": 0.0}, "bold must be above 0"),
+        ({"ruinous": 0.0}, "ruinous must be above 0"),
         ({"rise": NAN}, "rise must be at least 0"),
         ({"target": 0.2}, "at most far"),
         ({"undo": -1.0}, "undo must be at least 0"),

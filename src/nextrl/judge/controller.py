@@ -4,8 +4,8 @@ Nothing is sampled for it. Two things are looked at, both on completions that tr
 
 1. *A step*: how many nats per token it moved the policy by. The first step of a run says how far off the rate is,
    whatever the task: Adam's first step has the size of the rate, so the divergence is quadratic in it. A rate far too
-   low is raised at once; a step that went recklessly far is taken back. One that went far is on probation: unless the
-   reward rises soon, the run begins again. Later steps are checked less and less often.
+   low is raised at once; a step that ruins the policy is taken back. One that went far is on probation: unless the
+   reward rises soon, the run begins again. Later steps are checked less and less often, and go less far.
 2. *A window* of `every` steps, by the batch sampled after it (`fresh_batch`), which played no part in it: if its start
    was better for sure, it is undone; if training on the same way would gain for sure, the rate rises; where the windows
    at a rate together did harm, it falls.
@@ -38,6 +38,15 @@ _BLIND = 3
 
 _TRIAL, _FEW = 25, 5
 """Steps for which a rate is on probation, and the first of them whose reward the last ones are compared with."""
+
+_SOON, _LOST = 6, 2.5
+"""Steps after which a probation may end early, and the standard errors by which the reward must have fallen then."""
+
+_EARLY = 2.0
+"""Times `reckless` that a step may go in the first window of a probation: Adam's first steps are its longest."""
+
+_SHORT = 60
+"""Steps that are to be left of a run for its rate to go on probation."""
 
 _WARM = 0.95
 """Share of its full rate below which a step counts as one of a warm-up."""
@@ -85,8 +94,10 @@ class Controller:
         return min(1.0, max(0, steps - step + 1) / last) if last else 1.0
 
     def alarmed(self, window: Window) -> bool:
-        """Whether the reward has fallen so far within a window that it is to be judged before its time."""
-        return window.fall > self.config.alarm
+        """Whether the reward has fallen so far that the window is to be judged before its time."""
+        return window.fall > self.config.alarm or (
+            self._trial is not None and _lost(_seen(self._trial, window))
+        )
 
     def step(
         self,
@@ -111,17 +122,24 @@ class Controller:
             return None
         if share <= 0.0:
             return None
-        if moved > config.reckless:
+        if moved > self._most(share):
+            if self._trial == []:  # what the first step did is not worth keeping either
+                self._since = step
+                return self._again(
+                    _step(1.0, moved, "more than a step may, soon after a first one that went far")
+                )
             # A rate that has held for a while is not far off: one step among many is a burst.
-            factor = 0.5 if self._settled else max(0.01, min(0.5, math.sqrt(config.goal / moved)))
+            factor = 0.5 if self._settled else max(0.01, min(0.5, share * math.sqrt(config.goal / moved)))
             self._changed(step)
+            if self._settled:
+                self._hot += 2.0 * math.log2(factor)
             return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
         if self._settled:
             return None
         if _NOTHING <= moved < 10.0 * resolution:
             return self._unresolved(step, max(moved, resolution) / share**2)
         full = moved / share**2
-        if full > config.reckless:
+        if full > self._most(1.0):
             if (
                 moved < config.goal / 4
             ):  # so little may be the noise of half precision, which no rate explains
@@ -135,13 +153,20 @@ class Controller:
                 return None
             self._changed(step)
             return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
+        bold = not self._changes and full > max(config.bold, config.goal)
+        if bold and share <= _WARM:  # the reward has no chance to rise yet, and each step is a longer one
+            return None
         self._settled = True
         if not self._changes:
             self._hot = math.log2(full / config.goal)
-            # In a warm-up the reward has no chance to rise yet, and a short run has no time to begin again.
-            tried = full > max(config.bold, config.goal) and share > _WARM and left >= 3 * _TRIAL
-            self._trial = [] if tried else None
+            self._trial = [] if bold and left >= _SHORT else None  # a short run has no time to begin again
         return None
+
+    def _most(self, share: float) -> float:
+        """Nats per token that a step at so much of its rate may move the policy by: the first ones go the furthest."""
+        if not (self._settled or self._changes) and share > _WARM:
+            return max(self.config.ruinous, self.config.reckless)
+        return self.config.reckless * (_EARLY if self._trial == [] else 1.0)
 
     def _unresolved(self, step: int, most: float) -> Decision | None:
         """Raise the rate as far as a step that cannot be measured allows for, and measure the next one as the first.
@@ -182,7 +207,7 @@ class Controller:
     def window(self, window: Window, look: Look) -> Decision:
         """Decide at the end of a window, by the batch that was sampled after it."""
         if self._trial is not None and self._failed(self._trial, window):
-            return self._begun_again()
+            return self._again(stay("the first step went far, and the reward has not risen since"))
         back = look(-1.0)
         if back is None:
             return stay("no rollouts are there to judge the window by")
@@ -204,22 +229,21 @@ class Controller:
 
     def _failed(self, trial: list[float], window: Window) -> bool:
         """Whether the probation ends with this window, and the reward has not risen."""
-        # The next window begins with the last reward of this one.
-        earlier = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
-        seen = [*earlier, *(r for r in window.rewards[-1:] if not math.isnan(r))]
-        if len(seen) < _TRIAL:
-            self._trial = earlier
+        seen = _seen(trial, window)
+        if len(seen) < _TRIAL and not _lost(seen):
+            # The next window begins with the last reward of this one.
+            self._trial = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
             return False
         self._trial = None
-        return fallen(seen, _FEW, 2 * _FEW) > -self.config.rise
+        return _lost(seen) or fallen(seen, _FEW, 2 * _FEW) > -self.config.rise
 
-    def _begun_again(self) -> Decision:
-        """At the rate whose first step moves the policy by `goal`, and at half the present one at most."""
+    def _again(self, decision: Decision) -> Decision:
+        """Begin again, at the rate whose first step moves the policy by `goal`, and at half the present one at most."""
         factor = min(0.5, 2.0 ** (-self._hot / 2.0))
+        self._trial = None
         self._new_rate()
         self._hot += 2.0 * math.log2(factor)
-        reason = "the first step went far, and the reward has not risen since"
-        return replace(stay(reason), alpha=-1.0, rate_factor=factor, back="run")
+        return replace(decision, alpha=-1.0, rate_factor=factor, back="run")
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
         config, nats = self.config, back.nats_k2
@@ -276,6 +300,16 @@ class Controller:
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
         self._trial = state["trial"]
+
+
+def _seen(trial: list[float], window: Window) -> list[float]:
+    """The rewards of a run on probation, up to a window's end."""
+    return [*trial, *(r for r in window.rewards if not math.isnan(r))]
+
+
+def _lost(seen: list[float]) -> bool:
+    """Whether a run on probation has lost what it could at its beginning."""
+    return len(seen) >= _SOON and fallen(seen, 2, 3) > _LOST
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:

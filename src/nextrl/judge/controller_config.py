@@ -18,7 +18,8 @@ class ControllerConfig:
         bold: nats per token (`goal`, where that is more) beyond which a first step puts the rate on probation: unless
             the last ten of 25 rewards or more are above the first five, the run begins again, at the rate of `goal`.
         rise: standard errors by which they must be.
-        reckless: nats per token beyond which a single step is taken back.
+        reckless: nats per token beyond which a single step is taken back, but for a run's first one.
+        ruinous: nats per token (`reckless`, where that is more) beyond which a run's first step is.
         target: nats per token of a further window beyond which more evidence is asked for before the rate rises.
         far: nats per token beyond which a fallen reward undoes a window, and beyond which nothing is tried.
         undo: standard errors by which a window's start must be better for the window to be undone.
@@ -38,6 +39,7 @@ class ControllerConfig:
     bold: float = 0.016
     rise: float = 1.0
     reckless: float = 0.15
+    ruinous: float = 1.0
     target: float = 0.02
     far: float = 0.16
     undo: float = 3.3
@@ -54,8 +56,9 @@ class ControllerConfig:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 < self.goal < self.reckless:
             raise InputError(f"goal must be above 0 and below reckless, not {self.goal} and {self.reckless}")
-        if not self.bold > 0.0:
-            raise InputError(f"bold must be above 0, not {self.bold}")
+        for name in ("bold", "ruinous"):
+            if not getattr(self, name) > 0.0:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0.0 < self.target <= self.far:
             raise InputError(f"target must be above 0 and at most far, not {self.target} and {self.far}")
         if not 0.0 <= self.cooldown < 1.0:

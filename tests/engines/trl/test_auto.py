@@ -102,6 +102,22 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
 
 
+def test_a_reckless_step_right_after_a_bold_one_begins_the_run_again(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    callback = LeapCallback(config=ControllerConfig(goal=1e-6, bold=1e-6, reckless=1e-5, ruinous=1e9))
+    callbacks = [before, callback, after, StopsAt(3)]
+    run = trainer(tmp_path, callbacks, rewards=by_chance, learning_rate=4e-3, max_steps=100)
+    run.train()
+    first = callback.decisions[0]
+    assert (first.step, first.back, first.alpha) == (2, "run", -1.0)
+    assert first.learning_rate <= 2e-3
+    assert same(after.ends[2][0], before.begins[1][0])
+    assert not same(before.ends[2][0], before.begins[1][0])
+    assert after.ends[2][1] == []  # Adam has not taken a step yet
+    assert after.ends[2][2] == pytest.approx(first.learning_rate)
+    assert callback.decisions[0].claimed_steps == -2
+
+
 def by_chance(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """A reward that nobody can learn in a few steps, the same for the same text."""
     return [float(zlib.crc32((p + c).encode()) % 2) for p, c in zip(prompts, completions, strict=True)]
@@ -122,17 +138,20 @@ PROBATION = ControllerConfig(
 )
 
 
-class StopsAt30(TrainerCallback):
+class StopsAt(TrainerCallback):
     """Ends a run early: one of 100 steps is long enough to begin again."""
 
+    def __init__(self, step: int) -> None:
+        self.step = step
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= 30
+        control.should_training_stop = state.global_step >= self.step
 
 
 def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path) -> None:
     before, after = Watch(), Watch()
     callback = LeapCallback(config=PROBATION)
-    callbacks = [before, callback, after, StopsAt30()]
+    callbacks = [before, callback, after, StopsAt(30)]
     run = trainer(tmp_path, callbacks, rewards=by_chance, learning_rate=4e-3, max_steps=100)
     run.train()
     (again,) = [d for d in callback.decisions if d.back]
@@ -157,7 +176,7 @@ def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
         if stopped:
             shutil.copytree(tmp_path / "False" / "checkpoint-10", out / "checkpoint-10")
         callback = LeapCallback(config=PROBATION)
-        run = trainer(out, [callback, StopsAt30()], **options)
+        run = trainer(out, [callback, StopsAt(30)], **options)
         run.train(resume_from_checkpoint=stopped)
         ends.append((callback.decisions, weights(run.model)))
     assert [d.back for d in ends[0][0] if d.back] == ["run"]
