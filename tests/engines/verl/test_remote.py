@@ -300,6 +300,21 @@ def test_a_bold_start_begins_again_to_the_bit_and_goes_on_at_the_lower_rate(tmp_
     assert session.costs.leapt_steps == -training.step_number
 
 
+def test_a_reckless_step_right_after_a_bold_one_begins_the_run_again(tmp_path):
+    training = Training(tmp_path, 100, 1e-2)
+    start = training.weights()
+    dials = ControllerConfig(every=9, goal=1e-12, bold=1e-12, reckless=1e-11, ruinous=1e9)
+    session = training.session(Auto(dials))
+    training.take(session, 1)
+    assert not session.decisions
+    training.take(session, 1)
+    assert [(d.step, d.back) for d in session.decisions] == [(2, "run")]
+    assert all(torch.equal(p, start[n]) for n, p in training.actor.named_parameters())
+    assert not any(training.optimizer.state[p] for p in training.actor.parameters())
+    assert session.memory.origin is None
+    assert session.costs.leapt_steps == -2
+
+
 class BeginsAgain(Controller):
     """Begins again once, after 30 steps."""
 
@@ -330,7 +345,7 @@ def test_a_fresh_optimizer_s_first_step_is_not_held_against_the_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "options"), [(74, {}), (100, {"adapt_lr": False}), (100, {"leaps": False})]
+    ("steps", "options"), [(59, {}), (100, {"adapt_lr": False}), (100, {"leaps": False})]
 )
 def test_runs_that_do_not_begin_again(tmp_path, steps, options):
     training = Training(tmp_path, steps, 1e-2)
