@@ -25,7 +25,7 @@ from studies.folders import default_out, parser
 from studies.smollm2.run import SUMS, arm, summary
 
 STEPS, EVALUATIONS = 60, (10, 20, 40, 60)
-ARMS = ("auto-1e-5", "plain-3e-4", "plain-1e-4", "plain-1e-3", "plain-1e-5")
+ARMS = ("auto-1e-5", "auto-1e-4", "plain-3e-4", "plain-1e-4", "plain-1e-3", "plain-1e-5")
 
 
 def base() -> Path:

@@ -65,7 +65,7 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
 def wanted(seeds: list[int], tasks: list[str], only: list[str]) -> list[ArmSettings]:
     """The arms to run, most telling first; a leap arm after the plain run that it goes on from."""
     names = ["plain-3e-4", "plain-1e-5", "auto-1e-5", "prodigy-schedulefree"]
-    names += ["plain-1e-3", "next-20", "linear-20"]
+    names += ["plain-1e-3", "next-20", "linear-20", "auto-3e-4", "auto-1e-3"]
     return [arm(t, n, seed) for seed in seeds for t in tasks for n in names if not only or n in only]
 
 
