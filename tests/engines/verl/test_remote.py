@@ -330,7 +330,7 @@ def test_a_fresh_optimizer_s_first_step_is_not_held_against_the_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "options"), [(74, {}), (100, {"adapt_lr": False}), (100, {"leaps": False})]
+    ("steps", "options"), [(59, {}), (100, {"adapt_lr": False}), (100, {"leaps": False})]
 )
 def test_runs_that_do_not_begin_again(tmp_path, steps, options):
     training = Training(tmp_path, steps, 1e-2)
