@@ -100,7 +100,10 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
-        self._share = 0.0  # of the schedule's height that the latest step was taken at
+        self._share, self._ahead = (
+            0.0,
+            1.0,
+        )  # the latest step's, of the schedule's height; and the highest to come
         self._rates = RateCheck()
         self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
         self._begin_history(step)
@@ -145,8 +148,11 @@ class Session:
 
     def _share_ahead(self) -> float:
         """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own."""
-        before, self._share = self._share, self.run.share
-        return 1.0 if self._share < before * (1.0 - 1e-9) else self._share
+        before, share = self._share, self.run.share
+        if not math.isclose(share, before):
+            self._ahead = share if share < before else 1.0
+        self._share = share
+        return share / self._ahead if share else 0.0
 
     def _checks(self, step: int) -> bool:
         """Steps are looked at for the sake of the rate: not where it is to stay as it is."""

@@ -200,8 +200,12 @@ def test_a_probation_goes_on_where_a_run_was_stopped(
     assert held == list(remembered)
 
 
-def test_a_decay_is_no_warm_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_decay_is_no_warm_up(tmp_path: Path, steps: bool) -> None:
     """Where no reward differed at first, a schedule without a warm-up is below its height at the first real step."""
+    model = fresh_model()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+    made = (optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)) if steps else (None, None)
     calls = iter(range(100))
 
     def late(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -210,7 +214,7 @@ def test_a_decay_is_no_warm_up(tmp_path: Path) -> None:
     policy = Auto(PROBATION)
     callbacks = [LeapCallback(policy=policy), StopsAt(10)]
     options = {"learning_rate": 4e-3, "lr_scheduler_type": "linear", "max_steps": 100}
-    trainer(tmp_path, callbacks, rewards=late, **options).train()
+    trainer(tmp_path, callbacks, rewards=late, model=model, optimizers=made, **options).train()
     assert policy.controller.settled
     assert policy.controller.state()["trial"] is not None
 
