@@ -96,7 +96,11 @@ def test_a_bold_warm_up_is_looked_at_step_by_step_and_tried_at_its_end() -> None
     for step, share in enumerate((0.1, 0.2, 0.3, 0.4), 1):
         assert controller.checks(step)
         assert controller.step(step, 0.5 * share**2, share) is None
-        assert controller.window(window(rewards=LOST), Looks(am1=seen(0.0, nats=0.05))).back == ""
+        other = Controller()
+        other.restore(controller.state())
+        assert not other.alarmed(window(rewards=LOST))
+        assert other.window(window(rewards=LOST), Looks(am1=seen(0.0, nats=0.05))).back == ""
+        assert controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05))).back == ""
     early = Controller()
     early.restore(controller.state())
     taken_back = early.step(5, 0.16, 0.5)
@@ -114,6 +118,93 @@ def test_a_bold_warm_up_is_looked_at_step_by_step_and_tried_at_its_end() -> None
     assert backs == ["", "", "run"]
 
     assert Controller().step(1, 0.0, share=0.0) is None
+
+
+def warmed_up(windows: Sequence[tuple[float, ...]], moved: float = 0.2) -> Controller:
+    """A controller at the last step of a bold warm-up in which so many windows ended."""
+    controller = Controller()
+    for n, rewards in enumerate(windows, 1):
+        share = 0.8 * n / len(windows)
+        assert controller.step(10 * n, moved * share**2, share) is None
+        controller.window(window(rewards=rewards), Looks(am1=seen(0.0, nats=0.05)))
+    return controller
+
+
+def test_a_probation_after_a_warm_up_compares_with_how_the_run_began() -> None:
+    """What was learnt in the warm-up is a rise, and a reward that stays there is no reason to begin again."""
+    high = tuple(reward + 0.5 for reward in STILL)
+    for first, back in ((RISING, ""), (high, "run")):
+        controller = warmed_up([first, high, high])
+        assert controller.step(31, 0.1) is None
+        assert controller.may_begin_again
+        backs = [controller.window(window(rewards=high), Looks()).back for _ in range(3)]
+        assert backs == ["", "", back] if back else ["", "", ""]
+        assert not controller.may_begin_again
+    lost = warmed_up([high, high])
+    assert lost.step(31, 0.1) is None
+    assert lost.alarmed(window(rewards=STILL))  # where the run stands is far below where it began
+    assert lost.window(window(rewards=STILL), Looks()).back == "run"
+
+
+def test_the_first_rewards_of_a_warm_up_count_once() -> None:
+    controller = Controller()
+    for step, rewards in enumerate(((0.1, 0.2, 0.3), (0.3, NAN, 0.4, 0.5), (0.5, 0.6, 0.7)), 1):
+        assert controller.step(step, 0.002, 0.1) is None
+        controller.window(window(rewards=rewards), Looks())
+    assert controller.state()["trial"] == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_one_short_step_in_a_bold_warm_up_decides_nothing() -> None:
+    """A step may be short since rewards hardly differ, or since all is lost: the rate is not too low for that."""
+    for moved, resolution in ((0.003, 0.0), (1e-6, 0.0), (2e-5, BF16), (0.0, 0.0), (NAN, 0.0)):
+        controller = warmed_up([STILL])
+        assert controller.step(40, moved, 0.92, resolution) is None
+        assert not controller.settled
+        assert controller.may_begin_again
+        assert controller.step(41, 0.1, 1.0, resolution) is None
+        assert controller.settled
+        assert controller.may_begin_again
+    controller = warmed_up([STILL])
+    assert controller.step(40, 1e-6, 1.0) is None
+    assert controller.settled
+    assert not controller.may_begin_again
+
+
+def test_the_first_steps_of_a_probation_are_checked_whenever_it_begins() -> None:
+    assert [step for step in range(1, 20) if _on_probation(1).checks(step)] == [1, 2, 4, 8, 16]
+    assert [step for step in range(101, 120) if _on_probation(101).checks(step)] == [101, 102, 104, 108, 116]
+
+
+def _on_probation(step: int) -> Controller:
+    controller = Controller()
+    assert controller.step(step, 0.1) is None
+    assert controller.may_begin_again
+    return controller
+
+
+def test_only_the_first_step_of_a_run_may_go_as_far_as_the_ruinous() -> None:
+    """A step at the end of a long warm-up is none of Adam's first ones."""
+    for windows, back in (([], ""), ([STILL], "step")):
+        decision = warmed_up(windows).step(40, 0.3, 0.97)
+        assert ("" if decision is None else decision.back) == back
+    cut = warmed_up([STILL])
+    cut.step(40, 0.3, 0.97)
+    assert not cut.may_begin_again
+    assert cut.state()["hot"] == 0.0
+
+
+def test_a_bold_warm_up_is_suspected_as_soon_as_a_bold_first_step() -> None:
+    controller = Controller()
+    controller.step(1, 0.032 / 4, 0.5)
+    assert harms(controller, 1.5, windows=2) == [2]
+
+
+@pytest.mark.parametrize("dials", [{"ruinous": math.inf}, {"reckless": math.inf}, {"reckless": 1e9}])
+def test_a_policy_without_probabilities_is_taken_back_whatever_the_dials(dials: dict[str, float]) -> None:
+    controller = Controller(ControllerConfig(**dials))
+    decision = controller.step(1, math.inf)
+    assert decision is not None
+    assert (decision.back, decision.rate_factor) == ("step", 0.01)
 
 
 def test_the_noise_of_half_precision_in_a_warm_up_cuts_no_rate() -> None:

@@ -215,7 +215,9 @@ def test_what_auto_changed_and_took_back_is_told(plain_run: Path) -> None:
     again = summarise_run(
         record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided), arm, {}, Trajectory.load(plain_run)
     )
-    assert "2 times, and began again at step 11, since the reward had not risen; it" in str(again.verdict)
+    assert "2 times, and began again at step 11, since its first step had gone too far; it" in str(
+        again.verdict
+    )
 
 
 def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class _Beginning:
 
     Attributes:
         state, moments: the adapter's factors and the optimizer's state.
-        rate, share: the step's rate, and that as a share of the schedule's height.
+        rate, share: the step's rate, and that as a share of the highest one that the schedule has yet to come to.
         ends_window: whether a window ended here, which the step's rollouts judge.
     """
 
@@ -100,6 +100,10 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
+        self._share, self._ahead = (
+            0.0,
+            1.0,
+        )  # the latest step's, of the schedule's height; and the highest to come
         self._rates = RateCheck()
         self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
         self._begin_history(step)
@@ -133,15 +137,22 @@ class Session:
         run, policy = self.run, self.policy
         self._cool(step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
+        share = self._share_ahead()
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
         self._began = (run.adapter.read(), run.rate) if self._rates.waiting else None
         if ends or self._checks(step + 1):
-            self._watched = _Beginning(
-                run.adapter.read(), apply_leap.moments_of(run), run.rate, run.share, ends
-            )
+            self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.rate, share, ends)
             run.tools.fresh.listen()
+
+    def _share_ahead(self) -> float:
+        """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own."""
+        before, share = self._share, self.run.share
+        if not math.isclose(share, before):
+            self._ahead = share if share < before else 1.0
+        self._share = share
+        return share / self._ahead if share else 0.0
 
     def _checks(self, step: int) -> bool:
         """Steps are looked at for the sake of the rate: not where it is to stay as it is."""

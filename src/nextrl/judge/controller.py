@@ -73,7 +73,8 @@ class Controller:
         self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
-        self._trial: list[float] | None = None  # rewards since the run began, while its rate is on probation
+        # Rewards since the run began, while its rate is on probation, or (the first few) may be after a warm-up.
+        self._trial: list[float] | None = None
 
     def checks(self, step: int) -> bool:
         """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
@@ -96,7 +97,7 @@ class Controller:
     def alarmed(self, window: Window) -> bool:
         """Whether the reward has fallen so far that the window is to be judged before its time."""
         return window.fall > self.config.alarm or (
-            self._trial is not None and _lost(_seen(self._trial, window))
+            self._settled and self._trial is not None and _lost(_seen(self._trial, window))
         )
 
     def step(
@@ -112,18 +113,19 @@ class Controller:
         Args:
             step: which one it was.
             moved: nats per token between the policies before and after it; NaN where it could not be measured.
-            share: of its full rate that the schedule (a warm-up) let it be taken at; divergence is quadratic in it.
+            share: of the highest rate still to come that the schedule (a warm-up) let it be taken at; divergence is
+                quadratic in it.
             resolution: nats per token that the precision of the model's passes hides.
             left: steps of the run that are still to come.
         """
         config = self.config
         if math.isnan(moved):
-            self._settled = self._settled or step > self._since + _BLIND
+            self._settled = self._settled or (self._trial is None and step > self._since + _BLIND)
             return None
         if share <= 0.0:
             return None
-        if moved > self._most(share):
-            if self._trial == []:  # what the first step did is not worth keeping either
+        if moved > self._most(share > _WARM and not self._trial) or math.isinf(moved):
+            if self._settled and self._trial == []:  # what the first step did is not worth keeping either
                 self._since = step
                 return self._again(
                     _step(1.0, moved, "more than a step may, soon after a first one that went far")
@@ -136,10 +138,12 @@ class Controller:
             return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
         if self._settled:
             return None
-        if _NOTHING <= moved < 10.0 * resolution:
+        if self._trial is None and _NOTHING <= moved < 10.0 * resolution:
             return self._unresolved(step, max(moved, resolution) / share**2)
         full = moved / share**2
-        if full > self._most(1.0):
+        if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
+            return None
+        if full > self._most(True):
             if (
                 moved < config.goal / 4
             ):  # so little may be the noise of half precision, which no rate explains
@@ -148,25 +152,28 @@ class Controller:
             factor = max(0.01, math.sqrt(config.goal / full))
             return _step(factor, full, "at the rate that the schedule is heading for")
         # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set.
-        if full < config.goal / (25.0 if self._changes else 5.0):
-            if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
-                return None
+        # A rate that was bold earlier in a warm-up is not too low.
+        if full < config.goal / (25.0 if self._changes else 5.0) and self._trial is None:
             self._changed(step)
             return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
-        bold = not self._changes and full > max(config.bold, config.goal)
-        if bold and share <= _WARM:  # the reward has no chance to rise yet, and each step is a longer one
-            return None
-        self._settled = True
         if not self._changes:
             self._hot = math.log2(full / config.goal)
-            self._trial = [] if bold and left >= _SHORT else None  # a short run has no time to begin again
+        bold = not self._changes and full > max(config.bold, config.goal)
+        if share <= _WARM and (bold or self._trial is not None):
+            self._trial = self._trial or []  # the reward has no chance to rise yet, and steps grow longer
+            return None
+        self._settled = True
+        if bold and left >= _SHORT:
+            self._trial, self._since = self._trial or [], step - 1
+        else:  # a short run has no time to begin again
+            self._trial = None
         return None
 
-    def _most(self, share: float) -> float:
-        """Nats per token that a step at so much of its rate may move the policy by: the first ones go the furthest."""
-        if not (self._settled or self._changes) and share > _WARM:
+    def _most(self, first: bool) -> float:
+        """Nats per token that a step may move the policy by: the first one of a run at its full rate the furthest."""
+        if first and not (self._settled or self._changes):
             return max(self.config.ruinous, self.config.reckless)
-        return self.config.reckless * (_EARLY if self._trial == [] else 1.0)
+        return self.config.reckless * (_EARLY if self._settled and self._trial == [] else 1.0)
 
     def _unresolved(self, step: int, most: float) -> Decision | None:
         """Raise the rate as far as a step that cannot be measured allows for, and measure the next one as the first.
@@ -182,6 +189,8 @@ class Controller:
 
     def _changed(self, step: int) -> None:
         self._since, self._changes = step, self._changes + 1
+        if self._trial is not None and not self._settled:  # what a warm-up was heading for is no more
+            self._trial, self._hot = None, 0.0
         self._new_rate()
 
     def _new_rate(self) -> None:
@@ -230,9 +239,13 @@ class Controller:
     def _failed(self, trial: list[float], window: Window) -> bool:
         """Whether the probation ends with this window, and the reward has not risen."""
         seen = _seen(trial, window)
+        # The next window begins with the last reward of this one.
+        earlier = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
+        if not self._settled:  # in a warm-up: the reward is to rise above what it was when the run began
+            self._trial = earlier[:_FEW]
+            return False
         if len(seen) < _TRIAL and not _lost(seen):
-            # The next window begins with the last reward of this one.
-            self._trial = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
+            self._trial = earlier
             return False
         self._trial = None
         return _lost(seen) or fallen(seen, _FEW, 2 * _FEW) > -self.config.rise

@@ -163,5 +163,9 @@ def _about_auto(record: ArmRecord) -> str:
         return "auto saw no reason to change anything."
     times = f"{len(changes)} time{'' if len(changes) == 1 else 's'}"
     undone = f", and took back what had done harm at step {', '.join(back)}" if back else ""
-    begun = f", and began again at step {', '.join(again)}, since the reward had not risen" if again else ""
+    begun = (
+        f", and began again at step {', '.join(again)}, since its first step had gone too far"
+        if again
+        else ""
+    )
     return f"auto changed the learning rate {times}{undone}{begun}; it searched no completions."

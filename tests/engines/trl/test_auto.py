@@ -165,18 +165,27 @@ def test_a_bold_start_that_does_not_rise_begins_again_to_the_bit(tmp_path: Path)
     assert not same(weights(run.model), before.begins[1][0])  # and trained on
 
 
-def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+WARM_UP = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 12}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "until", "remembered"),
+    [({}, 30, (True, True, False)), (WARM_UP, 40, (True, True, True, False))],
+)
+def test_a_probation_goes_on_where_a_run_was_stopped(
+    tmp_path: Path, schedule: dict[str, Any], until: int, remembered: tuple[bool, ...]
+) -> None:
     ends = []
     for stopped in (False, True):
         out, options = (
             tmp_path / str(stopped),
             {"rewards": by_chance, "learning_rate": 4e-3, "max_steps": 100},
         )
-        options |= {"save_strategy": "steps", "save_steps": 10}
+        options |= {"save_strategy": "steps", "save_steps": 10, **schedule}
         if stopped:
             shutil.copytree(tmp_path / "False" / "checkpoint-10", out / "checkpoint-10")
         callback = LeapCallback(config=PROBATION)
-        run = trainer(out, [callback, StopsAt(30)], **options)
+        run = trainer(out, [callback, StopsAt(until)], **options)
         run.train(resume_from_checkpoint=stopped)
         ends.append((callback.decisions, weights(run.model)))
     assert [d.back for d in ends[0][0] if d.back] == ["run"]
@@ -186,9 +195,28 @@ def test_a_probation_goes_on_where_a_run_was_stopped(tmp_path: Path) -> None:
         any(
             name.startswith("origin/") for name in load_file(tmp_path / "False" / f"checkpoint-{n}" / TENSORS)
         )
-        for n in (10, 20, 30)
+        for n in range(10, until + 1, 10)
     ]
-    assert held == [True, True, False]
+    assert held == list(remembered)
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_decay_is_no_warm_up(tmp_path: Path, steps: bool) -> None:
+    """Where no reward differed at first, a schedule without a warm-up is below its height at the first real step."""
+    model = fresh_model()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+    made = (optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)) if steps else (None, None)
+    calls = iter(range(100))
+
+    def late(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return by_chance(prompts, completions) if next(calls) >= 8 else [0.0] * len(prompts)
+
+    policy = Auto(PROBATION)
+    callbacks = [LeapCallback(policy=policy), StopsAt(10)]
+    options = {"learning_rate": 4e-3, "lr_scheduler_type": "linear", "max_steps": 100}
+    trainer(tmp_path, callbacks, rewards=late, model=model, optimizers=made, **options).train()
+    assert policy.controller.settled
+    assert policy.controller.state()["trial"] is not None
 
 
 @pytest.mark.parametrize("low", [1e-6, 1e-4])
