@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from nextrl.judge.fresh_batch import BatchGain
-from nextrl.judge.window import Window, fallen
+from nextrl.judge.probation import SHORT, Probation
+from nextrl.judge.window import Window
 
 Look = Callable[[float], BatchGain | None]
 """alpha -> what the fresh batch says of `theta_end + alpha (theta_end - theta_start)`; None where it cannot say."""
@@ -36,17 +37,8 @@ FURTHER = (1.0, 3.0, 7.0)
 _BLIND = 3
 """Steps in a row that could not be measured (prompts with images) after which steps are hardly asked about any more."""
 
-_TRIAL, _FEW = 25, 5
-"""Steps for which a rate is on probation, and the first of them whose reward the last ones are compared with."""
-
-_SOON, _LOST = 6, 2.5
-"""Steps after which a probation may end early, and the standard errors by which the reward must have fallen then."""
-
 _EARLY = 2.0
 """Times `reckless` that a step may go in the first window of a probation: Adam's first steps are its longest."""
-
-_SHORT = 60
-"""Steps that are to be left of a run for its rate to go on probation."""
 
 _WARM = 0.95
 """Share of its full rate below which a step counts as one of a warm-up."""
@@ -73,8 +65,7 @@ class Controller:
         self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
-        # Rewards since the run began, while its rate is on probation, or (the first few) may be after a warm-up.
-        self._trial: list[float] | None = None
+        self._probation: Probation | None = None  # under way, or to be expected at a warm-up's end
 
     def checks(self, step: int) -> bool:
         """Whether this step is checked: each until one moved the policy enough, then the 1st, 2nd, 4th, 8th ..."""
@@ -96,9 +87,8 @@ class Controller:
 
     def alarmed(self, window: Window) -> bool:
         """Whether the reward has fallen so far that the window is to be judged before its time."""
-        return window.fall > self.config.alarm or (
-            self._settled and self._trial is not None and _lost(_seen(self._trial, window))
-        )
+        lost = self._settled and self._probation is not None and self._probation.lost(window)
+        return lost or window.fall > self.config.alarm
 
     def step(
         self,
@@ -118,62 +108,75 @@ class Controller:
             resolution: nats per token that the precision of the model's passes hides.
             left: steps of the run that are still to come.
         """
-        config = self.config
         if math.isnan(moved):
-            self._settled = self._settled or (self._trial is None and step > self._since + _BLIND)
+            self._settled = self._settled or (self._probation is None and step > self._since + _BLIND)
             return None
         if share <= 0.0:
             return None
-        if moved > self._most(share > _WARM and not self._trial) or math.isinf(moved):
-            if self._settled and self._trial == []:  # what the first step did is not worth keeping either
-                self._since = step
-                return self._again(
-                    _step(1.0, moved, "more than a step may, soon after a first one that went far")
-                )
-            # A rate that has held for a while is not far off: one step among many is a burst.
-            factor = 0.5 if self._settled else max(0.01, min(0.5, share * math.sqrt(config.goal / moved)))
-            self._changed(step)
-            if self._settled:
-                self._hot += 2.0 * math.log2(factor)
-            return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
+        if moved > self._most(share > _WARM and self._new) or math.isinf(moved):
+            return self._taken_back(step, moved, share)
         if self._settled:
             return None
-        if self._trial is None and _NOTHING <= moved < 10.0 * resolution:
+        if self._probation is None and _NOTHING <= moved < 10.0 * resolution:
             return self._unresolved(step, max(moved, resolution) / share**2)
-        full = moved / share**2
-        if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
-            return None
-        if full > self._most(True):
-            if (
-                moved < config.goal / 4
-            ):  # so little may be the noise of half precision, which no rate explains
-                return None
-            self._changed(step)
-            factor = max(0.01, math.sqrt(config.goal / full))
-            return _step(factor, full, "at the rate that the schedule is heading for")
-        # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set.
-        # A rate that was bold earlier in a warm-up is not too low.
-        if full < config.goal / (25.0 if self._changes else 5.0) and self._trial is None:
-            self._changed(step)
-            return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
-        if not self._changes:
-            self._hot = math.log2(full / config.goal)
-        bold = not self._changes and full > max(config.bold, config.goal)
-        if share <= _WARM and (bold or self._trial is not None):
-            self._trial = self._trial or []  # the reward has no chance to rise yet, and steps grow longer
-            return None
-        self._settled = True
-        if bold and left >= _SHORT:
-            self._trial, self._since = self._trial or [], step - 1
-        else:  # a short run has no time to begin again
-            self._trial = None
-        return None
+        return self._first(step, moved, share, left)
+
+    @property
+    def _new(self) -> bool:
+        """Whether the run, or its probation, has not come to a window's end yet."""
+        return self._probation is None or self._probation.new
 
     def _most(self, first: bool) -> float:
         """Nats per token that a step may move the policy by: the first one of a run at its full rate the furthest."""
         if first and not (self._settled or self._changes):
             return max(self.config.ruinous, self.config.reckless)
-        return self.config.reckless * (_EARLY if self._settled and self._trial == [] else 1.0)
+        early = self._settled and self._probation is not None and self._probation.new
+        return self.config.reckless * (_EARLY if early else 1.0)
+
+    def _taken_back(self, step: int, moved: float, share: float) -> Decision:
+        """A step that went too far."""
+        if self._settled and self._probation is not None and self._probation.new:
+            self._since = step  # what the first step did is not worth keeping either
+            return self._again(
+                _step(1.0, moved, "more than a step may, soon after a first one that went far")
+            )
+        # A rate that has held for a while is not far off: one step among many is a burst.
+        factor = 0.5 if self._settled else max(0.01, min(0.5, share * math.sqrt(self.config.goal / moved)))
+        self._changed(step)
+        if self._settled:
+            self._hot += 2.0 * math.log2(factor)
+        return replace(_step(factor, moved, "more than a step may: taken back"), alpha=-1.0, back="step")
+
+    def _first(self, step: int, moved: float, share: float, left: float) -> Decision | None:
+        """Decide on the first step, or on each until one settles whether the rate is of the right order."""
+        config, full = self.config, moved / share**2
+        if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
+            return None
+        if full > self._most(True):
+            if moved < config.goal / 4:  # may be the noise of half precision, which no rate explains
+                return None
+            self._changed(step)
+            factor = max(0.01, math.sqrt(config.goal / full))
+            return _step(factor, full, "at the rate that the schedule is heading for")
+        # Later steps of a run are shorter than its first one, so that less is asked of a rate that was just set, and
+        # one that was bold earlier in a warm-up is not too low.
+        if full < config.goal / (25.0 if self._changes else 5.0) and self._probation is None:
+            self._changed(step)
+            return _step(min(_MOST, math.sqrt(config.goal / full)), full, "less than it should")
+        if not self._changes:
+            self._hot = math.log2(full / config.goal)
+        bold = not self._changes and full > max(config.bold, config.goal)
+        if share <= _WARM and (bold or self._probation is not None):
+            # The reward has no chance to rise yet, and steps grow longer.
+            self._probation = self._probation or Probation()
+            return None
+        self._settled = True
+        if bold:
+            self._since, self._probation = step - 1, self._probation or Probation()
+            self._probation.lenient = left < SHORT
+        else:
+            self._probation = None
+        return None
 
     def _unresolved(self, step: int, most: float) -> Decision | None:
         """Raise the rate as far as a step that cannot be measured allows for, and measure the next one as the first.
@@ -189,8 +192,8 @@ class Controller:
 
     def _changed(self, step: int) -> None:
         self._since, self._changes = step, self._changes + 1
-        if self._trial is not None and not self._settled:  # what a warm-up was heading for is no more
-            self._trial, self._hot = None, 0.0
+        if self._probation is not None and not self._settled:  # what a warm-up was heading for is no more
+            self._probation, self._hot = None, 0.0
         self._new_rate()
 
     def _new_rate(self) -> None:
@@ -215,7 +218,7 @@ class Controller:
 
     def window(self, window: Window, look: Look) -> Decision:
         """Decide at the end of a window, by the batch that was sampled after it."""
-        if self._trial is not None and self._failed(self._trial, window):
+        if self._probation is not None and self._failed(self._probation, window):
             return self._again(stay("the first step went far, and the reward has not risen since"))
         back = look(-1.0)
         if back is None:
@@ -234,26 +237,22 @@ class Controller:
     @property
     def may_begin_again(self) -> bool:
         """Whether the run's beginning has to be remembered: its first step is not judged yet, or on probation."""
-        return self._trial is not None or not (self._settled or self._changes)
+        return self._probation is not None or not (self._settled or self._changes)
 
-    def _failed(self, trial: list[float], window: Window) -> bool:
-        """Whether the probation ends with this window, and the reward has not risen."""
-        seen = _seen(trial, window)
-        # The next window begins with the last reward of this one.
-        earlier = [*trial, *(r for r in window.rewards[:-1] if not math.isnan(r))]
-        if not self._settled:  # in a warm-up: the reward is to rise above what it was when the run began
-            self._trial = earlier[:_FEW]
+    def _failed(self, probation: Probation, window: Window) -> bool:
+        """Whether the probation ends with this window, and badly."""
+        if not self._settled:
+            probation.warms_up(window)
             return False
-        if len(seen) < _TRIAL and not _lost(seen):
-            self._trial = earlier
-            return False
-        self._trial = None
-        return _lost(seen) or fallen(seen, _FEW, 2 * _FEW) > -self.config.rise
+        stays = probation.verdict(window, self.config.rise)
+        if stays is not None:
+            self._probation = None
+        return stays is False
 
     def _again(self, decision: Decision) -> Decision:
         """Begin again, at the rate whose first step moves the policy by `goal`, and at half the present one at most."""
         factor = min(0.5, 2.0 ** (-self._hot / 2.0))
-        self._trial = None
+        self._probation = None
         self._new_rate()
         self._hot += 2.0 * math.log2(factor)
         return replace(decision, alpha=-1.0, rate_factor=factor, back="run")
@@ -304,7 +303,7 @@ class Controller:
             "hot": self._hot,
             "ahead": list(self._ahead),
             "judged": self._judged,
-            "trial": self._trial,
+            "probation": None if self._probation is None else asdict(self._probation),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -312,17 +311,8 @@ class Controller:
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
-        self._trial = state["trial"]
-
-
-def _seen(trial: list[float], window: Window) -> list[float]:
-    """The rewards of a run on probation, up to a window's end."""
-    return [*trial, *(r for r in window.rewards if not math.isnan(r))]
-
-
-def _lost(seen: list[float]) -> bool:
-    """Whether a run on probation has lost what it could at its beginning."""
-    return len(seen) >= _SOON and fallen(seen, 2, 3) > _LOST
+        kept = state["probation"]
+        self._probation = None if kept is None else Probation(list(kept["rewards"]), kept["lenient"])
 
 
 def _harmed(back: BatchGain, window: Window, errors: float) -> bool:

@@ -216,7 +216,7 @@ def test_a_decay_is_no_warm_up(tmp_path: Path, steps: bool) -> None:
     options = {"learning_rate": 4e-3, "lr_scheduler_type": "linear", "max_steps": 100}
     trainer(tmp_path, callbacks, rewards=late, model=model, optimizers=made, **options).train()
     assert policy.controller.settled
-    assert policy.controller.state()["trial"] is not None
+    assert policy.controller.state()["probation"] is not None
 
 
 @pytest.mark.parametrize("low", [1e-6, 1e-4])

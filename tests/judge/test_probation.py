@@ -1,0 +1,65 @@
+"""Probation: rewards in, a verdict out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nextrl.judge.probation import Probation
+from nextrl.judge.window import Window
+
+STILL = (0.26, 0.24, 0.27, 0.25, 0.24, 0.26, 0.23, 0.25, 0.26, 0.25)
+HIGHER = tuple(reward + 0.1 for reward in STILL)
+LOST = (0.26, 0.28, 0.05, 0.02, 0.03, 0.02)
+
+
+def window(rewards: tuple[float, ...]) -> Window:
+    return Window(step=10, persistence=None, rewards=rewards, rate=1e-3)
+
+
+def verdicts(probation: Probation, *windows: tuple[float, ...], rise: float = 1.0) -> list[bool | None]:
+    return [probation.verdict(window(rewards), rise) for rewards in windows]
+
+
+def test_the_verdict_falls_at_the_twenty_fifth_reward() -> None:
+    assert verdicts(Probation(), STILL, STILL, STILL) == [None, None, False]
+    assert verdicts(Probation(), STILL, STILL, HIGHER) == [None, None, True]
+    assert verdicts(Probation(lenient=True), STILL, STILL, STILL) == [None, None, True]
+    assert verdicts(Probation(), STILL, STILL, HIGHER, rise=99.0) == [None, None, False]
+
+
+def test_the_last_reward_of_a_window_is_counted_once() -> None:
+    probation = Probation()
+    assert probation.new
+    verdicts(probation, STILL)
+    assert not probation.new
+    assert probation.rewards == list(STILL[:-1])
+    verdicts(probation, (math.nan, *STILL))
+    assert len(probation.rewards) == 9 + 9
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_what_is_lost_is_not_waited_for(lenient: bool) -> None:
+    probation = Probation(lenient=lenient)
+    assert not probation.lost(window(LOST[:5]))
+    assert not probation.lost(window(STILL))
+    assert probation.lost(window(LOST))
+    assert verdicts(probation, LOST) == [False]
+
+
+def test_what_was_seen_before_loses_nothing_by_itself() -> None:
+    """A window that has only begun has nothing new to say."""
+    probation = Probation(rewards=list(LOST))
+    assert not probation.lost(window(()))
+    assert not probation.lost(window(LOST[-1:]))
+    assert probation.lost(window(LOST[-2:]))
+
+
+def test_a_warm_up_leaves_the_first_rewards_to_compare_with() -> None:
+    probation = Probation()
+    for _ in range(3):
+        probation.warms_up(window(STILL))
+    assert probation.rewards == list(STILL[:5])
+    assert verdicts(probation, HIGHER, HIGHER) == [None, None]
+    assert verdicts(probation, HIGHER) == [True]
