@@ -113,7 +113,8 @@ class Controller:
             return None
         if share <= 0.0:
             return None
-        if moved > self._most(share > _WARM and self._new) or math.isinf(moved):
+        new = self._probation is None or self._probation.new
+        if moved > self._most(new and share > _WARM) or math.isinf(moved):
             return self._taken_back(step, moved, share)
         if self._settled:
             return None
@@ -122,20 +123,19 @@ class Controller:
         return self._first(step, moved, share, left)
 
     @property
-    def _new(self) -> bool:
-        """Whether the run, or its probation, has not come to a window's end yet."""
-        return self._probation is None or self._probation.new
+    def _early(self) -> bool:
+        """Whether a probation is under way in which no window has ended yet."""
+        return self._settled and self._probation is not None and self._probation.new
 
     def _most(self, first: bool) -> float:
         """Nats per token that a step may move the policy by: the first one of a run at its full rate the furthest."""
         if first and not (self._settled or self._changes):
             return max(self.config.ruinous, self.config.reckless)
-        early = self._settled and self._probation is not None and self._probation.new
-        return self.config.reckless * (_EARLY if early else 1.0)
+        return self.config.reckless * (_EARLY if self._early else 1.0)
 
     def _taken_back(self, step: int, moved: float, share: float) -> Decision:
         """A step that went too far."""
-        if self._settled and self._probation is not None and self._probation.new:
+        if self._early:
             self._since = step  # what the first step did is not worth keeping either
             return self._again(
                 _step(1.0, moved, "more than a step may, soon after a first one that went far")
