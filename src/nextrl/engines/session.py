@@ -100,10 +100,8 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
-        self._share, self._ahead = (
-            0.0,
-            1.0,
-        )  # the latest step's, of the schedule's height; and the highest to come
+        self._share = 0.0  # of the schedule's height, at the latest step
+        self._ahead = 1.0  # the highest share that is still to come
         self._rates = RateCheck()
         self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
         self._begin_history(step)
