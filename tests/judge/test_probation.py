@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 
@@ -63,3 +64,20 @@ def test_a_warm_up_leaves_the_first_rewards_to_compare_with() -> None:
     assert probation.rewards == list(STILL[:5])
     assert verdicts(probation, HIGHER, HIGHER) == [None, None]
     assert verdicts(probation, HIGHER) == [True]
+
+
+@pytest.mark.parametrize(
+    ("succeeds", "completions", "most"), [(0.25, 128, 0.03), (0.04, 128, 0.05), (0.1, 64, 0.06)]
+)
+def test_chance_hardly_ever_ends_a_probation_early(succeeds: float, completions: int, most: float) -> None:
+    """Of 200 runs of 28 steps whose reward stands still."""
+    random = Random(0)
+    ended = 0
+    for _ in range(200):
+        seen: tuple[float, ...] = ()
+        for _ in range(28):
+            seen += (sum(random.random() < succeeds for _ in range(completions)) / completions,)
+            if Probation().lost(window(seen)):
+                ended += 1
+                break
+    assert ended <= 200 * most

@@ -15,8 +15,9 @@ class ControllerConfig:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
             nothing has changed for six windows.
         goal: nats per token by which a first step should move the policy: a start below a fifth of it is raised.
-        bold: nats per token (`goal`, where that is more) beyond which a first step puts the rate on probation: unless
-            the last ten of 25 rewards or more are above the first five, the run begins again, at the rate of `goal`.
+        bold: nats per token (`goal`, where that is more) beyond which a first step puts the rate on probation: the
+            run begins again, at the rate of `goal`, if one of the next steps goes twice as far as `reckless`, if the
+            reward falls at once, or unless the last ten of 25 rewards or more are above the first five.
         rise: standard errors by which they must be.
         reckless: nats per token beyond which a single step is taken back, but for a run's first one.
         ruinous: nats per token (`reckless`, where that is more) beyond which a run's first step is.

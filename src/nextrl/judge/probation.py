@@ -13,7 +13,7 @@ SHORT = 60
 _LENGTH, _FEW = 25, 5
 """Rewards after which the verdict falls, and the first of them that the last ones are compared with."""
 
-_SOON, _LOST = 6, 2.5
+_SOON, _LOST = 6, 3.3
 """Rewards after which all may be lost, and the standard errors by which the reward must have fallen then."""
 
 
