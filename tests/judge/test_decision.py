@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from nextrl.judge.decision import Decision, DecisionRecord, searched
 from nextrl.judge.paired_search import Scores
 
-PUBLISHED = Path(__file__).parents[2] / "studies/algorithms/raw/dr_grpo/auto/seed-0/record.json"
+PUBLISHED = Path(__file__).parents[2] / "studies/smollm2/raw/short-sums/seed-0/auto-before.json"
 
 
 def test_a_field_s_former_name_is_read_and_its_present_one_written() -> None:
