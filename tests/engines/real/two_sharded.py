@@ -39,7 +39,7 @@ def main() -> None:
     named = LeapCallback(every=2, method="linear", at=[2, 4], horizon=2, alpha=3.0)
     found = {
         "named": watched_run(out / "named", named, max_steps=5, learning_rate=1e-3),
-        "auto": watched_run(out / "auto", LeapCallback(every=3), max_steps=3, learning_rate=0.05),
+        "auto": watched_run(out / "auto", LeapCallback(every=3), max_steps=3, learning_rate=0.3),
     }
     torch.save(found, out / f"rank-{rank}.pt")
 
