@@ -89,6 +89,7 @@ def test_a_warm_up_is_judged_by_the_rate_that_it_is_heading_for() -> None:
     high = Controller().step(2, 0.02, share=0.1)
     assert high is not None
     assert (high.back, high.rate_factor) == ("", pytest.approx(math.sqrt(0.004 / 2.0)))
+    assert Controller().step(1, 0.0, share=0.0) is None
 
 
 def test_a_bold_warm_up_is_looked_at_step_by_step_and_tried_at_its_end() -> None:
@@ -116,8 +117,6 @@ def test_a_bold_warm_up_is_looked_at_step_by_step_and_tried_at_its_end() -> None
     assert controller.may_begin_again
     backs = [controller.window(window(rewards=STILL), Looks(am1=seen(0.0, nats=0.05))).back for _ in range(3)]
     assert backs == ["", "", "run"]
-
-    assert Controller().step(1, 0.0, share=0.0) is None
 
 
 def warmed_up(windows: Sequence[tuple[float, ...]], moved: float = 0.2) -> Controller:

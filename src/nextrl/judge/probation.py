@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from nextrl.judge.window import Window, fallen
+from nextrl.judge.window import Window, fallen, known
 
 SHORT = 60
 """Steps that are to be left of a run for it to begin again because its reward has not risen."""
@@ -36,7 +35,7 @@ class Probation:
 
     def lost(self, window: Window) -> bool:
         """Whether the reward of the window under way is so far below the run's first that waiting has no use."""
-        seen = [*self.rewards, *_measured(window.rewards)]
+        seen = self._seen(window)
         return len(window.rewards) > 1 and len(seen) >= _SOON and fallen(seen, 2, 3) > _LOST
 
     def warms_up(self, window: Window) -> None:
@@ -52,15 +51,14 @@ class Probation:
         """
         if self.lost(window):
             return False
-        seen = [*self.rewards, *_measured(window.rewards)]
+        seen = self._seen(window)
         if len(seen) < _LENGTH:
             self._take(window)
             return None
         return self.lenient or fallen(seen, _FEW, 2 * _FEW) <= -rise
 
+    def _seen(self, window: Window) -> list[float]:
+        return [*self.rewards, *known(window.rewards)]
+
     def _take(self, window: Window) -> None:
-        self.rewards += _measured(window.rewards[:-1])  # the next window begins with the last one
-
-
-def _measured(rewards: tuple[float, ...]) -> list[float]:
-    return [reward for reward in rewards if not math.isnan(reward)]
+        self.rewards += known(window.rewards[:-1])  # the next window begins with the last one

@@ -40,13 +40,13 @@ class Window:
     @property
     def reward(self) -> float:
         """Mean training reward of the window."""
-        measured = self._measured()
+        measured = known(self.rewards)
         return sum(measured) / len(measured) if measured else math.nan
 
     @property
     def variance(self) -> float:
         """Squared standard error of `reward`, from the spread of the steps; 0.0 where fewer than two are measured."""
-        measured = self._measured()
+        measured = known(self.rewards)
         n = len(measured)
         return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
 
@@ -58,18 +58,20 @@ class Window:
 
         See `fallen`.
         """
-        measured = self._measured()
+        measured = known(self.rewards)
         return fallen(measured, max(2, len(measured) // 3), 2) if len(measured) >= 5 else 0.0
 
     @property
     def falls(self) -> bool:
         """Whether the last third of the window earned less than its first third."""
-        measured = self._measured()
+        measured = known(self.rewards)
         part = max(1, len(measured) // 3)
         return len(measured) > 1 and sum(measured[-part:]) < sum(measured[:part])
 
-    def _measured(self) -> list[float]:
-        return [r for r in self.rewards if not math.isnan(r)]
+
+def known(rewards: Sequence[float]) -> list[float]:
+    """Those of the rewards that were measured."""
+    return [reward for reward in rewards if not math.isnan(reward)]
 
 
 def fallen(rewards: Sequence[float], first: int, last: int) -> float:
