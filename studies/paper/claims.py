@@ -8,9 +8,11 @@
 the rate; `next-paper` at the paper's alpha 1.5, with alpha searched, and merged into the base with a fresh adapter and
 optimizer (the paper's way of going on); our `next`, `secant` and `factors`, searched; the merge without a leap; `auto`.
 (d) `algorithms`: plain, `next-paper` and `next` under three algorithms on three tasks, at the cautious rate.
+(c) again, `smollm2`: the same schedule and the arms that tell most, on SmolLM2-135M-Instruct and short sums. It runs
+only when it is named.
 
-16 x 8 completions per step, rank 8 on all linear layers, 1000 held-out prompts per evaluation. Each record holds the
-completions and seconds of everything, searches and fits included.
+16 x 8 completions per step, rank 8 on all linear layers, 1000 held-out prompts per evaluation; SmolLM2 has 8 x 8 and
+256. Each record holds the completions and seconds of everything, searches and fits included.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ TASKS = ("chain", "chain-wrong-rule")
 EVALUATIONS = (50, 100, 150, 160, 200, 250, 300, 350, 400)
 LEAPS = ("next-paper", "next-paper-searched", "next-paper-merged", "next", "secant", "factors")
 ALGORITHMS = ("grpo", "rloo", "reinforce_plus_plus")
+SMOLLM2_TASK, SMOLLM2_CAUTIOUS, SMOLLM2_TUNED = "short-sums", 1e-5, 3e-4
+SMOLLM2_ARMS = ("plain", "secant", "next-paper", "next", "auto")
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,16 @@ def leap_settings(name: str) -> LeapSettings:
 def arm(cell: Cell, name: str, plain_steps: int = LONG) -> ArmSettings:
     """One arm by name: `plain`, `full`, `auto`, `restart`, or one of LEAPS."""
     leaping, merging = name in LEAPS, name in ("restart", "next-paper-merged")
-    steps = plain_steps if name in ("plain", "full") else AT + AFTER
-    rate = cell.rate / 10 if name == "full" else cell.rate
-    looks = [step for step in EVALUATIONS if step <= steps]
+    train = TrainSettings(
+        algorithm=cell.algorithm,
+        steps=plain_steps if name in ("plain", "full") else AT + AFTER,
+        learning_rate=cell.rate / 10 if name == "full" else cell.rate,
+        seed=cell.seed,
+    )
+    smollm2 = cell.task == SMOLLM2_TASK
+    if smollm2:
+        train = train.model_copy(update={"prompts_per_step": 8, "share_prefixes": True})
+    looks = [step for step in EVALUATIONS if step <= train.steps]
     if leaping or merging:
         looks = [step - AT * merging for step in looks if step > AT]
     return ArmSettings(
@@ -73,8 +84,8 @@ def arm(cell: Cell, name: str, plain_steps: int = LONG) -> ArmSettings:
         kind="leap" if leaping else "auto" if name == "auto" else "plain" if name == "plain" else "control",
         label=name,
         task=cell.task,
-        model="tiny" if cell.task in TASKS else own.MODEL,
-        train=TrainSettings(algorithm=cell.algorithm, steps=steps, learning_rate=rate, seed=cell.seed),
+        model="smollm2-135m" if smollm2 else "tiny" if cell.task in TASKS else own.MODEL,
+        train=train,
         lora=None if name == "full" else LoraSettings(),
         start=AT if leaping or merging else 0,
         merge=merging,
@@ -82,6 +93,7 @@ def arm(cell: Cell, name: str, plain_steps: int = LONG) -> ArmSettings:
         auto=name == "auto",
         save=name == "plain",
         eval_at=tuple(looks),
+        eval_prompts=256 if smollm2 else 1000,
     )
 
 
@@ -100,6 +112,10 @@ def jobs(groups: list[str], seeds: list[int]) -> Iterator[list[ArmSettings]]:
                     steps = LONG if task in TASKS and algorithm == "grpo" else AT + AFTER
                     cell = Cell(task, algorithm, CAUTIOUS, seed)
                     yield [arm(cell, name, steps) for name in ("plain", "next-paper", "next")]
+        if "smollm2" in groups:
+            for rate in (SMOLLM2_CAUTIOUS, SMOLLM2_TUNED):
+                cell = Cell(SMOLLM2_TASK, "grpo", rate, seed)
+                yield [arm(cell, name) for name in SMOLLM2_ARMS]
 
 
 def work(arms: list[ArmSettings], out: Path, runs: Path) -> str:
@@ -123,7 +139,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=default_out("paper") / "claims", help="records")
     arguments.add_argument("--runs", type=Path, default=default_out("paper") / "runs", help="checkpoints")
     arguments.add_argument(
-        "--groups", nargs="+", choices=("steps", "algorithms"), default=["steps", "algorithms"]
+        "--groups", nargs="+", choices=("steps", "algorithms", "smollm2"), default=["steps", "algorithms"]
     )
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--workers", type=int, default=2)
