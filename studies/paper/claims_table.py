@@ -12,9 +12,23 @@ from typing import Any
 
 from studies.folders import published, records_to_read
 from studies.over_seeds import mean_and_error
-from studies.paper.claims import AFTER, ALGORITHMS, AT, CAUTIOUS, LEAPS, LONG, TASKS, TUNED
+from studies.paper.claims import (
+    AFTER,
+    ALGORITHMS,
+    AT,
+    CAUTIOUS,
+    LEAPS,
+    LONG,
+    SMOLLM2_CAUTIOUS,
+    SMOLLM2_TASK,
+    SMOLLM2_TUNED,
+    TASKS,
+    TUNED,
+)
 
 END = AT + AFTER
+COMPARED = [(task, rate) for task in TASKS for rate in (CAUTIOUS, TUNED)]
+COMPARED += [(SMOLLM2_TASK, rate) for rate in (SMOLLM2_CAUTIOUS, SMOLLM2_TUNED)]
 Records = dict[str, dict[str, Any]]
 """Seed ("seed-0") -> an arm's record."""
 
@@ -86,15 +100,14 @@ def steps_table(folder: Path) -> None:
         "arm", "seeds", "alpha", f"at {AT}", f"at {END}", f"at {LONG}", f"ahead of plain at {END}",
         "steps plain takes to that", "searched, %",
     )  # fmt: skip
-    for task in TASKS:
-        for rate in (CAUTIOUS, TUNED):
-            arms = read(folder, task, f"grpo-{rate:g}")
-            if "plain" not in arms:
-                continue
-            print(f"\n`{task}`, rate {rate:g}:\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-            for name in ("plain", *LEAPS, "restart", "auto", "full"):
-                if name in arms:
-                    print("| " + " | ".join(row(arms, name)) + " |")
+    for task, rate in COMPARED:
+        arms = read(folder, task, f"grpo-{rate:g}")
+        if "plain" not in arms:
+            continue
+        print(f"\n`{task}`, rate {rate:g}:\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+        for name in ("plain", *LEAPS, "restart", "auto", "full"):
+            if name in arms:
+                print("| " + " | ".join(row(arms, name)) + " |")
 
 
 def algorithms_table(folder: Path) -> None:
