@@ -412,7 +412,8 @@ def path_cases() -> Iterator[Case]:
                        ("leap", "RUN", "--method", "secant", "--as", "merged", "--base", "base", "--out", "OUT"),
                        in_copy("base", name, kind), (0, 2))  # fmt: skip
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-                     "generation_config.json"):  # fmt: skip
+                     "generation_config.json", "chat_template.jinja",
+                     "additional_chat_templates/other.jinja", "tokenizer.model"):  # fmt: skip
             yield Case(f"{name} of the model is a {kind}", ("eval", "model", "--prompts", "2"),
                        in_copy("model", name, kind), says=name)  # fmt: skip
         yield Case(f"result.json is a {kind}", ("report", "o"),

@@ -18,6 +18,8 @@ from nextrl.files import read_json, regular_file
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
 _LARGEST = 10**8  # of any number in a config: vocabularies have 10^6, contexts 10^7
+_READ = ("[!.]*.json", "[!.]*.jinja", "additional_chat_templates/*", "[!.]*.txt", "[!.]*.model")
+"""What transformers reads beside the weights: configs, chat templates, vocabularies, a slow tokenizer."""
 _SPARE = 2.0  # parameters described over parameters stored; a tied output layer is described twice
 
 
@@ -29,8 +31,8 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     """
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    for file in sorted(folder.glob("[!.]*.json")):
-        regular_file(file)  # transformers 4 takes a pipe or a folder for a file that is not there
+    for file in sorted(file for kind in _READ for file in folder.glob(kind)):
+        regular_file(file)  # transformers waits for a pipe, reads a device for ever, takes a folder for no file
     _check_numbers(folder, *(stored := _stored(folder)))
     options: dict[str, Any] = {"local_files_only": True}
     try:
