@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from nextrl import Trajectory
-from nextrl.judge.advice import features
+from nextrl.judge.advice_features import features
 from studies.folders import default_out, parser
 
 STEPS = (50, 100)

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nextrl.judge.advice import DEFAULT, AdviceFeatures, Thresholds, decide
+from nextrl.judge.advice import DEFAULT, Thresholds, decide
+from nextrl.judge.advice_features import AdviceFeatures
 from nextrl.judge.regime import PersistenceWindow
 from studies.folders import parser, published
 

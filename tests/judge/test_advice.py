@@ -9,7 +9,8 @@ import pytest
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.judge.advice import AdviceFeatures, Thresholds, advise, decide, features
+from nextrl.judge.advice import Thresholds, advise, decide
+from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import synthetic_runs as synthetic
-from nextrl.judge.advice import Thresholds, features
+from nextrl.judge.advice import Thresholds
+from nextrl.judge.advice_features import features
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (
     DEFAULT_WINDOW,

@@ -13,7 +13,7 @@ from nextrl.checkpoints import open_run
 from nextrl.cli.inspect import describe
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names
-from nextrl.judge.advice import features
+from nextrl.judge.advice_features import features
 from nextrl.judge.analysis import analyze
 from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap

@@ -32,7 +32,9 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     for file in sorted(file for kind in _READ for file in folder.glob(kind)):
-        regular_file(file)  # transformers waits for a pipe, reads a device for ever, takes a folder for no file
+        regular_file(
+            file
+        )  # transformers waits for a pipe, reads a device for ever, takes a folder for no file
     _check_numbers(folder, *(stored := _stored(folder)))
     options: dict[str, Any] = {"local_files_only": True}
     try:

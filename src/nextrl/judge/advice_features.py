@@ -1,0 +1,163 @@
+"""What a run's checkpoints and its trainer's log say, as plain numbers: all that the recommender (`advice`) knows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from nextrl.errors import InputError
+from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
+from nextrl.judge.backtest_scores import NONE
+from nextrl.judge.regime import (
+    PersistenceWindow,
+    displacement,
+    even_gram,
+    mean_excess,
+    recent_windows,
+)
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.persistence import DEFAULT_BETA1
+from nextrl.trajectory.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class AdviceFeatures:
+    """Everything that `decide` looks at; plain numbers, so a table of them can be stored.
+
+    Attributes:
+        step: the run's last step T.
+        windows: persistence at the end of the run, by window length.
+        beta1: Adam's first momentum coefficient.
+        beta1_known: whether it was read from the run's optimizer.pt.
+        drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
+        recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
+        backtested: whether there was a backtest.
+        control: the way of not leaping that did best there.
+        reward: mean reward of the last window, None (like the next three) if no rewards were logged.
+        best: mean reward of the best window.
+        rise: rise of the reward over the last three windows.
+        first: mean reward of the first window.
+    """
+
+    step: int
+    windows: tuple[PersistenceWindow, ...]
+    beta1: float
+    beta1_known: bool
+    drift_to_noise: float
+    recommended: str
+    horizon: int
+    alpha: float
+    skill: float
+    backtested: bool
+    control: str
+    reward: float | None = None
+    best: float | None = None
+    rise: float | None = None
+    first: float | None = None
+
+    @property
+    def closing(self) -> float:
+        """Share of the room to a reward of 1 that the last three windows closed, in [0, 1].
+
+        0.0 without rewards, and where they are no shares of 1 (a score beyond 1, a penalty below 0).
+        """
+        if self.reward is None or self.rise is None or not self._unit:
+            return 0.0
+        return _share(self.rise, 1.0 - self.reward + self.rise)
+
+    @property
+    def learned(self) -> float | None:
+        """Share of the room at the start that was closed since, or None as for `closing`."""
+        if self.reward is None or self.first is None or not self._unit:
+            return None
+        return _share(self.reward - self.first, 1.0 - self.first)
+
+    @property
+    def _unit(self) -> bool:
+        seen = [r for r in (self.reward, self.best, self.first) if r is not None]
+        return bool(seen) and min(seen) >= 0.0 and max(seen) <= 1.0
+
+    @property
+    def excess(self) -> float:
+        """Mean excess over the windows."""
+        return mean_excess(self.windows)
+
+
+def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures:
+    """The measurements, from checkpoints and from what the trainer left beside the last one.
+
+    Args:
+        traj, tested: as `advise` takes them.
+
+    Raises:
+        InputError: fewer than three known checkpoints, or a run that does not move.
+    """
+    known = known_steps(traj)
+    if len(known) < 3:
+        raise InputError(
+            f"advice needs 3 checkpoints (the start counts where known); this run has {len(known)}"
+        )
+    beta1 = trainer_log.adam_beta1(traj)
+    used = DEFAULT_BETA1 if beta1 is None else beta1
+    gram = even_gram(traj)
+    windows = recent_windows(gram, traj.spacing, used)
+    if not windows:
+        raise InputError(
+            f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
+        )
+    reward, best, rise, first = _rewards(traj)
+    return AdviceFeatures(
+        traj.steps[-1],
+        windows,
+        used,
+        beta1 is not None,
+        _drift_to_noise(gram),
+        *_backtest(traj, tested),
+        reward=reward,
+        best=best,
+        rise=rise,
+        first=first,
+    )
+
+
+def _drift_to_noise(gram: torch.Tensor) -> float:
+    """|mean window|^2 over the windows' scatter, over the last half of an even grid's (G, G) inner products."""
+    size = len(gram)
+    moves = torch.stack([displacement(size, i - 1, i) for i in range(size // 2, size)])
+    inner = moves @ gram @ moves.mT
+    n, mean_square = len(moves), float(inner.mean())
+    noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
+    drift = (mean_square - noise / n) / noise if noise > 0 else math.inf
+    return min(drift, 1e6)
+
+
+def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, float, float, bool, str]:
+    """(recommended, horizon, alpha, skill, whether there was one, best control)."""
+    try:
+        result = backtest(traj, methods=CANDIDATES) if tested is None else tested
+    except InputError:
+        return NONE, 0, 0.0, 0.0, False, "stay"
+    control = result.horizons[result.horizon].control
+    if result.recommended == NONE:
+        return NONE, 0, 0.0, 0.0, True, control
+    score = result.methods[result.recommended]
+    return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
+
+
+def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None, float | None]:
+    """(last window, best window, rise over the last three, first window); a window ends at each checkpoint."""
+    means = list(trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj)).values())
+    if not means:
+        return None, None, None, None
+    # The best of many noisy windows is mostly luck, so pairs of windows are compared once there are four.
+    smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
+    rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
+    return smooth[-1], max(smooth), rise, means[0]
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
