@@ -63,42 +63,59 @@ def over(values: list[float | None], digits: int = 3, sign: str = "") -> str:
     return mean_and_error(known, digits, sign) if known and len(known) == len(values) else "-"
 
 
+def charged(record: dict[str, Any]) -> float:
+    """Steps that a run up to its end is worth, completions of its search included."""
+    trained = record["completions"][-1] - record["search_completions"]
+    return float(record["steps"][-1] * record["completions"][-1] / trained)
+
+
+def saved(arm: list[dict[str, Any]], plain: list[dict[str, Any]]) -> list[str]:
+    """Steps that plain takes to an arm's accuracy at its end; what share of them the arm saves, its search charged.
+
+    Where plain never gets there both are bounds, and the seeds of which that is so are counted.
+    """
+    needs = [needed(p, a["accuracy"][-1]) for a, p in zip(arm, plain, strict=True)]
+    shares = [1 - charged(a) / (n or LONG) for a, n in zip(arm, needs, strict=True)]
+    if all(n is not None for n in needs):
+        return [over(needs, 0), over([100 * x for x in shares], 0)]
+    beyond = f"({sum(n is None for n in needs)} of {len(needs)})"
+    return [f"> {LONG} {beyond}", f"> {100 * max(shares):.0f} {beyond}"]
+
+
 def row(arms: dict[str, Records], name: str) -> list[str]:
     """One arm: accuracy after its leap, at 250 and at 400, what it is ahead of plain, and its price."""
-    mine, plain = arms[name], arms["plain"]
-    seeds = [seed for seed in mine if seed in plain]
+    seeds = [seed for seed in arms[name] if seed in arms["plain"]]
+    mine, plain = [arms[name][s] for s in seeds], [arms["plain"][s] for s in seeds]
     leaps = name in LEAPS or name == "restart"
-    ends = [at(mine[s], END) for s in seeds]
-    ahead = [
-        e - (at(plain[s], END) or 0.0) if e is not None else None for e, s in zip(ends, seeds, strict=True)
-    ]
-    reached = [needed(plain[s], e) if e is not None else None for e, s in zip(ends, seeds, strict=True)]
-    steps = "-"
-    if name != "plain" and all(r is not None for r in reached):
-        steps = over([r for r in reached], 0)
-    elif name != "plain":
-        steps = f"> {LONG} ({sum(r is None for r in reached)} of {len(reached)})"
-    alphas = (
-        ", ".join(f"{d['alpha']:g}" for s in seeds for d in mine[s]["decisions"]) if name in LEAPS else ""
-    )
+    ends = [at(r, END) for r in mine]
+    ahead = [e - (at(p, END) or 0.0) if e is not None else None for e, p in zip(ends, plain, strict=True)]
+    ran_on = [r if at(r, END) is None else until(r, END) for r in mine]
+    alphas = ", ".join(f"{d['alpha']:g}" for r in mine for d in r["decisions"]) if name in LEAPS else ""
     return [
         name,
         str(len(seeds)),
         alphas or "-",
-        over([mine[s]["accuracy"][0] for s in seeds]) if leaps else over([at(mine[s], AT) for s in seeds]),
+        over([r["accuracy"][0] for r in mine]) if leaps else over([at(r, AT) for r in mine]),
         over(ends),
-        over([at(mine[s], LONG) for s in seeds]) if not leaps and name != "auto" else "-",
-        "-" if name == "plain" else over(ahead, sign="+"),
-        steps,
-        over([100 * mine[s]["search_completions"] / mine[s]["completions"][-1] for s in seeds], 1),
+        over([at(r, LONG) for r in mine]) if not leaps and name != "auto" else "-",
+        *(["-"] * 3 if name == "plain" else [over(ahead, sign="+"), *saved(ran_on, plain)]),
+        over([charged(r) for r in ran_on], 0) if leaps else str(END),
+        over([r["fit_seconds"] for r in mine], 0) if name in LEAPS else "-",
+        over([r["seconds"][-1] for r in ran_on], 0),
     ]
+
+
+def until(record: dict[str, Any], step: int) -> dict[str, Any]:
+    """A record as it would be had the run ended there."""
+    end = record["steps"].index(step) + 1
+    return record | {key: record[key][:end] for key in ("steps", "accuracy", "completions", "seconds")}
 
 
 def steps_table(folder: Path) -> None:
     """(c), one table for each task and rate."""
     head = (
         "arm", "seeds", "alpha", f"at {AT}", f"at {END}", f"at {LONG}", f"ahead of plain at {END}",
-        "steps plain takes to that", "searched, %",
+        "steps plain takes to that", "saved, %", "steps charged", "fit, s", f"s to {END}",
     )  # fmt: skip
     for task, rate in COMPARED:
         arms = read(folder, task, f"grpo-{rate:g}")

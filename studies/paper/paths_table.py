@@ -1,10 +1,13 @@
 """Three tables from the records of studies/paper/paths.py: R^2 ahead, E1 by step, and E1 at the same accuracy.
 
 python -m studies.paper.paths_table [FOLDER]
+
+In the third, two figures are of all singular values and of the eight largest; LoRA of rank 8 has no more.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from statistics import fmean
@@ -27,12 +30,35 @@ def read(folder: Path) -> dict[tuple[str, str, float], list[dict[str, Any]]]:
     return found
 
 
-def at_reward(record: dict[str, Any], reached: float) -> float | None:
-    """E1 at the first checkpoint by which accuracy was measured to have reached so much."""
-    for step, accuracy in record["accuracy"].items():
-        if accuracy >= reached and int(step) in record["steps"]:
-            return float(record["e1"][record["steps"].index(int(step))])
+def crossing(record: dict[str, Any], reached: float) -> float | None:
+    """The step at which accuracy reached so much, on the line between two evaluations; None: it never did."""
+    looks = [(int(step), accuracy) for step, accuracy in record["accuracy"].items()]
+    for (before, low), (after, high) in itertools.pairwise(looks):
+        if low < reached <= high:
+            return before + (after - before) * (reached - low) / (high - low)
     return None
+
+
+def at_reward(record: dict[str, Any], reached: float, kind: str) -> float | None:
+    """E1 (`e1`, or `e1_of_8`) where accuracy reached so much, on the line between two checkpoints.
+
+    None where it never did, or did so before the first checkpoint.
+    """
+    step = crossing(record, reached)
+    for (at, low), (then, high) in itertools.pairwise(zip(record["steps"], record[kind], strict=True)):
+        if step is not None and at <= step <= then:
+            return float(low + (high - low) * (step - at) / (then - at))
+    return None
+
+
+def reached_cell(found: list[dict[str, Any]], reached: float) -> str:
+    """E1 of all singular values and of eight where accuracy reached so much, with the seeds that did if not all."""
+    kinds = ("e1", "e1_of_8")
+    both = [[e for r in found if (e := at_reward(r, reached, kind)) is not None] for kind in kinds]
+    if not both[0]:
+        return "-"
+    count = f" ({len(both[0])} of {len(found)})" if len(both[0]) < len(found) else ""
+    return ", ".join(dict.fromkeys(map(mean_and_error, both))) + count
 
 
 def main() -> None:
@@ -69,12 +95,8 @@ def main() -> None:
     print("\n| task | training | rate | " + " | ".join(f"E1 at accuracy {x}" for x in REACHED) + " |")
     print("|---|---|---|" + "---|" * len(REACHED))
     for (task, kind, rate), found in runs.items():
-        at = [[e for r in found if (e := at_reward(r, x)) is not None] for x in REACHED]
-        print(
-            f"| {task} | {kind} | {rate:g} | "
-            + " | ".join(mean_and_error(v) if v else "-" for v in at)
-            + " |"
-        )
+        cells = [reached_cell(found, x) for x in REACHED]
+        print(f"| {task} | {kind} | {rate:g} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
