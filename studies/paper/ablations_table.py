@@ -1,4 +1,4 @@
-"""The table of studies/paper/ablations.py: what a leap at step 150 adds to the accuracy, variant by variant.
+"""The tables of studies/paper/ablations.py: what a leap at step 150 adds to the accuracy, by variant and by alpha.
 
 python -m studies.paper.ablations_table [FOLDER]
 """
@@ -10,9 +10,11 @@ from typing import Any
 
 from studies.folders import published, records_to_read
 from studies.over_seeds import mean_and_error
-from studies.paper.ablations import TASKS, VARIANTS
+from studies.paper.ablations import ALPHAS, TASKS, VARIANTS
 
 SHOWN = ("0.5", "1.5", "4", "8")
+ALL_ALPHAS = tuple(f"{alpha:g}" for alpha in ALPHAS)
+OVER_ALPHAS = ("as published", "next", "secant")
 
 
 def gains(records: list[dict[str, Any]], name: str, alpha: str) -> list[float]:
@@ -21,8 +23,24 @@ def gains(records: list[dict[str, Any]], name: str, alpha: str) -> list[float]:
     return [r["variants"][name]["accuracy"][alpha] - r["plain"][label]["staying"] for r in records]
 
 
+def table(
+    every: list[dict[str, Any]], names: list[str], alphas: tuple[str, ...], also: tuple[str, ...]
+) -> None:
+    """Gains of these variants at these alphas, and other figures of theirs."""
+    head = ["variant", "seeds", *(f"alpha {a}" for a in alphas), *also]
+    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name in names:
+        records = [r for r in every if name in r["variants"]]
+        if not records:
+            continue
+        own = [r["variants"][name] for r in records]
+        cells = [mean_and_error(gains(records, name, a), sign="+") for a in alphas]
+        cells += [mean_and_error([v[k] for v in own], 2) for k in also]
+        print(f"| {name} | {len(records)} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
-    """One table for each task."""
+    """Two tables for each task."""
     folder = records_to_read("paper", __doc__)
     folder = folder / "ablations" if folder == published("paper") else folder
     for task in TASKS:
@@ -34,17 +52,9 @@ def main() -> None:
             if known:
                 at, later = (mean_and_error([p[s] for p in known]) for s in ("staying", "200"))
                 print(f"`{task}`, {label}: {at} at step 150, {later} at step 200.")
-        head = ["variant", "seeds", *(f"alpha {a}" for a in SHOWN), "cosine", "length", "fit, s"]
-        print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-        for variant in VARIANTS:
-            records = [r for r in every if variant.name in r["variants"]]
-            if not records:
-                continue
-            own = [r["variants"][variant.name] for r in records]
-            cells = [mean_and_error(gains(records, variant.name, a), sign="+") for a in SHOWN]
-            cells += [mean_and_error([v[k] for v in own], 2) for k in ("cosine", "length")]
-            cells.append(mean_and_error([v["fit_seconds"] for v in own], 0))
-            print(f"| {variant.name} | {len(records)} | " + " | ".join(cells) + " |")
+        table(every, [v.name for v in VARIANTS], SHOWN, ("cosine", "length"))
+        print(f"\nThe same on `{task}` over all alphas:")
+        table(every, list(OVER_ALPHAS), ALL_ALPHAS, ())
         print()
 
 
