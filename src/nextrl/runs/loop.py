@@ -23,6 +23,7 @@ from nextrl.engines.history import DiskHistory
 from nextrl.engines.policies import AtSteps, Auto
 from nextrl.engines.ranks import launched
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.samplers import PromptOrder
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
@@ -150,7 +151,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
         settings,
         folder,
         save=arm.save,
-        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model)],
+        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), PromptOrder()],
     )
     if leaper:
         meter.costs = lambda: leaper.costs
@@ -200,7 +201,7 @@ def train(
         base.get(arm.task),
         arm.train,
         run.out / "trajectory",
-        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), resumable],
+        callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), PromptOrder(), resumable],
         report_to=run.report_to,
         log_dir=run.out / "logs",
     )

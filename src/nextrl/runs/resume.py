@@ -21,7 +21,6 @@ from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import sealed, sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.engines.ranks import launched
-from nextrl.engines.trl.samplers import draw_orders_again
 from nextrl.errors import InputError
 from nextrl.files import read_json, whole
 from nextrl.runs.arm import ArmRecord
@@ -118,7 +117,7 @@ def set_aside(checkpoint: Checkpoint, stopped: Path) -> Checkpoint:
 
 
 class Resumable(TrainerCallback):
-    """Marks checkpoints as whole, stops a run that was asked to, and puts the order of prompts where it was.
+    """Marks checkpoints as whole, and stops a run that was asked to.
 
     Args:
         record: the arm's record, written into each checkpoint.
@@ -138,18 +137,6 @@ class Resumable(TrainerCallback):
     ) -> None:
         self._record, self._update, self._before_last = record, update, before_last
         self._stop_asked, self._stopped = stop_asked, stopped
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draw the orders of the epochs that are over once more.
-
-        TRL's sampler shuffles with a generator of its own that no checkpoint holds: without this, the second epoch of
-        a resumed run would have the first one's order.
-        """
-        loader = kwargs["train_dataloader"]
-        per_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
-        draw_orders_again(loader, state.global_step // per_epoch)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

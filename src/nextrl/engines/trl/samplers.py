@@ -8,6 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class PromptOrder(TrainerCallback):
+    """Puts the order of prompts of a run that goes on from a checkpoint where it was.
+
+    TRL's sampler shuffles with a generator of its own that no checkpoint holds: without this, the second epoch of
+    such a run would have the first one's order.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw the orders of the epochs that are over once more."""
+        loader = kwargs["train_dataloader"]
+        per_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
+        draw_orders_again(loader, state.global_step // per_epoch)
 
 
 def training_loader(trainer: Any) -> Any:
