@@ -85,8 +85,8 @@ class LeapCallback(TrainerCallback):
         InputError: arguments contradict each other or are out of range; and, when training begins: the trainer is none
             of TRL's that can be scored, or not as TRL's was read, or has another LeapCallback; the model has no single
             active LoRA adapter, or one that is no `W + s B A`; the optimizer keeps weights of its own, or makes its own
-            rate; no rows can be held back, or too few are given; a checkpoint's memory is damaged or of another
-            version.
+            rate; no rows can be held back, or too few are given; the run ends before the first of the steps to leap at;
+            a checkpoint's memory is damaged or of another version.
         StaleWeights: after a leap, if vLLM goes on sampling from the weights before it.
     """
 
