@@ -1,12 +1,14 @@
 """`nextrl analyze`: table, JSON, files, bad options."""
 
 import json
+import shutil
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
-from lora_runs import write_run
+from lora_runs import model, write_run
 from nextrl.cli.analysis_text import _r2
 from nextrl.cli.analyze import analyze
 from nextrl.errors import InputError
@@ -69,11 +71,17 @@ def test_two_shares_of_the_first_direction_are_told_apart(run):
 
 
 def test_linearity_out_of_sample_has_a_sentence_where_there_are_checkpoints_enough(run, tmp_path):
-    assert "Out of sample" not in CliRunner().invoke(APP, [str(run)]).stdout
+    short = flat(CliRunner().invoke(APP, [str(run)]).stdout)
+    assert "Within the sample, a line through all 6 checkpoints explains R² =" in short
+    assert (
+        "Out of sample there is no R²: lines through 10 checkpoints are judged on the 5 after them, which takes 15 "
+        "checkpoints after the start, and there are 6." in short
+    )
     write_run(tmp_path, steps=range(10, 160, 10))
     found = json.loads(CliRunner().invoke(APP, [str(tmp_path), "--json"]).stdout)["linear_ahead"]
     shown = flat(CliRunner().invoke(APP, [str(tmp_path)]).stdout)
-    assert "lines through 10 checkpoints judged on the 5 after them" in shown
+    assert "Within the sample, a line through all 15 checkpoints explains R² =" in shown
+    assert "Out of sample, lines through 10 checkpoints judged on the 5 after them" in shown
     for component, words in (
         ("u", "u1"),
         ("v", "v1"),
@@ -81,6 +89,60 @@ def test_linearity_out_of_sample_has_a_sentence_where_there_are_checkpoints_enou
         ("rank1", "the rank-1 part as a whole"),
     ):
         assert f"{words} {_r2(found[component])}" in shown
+
+
+def test_a_checkpoint_of_the_start_is_none_to_judge_by(tmp_path):
+    write_run(tmp_path, steps=range(10, 150, 10), start=True)
+    shown = flat(CliRunner().invoke(APP, [str(tmp_path)]).stdout)
+    assert "a line through all 15 checkpoints" in shown
+    assert "which takes 15 checkpoints after the start, and there are 14." in shown
+
+
+def test_a_run_that_stands_still_at_its_end_has_no_linearity_out_of_sample(tmp_path):
+    _, deltas = write_run(tmp_path, steps=range(10, 110, 10))
+    assert len(deltas) == 10
+    for step in range(110, 160, 10):
+        shutil.copytree(tmp_path / "checkpoint-100", tmp_path / f"checkpoint-{step}")
+    shown = flat(CliRunner().invoke(APP, [str(tmp_path)]).stdout)
+    assert "Out of sample there is no R²: nothing changes over the last 5 checkpoints." in shown
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    """Full-weight checkpoints of a model of 16 x 16 matrices and wider ones, and the folder of its base."""
+    root, trained = tmp_path_factory.mktemp("full"), model()
+    trained.save_pretrained(root / "base")
+    torch.manual_seed(0)
+    for step in (10, 20):
+        for parameter in trained.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        trained.save_pretrained(root / "run" / f"checkpoint-{step}")
+    return root / "run", root / "base"
+
+
+def test_of_full_weights_the_shares_are_said_to_be_of_what_was_kept(full_run, run):
+    def shown(*options):
+        words = [str(full_run[0]), "--base", str(full_run[1]), *options]
+        found = json.loads(CliRunner().invoke(APP, [*words, "--json"]).stdout)
+        return (
+            found["singular_values_kept"],
+            found["nuclear_share"]["global"]["20"],
+            CliRunner().invoke(APP, words).stdout,
+        )
+
+    caveat = (
+        "Both shares are of the 4 largest singular values of each delta, all that is kept of full weights"
+    )
+    kept, cut, text = shown("--rank", "4")
+    assert kept == 4
+    assert caveat in flat(text)
+    kept, whole, text = shown()  # 16, and no matrix of this model is narrower than that or needs more
+    assert kept is None
+    assert "Both shares" not in text
+    assert cut > whole
+    adapter = CliRunner().invoke(APP, [str(run)])
+    assert "Both shares" not in adapter.stdout
+    assert json.loads(CliRunner().invoke(APP, [str(run), "--json"]).stdout)["singular_values_kept"] is None
 
 
 def test_lines_that_fail_say_in_how_many_modules():

@@ -85,6 +85,19 @@ def test_leap_json(run_dir: Path, tmp_path: Path) -> None:
     assert all(t.shape[0] == 3 for name, t in state.items() if "lora_A" in name)
 
 
+def test_leap_takes_the_method_s_own_alpha_and_says_which(run_dir: Path, tmp_path: Path) -> None:
+    def alphas(*options: str) -> tuple[float, str]:
+        words = (str(run_dir), "--horizon", "20", "--out", str(tmp_path / "leapt"), *options)
+        return json.loads(call(leap_verb, *words, "--json").stdout)["alpha"], call(leap_verb, *words).stdout
+
+    alpha, said = alphas("--method", "next-paper")
+    assert (alpha, "20 steps at alpha 1.5:" in said) == (1.5, True)
+    alpha, said = alphas("--method", "next-paper", "--alpha", "1")
+    assert (alpha, "20 steps at alpha 1:" in said) == (1.0, True)
+    alpha, said = alphas("--method", "secant")
+    assert (alpha, "20 steps at alpha 1:" in said) == (1.0, True)
+
+
 def test_leap_leaves_broken_checkpoints_out_only_when_told(run_dir: Path, tmp_path: Path) -> None:
     copy, out = tmp_path / "run", tmp_path / "leapt"
     shutil.copytree(run_dir, copy)

@@ -42,6 +42,15 @@ def test_factors_leap_is_the_callbacks_formula() -> None:
     assert made.discarded == 0.0
 
 
+def test_without_an_alpha_a_method_takes_its_own_and_a_given_one_is_obeyed() -> None:
+    traj = synthetic.run(synthetic.walk(2.0))
+    assert leap(traj, "secant", horizon=10).alpha == 1.0
+    published = leap(traj, "next-paper", horizon=10, epochs=2)
+    assert published.alpha == published.provenance()["alpha"] == 1.5
+    assert leap(traj, "next-paper", horizon=10, alpha=1.0, epochs=2).alpha == 1.0
+    assert leap(traj, "next-paper", horizon=10, alpha=0.0, epochs=2).alpha == 0.0
+
+
 def test_alpha_zero_gives_the_adapter_back_in_its_own_gauge() -> None:
     traj = synthetic.run(synthetic.walk(2.0))
     for method in ("secant", "factors"):

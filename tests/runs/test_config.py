@@ -90,6 +90,11 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("leap: {method: nxt}", (), "leap.method: 'nxt' is unknown; did you mean next?"),
         ("leap: {method: next}", (), "leap.method next needs leap.at"),
         ("leap: {method: next, at: [50], every: 50}", (), "one of the two"),
+        ("leap: {method: next-paper, at: [50], every: 50}", (), "one of the two"),
+        ("leap: {method: next-paper}\ntrain: {steps: 100}", (),
+         "between 1 and train.steps - 1 = 99, not [150] (where next-paper leaps if nothing else is said; set leap.at)"),
+        ("leap: {method: next-paper}\ntrain: {save_every: 20}", (),
+         "150 is no multiple of train.save_every = 20, so no checkpoint is there (where next-paper leaps if"),
         ("leap: {method: next, at: [55]}", (), "55 is no multiple of train.save_every = 10"),
         ("leap: {method: next, at: [400]}", (), "ascending steps between 1 and train.steps - 1 = 399, not [400]"),
         ("leap: {method: next, at: [100, 50]}", (), "ascending steps"),
@@ -174,6 +179,11 @@ def test_the_arm_is_what_the_config_says() -> None:
     published = config(leap={"method": "next-paper", "at": 150}).arm().leap
     assert published is not None
     assert (published.alphas, published.search) == ((1.5,), False)
+    unsaid = config(leap={"method": "next-paper"})
+    assert unsaid.arm().leap == published
+    assert unsaid.derived()["leap"]["at"] == [150]
+    assert RunConfig(**unsaid.as_dict()) == unsaid
+    assert config(leap={"method": "next-paper", "every": 100}).leap_steps() == (100, 200, 300)
     searched = config(leap={"method": "next-paper", "at": 150, "alpha": "auto"}).arm().leap
     assert searched is not None
     assert (searched.alphas[-1], searched.search) == (4.0, True)

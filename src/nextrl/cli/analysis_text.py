@@ -49,9 +49,10 @@ def _grid(title: str, columns: dict[str, Mapping[int, float]], steps: Sequence[i
 def sentences(result: Analysis) -> list[str]:
     """The scalars, each in a sentence."""
     lines = [
-        f"A line explains R² = {result.line.r2:.3f} of the coefficient along the first direction, "
-        f"which holds {result.line.share:.0%} of the path's energy.",
-        *_ahead(result),
+        f"Within the sample, a line through all {len(result.steps)} checkpoints explains R² = {result.line.r2:.3f} of "
+        f"their own coefficient along the first direction, which holds {result.line.share:.0%} of the path's energy. "
+        "Such an R² is near 1 for almost any path.",
+        _ahead(result),
         *_dominance(result),
     ]
     if result.drift is not None:
@@ -74,16 +75,26 @@ def sentences(result: Analysis) -> list[str]:
     return lines
 
 
-def _ahead(result: Analysis) -> list[str]:
-    """Linearity judged on later checkpoints, beside the R² above, whose line saw all of them."""
+def _ahead(result: Analysis) -> str:
+    """Linearity judged on later checkpoints, beside the R² above, whose line saw all of them; or why there is none."""
     found = result.linearity()
     if not found:
-        return []
+        return f"Out of sample there is no R²: {_why_not_ahead(result)}."
     parts = [f"{words} {_r2(found[name])}" for name, words in _COMPONENTS.items() if name in found]
-    return [
+    return (
         f"Out of sample, lines through {FIT} checkpoints judged on the {AHEAD} after them, medians over modules: R² of "
         f"{', '.join(parts)}. Below 0 is worse than knowing the later checkpoints' mean."
-    ]
+    )
+
+
+def _why_not_ahead(result: Analysis) -> str:
+    moved = max(len(module.sigma["global"]) for module in result.modules)  # W_0's own checkpoint has no delta
+    if moved < FIT + AHEAD:
+        return (
+            f"lines through {FIT} checkpoints are judged on the {AHEAD} after them, which takes {FIT + AHEAD} "
+            f"checkpoints after the start, and there are {moved}"
+        )
+    return f"nothing changes over the last {AHEAD} checkpoints"
 
 
 def _r2(found: Mapping[str, float]) -> str:
@@ -103,7 +114,18 @@ def _dominance(result: Analysis) -> list[str]:
     return [
         f"At step {last} the first direction has {energy[last]:.0%} of the energy (sigma_1² over the sum of squares, "
         f"all modules together) and {nuclear[last]:.0%} of the sum of singular values (E1 = sigma_1 over their sum, "
-        "NExt's measure, mean over modules)."
+        "NExt's measure, mean over modules).",
+        *_cut_off(result),
+    ]
+
+
+def _cut_off(result: Analysis) -> list[str]:
+    """What a reader of E1 has to know where only the first singular values are there."""
+    if result.kept is None:
+        return []
+    return [
+        f"Both shares are of the {result.kept} largest singular values of each delta, all that is kept of full "
+        "weights, and too large by what lies beyond them (--rank keeps more). An adapter's leave nothing out."
     ]
 
 

@@ -17,6 +17,7 @@ from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBad
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
+from nextrl.extrapolators.alphas import PAPER_ALPHA
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest_scores import NONE
 from nextrl.leaps.hub import check_push, push
@@ -48,8 +49,12 @@ def leap(
         int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
     ] = None,
     alpha: Annotated[
-        str, typer.Option(help="Step length; 1 is `horizon` steps, below 0 goes back; or auto (see --task).")
-    ] = "1.0",
+        str | None,
+        typer.Option(
+            help="Step length; 1 is `horizon` steps, below 0 goes back; or auto (see --task). Without it 1, "
+            f"next-paper {PAPER_ALPHA}."
+        ),
+    ] = None,
     at: Annotated[
         int | None, typer.Option(help="Leap from this checkpoint; the last by default.", callback=values.step)
     ] = None,
@@ -93,11 +98,12 @@ def leap(
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
-    fixed = None if alpha == "auto" else _number(alpha)
-    if fixed is None and task is None:
+    searches = alpha == "auto"
+    fixed = None if alpha is None or searches else _number(alpha)
+    if searches and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
     # Before anything is computed or written.
-    if fixed is None:
+    if searches:
         require("peft", "trl", "--alpha auto")
     if push_to_hub is not None:
         require("huggingface_hub", "trl", "--push-to-hub")
@@ -117,15 +123,15 @@ def leap(
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
     reason = ""
-    if fixed is None and method is None:
+    if searches and method is None:
         advice = _advice(traj, at)
         if advice.recommended == NONE:
             _no_leap(advice, traj, as_json)
             return
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
-    result = make_leap(traj, method or DEFAULT_METHOD, horizon, 1.0 if fixed is None else fixed, at, seed)
-    choice = _search(result, base, task, prompts, level, seed) if fixed is None and task else None
+    result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed)
+    choice = _search(result, base, task, prompts, level, seed) if searches and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0

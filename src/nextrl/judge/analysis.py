@@ -33,6 +33,8 @@ from nextrl.trajectory.statistics import (
 from nextrl.trajectory.trajectory import Trajectory
 
 RANKS = (1, 2, 4, 8)
+_FULL = "full"
+"""The layout of `Trajectory.from_full_weights`, whose deltas hold leading singular values only."""
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
 
@@ -42,10 +44,10 @@ class ModuleAnalysis:
 
     Attributes:
         sigma: kind -> step -> leading singular values, at most 8.
-        share: kind -> step -> sigma_1^2 over the delta's energy.
+        share: kind -> step -> sigma_1^2 over the delta's energy, or over what was kept of it (`Analysis.kept`).
         cosines: kind -> step -> (cos of u1 and of v1 with the previous checkpoint's, and with the last's).
         persistence: of the most recent pair of windows, window -> cosine.
-        nuclear_share: kind -> step -> sigma_1 over the sum of all singular values.
+        nuclear_share: kind -> step -> sigma_1 over the sum of all singular values, or of the ones that were kept.
         r2: straightness of the coefficient, of the checkpoints that the line was fitted to.
         ahead: R^2 of lines on checkpoints after the ones that they were fitted to, see `linearity_ahead`.
         norm: |W_T - W_0|.
@@ -75,6 +77,8 @@ class Analysis:
         noisy: module -> storage noise over the top singular value of its last local delta, where that is too much.
         beta1: Adam's first momentum coefficient, behind `zero`.
         zero: window -> the cosine that Adam's momentum alone gives.
+        kept: of full weights the most singular values that each delta is reduced to, so that shares of the first ones
+            are too large (`Trajectory.from_full_weights`); None where all of them are there, as of every adapter.
     """
 
     steps: tuple[int, ...]
@@ -89,6 +93,7 @@ class Analysis:
     noisy: dict[str, float]
     beta1: float
     zero: dict[int, float]
+    kept: int | None = None
 
     def mean_cosine(self, kind: str, which: int) -> dict[int, float]:
         """step -> mean over modules of one of four cosines: of u, v with the previous (0, 1), with the last (2, 3)."""
@@ -126,6 +131,7 @@ class Analysis:
             "steps": list(self.steps),
             "horizon": self.horizon,
             "energy_share": self.energy_share,
+            "singular_values_kept": self.kept,
             "nuclear_share": {kind: self.mean_nuclear_share(kind) for kind in KINDS},
             "linear_r2": self.line.r2,
             "linear_ahead": self.linearity(),
@@ -211,7 +217,16 @@ def analyze(
         noisy,
         used,
         zero,
+        _kept(traj),
     )
+
+
+def _kept(traj: Trajectory) -> int | None:
+    """How many singular values the deltas of full weights were cut to; None where none were cut off."""
+    if traj.layout != _FULL:
+        return None
+    shapes = [traj.shape(module) for module in traj.modules]
+    return max((rank for m, n, rank in shapes if rank < min(m, n)), default=None)
 
 
 class _Energy:

@@ -109,7 +109,7 @@ def path(a: Analysis) -> Figure:
     left.plot(steps, coefficient, "o", color=COLOURS["global"], markersize=4)
     left.plot(steps, slope * steps + start, color="#555555", linewidth=1)
     left.set(
-        title=f"Along the first direction (R² of a line {a.line.r2:.3f})", xlabel="step", ylabel="coefficient"
+        title=f"First direction (in-sample R² of a line {a.line.r2:.3f})", xlabel="step", ylabel="coefficient"
     )
     left.title.set_fontsize(10)
     if a.drift is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
+from nextrl.extrapolators.alphas import fixed_alpha
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import push
 from nextrl.leaps.merged_model import write_merged
@@ -40,7 +41,7 @@ class Leap:
         method: its name.
         from_step: T.
         horizon: h in steps; the leap claims to stand at T + alpha h.
-        alpha: the step length that was asked for.
+        alpha: the step length, as it was asked for or the method's own.
         seconds: time of the fit.
     """
 
@@ -184,7 +185,7 @@ def leap(
     traj: Trajectory,
     method: str = DEFAULT_METHOD,
     horizon: int | None = None,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     at: int | None = None,
     seed: int = 0,
     **params: Any,
@@ -195,7 +196,8 @@ def leap(
         traj: the run.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
-        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back.
+        alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back. None
+            is the one that the method takes unseen (`next-paper`: 1.5), and 1 for the others.
         at: leap from this checkpoint and read nothing later; the last by default.
         seed: of methods that draw random numbers.
         params: the method's own parameters.
@@ -204,7 +206,8 @@ def leap(
         InputError: unknown method or parameter, too few checkpoints for the horizon, alpha out of range, no
             checkpoint at `at`, an adapter that does not move.
     """
-    alpha = check_alpha(alpha)
+    own = fixed_alpha(method)
+    alpha = check_alpha(alpha if alpha is not None else 1.0 if own is None else own)
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")

@@ -24,7 +24,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
 from nextrl.extrapolators import names as method_names
-from nextrl.extrapolators.alphas import PAPER_ALPHA, candidate_alphas, fixed_alpha
+from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_AT, candidate_alphas, fixed_alpha, fixed_at
 from nextrl.files import usable_path
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
@@ -67,7 +67,9 @@ class LeapSection(BaseModel):
 
     method: str = Field("auto", description="`auto`, `none`, or a method of docs/extrapolators.md")
     at: tuple[int, ...] | None = Field(
-        None, description="a named method's steps, multiples of train.save_every"
+        None,
+        description="a named method's steps, multiples of train.save_every; null: those of `leap.every`, else what the "
+        f"method is made for, `next-paper` {PAPER_AT}, others are refused",
     )
     every: int | None = Field(
         None,
@@ -249,18 +251,21 @@ class RunConfig(BaseModel):
         if self.leap.controller != ControllerSection():
             raise ValueError("leap.controller: a named method has no controller; leave it out or choose auto")
         method, save_every = self.leap.method, self.train.save_every
-        if (self.leap.at is None) == (self.leap.every is None):
+        if self.leap.at is not None and self.leap.every is not None:
+            raise ValueError("leap.at and leap.every both say when to leap: give one of the two")
+        if self.leap.at is None and self.leap.every is None and fixed_at(method) is None:
             raise ValueError(f"leap.method {method} needs leap.at: [steps] or leap.every: N, one of the two")
         steps = self.leap_steps()
         if not steps or steps[0] < 1 or steps[-1] >= self.train.steps or list(steps) != sorted(set(steps)):
             raise ValueError(
                 f"leap.at must be ascending steps between 1 and train.steps - 1 = {self.train.steps - 1}, "
-                f"not {list(steps)}"
+                f"not {list(steps)}{self._whose_steps()}"
             )
         for step in steps:
             if step % save_every:
                 raise ValueError(
                     f"leap.at: {step} is no multiple of train.save_every = {save_every}, so no checkpoint is there"
+                    f"{self._whose_steps()}"
                 )
         if (alpha := self.alpha()) is not None:
             check_alpha(alpha)
@@ -278,7 +283,15 @@ class RunConfig(BaseModel):
             return ()
         if self.leap.every is not None:
             return tuple(range(self.leap.every, self.train.steps, self.leap.every))
-        return self.leap.at or ()
+        if self.leap.at is not None:
+            return self.leap.at
+        return fixed_at(self.leap.method) or ()
+
+    def _whose_steps(self) -> str:
+        """For a refusal of steps that the user did not write: where they come from, and what to do."""
+        if self.leap.at is not None or self.leap.every is not None:
+            return ""
+        return f" (where {self.leap.method} leaps if nothing else is said; set leap.at)"
 
     def alpha(self) -> float | None:
         """A named method's alpha that is taken without asking; None: it is searched."""

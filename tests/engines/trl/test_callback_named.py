@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.policies import AtSteps
-from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
+from nextrl.extrapolators import alphas
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
 from trl_runs import VALIDATION, fresh_model, same, trainer, weights
@@ -81,6 +82,46 @@ def test_every_method_leaps_at_the_adapter_s_own_rank(method: str, tmp_path: Pat
     }
     assert all(bool(t.isfinite().all()) for t in after.states[-1].values())
     assert built.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
+
+
+def test_the_published_method_leaps_once_at_its_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert alphas.fixed_at("next-paper") == (150,)
+    assert alphas.fixed_at("next") is None
+    monkeypatch.setattr(alphas, "PAPER_AT", 5)
+    built = trainer(tmp_path, max_steps=7, learning_rate=1e-2)
+    leaps = attach(built, every=1, method="next-paper", horizon=2)
+    built.train()
+    assert {d.step: d.alpha for d in leaps.decisions if d.alpha} == {5: 1.5}
+    assert leaps.decisions[4].reason == "next-paper: alpha 1.5 taken unseen"
+    assert leaps.costs.search_completions == 0
+
+
+def test_a_run_that_never_comes_to_a_named_step_is_refused(tmp_path: Path) -> None:
+    def refusal(*arguments: Any, **options: Any) -> str:
+        with pytest.raises(InputError) as error:
+            trainer(tmp_path, [LeapCallback(*arguments, **options)], max_steps=2).train()
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert refusal(method="next-paper") == (
+        "next-paper: this run ends at step 2, before step 150, where it leaps if nothing else is said: give steps of "
+        "the run with at=, or train longer"
+    )
+    assert "before step 3, 4, which at= names" in refusal(method="secant", at=[4, 3], alpha=1.0)
+    run(tmp_path, LeapCallback(1, "secant", at=[2, 9], horizon=1, alpha=1.0), max_steps=2)  # one is enough
+    run(tmp_path, LeapCallback(1, "none", at=[], alpha=1.0), max_steps=1)
+
+
+def test_searches_at_steps_of_its_own_have_no_bound() -> None:
+    def price(**options: Any) -> str:
+        return str(
+            LeapCallback(method="next-paper", alphas=[1.0, 2.0], **options)._policy.announced(160, 32, 4)
+        )
+
+    assert price() == price(at=[150])
+    assert "at most 1 in this run" in price()
 
 
 def test_a_search_compares_with_staying_put_and_waits_where_nothing_wins(

@@ -56,5 +56,5 @@ def policy_of(
         at=at,
         every=DEFAULT_WINDOW if every is None else every,
         acceptance=Acceptance() if prompts is None else Acceptance(stages_up_to(prompts)),
-        share=SEARCHED if prompts is None and at is None else None,
+        share=SEARCHED if prompts is None else None,
     )

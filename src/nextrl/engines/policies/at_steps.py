@@ -15,7 +15,7 @@ from nextrl.engines.live_adapter import along, leap_into
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
-from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha
+from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha, fixed_at
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
@@ -45,11 +45,13 @@ class AtSteps(LeapsOnly):
         alpha: take this one, unseen; None searches `alphas` and staying put on held-out prompts.
         alphas: candidates of a search; None for `ALPHAS`, or, where the method has an alpha of its own (`next-paper`:
             1.5), that one unseen.
-        at: leap after these steps only; None at the end of every window, as soon as the horizon allows.
+        at: leap after these steps only; None at the end of every window, as soon as the horizon allows, or, where the
+            method has a step of its own (`next-paper`: 150), there, once.
         every: optimizer steps per window; None ends windows at `at` alone. Nothing can be taken back then, and a method
             that cannot be fitted there stops the run.
         acceptance: how a candidate is accepted.
-        share: most completions of searches, as a share of those that the run has been trained on; None for no bound.
+        share: most completions of searches, as a share of those that the run has been trained on; None for no bound,
+            and there is none where the steps are named.
         disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
         params: the method's own parameters.
         seed: of methods that draw random numbers.
@@ -78,11 +80,13 @@ class AtSteps(LeapsOnly):
     ) -> None:
         if horizon < 1:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
+        own = at is None and fixed_at(method) is not None
+        at = fixed_at(method) if at is None else at
         if every is None and at is None:
             raise InputError("a named method needs at= (steps) or every= (steps per window)")
         self._learns_accuracy = tags_of(get(method, **(params or {}))).needs_accuracy
         self.method: str = method
-        self._horizon, self._at = horizon, None if at is None else frozenset(at)
+        self._horizon, self._at, self._own_step = horizon, None if at is None else frozenset(at), own
         if alpha is None and alphas is None:
             alpha = fixed_alpha(method)
         self._alpha = None if alpha is None else check_alpha(alpha)
@@ -91,7 +95,7 @@ class AtSteps(LeapsOnly):
         self._windows, self.every = every is not None, every or 1
         self.searches, self.keeps_history, self.undoes = self._alpha is None, disk is None, False
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
-        self._share, self._disk, self._seed = share, disk, seed
+        self._share, self._disk, self._seed = share if self._at is None else None, disk, seed
         self.fall, self.fall_errors = fall, fall_errors
         self._fruitless = self._wait = 0
         self._group = 1
@@ -108,6 +112,21 @@ class AtSteps(LeapsOnly):
         self._fruitless = self._wait = 0
         if self._disk is not None:
             self._disk.begin()
+
+    def refuse_shorter(self, steps: int) -> None:
+        """See to it that a run of so many steps comes to a step that was named for a leap.
+
+        Raises:
+            InputError: it comes to none of them.
+        """
+        if not self._at or min(self._at) <= steps:
+            return
+        named = ", ".join(map(str, sorted(self._at)))
+        where = "where it leaps if nothing else is said" if self._own_step else "which at= names"
+        raise InputError(
+            f"{self.method}: this run ends at step {steps}, before step {named}, {where}: give steps of the run with "
+            "at=, or train longer"
+        )
 
     @property
     def _price(self) -> int:
@@ -204,7 +223,7 @@ class AtSteps(LeapsOnly):
 
     def _choose(self, score: Score) -> Decision:
         if self._alpha is not None:
-            return replace(stay(f"{self.method}: alpha {self._alpha:g} as given"), alpha=self._alpha)
+            return replace(stay(f"{self.method}: alpha {self._alpha:g} taken unseen"), alpha=self._alpha)
         alpha, scores = self.acceptance.choose(score, self._alphas)
         self._fruitless = 0 if alpha else self._fruitless + 1
         self._wait = 0 if alpha else min(PATIENCE, 2 ** (self._fruitless - 1))

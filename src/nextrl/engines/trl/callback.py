@@ -23,7 +23,7 @@ from nextrl.engines import decision_log, memory
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.policies import Policy, policy_of
+from nextrl.engines.policies import AtSteps, Policy, policy_of
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
@@ -51,7 +51,8 @@ class LeapCallback(TrainerCallback):
         method: "auto", which sets the rate and takes back what did harm, by what training samples anyway; or an
             extrapolator's name (`nextrl.extrapolators.names()`): fitted on the run's own checkpoints, one per window,
             kept in memory since the last leap. A named method leaps, and never changes the learning rate.
-        at: steps at which a named method leaps; None at the end of every window, as soon as its horizon allows.
+        at: steps at which a named method leaps; None at the end of every window, as soon as its horizon allows
+            (`next-paper`: once, at step 150).
         horizon: steps ahead that a named method's alpha = 1 stands for.
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put; None for `extrapolators.alphas.ALPHAS`, or for the one
@@ -84,8 +85,8 @@ class LeapCallback(TrainerCallback):
         InputError: arguments contradict each other or are out of range; and, when training begins: the trainer is none
             of TRL's that can be scored, or not as TRL's was read, or has another LeapCallback; the model has no single
             active LoRA adapter, or one that is no `W + s B A`; the optimizer keeps weights of its own, or makes its own
-            rate; no rows can be held back, or too few are given; a checkpoint's memory is damaged or of another
-            version.
+            rate; no rows can be held back, or too few are given; the run ends before the first of the steps to leap at;
+            a checkpoint's memory is damaged or of another version.
         StaleWeights: after a leap, if vLLM goes on sampling from the weights before it.
     """
 
@@ -174,6 +175,8 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
+        if isinstance(self._policy, AtSteps):
+            self._policy.refuse_shorter(run.max_steps)
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if state.global_step:
