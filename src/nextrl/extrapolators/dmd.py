@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram
@@ -47,7 +48,11 @@ class DynamicModes:
         return 3 + self.delays
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One eigendecomposition of at most (T, T)."""
+        """One eigendecomposition of at most (T, T).
+
+        Raises:
+            InputError: as `require`, or a run that stood still until its last checkpoint.
+        """
         require(self, traj, horizon)
         grid = even_grid(traj)
         moves = grid[1:] - grid[:-1]
@@ -55,6 +60,11 @@ class DynamicModes:
         # <[d_i, d_i-1], [d_j, d_j-1]>: Gram matrices of shifted differences add up.
         size = len(gram) - self.delays + 1
         gram = torch.stack([gram[i : i + size, i : i + size] for i in range(self.delays)]).sum(0)
+        if float(gram[:-1, :-1].trace()) <= 0.0:
+            raise InputError(
+                f"dmd: the adapter does not move before step {traj.steps[-1] - traj.spacing}, so there is no motion "
+                "to take modes from: train on, or take a method that needs only the last steps (secant, factors)"
+            )
         moves = moves[-len(gram) :]
         basis = self._basis(gram[:-1, :-1])
         operator = basis.mT @ gram[:-1, 1:] @ basis

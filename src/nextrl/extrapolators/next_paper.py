@@ -108,19 +108,21 @@ class NextPaper:
         ends = known_steps(traj)[0], traj.steps[-1]
         widest = max(traj.delta(m, *ends).rank for m in traj.modules)
         for part in range(min(self.rank, widest)):
-            for module, direction in self._part(traj, horizon, seed, part).items():
+            features = collect(traj, horizon, self.name, part)
+            if not features.modules:  # the factors are wider than the differences' true rank
+                break
+            for module, direction in self._part(features, traj.spacing, seed).items():
                 directions[module] = directions[module] + direction if part else direction
         return NewDirection(directions)
 
-    def _part(self, traj: Trajectory, horizon: int, seed: int, part: int) -> dict[str, LowRank]:
+    def _part(self, features: Features, spacing: int, seed: int) -> dict[str, LowRank]:
         """module -> what is predicted of one singular triple, (m, n) of rank 1; none for a module without it."""
-        features = collect(traj, horizon, self.name, part)
         draws = torch.Generator().manual_seed(seed)
         recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
-            sizes = self._sizes(features, traj.spacing, recipe, draws)
+            sizes = self._sizes(features, spacing, recipe, draws)
         directions = {}
         for module, sigma in sizes.items():
             u, v = (nn.functional.normalize(side[module], dim=0).double() for side in (left, right))

@@ -46,7 +46,8 @@ class MemoryCheckpoint:
             numbers = all(bool(tensor.isfinite().all()) for tensor in pair)
             broken = f"a weight beyond {LARGEST:.0e}" if numbers else "NaN or Inf"
             raise InputError(
-                f"{broken} in {module} at step {self.step}: leave that checkpoint out and look at what training did there"
+                f"{broken} in {module} at step {self.step}: leave that checkpoint out, and look at what training "
+                "did there"
             )
         return pair
 
