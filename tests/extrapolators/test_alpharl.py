@@ -51,6 +51,19 @@ def test_alpha_1_is_the_target_accuracy_even_above_1(target: float, steps: int) 
             )
 
 
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_alpha_0_stays_and_alpha_1_is_the_fit_s_own_goal(variant: str) -> None:
+    """The regression passes W_T by on a run with noise: only the formula at alpha = 0 is not taken at its word."""
+    traj = wandering()
+    prediction = get("alpharl", accuracy=accuracy(traj), variant=variant).fit(traj, 40)
+    for module in traj.modules:
+        assert float(prediction.delta(module, 0.0).dense().norm()) == 0.0
+        goal = prediction.left[module].at(prediction.accuracy + prediction.gain)
+        now = prediction.now[module].left[:, 0] if variant == "paper" else torch.zeros_like(goal)
+        whole = torch.outer(goal - now, prediction.now[module].right[:, 0])
+        torch.testing.assert_close(prediction.delta(module, 1.0).dense(), whole)
+
+
 def test_without_a_target_the_accuracy_is_capped_at_1() -> None:
     traj = synthetic.run(synthetic.rank_one_line)
     prediction = get("alpharl", accuracy={t: t / 110 for t in traj.steps}).fit(traj.upto(AT), 40)
