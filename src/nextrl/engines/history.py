@@ -25,8 +25,8 @@ class AdapterHistory:
         steps: optimizer steps of each checkpoint in the run's own count.
         states: the adapter's factors at each.
         rewards: step -> mean training reward of the window that ended there.
-        most: checkpoints kept. Beyond that the third-oldest goes, since the first is W_0 and the first two are the first
-            update (`first-update`); of three or fewer the second-oldest, so that the last window stays whole.
+        most: checkpoints kept. Beyond that the third-oldest goes, since the first is W_0 and the first two together are
+            the run's first update; of three or fewer the second-oldest, so that the last window stays whole.
     """
 
     steps: list[int] = field(default_factory=list)

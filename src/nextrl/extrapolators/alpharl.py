@@ -6,8 +6,8 @@ by a PLS with one component. Inverted at a target accuracy y* it gives the vecto
 `x_T v^T` that W_T holds already:
 
 - `paper` puts `x(y*) v^T` in its place, and keeps the rest of `W_T - W_0` beyond rank 1 (second-hand). The regression
-  passes by x_T, so that the leap does not shrink to nothing with alpha: near 0 it still goes from W_T to the fitted x of
-  today's accuracy. alpha = 0 itself stays.
+  passes by x_T, so that the leap does not shrink to nothing with alpha: near 0 it still goes from W_T to the fitted x
+  of today's accuracy. alpha = 0 itself stays.
 - `code` adds `x(y*) v^T` to W_T in whole and scales each entry of x and y to unit variance before the regression, as
   the public code does (github.com/caiyuchen-ustc/Alpha-RL at 2d8861e, `AlphaPredVector.py` and
   `AlphaRLBuildPerdictModel.py`). That has no alpha: here alpha multiplies the product, so that 0 stays.

@@ -14,6 +14,8 @@ Liberties taken, all of them:
   arm does so), and Adam's moments stay.
 - The loss is averaged over rows, and so does not grow with their number.
 - Spans of uneven length are rescaled to one spacing and one horizon; with checkpoints at even steps this does nothing.
+- A training row whose local or target span did not move is left out: it has no direction.
+- What the networks say of u and v is brought to unit length before sigma u v^T is formed.
 - A step is one optimizer update; the paper counts steps of four (batch 128, mini-batches of 32).
 """
 
@@ -145,7 +147,7 @@ class NextPaper:
     def _sizes(
         self, features: Features, unit: int, recipe: TrainingSettings, draws: torch.Generator
     ) -> dict[str, float]:
-        """module -> predicted sigma. The network of width d = 1 is the published one, collapse included."""
+        """module -> predicted sigma. The network of width d = 1 is the published one: it may say the same of all."""
         x, y, last = features.sizes(unit)
         net = PaperNet(1, self.width, self.inputs)
         train(net, x[:, :, None], y[:, None], recipe, draws)
