@@ -123,6 +123,17 @@ def test_next_keeps_sizes_apart_where_the_paper_form_does_not() -> None:
         assert float(prediction.delta(module).norm()) == pytest.approx(real, rel=0.1)
 
 
+def test_the_published_network_for_sizes_may_say_the_same_of_every_matrix() -> None:
+    """For some initialisations, since its ReLUs of width 1 are dead then, and not for all."""
+    sizes = torch.linspace(0.05, 2.0, 40)
+    x, flat = torch.stack([3 * sizes, sizes], 1)[:, :, None], []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            flat.append(float(PaperNet(1)(x).std()) < 1e-6)
+    assert 0 < sum(flat) < 20
+
+
 def test_paper_form_exposes_its_alphas_and_sizes() -> None:
     method = get("next-paper")
     assert method.alphas == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)

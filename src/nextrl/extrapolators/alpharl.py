@@ -127,7 +127,7 @@ class AlphaRL:
         if given is None:
             given = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
         start = known_steps(traj)[0]
-        steps = [s for s in traj.steps if s in given and s > start]
+        steps = [s for s in traj.steps if s > start and math.isfinite(given.get(s, math.nan))]
         if len(steps) < 3:
             raise InputError(
                 f"alpharl needs the accuracy of at least 3 checkpoints, {len(steps)} known: keep "
