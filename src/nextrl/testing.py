@@ -264,6 +264,14 @@ def refuses_alpha_out_of_range(make: Maker) -> None:
         _refused(method, leap, "alpha must be", f"alpha {alpha:g}", remedy)
 
 
+def stays_where_alpha_is_zero(make: Maker) -> None:
+    """alpha = 0 changes nothing: a leap of that length counts as none, and its adapter as the run's own."""
+    method, traj = make(), _drifting().upto(AT)
+    prediction = _fitted(method, traj, HORIZON)
+    distance = max(float(prediction.delta(module, 0.0).dense().norm()) for module in traj.modules)
+    _expect(distance <= 1e-9, method, f"moves by {distance:g} at alpha 0, which is to stay")
+
+
 def takes_uneven_spacing(make: Maker) -> None:
     """Checkpoints need not be evenly spaced."""
     method, traj = make(), synthetic_run(straight_line, UNEVEN_STEPS)
@@ -303,6 +311,7 @@ CHECKS: dict[str, Callable[[Maker], None]] = {
         refuses_a_run_that_does_not_move,
         leaves_a_module_that_never_moved,
         refuses_alpha_out_of_range,
+        stays_where_alpha_is_zero,
         takes_uneven_spacing,
         comes_out_at_the_adapters_rank,
     )

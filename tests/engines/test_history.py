@@ -22,16 +22,43 @@ from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.trajectory import Trajectory
 
 
-def test_the_first_stays_and_the_second_oldest_goes() -> None:
-    history = AdapterHistory(most=4)
+def test_the_first_two_stay_and_the_third_oldest_goes() -> None:
+    history = AdapterHistory(most=5)
     history.begin(100, {})
     for step in range(110, 161, 10):
-        history.add(step, {}, reward=step / 1000)
-    assert history.steps == [100, 140, 150, 160]
-    assert len(history.states) == 4
-    assert history.accuracy() == {40: 0.14, 50: 0.15, 60: 0.16}
+        history.add(step, {"of": torch.tensor(step)}, reward=step / 1000)
+    assert history.steps == [100, 110, 140, 150, 160]
+    assert [int(state["of"]) for state in history.states[1:]] == history.steps[1:]
+    assert history.accuracy() == {10: 0.11, 40: 0.14, 50: 0.15, 60: 0.16}
     history.begin(160, {})
     assert (history.steps, history.accuracy()) == ([160], {})
+
+
+@pytest.mark.parametrize(("most", "kept"), [(2, [0, 60]), (3, [0, 50, 60]), (4, [0, 10, 50, 60])])
+def test_of_few_checkpoints_the_last_window_stays_whole(most: int, kept: list[int]) -> None:
+    history = AdapterHistory(most=most)
+    history.begin(0, {})
+    for step in range(10, 61, 10):
+        history.add(step, {}, reward=0.5)
+    assert history.steps == kept
+
+
+def test_the_first_update_is_still_the_first_after_many_windows() -> None:
+    """A run that goes along one matrix up to step 10, and along another from there on."""
+    a, b, other = torch.eye(3, 6), torch.zeros(5, 3), torch.zeros(5, 3)
+    b[0, 0], other[1, 1] = 1.0, 1.0
+    history = AdapterHistory()
+    history.begin(0, {"b": 0 * b})
+    for step in range(10, 301, 10):
+        history.add(step, {"b": b + other * (step - 10)}, reward=0.5)
+    adapter: Any = SimpleNamespace(
+        matrices=lambda state: {MODULE: (a, state["b"])}, scalings=lambda: {MODULE: 1.0}
+    )
+    traj = history.trajectory(adapter)
+    assert len(traj.steps) == history.most
+    moved = leap(traj, "first-update", horizon=10).delta(MODULE)
+    torch.testing.assert_close(moved.dense(), (b @ a).double())
+    assert float(leap(traj, "secant", horizon=10).delta(MODULE).norm()) == pytest.approx(10.0)
 
 
 def test_the_trajectory_counts_from_its_own_start_and_holds_the_live_weights() -> None:

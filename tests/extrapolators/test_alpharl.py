@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,19 @@ def test_alpha_1_is_the_target_accuracy_even_above_1(target: float, steps: int) 
             )
 
 
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_alpha_0_stays_and_alpha_1_is_the_fit_s_own_goal(variant: str) -> None:
+    """The regression passes W_T by on a run with noise: only the formula at alpha = 0 is not taken at its word."""
+    traj = wandering()
+    prediction = get("alpharl", accuracy=accuracy(traj), variant=variant).fit(traj, 40)
+    for module in traj.modules:
+        assert float(prediction.delta(module, 0.0).dense().norm()) == 0.0
+        goal = prediction.left[module].at(prediction.accuracy + prediction.gain)
+        now = prediction.now[module].left[:, 0] if variant == "paper" else torch.zeros_like(goal)
+        whole = torch.outer(goal - now, prediction.now[module].right[:, 0])
+        torch.testing.assert_close(prediction.delta(module, 1.0).dense(), whole)
+
+
 def test_without_a_target_the_accuracy_is_capped_at_1() -> None:
     traj = synthetic.run(synthetic.rank_one_line)
     prediction = get("alpharl", accuracy={t: t / 110 for t in traj.steps}).fit(traj.upto(AT), 40)
@@ -80,6 +95,18 @@ def test_the_code_s_variant_is_the_code_s_arithmetic() -> None:
         expected = torch.outer(torch.from_numpy(x), tops[-1].v[:, 0]) * sign
         torch.testing.assert_close(prediction.delta(module).dense(), expected, rtol=1e-4, atol=1e-5)
         assert float(prediction.delta(module, 0.0).norm()) == 0.0
+
+
+def test_an_accuracy_that_is_not_a_number_is_one_that_is_not_known() -> None:
+    traj = wandering()
+    given = accuracy(traj)
+    without = get("alpharl", accuracy={s: a for s, a in given.items() if s != 40}).fit(traj, 40)
+    spoiled = get("alpharl", accuracy={**given, 40: math.nan}).fit(traj, 40)
+    for module in traj.modules:
+        assert torch.equal(spoiled.delta(module).dense(), without.delta(module).dense())
+    few = {step: a if step < 30 else math.inf for step, a in given.items()}
+    with pytest.raises(InputError, match="at least 3 checkpoints, 2 known"):
+        get("alpharl", accuracy=few).fit(traj, 40)
 
 
 def test_an_unknown_variant_is_refused() -> None:

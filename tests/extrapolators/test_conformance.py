@@ -181,6 +181,19 @@ class AnyAlphaPrediction:
         return self.good.delta(module, 1.0) * alpha
 
 
+class NeverStays(LastStep):
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        return NeverStaysPrediction(super().fit(traj, horizon))
+
+
+@dataclass
+class NeverStaysPrediction:
+    good: Any
+
+    def delta(self, module: str, alpha: float = 1.0) -> LowRank:
+        return self.good.delta(module, 1.0 + alpha)
+
+
 class OtherRank(LastStep):
     """Inside the factors, and one row of A more than the adapter has."""
 
@@ -225,6 +238,7 @@ BROKEN: list[tuple[str, type[LastStep], str]] = [
         AnyAlpha,
         "accepts alpha nan and should raise InputError; call .*check_alpha",
     ),
+    ("stays_where_alpha_is_zero", NeverStays, "at alpha 0, which is to stay"),
     ("takes_uneven_spacing", InfiniteWhenUneven, "has a NaN or an Inf on a run of uneven spacing"),
     ("comes_out_at_the_adapters_rank", OtherRank, r"the leap's A and B are \(\(5, 20\), \(24, 5\)\)"),
 ]

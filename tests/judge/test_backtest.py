@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any, ClassVar
 
 import pytest
 
 import synthetic_runs as synthetic
 from nextrl import extrapolators
 from nextrl.errors import InputError
-from nextrl.extrapolators import get, resolve, tags_of
+from nextrl.extrapolators import NewDirection, get, resolve, tags_of
+from nextrl.extrapolators.secant import Secant
 from nextrl.judge import backtest as backtest_module
 from nextrl.judge.backtest import Backtest, backtest, origins_for
-from nextrl.judge.backtest_scores import ForecastScore
+from nextrl.judge.backtest_scores import ForecastScore, MethodScore
 from nextrl.trajectory.trajectory import Trajectory
 
 QUICK = tuple(n for n in extrapolators.names() if not get(n).tags.trains)
@@ -107,6 +110,35 @@ def test_outcome_figures() -> None:
     assert outcome.norm_ratio == pytest.approx(2 / 3)
     assert outcome.skill == pytest.approx(2 / 9)
     assert outcome.relative_error == pytest.approx((7 / 9) ** 0.5)
+    assert ForecastScore(0.0, 0.0, 9.0).cosine == 0.0
+    unknown = ForecastScore(math.nan, math.nan, 9.0)
+    assert math.isnan(unknown.cosine)
+    assert math.isnan(MethodScore({10: unknown}, {}, 0.0, 0.0).best_alpha)
+
+
+def test_a_method_that_predicts_nan_is_left_out_and_says_so() -> None:
+    class Spoiled(Secant):
+        """Sound before step 120, and NaN from there on, in one of the modules."""
+
+        name = "spoiled"
+        since: ClassVar[int] = 120
+
+        def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+            good, last = super().fit(traj, horizon, seed=seed), traj.modules[-1]
+            factor = {
+                m: math.nan if m == last and traj.steps[-1] >= self.since else 1.0 for m in traj.modules
+            }
+            return NewDirection({m: good.delta(m) * factor[m] for m in traj.modules})
+
+    class AlwaysSpoiled(Spoiled):
+        name = "always-spoiled"
+        since = 0
+
+    result = backtest(synthetic.run(synthetic.walk(1.0)), 20, [Spoiled(), AlwaysSpoiled()])
+    tried = result.horizons[20]
+    assert max(tried.methods["spoiled"].outcomes) == 110
+    assert "always-spoiled" not in tried.methods
+    assert tried.skipped == {"always-spoiled": "predicts a NaN or an Inf from step 140"}
 
 
 def test_as_dict_is_the_contract() -> None:

@@ -636,3 +636,11 @@ def test_parts_must_agree_on_whether_prompts_have_names() -> None:
     empty = batch_sums(torch.zeros(0), torch.zeros(0))
     named = batch_sums(ratios, advantages, groups)
     assert batch_gain(merge([empty, named])).gain == batch_gain(named).gain
+
+
+def test_an_error_that_is_not_known_makes_nothing_certain() -> None:
+    assert Estimate(1.0, 0.0).z == math.inf
+    assert Estimate(0.0, 0.0).z == 0.0
+    assert Estimate(1.0, math.inf).z == 0.0
+    assert math.isnan(Estimate(1.0, math.nan).z)
+    assert math.isnan(Estimate(math.nan, 0.5).z)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -61,6 +63,12 @@ def test_a_run_that_does_not_move_has_no_windows() -> None:
     traj = Trajectory.from_factors([10, 20, 30, 40], [still] * 4)
     # From step 0 to 10 it moved, so only windows that end before would show anything.
     assert recent_windows(even_gram(traj), traj.spacing, 0.9) == ()
+
+
+def test_a_window_that_is_not_a_number_is_not_one_that_stood_still() -> None:
+    gram = even_gram(synthetic.run(synthetic.walk(1.0)))
+    gram[-1, -1] = math.nan
+    assert math.isnan(mean_excess(recent_windows(gram, 10, 0.9)))
 
 
 def test_the_windows_of_auto_and_of_pages_are_as_long_by_default() -> None:

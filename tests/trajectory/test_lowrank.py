@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextrl.trajectory.lowrank import LowRank, align_signs
+from nextrl.trajectory.lowrank import LowRank, align_signs, cosine
 
 
 @st.composite
@@ -116,6 +116,21 @@ def test_zero_deltas_have_zero_vectors_and_no_nan():
         assert float(t.u.abs().max()) == 0.0
         assert float(x.norm()) == 0.0
         assert float(x.recompress(1)[1]) == 0.0
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_a_number_is_not_a_matrix_that_is_zero(broken):
+    left, right = torch.ones(2, 5, 2, dtype=torch.float64), torch.ones(2, 4, 2, dtype=torch.float64)
+    left[1, 3, 0] = broken
+    batch = LowRank(left, right)
+    norms = (batch - LowRank(torch.ones_like(left), right)).norm()
+    assert float(norms[0]) == 0.0
+    assert norms[1].isnan()
+    assert batch.norm()[1].isnan()
+    spoiled, sound = (LowRank(left[i], right[i]) for i in (1, 0))
+    assert math.isnan(cosine([spoiled], [sound]))
+    assert math.isnan(cosine([sound, spoiled], [sound, sound]))
+    assert cosine([sound - sound], [sound]) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_equal_singular_values_give_one_orthonormal_choice_and_the_right_plane():

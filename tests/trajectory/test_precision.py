@@ -1,5 +1,7 @@
 """The predicted rounding noise against measured rounding."""
 
+import math
+
 import pytest
 import torch
 
@@ -30,3 +32,9 @@ def test_floor_is_the_size_of_the_measured_noise():
     assert noise_share(traj, "w", floor * 5) == pytest.approx(0.2)
     wide = Trajectory.from_factors([10, 20], [{"w": (a, b)}] * 2)
     assert noise_floor(wide, 20, "w") < 1e-4 * floor
+
+
+def test_a_share_of_what_is_not_known_is_not_known():
+    still = Trajectory.from_factors([10], [{"w": (torch.zeros(2, 6), torch.zeros(5, 2))}])
+    assert noise_share(still, "w", 0.0) == 0.0
+    assert math.isnan(noise_share(still, "w", math.nan))

@@ -25,7 +25,8 @@ class AdapterHistory:
         steps: optimizer steps of each checkpoint in the run's own count.
         states: the adapter's factors at each.
         rewards: step -> mean training reward of the window that ended there.
-        most: checkpoints kept; beyond that the second-oldest goes, since the first is W_0.
+        most: checkpoints kept. Beyond that the third-oldest goes, since the first is W_0 and the first two together are
+            the run's first update; of three or fewer the second-oldest, so that the last window stays whole.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -43,8 +44,9 @@ class AdapterHistory:
         self.states.append(state)
         self.rewards[step] = reward
         if len(self.steps) > self.most:
-            self.rewards.pop(self.steps[1], None)
-            del self.steps[1], self.states[1]
+            gone = 2 if self.most > 3 else 1
+            self.rewards.pop(self.steps[gone], None)
+            del self.steps[gone], self.states[gone]
 
     def trajectory(self, adapter: LiveAdapter) -> Trajectory:
         """What is kept, by module name; nothing is copied."""

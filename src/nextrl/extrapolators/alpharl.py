@@ -5,7 +5,9 @@ by a PLS with one component. Inverted at a target accuracy y* it gives the vecto
 `x(y*) v^T` with v as it is at T; v is not regressed. Two variants, which differ in what becomes of the leading pair
 `x_T v^T` that W_T holds already:
 
-- `paper` puts `x(y*) v^T` in its place, and keeps the rest of `W_T - W_0` beyond rank 1 (second-hand).
+- `paper` puts `x(y*) v^T` in its place, and keeps the rest of `W_T - W_0` beyond rank 1 (second-hand). The regression
+  passes by x_T, so that the leap does not shrink to nothing with alpha: near 0 it still goes from W_T to the fitted x
+  of today's accuracy. alpha = 0 itself stays.
 - `code` adds `x(y*) v^T` to W_T in whole and scales each entry of x and y to unit variance before the regression, as
   the public code does (github.com/caiyuchen-ustc/Alpha-RL at 2d8861e, `AlphaPredVector.py` and
   `AlphaRLBuildPerdictModel.py`). That has no alpha: here alpha multiplies the product, so that 0 stays.
@@ -73,9 +75,9 @@ class AlphaPrediction:
     most: float
 
     def delta(self, module: str, alpha: float = 1.0) -> LowRank:
-        """What is added to W_T, (m, n), rank 1: v is that of T."""
+        """What is added to W_T, (m, n), rank 1: v is that of T; nothing at alpha = 0."""
         alpha, now = check_alpha(alpha), self.now[module]
-        if module not in self.left:
+        if module not in self.left or alpha == 0.0:
             return now * 0.0
         if self.variant == "code":
             return LowRank(alpha * self.left[module].at(self._goal(1.0))[:, None], now.right)
@@ -125,7 +127,7 @@ class AlphaRL:
         if given is None:
             given = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
         start = known_steps(traj)[0]
-        steps = [s for s in traj.steps if s in given and s > start]
+        steps = [s for s in traj.steps if s > start and math.isfinite(given.get(s, math.nan))]
         if len(steps) < 3:
             raise InputError(
                 f"alpharl needs the accuracy of at least 3 checkpoints, {len(steps)} known: keep "

@@ -1,10 +1,14 @@
 """`dmd`: dynamic mode decomposition (Koopman), the run as a linear dynamical system.
 
-Schmid 2010; Tu et al. 2014 (exact DMD): from snapshots X and their successors Y, with `X = U S V^T`, the
-reduced operator `U^T Y V S^-1` has eigenmodes that are advanced h/k times. The snapshots here are the
-differences of successive checkpoints, which is DMD with a constant term: a straight line is one mode of
-eigenvalue 1, a saturating exponential one below 1, a rotation a complex pair. Growing modes are clipped to
-the unit circle. U is never formed: inner products of differences are all that the reduced operator needs.
+Schmid, "Dynamic mode decomposition of numerical and experimental data", J. Fluid Mech. 656 (2010), in the notation of
+Tu et al. 2014 (1312.0041); both second-hand. From snapshots X and their successors Y, with `X = U S V^T`, the reduced
+operator `U^T Y V S^-1` has eigenvectors w that are advanced h/k times, and U w are the modes (Tu et al. call these the
+projected ones; their "exact" modes are in the span of Y).
+
+What is ours: the snapshots are differences of successive checkpoints. Where `W_{i+1} = A W_i + b`, they follow A alone,
+so that the constant b costs nothing: a straight line is one mode of eigenvalue 1, a saturating exponential one below 1,
+a rotation a complex pair (test_known_futures.py holds all three). Growing modes are clipped to the unit circle. U is
+never formed: inner products of differences are all that the reduced operator needs.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import even_grid, pooled_gram
@@ -27,8 +32,8 @@ class DynamicModes:
     """`W_T + sum_{j=1}^{a h/k} A^j (W_T - W_{T-k})`, A the reduced operator, all modules as one vector.
 
     Attributes:
-        delays: how many successive differences make one snapshot (Hankel DMD). 1 is the plain method; motion
-            to and fro along a single direction is a linear system only in two.
+        delays: how many successive differences make one snapshot (Hankel DMD, second-hand). 1 is the plain method;
+            motion to and fro along a single direction is a linear system only in two.
         energy: share of the snapshots' energy that the kept modes hold.
         modes: at most so many, and at most half of the snapshots: a mode fitted to one difference
             is that difference.
@@ -38,7 +43,7 @@ class DynamicModes:
     energy: float = 0.99
     modes: int = 6
     name: ClassVar[str] = "dmd"
-    reference: ClassVar[str] = "Tu et al. 2014 (arXiv 1312.0041), on differences"
+    reference: ClassVar[str] = "Schmid 2010; Tu et al. 2014 (arXiv 1312.0041), on differences (second-hand)"
     summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"
     tags: ClassVar[Tags] = Tags()
 
@@ -47,7 +52,11 @@ class DynamicModes:
         return 3 + self.delays
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """One eigendecomposition of at most (T, T)."""
+        """One eigendecomposition of at most (T, T).
+
+        Raises:
+            InputError: as `require`, or a run that stood still until its last checkpoint.
+        """
         require(self, traj, horizon)
         grid = even_grid(traj)
         moves = grid[1:] - grid[:-1]
@@ -55,6 +64,11 @@ class DynamicModes:
         # <[d_i, d_i-1], [d_j, d_j-1]>: Gram matrices of shifted differences add up.
         size = len(gram) - self.delays + 1
         gram = torch.stack([gram[i : i + size, i : i + size] for i in range(self.delays)]).sum(0)
+        if float(gram[:-1, :-1].trace()) <= 0.0:
+            raise InputError(
+                f"dmd: the adapter does not move before step {traj.steps[-1] - traj.spacing}, so there is no motion "
+                "to take modes from: train on, or take a method that needs only the last steps (secant, factors)"
+            )
         moves = moves[-len(gram) :]
         basis = self._basis(gram[:-1, :-1])
         operator = basis.mT @ gram[:-1, 1:] @ basis

@@ -1,4 +1,8 @@
-"""`ema`: an exponential moving average of the checkpoints, its memory counted in steps."""
+"""`ema`: an exponential moving average of the checkpoints, its memory counted in steps.
+
+Averaging the iterates of a stochastic method is Ruppert's (1988) and Polyak and Juditsky's (1992), who weight all of
+them alike; weights that decay exponentially are common practice (as in Mean Teacher, 1703.01780). All second-hand.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class MovingAverage:
 
     memory: float | None = None
     name: ClassVar[str] = "ema"
-    reference: ClassVar[str] = "Polyak and Juditsky 1992, exponential weights"
+    reference: ClassVar[str] = "weights averaged with exponential decay, as in arXiv 1703.01780 (second-hand)"
     summary: ClassVar[str] = "exponential moving average of the checkpoints"
     tags: ClassVar[Tags] = Tags(averages=True)
 

@@ -1,7 +1,8 @@
 """`factors`: repeat the last h steps of A and of B themselves; the adapter stays a rank-r adapter.
 
-Fast Forward (2409.04206) repeats the last optimizer step of LoRA's factors until a small validation loss
-rises. Here the step is the last h steps, its sign and length are free, and a validation reward picks them.
+Fast Forward (2409.04206, by its abstract) repeats the last optimizer step of a LoRA run until the loss on a tiny
+validation set stops improving. Here the step is the last h steps, its sign and length are free, and a validation
+reward picks them. That it is A and B that are stepped is our reading: the abstract does not say.
 """
 
 from __future__ import annotations

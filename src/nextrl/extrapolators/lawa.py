@@ -1,8 +1,9 @@
 """`lawa`: latest weight averaging, the mean of the last checkpoints.
 
-Kaddour, 2209.14981: a uniform mean of the k latest checkpoints stands where training with a decayed rate
-would. It is no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helps
-(docs/design.md, what was tried).
+Kaddour 2022, 2209.14981 (second-hand): the uniform mean of the k latest checkpoints, one per epoch there. Why it may
+help: a mean of iterates at a constant rate can stand in for a decay of the rate, which averages the noise out, too
+(second-hand). It is no extrapolation: it goes back along the run, and at a tuned rate it is the only thing that helped
+in our runs (docs/design.md, what was tried).
 """
 
 from __future__ import annotations

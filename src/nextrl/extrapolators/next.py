@@ -1,9 +1,10 @@
 """`next`: NExt's idea with small, normalised networks and a singular value that is really predicted.
 
-The paper's form (`next_paper.py`) gives every matrix the same singular value (a network of width 1) and spends most
-of its time learning, from a handful of checkpoints, to copy its own input. Here the copy is built in and a small
-network learns what to change: inputs scaled by sqrt(d), width 64, learning rate 1e-3, 300 updates, and `log sigma`
-predicted as a residual over the local one, so that matrices of different size stay different.
+The paper's form is in `next_paper.py` (second-hand). What we saw of it: its network for singular values, with ReLUs of
+width d = 1, may end with one value for every matrix (9 of 20 initialisations did, on 40 made-up sizes), and those for
+vectors spend their time learning, from a handful of checkpoints, to copy their own input. Here the copy is built in and
+a small network learns what to change: inputs scaled by sqrt(d), width 64, learning rate 1e-3, 300 updates, and `log
+sigma` predicted as a residual over the local one, so that matrices of different size stay different.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ Liberties taken, all of them:
   arm does so), and Adam's moments stay.
 - The loss is averaged over rows, and so does not grow with their number.
 - Spans of uneven length are rescaled to one spacing and one horizon; with checkpoints at even steps this does nothing.
+- A training row whose local or target span did not move is left out: it has no direction.
+- What the networks say of u and v is brought to unit length before sigma u v^T is formed.
 - A step is one optimizer update; the paper counts steps of four (batch 128, mini-batches of 32).
 """
 
@@ -108,19 +110,21 @@ class NextPaper:
         ends = known_steps(traj)[0], traj.steps[-1]
         widest = max(traj.delta(m, *ends).rank for m in traj.modules)
         for part in range(min(self.rank, widest)):
-            for module, direction in self._part(traj, horizon, seed, part).items():
+            features = collect(traj, horizon, self.name, part)
+            if not features.modules:  # the factors are wider than the differences' true rank
+                break
+            for module, direction in self._part(features, traj.spacing, seed).items():
                 directions[module] = directions[module] + direction if part else direction
         return NewDirection(directions)
 
-    def _part(self, traj: Trajectory, horizon: int, seed: int, part: int) -> dict[str, LowRank]:
+    def _part(self, features: Features, spacing: int, seed: int) -> dict[str, LowRank]:
         """module -> what is predicted of one singular triple, (m, n) of rank 1; none for a module without it."""
-        features = collect(traj, horizon, self.name, part)
         draws = torch.Generator().manual_seed(seed)
         recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
-            sizes = self._sizes(features, traj.spacing, recipe, draws)
+            sizes = self._sizes(features, spacing, recipe, draws)
         directions = {}
         for module, sigma in sizes.items():
             u, v = (nn.functional.normalize(side[module], dim=0).double() for side in (left, right))
@@ -143,7 +147,7 @@ class NextPaper:
     def _sizes(
         self, features: Features, unit: int, recipe: TrainingSettings, draws: torch.Generator
     ) -> dict[str, float]:
-        """module -> predicted sigma. The network of width d = 1 is the published one, collapse included."""
+        """module -> predicted sigma. The network of width d = 1 is the published one: it may say the same of all."""
         x, y, last = features.sizes(unit)
         net = PaperNet(1, self.width, self.inputs)
         train(net, x[:, :, None], y[:, None], recipe, draws)

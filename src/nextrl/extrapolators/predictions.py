@@ -3,7 +3,7 @@
 There are three kinds, and a method picks one: a combination of checkpoints (only coefficients are computed),
 a new direction (one low-rank matrix per module), or a step inside the factors (the adapter stays a plain
 rank-r adapter). `alpha` scales a prediction: alpha = 1 means "h steps further by this method's own
-reckoning", so that alphas compare across methods.
+reckoning", so that alphas compare across methods, and alpha = 0 stays at W_T, whatever a method's formula would say.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ class CombinationOfCheckpoints:
     by_module: Mapping[str, Coefficients] = field(default_factory=dict)
 
     def coefficients(self, module: str, alpha: float = 1.0) -> Tensor:
-        """(T,) float64: what each `W_t - W_0` contributes to `W_predicted - W_T`."""
+        """(T,) float64: what each `W_t - W_0` contributes to `W_predicted - W_T`; nothing at alpha = 0."""
         rule = self.shared if self.shared is not None else self.by_module[module]
-        return rule(check_alpha(alpha)).double()
+        found = rule(check_alpha(alpha)).double()
+        # A fitted path (`relex`) passes W_T by, also at T itself: its rule is not zero at alpha = 0.
+        return found if alpha else torch.zeros_like(found)
 
     def delta(self, module: str, alpha: float = 1.0) -> LowRank:
         """`W_predicted - W_T`, (m, n), stored with the columns of every checkpoint that takes part."""

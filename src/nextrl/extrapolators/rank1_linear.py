@@ -19,12 +19,14 @@ from nextrl.trajectory.trajectory import Trajectory
 class RankOneLinear:
     """`W_T + a h slope u v^T`, (u, v) the leading pair of `W_T - W_0`.
 
-    The line is fitted to the coordinates `u^T (W_t - W_0) v` and not to each checkpoint's own singular value:
-    the coordinate is linear in the weights, so noise does not bias it upwards.
+    AlphaRL (2510.00553, by its abstract) has it that the leading singular subspace of the update evolves linearly
+    ("rank-1 linear dynamics"); what it does with it is `alpharl`. This is that claim at its word, and our own method:
+    the line is fitted to the coordinates `u^T (W_t - W_0) v` and not to each checkpoint's own singular value, since the
+    coordinate is linear in the weights, so that noise does not bias it upwards.
     """
 
     name: ClassVar[str] = "rank1-linear"
-    reference: ClassVar[str] = "rank-1 linear dynamics, arXiv 2510.00553"
+    reference: ClassVar[str] = "nextrl: the claim of rank-1 linear dynamics, arXiv 2510.00553, at its word"
     summary: ClassVar[str] = "leading direction of the whole displacement, size on a line"
     tags: ClassVar[Tags] = Tags()
 

@@ -1,9 +1,14 @@
 """`relex`: a line along the run's first principal direction, one module at a time.
 
-RELEX (2605.21468, its section 3, second-hand): the rows `W_t - W_0` of one matrix have a dominant right
-singular vector v; the coordinates `c_t = <W_t - W_0, v>` are fitted by a line in t, and `W_0 + c(T + a h) v`
-is the prediction. With the Gram matrix G of the rows, its leading eigenpair (lambda, e) gives `v = sum_t e_t
-(W_t - W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is touched.
+RELEX (2605.21468; its code, github.com/weizhepei/RELEX at e4548ba, `scripts/svd_extrapolation.py`, was read): the
+rows `W_t - W_0` of one matrix have a dominant right singular vector v; the coordinates `c_t = <W_t - W_0, v>` are
+fitted by a line in t, and `W_0 + c(T + a h) v` is the prediction. With the Gram matrix G of the rows, its leading
+eigenpair (lambda, e) gives `v = sum_t e_t (W_t - W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is
+touched.
+
+What differs: their t counts checkpoints, one for each step, ours steps; they store rows in float16 and compute in
+float32, we compute in float64; and alpha = 0 stays here, where their line would go to its own point at T. On the same
+rows in float64 both give the same numbers (tests/extrapolators/test_relex.py).
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ class Relex:
     """`W_0 + c(T + a h) v`: the rank-1 part (in time) of the run, everything else left out."""
 
     name: ClassVar[str] = "relex"
-    reference: ClassVar[str] = "RELEX, arXiv 2605.21468, section 3 (second-hand)"
+    reference: ClassVar[str] = "RELEX, arXiv 2605.21468; its code, github.com/weizhepei/RELEX"
     summary: ClassVar[str] = "a line along the run's first principal direction"
     tags: ClassVar[Tags] = Tags()
 

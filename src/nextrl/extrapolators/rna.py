@@ -1,8 +1,10 @@
 """`rna`: regularised nonlinear acceleration (Anderson's mixing, offline).
 
-Scieur, d'Aspremont and Bach, 1606.04133: with residuals `r_i = W_{i+1} - W_i` and their Gram matrix `R^T R`,
-solve `(R^T R / |R^T R| + lambda I) z = 1`, set `c = z / sum z`, and predict `sum_i c_i W_{i+1}`: the
-combination of iterates whose residual is smallest. It aims at the fixed point, not h steps ahead.
+Scieur, d'Aspremont and Bach, 1606.04133 (second-hand): with residuals `r_i = W_{i+1} - W_i` and their Gram matrix
+`R^T R`, solve `(R^T R / |R^T R| + lambda I) z = 1` and set `c = z / sum z`: the combination of iterates whose
+residual is smallest. Theirs is `sum_i c_i W_i` (so says the authors' own code, github.com/windows7lover/
+RegularizedNonlinearAcceleration); here it is `sum_i c_i W_{i+1}`, as in Anderson's mixing, one step further along. It
+aims at the fixed point, not h steps ahead.
 """
 
 from __future__ import annotations

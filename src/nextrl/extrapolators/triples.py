@@ -85,6 +85,7 @@ class Features:
     """Everything the networks of `next` and `next-paper` learn from and are applied to.
 
     Attributes:
+        name: of the method, for errors.
         plan: the training pairs.
         horizon: h in steps.
         far: module -> global triples (start, t) of the O origins, T last.
@@ -92,6 +93,7 @@ class Features:
         ahead: module -> target triples (t, t + h) of the O - 1 training origins.
     """
 
+    name: str
     plan: Schedule
     horizon: int
     far: dict[str, Spans]
@@ -116,22 +118,28 @@ class Features:
         Returns:
             x (N, 2, d): global and local at the training origins. y (N, d): the targets. last (M, 2, d):
             global and local at T, one per module. Rows whose span did not move are left out of x and y.
+
+        Raises:
+            InputError: no row is left.
         """
         rows, targets, last = [], [], []
         for module in modules:
             far, local, ahead = self.far[module], self.local[module], self.ahead[module]
             both = torch.stack([getattr(far, side), getattr(local, side)], 1)
-            keep = (local.sigma[:-1] > 0) & (ahead.sigma > 0)
+            keep = self.moving(module)
             rows.append(both[:-1][keep])
             targets.append(getattr(ahead, side)[keep])
             last.append(both[-1])
-        return torch.cat(rows), torch.cat(targets), torch.stack(last)
+        return self._some(torch.cat(rows), modules), torch.cat(targets), torch.stack(last)
 
     def sizes(self, unit: int) -> tuple[Tensor, Tensor, Tensor]:
         """Singular values; the local one as what `unit` steps would have moved, the target's as what h would.
 
         Returns:
             x (N, 2), y (N,), last (M, 2), float32, rows as in `vectors`, M the moving modules.
+
+        Raises:
+            InputError: no row is left.
         """
         origins = torch.tensor(self.plan.origins)
         per_span = unit / (origins - torch.tensor(self.plan.before))
@@ -140,11 +148,31 @@ class Features:
         for module in self.modules:
             far, local, ahead = self.far[module].sigma, self.local[module].sigma, self.ahead[module].sigma
             both = torch.stack([far, local * per_span], 1)
-            keep = (local[:-1] > 0) & (ahead > 0)
+            keep = self.moving(module)
             rows.append(both[:-1][keep])
             targets.append((ahead * per_target)[keep])
             last.append(both[-1])
-        return torch.cat(rows).float(), torch.cat(targets).float(), torch.stack(last).float()
+        x = self._some(torch.cat(rows).float(), self.modules)
+        return x, torch.cat(targets).float(), torch.stack(last).float()
+
+    def moving(self, module: str) -> Tensor:
+        """(O - 1,) bool: the training origins whose local and target span both moved."""
+        return (self.local[module].sigma[:-1] > 0) & (self.ahead[module].sigma > 0)
+
+    def _some(self, rows: Tensor, modules: Sequence[str]) -> Tensor:
+        """The rows of these modules, where there are any: a mean over none is NaN, and a network untrained.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not len(rows):
+            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            raise InputError(
+                f"{self.name}: {modules[0]}{more} moved too late or too little for a network to learn from: at no "
+                f"step up to {self.plan.targets[-1]} did the last span and the next {self.horizon} steps both move; "
+                "train on, or take a method that learns nothing (secant, factors)"
+            )
+        return rows
 
 
 def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Features:
@@ -156,7 +184,8 @@ def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Feature
         part: which singular triple of each span, 0 the leading one.
 
     Raises:
-        InputError: no training pair at this horizon, or no module that moves.
+        InputError: no training pair at this horizon, or no module that moves. Later parts are another matter: they
+            are of the modules that have one to learn from, and that may be none.
     """
     plan = schedule(traj, horizon, name)
     spans = [(plan.start, t) for t in plan.origins]
@@ -171,7 +200,11 @@ def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Feature
         ]
         far[module] = parts[0].aligned()
         local[module], ahead[module] = (part.aligned(far[module]) for part in parts[1:])
-    features = Features(plan, horizon, far, local, ahead)
+    features = Features(name, plan, horizon, far, local, ahead)
+    if part:
+        kept = [m for m in features.modules if bool(features.moving(m).any())]
+        far, local, ahead = ({m: spans[m] for m in kept} for spans in (far, local, ahead))
+        return Features(name, plan, horizon, far, local, ahead)
     if not features.modules:
         raise InputError(f"{name}: no module moved between steps {plan.start} and {plan.origins[-1]}")
     return features

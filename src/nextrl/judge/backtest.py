@@ -247,7 +247,11 @@ def _at_horizon(
                     raise
                 skipped[method.name] = str(error)
                 continue
-            outcomes[t] = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
+            found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
+            if not all(math.isfinite(outcome.predicted) for outcome in found.values()):
+                skipped[method.name] = f"predicts a NaN or an Inf from step {t}"
+                continue
+            outcomes[t] = found
         if outcomes:
             skipped.pop(method.name, None)
             scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)

@@ -44,7 +44,7 @@ class ForecastScore:
     def cosine(self) -> float:
         """Cosine of the predicted and the actual change; 0 for a prediction that stays put."""
         size = math.sqrt(max(self.predicted, 0.0) * self.actual)
-        return self.inner / size if size > 0 else 0.0
+        return 0.0 if size == 0 else self.inner / size
 
     @property
     def norm_ratio(self) -> float:
@@ -91,7 +91,7 @@ class MethodScore:
     def best_alpha(self) -> float:
         """The one alpha that would have fitted all origins best (least squares), 0 for staying put."""
         total = sum(o.predicted for o in self.outcomes.values())
-        return sum(o.inner for o in self.outcomes.values()) / total if total > 0 else 0.0
+        return 0.0 if total <= 0 else sum(o.inner for o in self.outcomes.values()) / total
 
     @property
     def convincing(self) -> bool:

@@ -66,11 +66,11 @@ class Estimate:
 
     @property
     def z(self) -> float:
-        """Value over error; 0 where both are 0.
+        """Value over error; 0 where both are 0, NaN where either is.
 
         By Cauchy-Schwarz at most sqrt(m (G - 1) / (G - m)) where m < G prompts are informative: few cannot be sure.
         """
-        if self.error > 0.0:
+        if self.error != 0.0:
             return self.value / self.error
         return math.copysign(math.inf, self.value) if self.value else 0.0
 

@@ -98,10 +98,11 @@ def recent_windows(gram: Tensor, spacing: int, beta1: float) -> tuple[Persistenc
             continue
         late = displacement(size, -1 - length, -1)
         early = displacement(size, -1 - 2 * length, -1 - length)
-        norms = math.sqrt(max(0.0, float(late @ gram @ late) * float(early @ gram @ early)))
-        if norms > 0:
-            c, c0 = float(late @ gram @ early) / norms, adam_persistence(length * spacing, beta1)
-            windows.append(PersistenceWindow(length * spacing, c, c0, excess(c, c0)))
+        squares = float(late @ gram @ late) * float(early @ gram @ early)
+        if squares <= 0:
+            continue
+        c, c0 = float(late @ gram @ early) / math.sqrt(squares), adam_persistence(length * spacing, beta1)
+        windows.append(PersistenceWindow(length * spacing, c, c0, excess(c, c0)))
     return tuple(windows)
 
 

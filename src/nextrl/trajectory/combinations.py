@@ -62,9 +62,9 @@ def wide(factor: Tensor) -> Tensor:
 
 
 def moves(traj: Trajectory) -> bool:
-    """Whether any module's weights differ between the last two known checkpoints."""
+    """Whether any module's weights differ between the last two known checkpoints; NaN differs from everything."""
     start, end = known_steps(traj)[-2:]
-    return any(float(traj.delta(module, start, end).norm()) > 0 for module in traj.modules)
+    return any(float(traj.delta(module, start, end).norm()) != 0.0 for module in traj.modules)
 
 
 def step_numbers(traj: Trajectory) -> Tensor:

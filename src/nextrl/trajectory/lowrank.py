@@ -134,14 +134,18 @@ class LowRank:
         return self.inner(self)
 
     def norm(self) -> Tensor:
-        """Frobenius norm, (...,) float64. Sums that cancel are measured by QR, so that W - W is 0, not 1e-8."""
+        """Frobenius norm, (...,) float64; NaN where an entry is NaN or Inf.
+
+        Sums that cancel are measured by QR, so that W - W is 0, not 1e-8.
+        """
         left, right = self.left.double(), self.right.double()
         square = self.square.clamp_min(0)
         scale = (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sqrt()
         if bool((square > (GRAM_FLOOR * scale) ** 2).all()):
             return square.sqrt()
         exact: Tensor = torch.linalg.matrix_norm(_qr_core(left, right)[1])
-        return torch.where(exact > ZERO * scale, exact, torch.zeros_like(exact))
+        # Asked this way round, since NaN is not rounding: it must not come out as a matrix that is zero.
+        return torch.where(exact <= ZERO * scale, torch.zeros_like(exact), exact)
 
     def __add__(self, other: LowRank) -> LowRank:
         if self.shape[-2:] != other.shape[-2:]:
@@ -267,11 +271,11 @@ def _sign_of_largest(columns: Tensor) -> Tensor:
 
 
 def cosine(first: Iterable[LowRank], second: Iterable[LowRank]) -> float:
-    """Cosine between two displacements over all modules together; 0.0 where either did not move."""
+    """Cosine between two displacements over all modules; 0.0 where either did not move, NaN where either is NaN."""
     inner = early = late = 0.0
     for before, after in zip(first, second, strict=True):
         inner += float(before.inner(after))
         early += float(before.square)
         late += float(after.square)
     product = early * late
-    return inner / product**0.5 if product > 0.0 else 0.0
+    return 0.0 if product <= 0.0 else inner / product**0.5

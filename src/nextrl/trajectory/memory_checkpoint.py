@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextrl.checkpoints.adapter import LARGEST, finite
+from nextrl.errors import InputError
+
 
 @dataclass(frozen=True)
 class MemoryCheckpoint:
@@ -33,8 +36,20 @@ class MemoryCheckpoint:
         return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """A (r, n) and B (m, r), as given; never checked for NaN and Inf."""
-        return self.tensors[module]
+        """A (r, n) and B (m, r), as given.
+
+        Raises:
+            InputError: a value is NaN or Inf, or too large to be a weight (`check`).
+        """
+        pair = self.tensors[module]
+        if check and not all(finite(tensor) for tensor in pair):
+            numbers = all(bool(tensor.isfinite().all()) for tensor in pair)
+            broken = f"a weight beyond {LARGEST:.0e}" if numbers else "NaN or Inf"
+            raise InputError(
+                f"{broken} in {module} at step {self.step}: leave that checkpoint out, and look at what training "
+                "did there"
+            )
+        return pair
 
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
         """The dtypes of A and of B."""

@@ -41,6 +41,6 @@ def noise_floor(traj: Trajectory, step: int, module: str) -> float:
 def noise_share(traj: Trajectory, module: str, sigma: float) -> float:
     """Noise floor at the last step over `sigma`, sigma_1 of the last local delta; 0 where neither moves."""
     floor = noise_floor(traj, traj.steps[-1], module)
-    if sigma > 0:
-        return floor / sigma
-    return float("inf") if floor > 0 else 0.0
+    if sigma == 0:
+        return float("inf") if floor > 0 else 0.0
+    return floor / sigma
