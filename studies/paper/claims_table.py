@@ -75,11 +75,14 @@ def saved(arm: list[dict[str, Any]], plain: list[dict[str, Any]]) -> list[str]:
     Where plain never gets there both are bounds, and the seeds of which that is so are counted.
     """
     needs = [needed(p, a["accuracy"][-1]) for a, p in zip(arm, plain, strict=True)]
-    shares = [1 - charged(a) / (n or LONG) for a, n in zip(arm, needs, strict=True)]
-    if all(n is not None for n in needs):
-        return [over(needs, 0), over([100 * x for x in shares], 0)]
-    beyond = f"({sum(n is None for n in needs)} of {len(needs)})"
-    return [f"> {LONG} {beyond}", f"> {100 * max(shares):.0f} {beyond}"]
+    if 0.0 in needs:  # plain began above it: nothing was spared
+        return ["0", "-"]
+    known = [100 * (1 - charged(a) / n) for a, n in zip(arm, needs, strict=True) if n]
+    if len(known) == len(needs):
+        return [over(needs, 0), over(list(known), 0)]
+    bounds = [100 * (1 - charged(a) / LONG) for a, n in zip(arm, needs, strict=True) if n is None]
+    beyond = f"({len(bounds)} of {len(needs)})"
+    return [f"> {LONG} {beyond}", f"> {min(bounds):.1f} {beyond}"]
 
 
 def row(arms: dict[str, Records], name: str) -> list[str]:

@@ -644,3 +644,4 @@ def test_an_error_that_is_not_known_makes_nothing_certain() -> None:
     assert Estimate(1.0, math.inf).z == 0.0
     assert math.isnan(Estimate(1.0, math.nan).z)
     assert math.isnan(Estimate(math.nan, 0.5).z)
+    assert math.isnan(Estimate(math.nan, 0.0).z)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextrl.checkpoints.adapter import finite
 from nextrl.errors import InputError
 from nextrl.trajectory.combinations import moves
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
@@ -44,6 +45,13 @@ def test_a_run_moves_where_a_number_changes_and_where_it_is_no_number_any_more()
 def test_a_broken_checkpoint_in_memory_is_refused_as_one_on_disk_is(value: float, words: str) -> None:
     traj = spoiled(value)
     for read in (moves, lambda traj: traj.gram("b"), lambda traj: traj.weight(20, "b")):
-        with pytest.raises(InputError, match=f"{words} in b at step 20: leave that checkpoint out"):
+        with pytest.raises(InputError, match=f"{words} in b at step 20 .*: look at what training did there"):
             read(traj)
     assert traj.gram("a").isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_dtype_hides_what_is_no_number(dtype: torch.dtype) -> None:
+    assert finite(torch.tensor([1.0, -60000.0], dtype=dtype))
+    for value in (math.nan, math.inf, -math.inf):
+        assert not finite(torch.tensor([1.0, value], dtype=dtype))

@@ -279,8 +279,9 @@ def finite(t: Tensor) -> bool:
     """No NaN, no Inf, nothing beyond `LARGEST`: asked of the two extremes (NaN propagates through both)."""
     if t.numel() == 0:
         return True
-    low, high = torch.aminmax(t)
-    return bool((low >= -LARGEST) & (high <= LARGEST))
+    # In float64: in float16 the bound itself would be Inf, and Inf within it.
+    low, high = torch.stack(torch.aminmax(t)).double().tolist()
+    return bool(low >= -LARGEST and high <= LARGEST)
 
 
 def _refuse(path: Path, keys: KeyMap) -> None:

@@ -32,7 +32,7 @@ class AdapterHistory:
     steps: list[int] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     rewards: dict[int, float] = field(default_factory=dict)
-    most: int = 15
+    most: int = 16
 
     def begin(self, step: int, state: State) -> None:
         """Forget everything; `state` is where the run now stands."""

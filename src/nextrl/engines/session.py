@@ -80,7 +80,7 @@ class Session:
         adapt_lr: bool = True,
         leaps: bool = True,
         rollback: bool = True,
-        keep: int = 15,
+        keep: int = 16,
         seed: int = 0,
         on_leap: Callable[[int], None] | None = None,
     ) -> None:

@@ -114,7 +114,10 @@ class Next:
         for d, modules in features.lengths(side).items():
             x, y, last = (block * math.sqrt(d) for block in features.vectors(side, modules))
             net = VectorNet(d, self.width)
-            train(net, x, y, self._recipe(), draws)
+            if len(
+                x
+            ):  # of vectors that moved too late to learn from the network as it begins says the local one
+                train(net, x, y, self._recipe(), draws)
             with torch.no_grad():
                 out = nn.functional.normalize(net(last), dim=1)
             predicted.update(zip(modules, out, strict=True))

@@ -138,6 +138,9 @@ class NextPaper:
         predicted: dict[str, Tensor] = {}
         for d, modules in features.lengths(side).items():
             x, y, last = features.vectors(side, modules)
+            if not len(x):  # moved too late to learn from, and as it begins this network says nothing
+                predicted.update((module, torch.zeros(d)) for module in modules)
+                continue
             net = PaperNet(d, self.width, self.inputs)
             train(net, x, y, recipe, draws)
             with torch.no_grad():

@@ -117,10 +117,8 @@ class Features:
 
         Returns:
             x (N, 2, d): global and local at the training origins. y (N, d): the targets. last (M, 2, d):
-            global and local at T, one per module. Rows whose span did not move are left out of x and y.
-
-        Raises:
-            InputError: no row is left.
+            global and local at T, one per module. Rows whose span did not move are left out of x and y, so that
+            there may be none (N = 0) of modules that moved too late.
         """
         rows, targets, last = [], [], []
         for module in modules:
@@ -130,7 +128,7 @@ class Features:
             rows.append(both[:-1][keep])
             targets.append(getattr(ahead, side)[keep])
             last.append(both[-1])
-        return self._some(torch.cat(rows), modules), torch.cat(targets), torch.stack(last)
+        return torch.cat(rows), torch.cat(targets), torch.stack(last)
 
     def sizes(self, unit: int) -> tuple[Tensor, Tensor, Tensor]:
         """Singular values; the local one as what `unit` steps would have moved, the target's as what h would.
@@ -139,7 +137,7 @@ class Features:
             x (N, 2), y (N,), last (M, 2), float32, rows as in `vectors`, M the moving modules.
 
         Raises:
-            InputError: no row is left.
+            InputError: no row is left of any module.
         """
         origins = torch.tensor(self.plan.origins)
         per_span = unit / (origins - torch.tensor(self.plan.before))
@@ -152,27 +150,17 @@ class Features:
             rows.append(both[:-1][keep])
             targets.append((ahead * per_target)[keep])
             last.append(both[-1])
-        x = self._some(torch.cat(rows).float(), self.modules)
-        return x, torch.cat(targets).float(), torch.stack(last).float()
+        if not sum(len(block) for block in rows):
+            raise InputError(
+                f"{self.name}: the run moved too late or too little for a network to learn from: at no step up to "
+                f"{self.plan.targets[-1]} did the last span and the next {self.horizon} steps both move; train on, or "
+                "take a method that learns nothing (secant, factors)"
+            )
+        return torch.cat(rows).float(), torch.cat(targets).float(), torch.stack(last).float()
 
     def moving(self, module: str) -> Tensor:
         """(O - 1,) bool: the training origins whose local and target span both moved."""
         return (self.local[module].sigma[:-1] > 0) & (self.ahead[module].sigma > 0)
-
-    def _some(self, rows: Tensor, modules: Sequence[str]) -> Tensor:
-        """The rows of these modules, where there are any: a mean over none is NaN, and a network untrained.
-
-        Raises:
-            InputError: there are none.
-        """
-        if not len(rows):
-            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            raise InputError(
-                f"{self.name}: {modules[0]}{more} moved too late or too little for a network to learn from: at no "
-                f"step up to {self.plan.targets[-1]} did the last span and the next {self.horizon} steps both move; "
-                "train on, or take a method that learns nothing (secant, factors)"
-            )
-        return rows
 
 
 def collect(traj: Trajectory, horizon: int, name: str, part: int = 0) -> Features:

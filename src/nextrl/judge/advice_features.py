@@ -109,6 +109,10 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         raise InputError(
             f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
         )
+    if not all(math.isfinite(window.e) for window in windows):
+        raise InputError(
+            "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
+        )
     reward, best, rise, first = _rewards(traj)
     return AdviceFeatures(
         traj.steps[-1],

@@ -70,8 +70,8 @@ class Estimate:
 
         By Cauchy-Schwarz at most sqrt(m (G - 1) / (G - m)) where m < G prompts are informative: few cannot be sure.
         """
-        if self.error != 0.0:
-            return self.value / self.error
+        if self.error != 0.0 or math.isnan(self.value):
+            return self.value / (self.error or 1.0)
         return math.copysign(math.inf, self.value) if self.value else 0.0
 
 

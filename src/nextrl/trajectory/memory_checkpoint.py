@@ -46,8 +46,8 @@ class MemoryCheckpoint:
             numbers = all(bool(tensor.isfinite().all()) for tensor in pair)
             broken = f"a weight beyond {LARGEST:.0e}" if numbers else "NaN or Inf"
             raise InputError(
-                f"{broken} in {module} at step {self.step}: leave that checkpoint out, and look at what training "
-                "did there"
+                f"{broken} in {module} at step {self.step} (counted from the start, or from the last leap): look at "
+                "what training did there, and go on from a checkpoint before it"
             )
         return pair
 

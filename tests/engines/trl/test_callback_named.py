@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ def test_a_run_that_never_comes_to_a_named_step_is_refused(tmp_path: Path) -> No
         "next-paper: this run ends at step 2, before step 150, where it leaps if nothing else is said: give steps of "
         "the run with at=, or train longer"
     )
+    refused = "there are 16 checkpoints (every=2, keep=16), and a horizon of 50 steps needs 28: change every="
+    with pytest.raises(InputError, match=re.escape(refused)):
+        trainer(tmp_path, [LeapCallback(2, "next-paper")], max_steps=200).train()
     assert "before step 3, 4, which at= names" in refusal(method="secant", at=[4, 3], alpha=1.0)
     run(tmp_path, LeapCallback(1, "secant", at=[2, 9], horizon=1, alpha=1.0), max_steps=2)  # one is enough
     run(tmp_path, LeapCallback(1, "none", at=[], alpha=1.0), max_steps=1)

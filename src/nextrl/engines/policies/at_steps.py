@@ -113,13 +113,21 @@ class AtSteps(LeapsOnly):
         if self._disk is not None:
             self._disk.begin()
 
-    def refuse_shorter(self, steps: int) -> None:
-        """See to it that a run of so many steps comes to a step that was named for a leap.
+    def refuse_impossible(self, steps: int, keep: int) -> None:
+        """See to it that a run of so many steps comes to a step that was named for a leap, with enough to fit on.
+
+        Args:
+            steps: of the run.
+            keep: checkpoints that are kept in memory.
 
         Raises:
-            InputError: it comes to none of them.
+            InputError: it comes to none of them, or to the method's own one with too few checkpoints.
         """
-        if not self._at or min(self._at) <= steps:
+        if not self._at:
+            return
+        if min(self._at) <= steps:
+            if self._own_step and self._disk is None:
+                self._refuse_too_few(min(self._at), keep)
             return
         named = ", ".join(map(str, sorted(self._at)))
         where = "where it leaps if nothing else is said" if self._own_step else "which at= names"
@@ -127,6 +135,17 @@ class AtSteps(LeapsOnly):
             f"{self.method}: this run ends at step {steps}, before step {named}, {where}: give steps of the run with "
             "at=, or train longer"
         )
+
+    def _refuse_too_few(self, step: int, keep: int) -> None:
+        """A step that nobody named is not waited for in vain."""
+        there = min(step // self.every + 1, keep)
+        needed = get(self.method, **self._params).min_checkpoints(self._horizon, self.every)
+        if there < needed:
+            raise InputError(
+                f"{self.method}: at step {step}, where it leaps if nothing else is said, there are {there} checkpoints "
+                f"(every={self.every}, keep={keep}), and a horizon of {self._horizon} steps needs {needed}: change "
+                "every=, keep= or horizon=, or give at="
+            )
 
     @property
     def _price(self) -> int:

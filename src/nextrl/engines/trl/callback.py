@@ -109,7 +109,7 @@ class LeapCallback(TrainerCallback):
         longest: float = 2.0,
         truncated: float = 0.1,
         divergence: float = 1.0,
-        keep: int = 15,
+        keep: int = 16,
         seed: int = 0,
         trainer: Any = None,
         on_leap: Callable[[int, Any, Any], None] | None = None,
@@ -176,7 +176,7 @@ class LeapCallback(TrainerCallback):
             kwargs["lr_scheduler"],
         )
         if isinstance(self._policy, AtSteps):
-            self._policy.refuse_shorter(run.max_steps)
+            self._policy.refuse_impossible(run.max_steps, self._options["keep"])
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if state.global_step:

@@ -6,6 +6,7 @@ never built to the end. So the model is first built without weights, and compare
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from nextrl.files import read_json, regular_file
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
 _LARGEST = 10**8  # of any number in a config: vocabularies have 10^6, contexts 10^7
-_READ = ("[!.]*.json", "[!.]*.jinja", "additional_chat_templates/*", "[!.]*.txt", "[!.]*.model")
-"""What transformers reads beside the weights: configs, chat templates, vocabularies, a slow tokenizer."""
+_READ = (
+    *("[!.]*.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *("tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"),
+)
+"""What transformers reads beside the weights: configs, chat templates, slow tokenizers, vocabularies."""
 _SPARE = 2.0  # parameters described over parameters stored; a tied output layer is described twice
 
 
@@ -31,7 +35,7 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     """
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    for file in sorted(file for kind in _READ for file in folder.glob(kind)):
+    for file in sorted(itertools.chain.from_iterable(map(folder.glob, _READ))):
         regular_file(
             file
         )  # transformers waits for a pipe, reads a device for ever, takes a folder for no file
