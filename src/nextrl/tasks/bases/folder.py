@@ -6,7 +6,6 @@ never built to the end. So the model is first built without weights, and compare
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,8 @@ from nextrl.files import read_json, regular_file
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
 _LARGEST = 10**8  # of any number in a config: vocabularies have 10^6, contexts 10^7
-_READ = (
-    *("[!.]*.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"),
-)
-"""What transformers reads beside the weights: configs, chat templates, slow tokenizers, vocabularies."""
+_READ = {"chat_template.jinja", "tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"}
+"""What transformers reads beside weights and JSON files: a chat template, slow tokenizers, vocabularies."""
 _SPARE = 2.0  # parameters described over parameters stored; a tied output layer is described twice
 
 
@@ -35,10 +31,11 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     """
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    for file in sorted(itertools.chain.from_iterable(map(folder.glob, _READ))):
-        regular_file(
-            file
-        )  # transformers waits for a pipe, reads a device for ever, takes a folder for no file
+    # transformers waits for a pipe, reads a device for ever, and takes a folder for no file.
+    for kind in ("[!.]*", "additional_chat_templates/[!.]*"):
+        for file in sorted(folder.glob(kind)):
+            if file.name in _READ or file.suffix in (".json", ".jinja"):
+                regular_file(file)
     _check_numbers(folder, *(stored := _stored(folder)))
     options: dict[str, Any] = {"local_files_only": True}
     try:
