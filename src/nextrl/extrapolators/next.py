@@ -114,9 +114,8 @@ class Next:
         for d, modules in features.lengths(side).items():
             x, y, last = (block * math.sqrt(d) for block in features.vectors(side, modules))
             net = VectorNet(d, self.width)
-            if len(
-                x
-            ):  # of vectors that moved too late to learn from the network as it begins says the local one
+            # Of vectors that moved too late to learn from, the network as it begins says the local one.
+            if len(x):
                 train(net, x, y, self._recipe(), draws)
             with torch.no_grad():
                 out = nn.functional.normalize(net(last), dim=1)

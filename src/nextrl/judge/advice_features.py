@@ -11,13 +11,7 @@ import torch
 from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
-from nextrl.judge.regime import (
-    PersistenceWindow,
-    displacement,
-    even_gram,
-    mean_excess,
-    recent_windows,
-)
+from nextrl.judge.regime import PersistenceWindow, displacement, even_gram, mean_excess, recent_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import DEFAULT_BETA1
