@@ -51,7 +51,7 @@ def sentences(result: Analysis) -> list[str]:
     lines = [
         f"Within the sample, a line through all {len(result.steps)} checkpoints explains R² = {result.line.r2:.3f} of "
         f"their own coefficient along the first direction, which holds {result.line.share:.0%} of the path's energy. "
-        "Such an R² is near 1 for almost any path.",
+        "That says nothing of the checkpoints to come.",
         _ahead(result),
         *_dominance(result),
     ]
