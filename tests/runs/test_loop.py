@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from nextrl.runs.loop import (
     settings_hash,
     temperature_control,
 )
-from nextrl.tasks import base, bases
-from nextrl.tasks.chain import ChainTask
+from nextrl.tasks import bases
 
 TRAIN = TrainSettings(steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-3)
 
@@ -106,17 +106,10 @@ def test_going_on_without_a_leap_is_the_plain_arm_to_the_bit(
     assert resumed.rewards == plain[1].rewards
 
 
-class FewPrompts(ChainTask):
-    """Eight training prompts: two steps of four are an epoch."""
-
-    def examples(self, split: Any) -> Any:
-        return super().examples(split)[: 8 if split == "train" else 40]
-
-
 def test_going_on_in_a_later_epoch_has_that_epoch_s_order_of_prompts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few_chain_prompts: Callable[[int], None]
 ) -> None:
-    monkeypatch.setitem(base._TASKS._entries, "chain", FewPrompts)
+    few_chain_prompts(8)  # two steps of four are an epoch
     whole = run_arm(arm(save=True), tmp_path / "plain", tmp_path / "plain")
     again = run_arm(arm("again", "control", start=2, eval_at=(4,)), tmp_path / "again", tmp_path / "plain")
     assert again.rewards == whole.rewards

@@ -24,7 +24,6 @@ from nextrl.runs.run import CONFIG, LOCK, Outcome, run
 from nextrl.runs.stop import StopSignal
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases import tiny
-from nextrl.tasks.chain import ChainTask
 from nextrl.tasks.evaluate import evaluate
 
 SMALL: dict[str, Any] = {
@@ -402,17 +401,10 @@ def test_a_kill_while_claiming_leaves_a_folder_that_is_taken_up(tmp_path: Path) 
     assert not list(tmp_path.glob(f".{CONFIG}.*"))
 
 
-class FewPrompts(ChainTask):
-    """Twelve training prompts: three steps of four are an epoch."""
-
-    def examples(self, split: Any) -> Any:
-        return super().examples(split)[: 12 if split == "train" else 40]
-
-
 def test_the_second_epoch_of_a_resumed_run_has_its_own_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few_chain_prompts: Callable[[int], None]
 ) -> None:
-    monkeypatch.setitem(base._TASKS._entries, "chain", FewPrompts)
+    few_chain_prompts(12)  # three steps of four are an epoch
     shorter = {**SMALL["train"], "steps": 8}
     run(config(tmp_path / "whole", "none", train=shorter))
     here = config(tmp_path / "stopped", "none", train=shorter)

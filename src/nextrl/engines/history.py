@@ -14,6 +14,9 @@ from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.trajectory import Trajectory
 
+KEPT = 16
+"""Checkpoints of the adapter held in memory, if nothing else is said."""
+
 
 @dataclass
 class AdapterHistory:
@@ -32,7 +35,7 @@ class AdapterHistory:
     steps: list[int] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     rewards: dict[int, float] = field(default_factory=dict)
-    most: int = 16
+    most: int = KEPT
 
     def begin(self, step: int, state: State) -> None:
         """Forget everything; `state` is where the run now stands."""

@@ -126,7 +126,7 @@ class RateCheck:
 
     def changed(self, length: float, rate: float) -> None:
         """The rate was changed after a step of this length, which was taken at this rate."""
-        if not self.settled and self._before is None and length > 0.0 and rate > 0.0:
+        if not self.settled and self._before is None and 0.0 < length < math.inf and rate > 0.0:
             self._before = length, rate
 
     def ignored(self, length: float, rate: float) -> bool:

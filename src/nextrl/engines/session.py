@@ -21,11 +21,13 @@ from typing import Any
 from nextrl.engines import apply_leap
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.decision_log import Costs
+from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import State
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.schedules import RateCheck
+from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
@@ -34,6 +36,7 @@ from nextrl.judge.window import Window
 log = logging.getLogger(__name__)
 
 _DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
+_BROKEN = 5  # steps in a row to NaN that are taken back; where the rate is the reason, one or two are enough
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Session:
         step: where the run begins, or goes on.
         adapt_lr, leaps, rollback, keep, seed, on_leap: see `LeapCallback`.
 
+    Raises:
+        InputError: the policy finds nothing to do in a run of that length.
+
     Attributes:
         memory: what lies in the trainer's checkpoints.
         decisions, costs: see `LeapCallback`.
@@ -80,13 +86,14 @@ class Session:
         adapt_lr: bool = True,
         leaps: bool = True,
         rollback: bool = True,
-        keep: int = 16,
+        keep: int = KEPT,
         seed: int = 0,
         on_leap: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.policy, self.rows = run, policy, rows
         self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
+        policy.refuse_impossible(0, run.max_steps, keep)
         policy.begin(len(rows))
         said = policy.announced(run.max_steps - step, run.completions_per_step, run.group)
         if said and run.ranks.leader:
@@ -104,6 +111,7 @@ class Session:
         self._ahead = 1.0  # the highest share that is still to come
         self._rates = RateCheck()
         self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
+        self._broken = 0  # steps in a row that left NaN or Inf
         self._begin_history(step)
 
     def state(self) -> dict[str, Any]:
@@ -116,13 +124,27 @@ class Session:
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
+    def begins_late(self, step: int) -> None:
+        """See to it that a run that goes on after this step, of which nothing is remembered, is not gone past all.
+
+        Raises:
+            InputError: all the steps that the policy was told to act at are over.
+        """
+        if not self.policy.waits_for_checkpoint(step):
+            self.policy.refuse_impossible(step, self.run.max_steps, self._keep)
+
     def restore(self, memory: Memory, state: dict[str, Any], step: int) -> None:
-        """Take up the memory and the `state()` of the checkpoint of this step."""
+        """Take up the memory and the `state()` of the checkpoint of this step.
+
+        Raises:
+            InputError: it is another policy's, and see `begins_late`.
+        """
         here, self.memory = self.memory.origin, memory
         self.memory.history.most = self._keep
         if state["policy"].keys() == self.policy.state().keys():
             self.policy.restore(state["policy"])
         else:  # saved under a policy of another kind, which remembered other things
+            self.begins_late(step)
             self._begin_history(step)
             self.memory.origin = here
         self.run.tools.rewards.latest = state["latest_reward"]
@@ -176,7 +198,11 @@ class Session:
             kept.cooled = cooled
 
     def step_ended(self, step: int) -> None:
-        """Note a step's reward, check that a leap was delivered, and end the window where one ends."""
+        """Note a step's reward, check that a leap was delivered, and end the window where one ends.
+
+        Raises:
+            InputError: one step after the other turns the adapter to NaN or Inf, whatever the rate.
+        """
         self.run.tools.fresh.stop()
         rewards = self.run.tools.rewards
         reward = rewards.new()
@@ -184,7 +210,11 @@ class Session:
         self.memory.rewards.append(math.nan if self.policy.undoes and not rewards.sampled else reward)
         self.run.check_delivery()
         self._check_rate(step)
-        if self._watched is not None:
+        broken = self.policy.undoes and self._leaps and not self._finite()
+        self._broken = self._broken + 1 if broken else 0
+        if broken:
+            self._mend(step)
+        elif self._watched is not None:
             self._judge(step, self._watched)
         elif not self.policy.undoes:
             window = self._window(step, self.memory.rewards)
@@ -212,6 +242,28 @@ class Session:
         apply_leap.scale_rate(run, kept, 1.0 / kept.factor)
         kept.factor = kept.cooled = 1.0
 
+    def _finite(self) -> bool:
+        """Whether the step left numbers in the adapter. Where it did not, nothing could be sampled from it again."""
+        adapter = self.run.adapter
+        return math.isfinite(self.run.ranks.tell(adapter.distance(self.memory.start, adapter.read())))
+
+    def _mend(self, step: int) -> None:
+        """Take a step to NaN or Inf back: it alone where its beginning is remembered, else the window."""
+        began, kept, before = time.perf_counter(), self.memory, self._watched
+        if self._broken == _BROKEN:
+            raise InputError(
+                f"{_BROKEN} steps in a row left NaN or Inf in the adapter, whatever the learning rate (now "
+                f"{self.run.rate:.3g}): look at the loss, for a reward or an advantage that is NaN or Inf, or for half "
+                "precision that overflows"
+            )
+        decision = self.policy.broken(step)
+        if before is None:
+            before = _Beginning(kept.start, kept.moments, self.run.rate, 1.0, False)
+            decision = replace(decision, back="window" if decision.back == "step" else decision.back)
+        view = self._view(self._window(step - 1, kept.rewards), before.state)
+        self._carry_out(decision, view, before, step, began)
+        self._forget_beginning()
+
     def _judge(self, step: int, before: _Beginning) -> None:
         """Decide on the step just taken, and on the window that ended where it began."""
         began = time.perf_counter()
@@ -225,6 +277,9 @@ class Session:
             self._carry_out(decision, view, before, step, began)
         else:
             self.costs.search_seconds += time.perf_counter() - began
+        self._forget_beginning()
+
+    def _forget_beginning(self) -> None:
         if not (self._adapt_lr and self.policy.may_begin_again):
             self.memory.origin = None
 

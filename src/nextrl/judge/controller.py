@@ -122,6 +122,14 @@ class Controller:
             return self._unresolved(step, max(moved, resolution) / share**2)
         return self._first(step, moved, share, left)
 
+    def broken(self, step: int) -> Decision:
+        """Decide on a step, checked or not, that left NaN or Inf in the adapter: it went too far, however far."""
+        return replace(
+            self._taken_back(step, math.inf, 1.0),
+            reason="a step left NaN or Inf in the adapter: taken back",
+            divergence=None,
+        )
+
     @property
     def _early(self) -> bool:
         """Whether a probation is under way in which no window has ended yet."""

@@ -19,6 +19,7 @@ from nextrl.engines.memory import TENSORS
 from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
+from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
@@ -339,6 +340,46 @@ def test_a_mean_reward_counts_once_however_many_steps_it_is_trained_on(tmp_path:
     callback = LeapCallback(policy=Auto(ControllerConfig(every=12), Remember))
     trainer(tmp_path, [callback], learning_rate=1e-3, max_steps=9, **BUFFERED).train()
     assert [not math.isnan(r) for r in seen[0]] == [True, False, False, False, True]
+
+
+class Breaks(TrainerCallback):
+    """Makes the gradients of some steps NaN, as one overflow in a loss does."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 in self.steps:
+            for p in kwargs["model"].parameters():
+                if p.grad is not None:
+                    p.grad.fill_(math.nan)
+
+
+@pytest.mark.parametrize(("step", "adapt_lr", "back"), [(3, True, 3), (7, True, 6), (7, False, 6)])
+def test_what_a_step_to_nan_did_is_taken_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, step: int, adapt_lr: bool, back: int
+) -> None:
+    """Step 3 follows a window's end and goes back to it; step 7 is looked at for no other reason."""
+    before, after = Watch(), Watch()
+    callback = LeapCallback(config=replace(QUIET, every=6), adapt_lr=adapt_lr)
+    callbacks = [before, callback, after, Breaks(step)]
+    run = trainer(tmp_path, callbacks, learning_rate=1e-3, max_steps=step + 2)
+    run.train()
+    (taken,) = [d for d in callback.decisions if d.back]
+    assert taken.step == step
+    assert "NaN" in taken.reason
+    assert same(after.ends[step][0], before.begins[back][0])
+    assert all(m.isfinite().all() for m in after.ends[step][1])
+    assert after.ends[step][2] == pytest.approx(before.begins[step][2] * (0.5 if adapt_lr else 1.0))
+    assert all(p.isfinite().all() for p in trainable(run.model).values())
+    assert not same(trainable(run.model), after.ends[step][0])  # and trained on
+
+
+def test_steps_that_are_nan_at_any_rate_end_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [LeapCallback(), Breaks(*range(3, 99))], learning_rate=1e-3, max_steps=20)
+    with pytest.raises(InputError, match="5 steps in a row left NaN or Inf") as error:
+        run.train()
+    assert "\n" not in str(error.value)
 
 
 def test_the_rate_is_given_back_when_training_has_ended(tmp_path: Path) -> None:

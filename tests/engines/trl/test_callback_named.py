@@ -118,6 +118,37 @@ def test_a_run_that_never_comes_to_a_named_step_is_refused(tmp_path: Path) -> No
     run(tmp_path, LeapCallback(1, "none", at=[], alpha=1.0), max_steps=1)
 
 
+def test_a_callback_added_after_all_its_steps_is_refused(tmp_path: Path) -> None:
+    plain, saved = tmp_path / "plain", {"save_strategy": "steps", "save_steps": 3}
+    trainer(plain, max_steps=3, **saved).train()
+
+    def resumed(*arguments: Any, **options: Any) -> LeapCallback:
+        callback = LeapCallback(*arguments, **options)
+        trainer(tmp_path / "on", [callback], max_steps=6).train(str(plain / "checkpoint-3"))
+        return callback
+
+    message = (
+        "secant: this run goes on after step 3, with no memory of a leap, and does not come to step 2, 3, 9, which at= "
+        "names: give steps of the run with at=, or leave the callback out"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        resumed(1, "secant", at=[2, 3, 9], horizon=1, alpha=1.0)
+    with pytest.raises(InputError, match=r"at step 150, .* there are 15 checkpoints"):
+        trainer(tmp_path / "on", [LeapCallback(10, "next-paper", horizon=130)], max_steps=200).train(
+            str(plain / "checkpoint-3")
+        )
+    found = resumed(1, "secant", at=[2, 5], horizon=1, alpha=1.0)  # one of them is still to come
+    assert [d.step for d in found.decisions if d.alpha] == [5]
+
+
+def test_a_run_that_has_leapt_at_all_its_steps_is_resumed(tmp_path: Path) -> None:
+    def options() -> dict[str, Any]:
+        return {"callbacks": [LeapCallback(1, "secant", at=[2], horizon=1, alpha=1.0)], "save_steps": 3}
+
+    trainer(tmp_path, max_steps=3, save_strategy="steps", **options()).train()
+    trainer(tmp_path, max_steps=4, save_strategy="steps", **options()).train(resume_from_checkpoint=True)
+
+
 def test_searches_at_steps_of_its_own_have_no_bound() -> None:
     def price(**options: Any) -> str:
         return str(

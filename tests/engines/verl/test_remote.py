@@ -412,7 +412,12 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
 
 def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):
     training = Training(tmp_path / "run", 6, 1e-3)
-    session = training.session(ForcedLeaps({3: 1.0}))
+    with pytest.raises(InputError, match="this run goes from step 0 to 6, and never comes to step 7, 9"):
+        training.session(ForcedLeaps({9: 1.0, 7: 1.0}))
+    over = training.session(ForcedLeaps({3: 1.0}))
+    with pytest.raises(InputError, match="this run goes from step 3 to 6, and never comes to step 3"):
+        state.load(tmp_path / "global_step_3", training.run, over, 3)
+    session = training.session(ForcedLeaps({3: 1.0, 5: 1.0}))
     assert not state.load(tmp_path / "global_step_3", training.run, session, 3)
     state.save(tmp_path / "global_step_3", training.run, session)
     path = tmp_path / "global_step_3" / "nextrl" / "state.json"
@@ -434,6 +439,28 @@ def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp
     os.mkfifo(path)
     with pytest.raises(InputError, match="is a pipe, not a file"):
         state.load(tmp_path / "global_step_3", training.run, session, 3)
+
+
+@pytest.mark.parametrize(("good", "back"), [(6, "step"), (7, "window")])
+def test_what_a_step_to_nan_did_is_taken_back(tmp_path, good, back):
+    """The 7th step is looked at, since a window ended before it; the 8th for no other reason."""
+    training = Training(tmp_path, 100, 1e-3)
+    session = training.session(Auto(ControllerConfig(every=6, cooldown=0.0)))
+    training.take(session, good)
+    trained = training._train
+
+    def ruined():
+        trained()
+        with torch.no_grad():
+            training.actor.layer.lora_B.weight.fill_(math.nan)
+
+    training._train = ruined
+    training.take(session, 1)
+    assert session.decisions[-1].back == back
+    assert "NaN" in session.decisions[-1].reason
+    assert all(p.isfinite().all() for p in training.actor.parameters())
+    with pytest.raises(InputError, match="5 steps in a row left NaN or Inf"):
+        training.take(session, 5)
 
 
 def test_the_state_goes_with_the_actor_that_verl_removes(tmp_path):

@@ -113,32 +113,31 @@ class AtSteps(LeapsOnly):
         if self._disk is not None:
             self._disk.begin()
 
-    def refuse_impossible(self, steps: int, keep: int) -> None:
-        """See to it that a run of so many steps comes to a step that was named for a leap, with enough to fit on.
-
-        Args:
-            steps: of the run.
-            keep: checkpoints that are kept in memory.
+    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
+        """See to it that the run comes to a step that was named for a leap, with enough to fit on.
 
         Raises:
             InputError: it comes to none of them, or to the method's own one with too few checkpoints.
         """
         if not self._at:
             return
-        if min(self._at) <= steps:
+        due = [step for step in self._at if begins < step <= ends]
+        if due:
             if self._own_step and self._disk is None:
-                self._refuse_too_few(min(self._at), keep)
+                self._refuse_too_few(min(due), begins, keep)
             return
         named = ", ".join(map(str, sorted(self._at)))
         where = "where it leaps if nothing else is said" if self._own_step else "which at= names"
-        raise InputError(
-            f"{self.method}: this run ends at step {steps}, before step {named}, {where}: give steps of the run with "
-            "at=, or train longer"
-        )
+        if begins < min(self._at):
+            why, instead = f"this run ends at step {ends}, before step {named}", "train longer"
+        else:
+            why = f"this run goes on after step {begins}, with no memory of a leap, and does not come to step {named}"
+            instead = "leave the callback out"
+        raise InputError(f"{self.method}: {why}, {where}: give steps of the run with at=, or {instead}")
 
-    def _refuse_too_few(self, step: int, keep: int) -> None:
+    def _refuse_too_few(self, step: int, begins: int, keep: int) -> None:
         """A step that nobody named is not waited for in vain."""
-        there = min(step // self.every + 1, keep)
+        there = min((step - begins) // self.every + 1, keep)
         needed = get(self.method, **self._params).min_checkpoints(self._horizon, self.every)
         if there < needed:
             raise InputError(

@@ -52,6 +52,9 @@ class Auto:
         """A new controller."""
         self.controller = self._make(self._config)
 
+    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
+        """Nothing is impossible."""
+
     def announced(self, steps: int, per_step: int, group: int) -> None:
         """Nothing: it samples nothing."""
 
@@ -79,6 +82,10 @@ class Auto:
             self,
             partial(self.controller.step, step, moved, share, view.resolution, view.steps_left),
         )
+
+    def broken(self, step: int) -> Decision:
+        """The controller's decision on a step to NaN."""
+        return self.controller.broken(step)
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The controller's decision on the window."""

@@ -11,7 +11,7 @@ from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.acceptance import Acceptance
-from nextrl.judge.decision import Decision
+from nextrl.judge.decision import Decision, stay
 from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
@@ -95,6 +95,19 @@ class Policy(Protocol):
         """
         ...
 
+    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
+        """See to it that this policy has something to do in a run that goes from step `begins` to step `ends`.
+
+        Args:
+            begins: the step that its memory reaches back to: 0, or where a run is resumed without its memory.
+            ends: the run's last step.
+            keep: checkpoints that are kept in memory.
+
+        Raises:
+            InputError: all the steps that it was told to act at lie outside, or it cannot do there what it is for.
+        """
+        ...
+
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """What a user should read when a run begins, as one line: what searches will cost; None where nothing does.
 
@@ -125,6 +138,10 @@ class Policy(Protocol):
         Args:
             share: the step's rate as a share of what the schedule began from.
         """
+        ...
+
+    def broken(self, step: int) -> Decision:
+        """What to take back where a step left NaN or Inf in the adapter; asked only of a policy that `undoes`."""
         ...
 
     def cooled(self, step: int, steps: int) -> float:
@@ -160,6 +177,9 @@ class LeapsOnly:
     def begin(self, rows: int) -> None:
         """Nothing is remembered."""
 
+    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
+        """Nothing is impossible."""
+
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """Nothing."""
         return None
@@ -171,6 +191,10 @@ class LeapsOnly:
     def decide_step(self, view: View, step: int, share: float) -> Decision | None:
         """Nothing."""
         return None
+
+    def broken(self, step: int) -> Decision:
+        """Nothing."""
+        return stay("the adapter holds NaN or Inf")
 
     def cooled(self, step: int, steps: int) -> float:
         """All of the rate."""

@@ -22,8 +22,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from nextrl.engines import decision_log, memory
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
+from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.policies import AtSteps, Policy, policy_of
+from nextrl.engines.policies import Policy, policy_of
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
@@ -109,7 +110,7 @@ class LeapCallback(TrainerCallback):
         longest: float = 2.0,
         truncated: float = 0.1,
         divergence: float = 1.0,
-        keep: int = 16,
+        keep: int = KEPT,
         seed: int = 0,
         trainer: Any = None,
         on_leap: Callable[[int, Any, Any], None] | None = None,
@@ -175,8 +176,6 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
-        if isinstance(self._policy, AtSteps):
-            self._policy.refuse_impossible(run.max_steps, self._options["keep"])
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if state.global_step:
@@ -234,6 +233,8 @@ class LeapCallback(TrainerCallback):
             found is not None
         ):  # whatever else is of use, the rates of optimizer and schedule hold these factors
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
+        if found is None:
+            session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:
             self._resume_without_memory(folder, step, known=found is not None)
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.policies.base import LeapsOnly, View
+from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
 from nextrl.judge.window import Window
@@ -29,6 +30,18 @@ class ForcedLeaps(LeapsOnly):
     def begin(self, rows: int) -> None:
         """From the run's first step."""
         self._last, self.steps_of_one = 0, 1
+
+    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
+        """See to it that the run comes to one of the given steps.
+
+        Raises:
+            InputError: it comes to none.
+        """
+        if not any(begins < step <= ends for step in self.leaps):
+            named = ", ".join(map(str, sorted(self.leaps)))
+            raise InputError(
+                f"trainer.v1.nextrl.leaps: this run goes from step {begins} to {ends}, and never comes to step {named}"
+            )
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """At the given steps."""

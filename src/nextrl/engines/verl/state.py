@@ -61,12 +61,13 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
     """Take up the state in `global_step_N`; False where it has none.
 
     Raises:
-        InputError: it is damaged, of another version, or of other shards.
+        InputError: it is damaged, of another version, or of other shards; or see `Session.begins_late`.
     """
     path = checkpoint / FOLDER / JSON
     try:
         values = read_json(path)
     except NoSuchFile:
+        session.begins_late(step)
         return False
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
