@@ -179,9 +179,11 @@ def work(run: Run, out: Path, claims: Path | None) -> str:
     if (out / run.path).is_file():
         return f"{run.path}: there already"
     one_thread()
-    there = (claims or out) / Cell(run.task, "grpo", run.rate, run.seed).path("plain")
-    finished = run.kind == "lora" and (there / "record.json").is_file()
-    kept = from_checkpoints(run, there) if finished else trained(run, out / "scratch")
+    plain = Cell(run.task, "grpo", run.rate, run.seed).path("plain")
+    if claims is not None and run.kind == "lora" and (claims / plain / "record.json").is_file():
+        kept = from_checkpoints(run, claims / plain)
+    else:
+        kept = trained(run, out / "scratch")
     write_json(out / run.path, json.loads(json.dumps(kept)))
     return f"{run.path}  {list(kept['accuracy'].values())[-1]:.3f}  E1 {kept['e1'][-1]:.3f}  {kept['linear_ahead']}"
 
