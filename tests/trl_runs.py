@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig, SFTTrainer
 
 from nextrl.engines.live_adapter import along
 from nextrl.engines.policies.base import agreed
@@ -18,7 +19,7 @@ from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.decision import Decision
-from nextrl.tasks import base
+from nextrl.tasks import base, chain
 from nextrl.tasks.bases import tiny
 
 TASK = base.get("chain")
@@ -43,6 +44,9 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "dataloader_pin_memory": False,
 }
+
+
+RLVR_ONLY = ("num_generations", "max_completion_length", "beta")
 
 
 def fresh_model(lora: LoraSettings = LORA) -> Any:
@@ -75,6 +79,34 @@ def trainer(
         optimizers=optimizers,
         callbacks=list(callbacks),
         **extras,
+    )
+    built.remove_callback(PrinterCallback)
+    return built
+
+
+def demonstrations(start: int, stop: int) -> Dataset:
+    """Prompts of the task with completions that solve them."""
+    rows = TASK.examples("train")[start:stop]
+    return Dataset.from_list([{"prompt": e.prompt, "completion": chain.solve(e.prompt)} for e in rows])
+
+
+def sft_trainer(
+    out: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    model: Any = None,
+    held_out: bool = True,
+    **options: Any,
+) -> SFTTrainer:
+    """A trainer on demonstrations, with an eval_dataset of others where `held_out`."""
+    common = {name: value for name, value in COMMON.items() if name not in RLVR_ONLY}
+    built = SFTTrainer(
+        model=model if model is not None else fresh_model(),
+        args=SFTConfig(output_dir=str(out), **{**common, "per_device_train_batch_size": 8, **options}),
+        train_dataset=demonstrations(0, 300),
+        processing_class=tiny.tokenizer(),
+        callbacks=list(callbacks),
+        **({"eval_dataset": demonstrations(300, 364)} if held_out else {}),
     )
     built.remove_callback(PrinterCallback)
     return built

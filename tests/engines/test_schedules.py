@@ -181,6 +181,13 @@ def test_one_step_of_another_length_is_no_evidence_against_a_small_change() -> N
     assert not check.waiting
 
 
+def test_a_step_without_a_finite_length_is_compared_with_nothing() -> None:
+    check = RateCheck()
+    for length in (math.inf, math.nan, 0.0):
+        check.changed(length, 1e-3)
+        assert not check.waiting
+
+
 def test_small_changes_add_up() -> None:
     def noticed(follow: bool) -> int:
         check = RateCheck()

@@ -75,6 +75,23 @@ def test_the_rate_is_found_within_a_few_steps_whatever_it_was(far: float) -> Non
     assert controller.step(6, 0.001) is None
 
 
+def test_a_step_to_nan_lowers_a_rate_that_has_not_held() -> None:
+    first = Controller().broken(1, again=False)
+    assert (first.back, first.alpha, first.rate_factor) == ("step", -1.0, 0.01)
+    held = settled()
+    one, two = held.broken(5, again=False), held.broken(6, again=True)
+    assert [(d.back, d.alpha, d.rate_factor) for d in (one, two)] == [
+        ("step", -1.0, 1.0),
+        ("step", -1.0, 0.5),
+    ]
+    assert [d.divergence for d in (first, one, two)] == [None] * 3
+    assert held.checks(7)  # the first step at the new rate
+    assert held.state()["hot"] == -2.0
+    bold = Controller()
+    assert bold.step(1, 0.1) is None
+    assert bold.broken(2, again=False).back == "run"
+
+
 def test_a_rate_near_the_goal_is_left_alone() -> None:
     for moved in (0.0009, 0.004, 0.1):
         assert Controller().step(1, moved) is None

@@ -22,7 +22,8 @@ KEPT = 16
 class AdapterHistory:
     """The run since it began or since its last leap; steps count from there, so the first is 0 and W_0 is known.
 
-    A method must not take a leap for a window of training, so the history begins anew with each.
+    A method must not take a leap for a window of training, so the history begins anew with each. It lies in the CPU's
+    memory, wherever the model is: methods compute there, and an accelerator has no room for so many adapters.
 
     Attributes:
         steps: optimizer steps of each checkpoint in the run's own count.
@@ -39,12 +40,12 @@ class AdapterHistory:
 
     def begin(self, step: int, state: State) -> None:
         """Forget everything; `state` is where the run now stands."""
-        self.steps, self.states, self.rewards = [step], [state], {}
+        self.steps, self.states, self.rewards = [step], [_on_cpu(state)], {}
 
     def add(self, step: int, state: State, reward: float) -> None:
         """One more checkpoint, with the reward of the window that led to it."""
         self.steps.append(step)
-        self.states.append(state)
+        self.states.append(_on_cpu(state))
         self.rewards[step] = reward
         if len(self.steps) > self.most:
             gone = 2 if self.most > 3 else 1
@@ -52,7 +53,7 @@ class AdapterHistory:
             del self.steps[gone], self.states[gone]
 
     def trajectory(self, adapter: LiveAdapter) -> Trajectory:
-        """What is kept, by module name; nothing is copied."""
+        """What is kept, by module name, on the CPU; nothing is copied."""
         factors = [adapter.matrices(state) for state in self.states]
         return Trajectory.from_factors(self._own(self.steps), factors, scaling=adapter.scalings())
 
@@ -62,6 +63,11 @@ class AdapterHistory:
 
     def _own(self, steps: list[int]) -> list[int]:
         return [s - self.steps[0] for s in steps]
+
+
+def _on_cpu(state: State) -> State:
+    """The same tensors where they lie there already."""
+    return {name: tensor.cpu() for name, tensor in state.items()}
 
 
 class DiskHistory:

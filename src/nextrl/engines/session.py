@@ -36,7 +36,8 @@ from nextrl.judge.window import Window
 log = logging.getLogger(__name__)
 
 _DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
-_BROKEN = 5  # steps in a row to NaN that are taken back; where the rate is the reason, one or two are enough
+_BROKEN = 5  # steps in a row to NaN that end a run: where the rate is the reason, it has fallen far by then
+_LOOK = "Look for a reward or an advantage that is NaN or Inf, or for half precision that overflows"
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,18 @@ class Session:
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
+    def knows(self, state: dict[str, Any]) -> bool:
+        """Whether a `state()` is of a policy of this kind."""
+        known: bool = state["policy"].keys() == self.policy.state().keys()
+        return known
+
     def begins_late(self, step: int) -> None:
         """See to it that a run that goes on after this step, of which nothing is remembered, is not gone past all.
 
         Raises:
             InputError: all the steps that the policy was told to act at are over.
         """
-        if not self.policy.waits_for_checkpoint(step):
+        if step < self.run.max_steps and not self.policy.waits_for_checkpoint(step):
             self.policy.refuse_impossible(step, self.run.max_steps, self._keep)
 
     def restore(self, memory: Memory, state: dict[str, Any], step: int) -> None:
@@ -141,10 +147,12 @@ class Session:
         """
         here, self.memory = self.memory.origin, memory
         self.memory.history.most = self._keep
-        if state["policy"].keys() == self.policy.state().keys():
+        if self.knows(state):
             self.policy.restore(state["policy"])
         else:  # saved under a policy of another kind, which remembered other things
             self.begins_late(step)
+            if self.policy.undoes:  # what is to be taken back is remembered with its moments
+                self._begin_window(step)
             self._begin_history(step)
             self.memory.origin = here
         self.run.tools.rewards.latest = state["latest_reward"]
@@ -201,7 +209,7 @@ class Session:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends.
 
         Raises:
-            InputError: one step after the other turns the adapter to NaN or Inf, whatever the rate.
+            InputError: one step after the other turns the adapter to NaN or Inf, or one does that cannot be taken back.
         """
         self.run.tools.fresh.stop()
         rewards = self.run.tools.rewards
@@ -250,19 +258,25 @@ class Session:
     def _mend(self, step: int) -> None:
         """Take a step to NaN or Inf back: it alone where its beginning is remembered, else the window."""
         began, kept, before = time.perf_counter(), self.memory, self._watched
-        if self._broken == _BROKEN:
+        if not self.run.whole:
             raise InputError(
-                f"{_BROKEN} steps in a row left NaN or Inf in the adapter, whatever the learning rate (now "
-                f"{self.run.rate:.3g}): look at the loss, for a reward or an advantage that is NaN or Inf, or for half "
-                "precision that overflows"
+                f"step {step} left NaN or Inf in the adapter. {_LOOK}. It cannot be taken back, since the optimizer's "
+                "state lies in pieces on several devices: go on from a checkpoint"
             )
-        decision = self.policy.broken(step)
+        decision = self.policy.broken(step, self._broken > 1)
+        if decision.back == "run" and not (self._adapt_lr and kept.origin is not None):
+            decision = replace(decision, back="step")
         if before is None:
             before = _Beginning(kept.start, kept.moments, self.run.rate, 1.0, False)
             decision = replace(decision, back="window" if decision.back == "step" else decision.back)
         view = self._view(self._window(step - 1, kept.rewards), before.state)
         self._carry_out(decision, view, before, step, began)
         self._forget_beginning()
+        if self._broken == _BROKEN:
+            tried = "lower rates did not help" if self._adapt_lr else "the learning rate may be too high"
+            raise InputError(
+                f"{_BROKEN} steps in a row left NaN or Inf in the adapter, and were taken back; {tried}. {_LOOK}"
+            )
 
     def _judge(self, step: int, before: _Beginning) -> None:
         """Decide on the step just taken, and on the window that ended where it began."""

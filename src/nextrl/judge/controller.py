@@ -122,13 +122,19 @@ class Controller:
             return self._unresolved(step, max(moved, resolution) / share**2)
         return self._first(step, moved, share, left)
 
-    def broken(self, step: int) -> Decision:
-        """Decide on a step, checked or not, that left NaN or Inf in the adapter: it went too far, however far."""
-        return replace(
-            self._taken_back(step, math.inf, 1.0),
-            reason="a step left NaN or Inf in the adapter: taken back",
-            divergence=None,
-        )
+    def broken(self, step: int, again: bool) -> Decision:
+        """Decide on a step, checked or not, that left NaN or Inf in the adapter.
+
+        Where the rate has held, one such step is a batch's fault, or half precision's, and not the rate's.
+
+        Args:
+            step: which one it was.
+            again: whether the step before it was one, too.
+        """
+        reason = "a step left NaN or Inf in the adapter"
+        if self._settled and not self._early and not again:
+            return replace(stay(f"{reason}: taken back"), alpha=-1.0, back="step")
+        return replace(self._taken_back(step, math.inf, 1.0), reason=reason, divergence=None)
 
     @property
     def _early(self) -> bool:

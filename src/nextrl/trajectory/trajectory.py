@@ -159,11 +159,11 @@ class Trajectory:
         adapter_config: dict[str, Any] | None = None,
         start: int = 0,
     ) -> Trajectory:
-        """A trajectory of tensors in memory.
+        """A trajectory of tensors in memory; all that is computed from them lies on the CPU.
 
         Args:
             steps: optimizer steps, one per checkpoint, ascending.
-            factors: for each step, module -> (A (r, n), B (m, r)).
+            factors: for each step, module -> (A (r, n), B (m, r)); copied if they lie on another device.
             scaling: s, for all modules or each.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
                 is known (it is by default).
@@ -176,7 +176,8 @@ class Trajectory:
         config = dict(adapter_config or {})
         zero = starts_at_zero(config.get("init_lora_weights", True))
         stored = tuple(
-            MemoryCheckpoint(step, dict(f), scaling, zero) for step, f in zip(steps, factors, strict=True)
+            MemoryCheckpoint(step, {m: (a.cpu(), b.cpu()) for m, (a, b) in f.items()}, scaling, zero)
+            for step, f in zip(steps, factors, strict=True)
         )
         return cls(stored, None, config, start=start)
 

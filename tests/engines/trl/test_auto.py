@@ -19,6 +19,7 @@ from nextrl.engines.memory import TENSORS
 from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
+from nextrl.engines.trl.live_run import LiveRun
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -355,31 +356,97 @@ class Breaks(TrainerCallback):
                     p.grad.fill_(math.nan)
 
 
-@pytest.mark.parametrize(("step", "adapt_lr", "back"), [(3, True, 3), (7, True, 6), (7, False, 6)])
-def test_what_a_step_to_nan_did_is_taken_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, step: int, adapt_lr: bool, back: int
-) -> None:
-    """Step 3 follows a window's end and goes back to it; step 7 is looked at for no other reason."""
+def gives_way(
+    tmp_path: Path, *steps: int, more: int = 2, **options: Any
+) -> tuple[LeapCallback, Watch, Watch, Any]:
+    """A run in which these steps turn to NaN; the callback, what was there before and after it, and the model."""
     before, after = Watch(), Watch()
-    callback = LeapCallback(config=replace(QUIET, every=6), adapt_lr=adapt_lr)
-    callbacks = [before, callback, after, Breaks(step)]
-    run = trainer(tmp_path, callbacks, learning_rate=1e-3, max_steps=step + 2)
+    callback = LeapCallback(config=replace(QUIET, every=6), **options)
+    callbacks = [before, callback, after, Breaks(*steps)]
+    run = trainer(tmp_path, callbacks, learning_rate=1e-3, max_steps=steps[-1] + more)
     run.train()
+    assert all(p.isfinite().all() for p in trainable(run.model).values())
+    return callback, before, after, run.model
+
+
+@pytest.mark.parametrize(("step", "adapt_lr", "back"), [(3, True, 3), (7, True, 6), (7, False, 6)])
+def test_what_a_step_to_nan_did_is_taken_back(tmp_path: Path, step: int, adapt_lr: bool, back: int) -> None:
+    """Step 3 follows a window's end and goes back to it; step 7 is looked at for no other reason."""
+    callback, before, after, model = gives_way(tmp_path, step, adapt_lr=adapt_lr)
     (taken,) = [d for d in callback.decisions if d.back]
-    assert taken.step == step
+    assert (taken.step, taken.claimed_steps) == (step, back - step - 1)
     assert "NaN" in taken.reason
     assert same(after.ends[step][0], before.begins[back][0])
     assert all(m.isfinite().all() for m in after.ends[step][1])
-    assert after.ends[step][2] == pytest.approx(before.begins[step][2] * (0.5 if adapt_lr else 1.0))
-    assert all(p.isfinite().all() for p in trainable(run.model).values())
-    assert not same(trainable(run.model), after.ends[step][0])  # and trained on
+    assert after.ends[step][2] == before.begins[step][2]  # the rate has held: it is not the reason
+    assert not same(trainable(model), after.ends[step][0])  # and trained on
+
+
+def test_a_second_step_to_nan_in_a_row_lowers_the_rate(tmp_path: Path) -> None:
+    callback = gives_way(tmp_path / "row", 7, 8)[0]
+    assert [(d.step, d.learning_rate) for d in callback.decisions if d.back] == [(7, 1e-3), (8, 5e-4)]
+    apart = gives_way(tmp_path / "apart", 3, 5, 7, 9, 11, 13)[0]
+    assert [d.learning_rate for d in apart.decisions if d.back] == [1e-3] * 6
 
 
 def test_steps_that_are_nan_at_any_rate_end_the_run(tmp_path: Path) -> None:
-    run = trainer(tmp_path, [LeapCallback(), Breaks(*range(3, 99))], learning_rate=1e-3, max_steps=20)
-    with pytest.raises(InputError, match="5 steps in a row left NaN or Inf") as error:
-        run.train()
-    assert "\n" not in str(error.value)
+    for adapt_lr, why in ((True, "lower rates did not help"), (False, "the learning rate may be too high")):
+        run = trainer(
+            tmp_path,
+            [LeapCallback(adapt_lr=adapt_lr), Breaks(*range(3, 99))],
+            learning_rate=1e-3,
+            max_steps=20,
+        )
+        with pytest.raises(InputError, match=f"^5 steps in a row left NaN or Inf .*{why}") as error:
+            run.train()
+        assert "\n" not in str(error.value)
+        assert run.state.global_step == 7
+        assert all(p.isfinite().all() for p in trainable(run.model).values())  # for whoever saves it now
+
+
+def test_a_step_to_nan_that_cannot_be_taken_back_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveRun, "whole", False)
+    with pytest.raises(InputError, match=r"^step 3 left NaN .* It cannot be taken back"):
+        gives_way(tmp_path, 3)
+
+
+def test_where_nothing_may_be_moved_nan_is_left_to_the_trainer(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="probability tensor"):
+        gives_way(tmp_path, 3, leaps=False)
+
+
+def test_a_step_to_nan_early_in_a_probation_begins_the_run_again(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    callbacks = [before, LeapCallback(config=PROBATION), after, Breaks(2), StopsAt(3)]
+    trainer(tmp_path, callbacks, learning_rate=4e-3, max_steps=100).train()
+    (taken,) = [d for d in callbacks[1].decisions if d.back]
+    assert (taken.step, taken.back) == (2, "run")
+    assert same(after.ends[2][0], before.begins[1][0])
+
+
+def test_a_run_that_may_not_begin_again_takes_the_step_back(tmp_path: Path) -> None:
+    options = {"learning_rate": 4e-3, "max_steps": 100, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, [LeapCallback(config=PROBATION), StopsAt(1)], **options).train()
+    callback = LeapCallback(config=PROBATION, adapt_lr=False)
+    run = trainer(tmp_path, [callback, Breaks(2), StopsAt(3)], **options)
+    run.train(resume_from_checkpoint=True)
+    assert [d.back for d in callback.decisions if d.back] == ["step"]
+    assert all(p.isfinite().all() for p in trainable(run.model).values())
+
+
+def test_a_run_taken_up_from_a_named_method_s_has_moments_to_go_back_to(tmp_path: Path) -> None:
+    options = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 4}
+    named = LeapCallback(6, "secant", horizon=6, alpha=1.0)
+    trainer(tmp_path, [named], max_steps=4, **options).train()
+    after = Watch()
+    callback = LeapCallback(config=replace(QUIET, every=6), adapt_lr=False)
+    run = trainer(tmp_path, [callback, after, Breaks(6)], max_steps=8, **options)
+    run.train(resume_from_checkpoint=True)
+    assert [d.back for d in callback.decisions if d.back]
+    assert after.ends[6][1]
+    assert all(m.isfinite().all() for m in after.ends[6][1])
 
 
 def test_the_rate_is_given_back_when_training_has_ended(tmp_path: Path) -> None:

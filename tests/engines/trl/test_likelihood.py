@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from nextrl import LeapCallback
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood, log_probabilities
 from nextrl.errors import InputError
-from nextrl.tasks import chain
-from nextrl.tasks.bases import tiny
-from trl_runs import COMMON, TASK, fresh_model, same, trainable
-
-SPLIT = 300
-OWN = ("num_generations", "max_completion_length", "beta")
-
-
-def demonstrations(start: int, stop: int) -> Dataset:
-    rows = TASK.examples("train")[start:stop]
-    return Dataset.from_list([{"prompt": e.prompt, "completion": chain.solve(e.prompt)} for e in rows])
-
-
-def trainer(out: Path, callbacks: Any = (), **options: Any) -> SFTTrainer:
-    common = {name: value for name, value in COMMON.items() if name not in OWN}
-    data = {"eval_dataset": demonstrations(SPLIT, SPLIT + 64)} if options.pop("held_out", True) else {}
-    built = SFTTrainer(
-        model=fresh_model(),
-        args=SFTConfig(output_dir=str(out), **{**common, "per_device_train_batch_size": 8, **options}),
-        train_dataset=demonstrations(0, SPLIT),
-        processing_class=tiny.tokenizer(),
-        callbacks=list(callbacks),
-        **data,
-    )
-    built.remove_callback(PrinterCallback)
-    return built
+from trl_runs import same, trainable
+from trl_runs import sft_trainer as trainer
 
 
 @pytest.mark.parametrize("padding_free", [False, True])

@@ -461,6 +461,7 @@ def test_what_a_step_to_nan_did_is_taken_back(tmp_path, good, back):
     assert all(p.isfinite().all() for p in training.actor.parameters())
     with pytest.raises(InputError, match="5 steps in a row left NaN or Inf"):
         training.take(session, 5)
+    assert all(p.isfinite().all() for p in training.actor.parameters())
 
 
 def test_the_state_goes_with_the_actor_that_verl_removes(tmp_path):

@@ -83,9 +83,9 @@ class Auto:
             partial(self.controller.step, step, moved, share, view.resolution, view.steps_left),
         )
 
-    def broken(self, step: int) -> Decision:
+    def broken(self, step: int, again: bool) -> Decision:
         """The controller's decision on a step to NaN."""
-        return self.controller.broken(step)
+        return self.controller.broken(step, again)
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """The controller's decision on the window."""

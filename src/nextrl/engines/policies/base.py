@@ -140,8 +140,12 @@ class Policy(Protocol):
         """
         ...
 
-    def broken(self, step: int) -> Decision:
-        """What to take back where a step left NaN or Inf in the adapter; asked only of a policy that `undoes`."""
+    def broken(self, step: int, again: bool) -> Decision:
+        """What to take back where a step left NaN or Inf in the adapter; asked only of a policy that `undoes`.
+
+        Args:
+            again: whether the step before it did, too.
+        """
         ...
 
     def cooled(self, step: int, steps: int) -> float:
@@ -192,7 +196,7 @@ class LeapsOnly:
         """Nothing."""
         return None
 
-    def broken(self, step: int) -> Decision:
+    def broken(self, step: int, again: bool) -> Decision:
         """Nothing."""
         return stay("the adapter holds NaN or Inf")
 

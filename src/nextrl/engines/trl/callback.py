@@ -87,7 +87,8 @@ class LeapCallback(TrainerCallback):
             of TRL's that can be scored, or not as TRL's was read, or has another LeapCallback; the model has no single
             active LoRA adapter, or one that is no `W + s B A`; the optimizer keeps weights of its own, or makes its own
             rate; no rows can be held back, or too few are given; the run ends before the first of the steps to leap at;
-            a checkpoint's memory is damaged or of another version.
+            the run goes on after all of them without this callback's memory; a checkpoint's memory is damaged or of
+            another version. While it trains: `auto` cannot mend steps to NaN or Inf.
         StaleWeights: after a leap, if vLLM goes on sampling from the weights before it.
     """
 
@@ -233,7 +234,7 @@ class LeapCallback(TrainerCallback):
             found is not None
         ):  # whatever else is of use, the rates of optimizer and schedule hold these factors
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
-        if found is None:
+        if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:
             self._resume_without_memory(folder, step, known=found is not None)

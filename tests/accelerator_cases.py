@@ -1,0 +1,180 @@
+"""What `engines/test_accelerator.py` compares: cases that run on the CPU and on what pretends to be an accelerator.
+
+python tests/accelerator_cases.py FOLDER        # one line of JSON for each case: its name, and what came out of both
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import RLOOTrainer
+
+from accelerator import DEVICE, accelerator
+from nextrl import extrapolators
+from nextrl.engines.policies.effopd import EffOpd
+from nextrl.engines.settings import TrainSettings
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.leaps.leap import leap
+from nextrl.runs.loop import ArmSettings, LeapSettings, run_arm
+from nextrl.trajectory.trajectory import Trajectory
+from trl_runs import VALIDATION, fresh_model, sft_trainer, trainer
+
+
+class NotANumber(TrainerCallback):
+    """Makes a step's gradients NaN."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            for p in kwargs["model"].parameters():
+                if p.grad is not None:
+                    p.grad.fill_(math.nan)
+
+
+def decided(callback: LeapCallback, run: Any) -> Any:
+    """What a run came to: its decisions, and how far its weights are from where an adapter begins (B = 0)."""
+    found = {p.device.type for p in run.model.parameters()}
+    assert len(found) == 1, found
+    length = sum(float(p.detach().square().sum()) for n, p in run.model.named_parameters() if "lora_B" in n)
+    done = [(d.step, d.alpha, d.back, d.completions) for d in callback.decisions]
+    return {"done": done, "rates": [d.learning_rate for d in callback.decisions], "length": length}
+
+
+def trained(
+    folder: Path, callback: LeapCallback, *more: TrainerCallback, resume: int = 0, **options: Any
+) -> Any:
+    """A run of TRL's under a callback."""
+    built = trainer(folder, [callback, *more], model=MODELS.pop(), **options)
+    built.train(resume_from_checkpoint=str(folder / f"checkpoint-{resume}") if resume else None)
+    return decided(callback, built)
+
+
+def supervised(folder: Path, callback: LeapCallback, **options: Any) -> Any:
+    """A run of TRL's on demonstrations, under a callback."""
+    built = sft_trainer(folder, [callback], model=MODELS.pop(), **options)
+    built.train()
+    return decided(callback, built)
+
+
+def resumed(folder: Path, method: str) -> Any:
+    """A run that is stopped after 4 steps and goes on; its adapter, moments and memory come from files."""
+    options = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 4}
+
+    def callback() -> LeapCallback:
+        named = {"horizon": 1, "alpha": 1.0} if method != "auto" else {}
+        return LeapCallback(1 if named else 2, method, **named)
+
+    trained(folder, callback(), max_steps=4, **options)
+    return trained(folder, callback(), resume=4, max_steps=6, **options)
+
+
+def arms(folder: Path) -> Any:
+    """The arms of a study, in this package's own trainer: evaluation, shared prefixes, checkpoints on disk."""
+    train = TrainSettings(
+        steps=6,
+        save_every=2,
+        prompts_per_step=4,
+        completions_per_prompt=4,
+        learning_rate=1e-3,
+        share_prefixes=True,
+    )
+    common = {"train": train, "eval_at": (4, 6), "eval_prompts": 20}
+    found = LeapSettings(method="secant", horizon=2, alphas=(0.5, 1.0), prompts=8, accept="argmax")
+    unseen = LeapSettings(method="secant", horizon=2, alphas=(1.0,), search=False)
+    records = [
+        run_arm(ArmSettings(name=name, label=name, **common, **own), folder / name, folder / "plain")
+        for name, own in {
+            "plain": {"kind": "plain", "save": True},
+            "leap": {"kind": "leap", "start": 4, "leap": found},
+            "merged": {"kind": "leap", "start": 4, "leap": unseen, "merge": True},
+            "full": {"kind": "control", "lora": None},
+        }.items()
+    ]
+    return [{"done": r.steps, "rates": r.learning_rate, "length": r.accuracy[-1]} for r in records]
+
+
+def fitted(folder: Path) -> Any:
+    """Every method on factors in memory, from the library."""
+    draws = torch.Generator().manual_seed(0)
+    a0, way = torch.randn(4, 12, generator=draws), torch.randn(8, 4, generator=draws)
+    states = []
+    for t in range(13):
+        b = way * t / 10 + 0.02 * t**0.5 * torch.randn(8, 4, generator=draws)
+        a = a0 + 0.01 * t * torch.randn(4, 12, generator=draws)
+        a, b = a.to(device()), b.to(device())
+        states.append({"m.q": (a, b), "m.k": (a * 1.5, b * 0.7)})
+    steps = [10 * t for t in range(13)]
+    traj = Trajectory.from_factors(steps, states, scaling=2.0)
+    lengths = {}
+    for name in extrapolators.names():
+        params: dict[str, Any] = {"epochs": 20} if name == "next-paper" else {}
+        if extrapolators.tags_of(extrapolators.get(name)).needs_accuracy:
+            params["accuracy"] = {s: 0.1 + s / 200 for s in steps}
+        made = leap(traj, name, 50, seed=0, **params)
+        lengths[name] = [float(made.prediction.delta(m, 1.0).norm()) for m in traj.modules]
+    return lengths
+
+
+def cases() -> dict[str, Callable[[Path], Any]]:
+    """Name -> what is done in a folder of its own."""
+    fast = {"learning_rate": 1e-3, "max_steps": 6}
+    every = ControllerConfig(every=2, goal=1e-30, undo=1e9, alarm=1e9, cooldown=0.0)
+    return {
+        "fitted": fitted,
+        "auto": lambda f: trained(f, LeapCallback(), learning_rate=1e-5, max_steps=6),
+        "auto, windows": lambda f: trained(f, LeapCallback(config=every), **fast),
+        "auto, taken back": lambda f: trained(f, LeapCallback(), learning_rate=0.5, max_steps=3),
+        "auto, NaN": lambda f: trained(f, LeapCallback(config=every), NotANumber(5), **fast),
+        "auto, RLOO": lambda f: trained(f, LeapCallback(config=every), kind=RLOOTrainer, **fast),
+        "auto, beta": lambda f: trained(f, LeapCallback(config=every), beta=0.1, **fast),
+        "auto, resumed": lambda f: resumed(f, "auto"),
+        "next": lambda f: trained(f, LeapCallback(1, "next", horizon=1, alpha=1.0), **fast),
+        "next, resumed": lambda f: resumed(f, "next"),
+        "secant, searched": lambda f: trained(
+            f, LeapCallback(2, "secant", horizon=2, prompts=16, validation=VALIDATION), **fast
+        ),
+        "effopd": lambda f: trained(f, LeapCallback(policy=EffOpd(8), validation=VALIDATION), **fast),
+        "auto, SFT": lambda f: supervised(f, LeapCallback(config=every), **fast),
+        "secant, SFT": lambda f: supervised(f, LeapCallback(2, "secant", horizon=2, prompts=16), **fast),
+        "arms": arms,
+        "two devices": lambda f: float((torch.ones(2, device=device()) + torch.ones(2)).sum()),
+    }
+
+
+MODELS: list[Any] = []
+ON_DEVICE = False
+
+
+def device() -> torch.device:
+    """Where a case is run."""
+    return DEVICE if ON_DEVICE else torch.device("cpu")
+
+
+def outcome(case: Callable[[Path], Any], folder: Path) -> Any:
+    """What came out of a case, or the error that ended it."""
+    MODELS[:] = [fresh_model(), fresh_model()]  # made outside: loading weights is not what is looked at
+    try:
+        with accelerator() if ON_DEVICE else nullcontext():
+            return json.loads(json.dumps(case(folder)))
+    except RuntimeError:
+        return traceback.format_exc()
+
+
+if __name__ == "__main__":
+    for name, case in cases().items():
+        both = []
+        for ON_DEVICE in (False, True):
+            both.append(outcome(case, Path(sys.argv[1]) / f"{name} {ON_DEVICE}"))
+        sys.stdout.write(json.dumps([name, *both]) + "\n")
