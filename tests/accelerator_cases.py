@@ -1,6 +1,6 @@
 """What `engines/test_accelerator.py` compares: cases that run on the CPU and on what pretends to be an accelerator.
 
-python tests/accelerator_cases.py FOLDER        # one line of JSON for each case: its name, and what came out of both
+python tests/accelerator_cases.py FOLDER [CASE ...]    # for each case its name, and what came out of both, in JSON
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from trl import RLOOTrainer
 
 from accelerator import DEVICE, accelerator
 from nextrl import extrapolators
+from nextrl.engines.offline import choose_alpha
 from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.leaps.leap import leap
 from nextrl.runs.loop import ArmSettings, LeapSettings, run_arm
+from nextrl.tasks import bases
+from nextrl.tasks.bases.device import placed
+from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.trajectory import Trajectory
-from trl_runs import VALIDATION, fresh_model, sft_trainer, trainer
+from trl_runs import TASK, VALIDATION, fresh_model, sft_trainer, trainer
 
 
 class NotANumber(TrainerCallback):
@@ -105,6 +109,28 @@ def arms(folder: Path) -> Any:
     return [{"done": r.steps, "rates": r.learning_rate, "length": r.accuracy[-1]} for r in records]
 
 
+def asked(folder: Path) -> Any:
+    """What the command line asks a model for: its accuracy, and which step length it answers best at."""
+    train = TrainSettings(
+        steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=5e-3
+    )
+    run_arm(
+        ArmSettings(
+            name="plain", kind="plain", label="plain", train=train, save=True, eval_at=(4,), eval_prompts=20
+        ),
+        folder,
+        folder,
+    )
+
+    def model() -> tuple[Any, Any]:
+        loaded, tokenizer = bases.load("tiny", "chain")
+        return placed(loaded, str(device())), tokenizer
+
+    accuracy = evaluate(*model(), TASK, prompts=40).accuracy
+    choice = choose_alpha(leap(Trajectory.load(folder), "secant", 2), *model(), TASK, prompts=16, level=0.0)
+    return {"done": [choice.alpha, choice.completions], "length": [accuracy, *choice.means.values()]}
+
+
 def fitted(folder: Path) -> Any:
     """Every method on factors in memory, from the library."""
     draws = torch.Generator().manual_seed(0)
@@ -133,7 +159,7 @@ def cases() -> dict[str, Callable[[Path], Any]]:
     every = ControllerConfig(every=2, goal=1e-30, undo=1e9, alarm=1e9, cooldown=0.0)
     return {
         "fitted": fitted,
-        "auto": lambda f: trained(f, LeapCallback(), learning_rate=1e-5, max_steps=6),
+        "auto": lambda f: trained(f, LeapCallback(), learning_rate=2e-4, max_steps=6),
         "auto, windows": lambda f: trained(f, LeapCallback(config=every), **fast),
         "auto, taken back": lambda f: trained(f, LeapCallback(), learning_rate=0.5, max_steps=3),
         "auto, NaN": lambda f: trained(f, LeapCallback(config=every), NotANumber(5), **fast),
@@ -149,6 +175,7 @@ def cases() -> dict[str, Callable[[Path], Any]]:
         "auto, SFT": lambda f: supervised(f, LeapCallback(config=every), **fast),
         "secant, SFT": lambda f: supervised(f, LeapCallback(2, "secant", horizon=2, prompts=16), **fast),
         "arms": arms,
+        "asked": asked,
         "two devices": lambda f: float((torch.ones(2, device=device()) + torch.ones(2)).sum()),
     }
 
@@ -174,6 +201,8 @@ def outcome(case: Callable[[Path], Any], folder: Path) -> Any:
 
 if __name__ == "__main__":
     for name, case in cases().items():
+        if len(sys.argv) > 2 and name not in sys.argv[2:]:
+            continue
         both = []
         for ON_DEVICE in (False, True):
             both.append(outcome(case, Path(sys.argv[1]) / f"{name} {ON_DEVICE}"))

@@ -323,9 +323,8 @@ class Check:
         exact = all(bool((expected[name] == tensor).all()) for name, tensor in reads["after"].items())
         return {"step": at, "alpha": self.plan.alpha, "exact": exact, **seen}
 
-
     def fitted(self) -> dict[str, Any]:
-        """A named method in the trainer: fitted on the run's checkpoints, which lie on the CPU, and leapt on the GPU."""
+        """A named method in the trainer: fitted on checkpoints that lie on the CPU, leapt on the GPU."""
         from nextrl import LeapCallback
 
         leaps = LeapCallback(1, "next", horizon=1, alpha=1.0)

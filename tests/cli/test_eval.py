@@ -16,6 +16,7 @@ from nextrl.cli.eval import evaluate_command
 from nextrl.errors import InputError
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
+from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 
 
@@ -35,6 +36,22 @@ def test_json_is_what_python_says() -> None:
         "greedy": direct.greedy,
         "n": 60,
     }
+
+
+@pytest.mark.parametrize("device", ["no such device", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
+    with pytest.raises(
+        InputError, match=f"^--device '{device}': not a device that this PyTorch has"
+    ) as error:
+        placed(torch.nn.Linear(2, 2), device)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+    assert str(call("tiny", "--prompts", "20", "--device", device).exception) == str(error.value)
+
+
+def test_the_cpu_can_be_named() -> None:
+    options = ("tiny", "--prompts", "20", "--json")
+    assert json.loads(call(*options, "--device", "cpu").stdout) == json.loads(call(*options).stdout)
 
 
 def test_a_line_for_people() -> None:

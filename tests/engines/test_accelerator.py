@@ -24,6 +24,7 @@ TESTS = Path(__file__).parents[1]
 CASES = (
     "fitted", "auto", "auto, windows", "auto, taken back", "auto, NaN", "auto, RLOO", "auto, beta", "auto, resumed",
     "next", "next, resumed", "secant, searched", "effopd", "auto, SFT", "secant, SFT", "arms",
+    "asked",
 )  # fmt: skip
 
 

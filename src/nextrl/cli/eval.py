@@ -14,8 +14,10 @@ from nextrl.checkpoints.tensorfile import UNREADABLE
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle
 from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.device import Device
 from nextrl.errors import InputError, needs, shown
 from nextrl.tasks import base, bases
+from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 
 
@@ -29,6 +31,7 @@ def evaluate_command(
     prompts: Annotated[int, typer.Option(min=2, max=values.MAX_PROMPTS, help="Held-out prompts.")] = 1000,
     temperature: Annotated[float, typer.Option(min=0.01, callback=values.temperature)] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=values.MAX_SEED)] = 0,
+    device: Device = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +44,9 @@ def evaluate_command(
     loaded, tokenizer = bases.load(model, task)
     if checkpoint is not None:
         loaded = _with_adapter(loaded, checkpoint)
-    result = evaluate(loaded, tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed)
+    result = evaluate(
+        placed(loaded, device), tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed
+    )
     if as_json:
         emit_json({"accuracy": result.accuracy, "se": result.se, "greedy": result.greedy, "n": result.n})
         return

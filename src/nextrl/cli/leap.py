@@ -15,6 +15,7 @@ from nextrl.checkpoints.atomic import writing
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.device import Device
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators.alphas import PAPER_ALPHA
@@ -79,6 +80,7 @@ def leap(
     level: Annotated[
         float, typer.Option(help="Standard errors that auto's gain must exceed.", callback=values.level)
     ] = 2.0,
+    device: Device = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="USER/NAME", help="Send what was written to the Hugging Face Hub too."),
@@ -131,7 +133,7 @@ def leap(
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed)
-    choice = _search(result, base, task, prompts, level, seed) if searches and task else None
+    choice = _search(result, base, task, device, prompts, level, seed) if searches and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
@@ -242,19 +244,28 @@ def _number(text: str) -> float:
 
 
 def _search(
-    result: Leap, base: str | None, task: str | None, prompts: int, level: float, seed: int
+    result: Leap,
+    base: str | None,
+    task: str | None,
+    device: str | None,
+    prompts: int,
+    level: float,
+    seed: int,
 ) -> AlphaChoice:
     """Load what `--alpha auto` needs, only when it is asked for: transformers takes seconds to import."""
     with needs("trl", "--alpha auto"):
         from nextrl.engines.offline import choose_alpha
     from nextrl.tasks import base as tasks
     from nextrl.tasks import bases
+    from nextrl.tasks.bases.device import placed
 
     if not base:
         raise InputError("--alpha auto needs --base: the adapter does not name its base model")
     chosen = tasks.get(str(task))
     model, tokenizer = bases.load(base, chosen.name)
-    return choose_alpha(result, model, tokenizer, chosen, prompts=prompts, level=level, seed=seed)
+    return choose_alpha(
+        result, placed(model, device), tokenizer, chosen, prompts=prompts, level=level, seed=seed
+    )
 
 
 def _report(result: Leap, rank: int | None, out: Path) -> None:
