@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import check_gpu
 import torch
 from transformers import TrainerCallback
 from trl import RLOOTrainer
@@ -131,6 +132,12 @@ def asked(folder: Path) -> Any:
     return {"done": [choice.alpha, choice.completions], "length": [accuracy, *choice.means.values()]}
 
 
+def delivered(folder: Path) -> Any:
+    """The leap of `make check-gpu`, and what the rollouts after it say of where they came from."""
+    found = check_gpu.Check(check_gpu.DRY, True, folder).leap()
+    return [*(found[name] for name in ("step", "exact", "delivered", "swap_noticed")), found["gain"] > 1.0]
+
+
 def fitted(folder: Path) -> Any:
     """Every method on factors in memory, from the library."""
     draws = torch.Generator().manual_seed(0)
@@ -176,6 +183,7 @@ def cases() -> dict[str, Callable[[Path], Any]]:
         "secant, SFT": lambda f: supervised(f, LeapCallback(2, "secant", horizon=2, prompts=16), **fast),
         "arms": arms,
         "asked": asked,
+        "delivered": delivered,
         "two devices": lambda f: float((torch.ones(2, device=device()) + torch.ones(2)).sum()),
     }
 

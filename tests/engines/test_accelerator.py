@@ -21,10 +21,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 TESTS = Path(__file__).parents[1]
+TOOLS = TESTS.parent / "tools"
 CASES = (
     "fitted", "auto", "auto, windows", "auto, taken back", "auto, NaN", "auto, RLOO", "auto, beta", "auto, resumed",
     "next", "next, resumed", "secant, searched", "effopd", "auto, SFT", "secant, SFT", "arms",
-    "asked",
+    "asked", "delivered",
 )  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Name of a case -> what came of it on the CPU and on the accelerator, which a process can have only once."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TOOLS), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", TESTS / "accelerator_cases.py", tmp_path_factory.mktemp("cases")],
