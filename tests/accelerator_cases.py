@@ -48,10 +48,22 @@ class NotANumber(TrainerCallback):
                     p.grad.fill_(math.nan)
 
 
+class OnTheCpu(TrainerCallback):
+    """Sees to it that a leap's callback keeps its checkpoints in the CPU's memory, those of a resumed run, too."""
+
+    def __init__(self, leaps: LeapCallback) -> None:
+        self.leaps = leaps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.leaps._session is not None
+        kept = self.leaps._session.memory.history.states
+        if any(t.device.type != "cpu" for state in kept for t in state.values()):
+            raise RuntimeError("checkpoints lie on the accelerator")
+
+
 def decided(callback: LeapCallback, run: Any) -> Any:
     """What a run came to: its decisions, and how far its weights are from where an adapter begins (B = 0)."""
-    found = {p.device.type for p in run.model.parameters()}
-    assert len(found) == 1, found
+    assert {p.device for p in run.model.parameters()} == {device()}
     length = sum(float(p.detach().square().sum()) for n, p in run.model.named_parameters() if "lora_B" in n)
     done = [(d.step, d.alpha, d.back, d.completions) for d in callback.decisions]
     return {"done": done, "rates": [d.learning_rate for d in callback.decisions], "length": length}
@@ -61,7 +73,7 @@ def trained(
     folder: Path, callback: LeapCallback, *more: TrainerCallback, resume: int = 0, **options: Any
 ) -> Any:
     """A run of TRL's under a callback."""
-    built = trainer(folder, [callback, *more], model=MODELS.pop(), **options)
+    built = trainer(folder, [callback, OnTheCpu(callback), *more], model=MODELS.pop(), **options)
     built.train(resume_from_checkpoint=str(folder / f"checkpoint-{resume}") if resume else None)
     return decided(callback, built)
 

@@ -144,7 +144,9 @@ def missing(folder: Path) -> str:
 
 
 def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
-    """The state that `write` left in a checkpoint's folder, on the device and in the dtype of `like`; None if none.
+    """The state that `write` left in a checkpoint's folder, in the dtype of `like`; None if none.
+
+    The history, and moments, come on the CPU, all else on the device of `like`.
 
     Raises:
         InputError: the files are damaged, of a later version, or of another adapter.
@@ -191,7 +193,7 @@ def _values(path: Path) -> dict[str, Any]:
 def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
     device = next(iter(like.values())).device
     steps = [int(step) for step in window["history"]["steps"]]
-    states = [_as_live(_named(tensors, f"history/{i}/", device), like) for i in range(len(steps))]
+    states = [_as_live(_named(tensors, f"history/{i}/", "cpu"), like) for i in range(len(steps))]
     return Memory(
         _as_live(_named(tensors, "start/", device), like),
         _joined_moments(window["moments"], tensors, "start_moments"),
