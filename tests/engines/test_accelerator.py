@@ -42,6 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: both for name, *both in map(json.loads, done.stdout.splitlines())}
@@ -53,6 +54,22 @@ def test_it_does_on_an_accelerator_what_it_does_on_the_cpu(found: dict[str, list
     for outcome in (on_cpu, on_accelerator):
         assert not isinstance(outcome, str), outcome
     assert on_accelerator == near(on_cpu)
+
+
+def test_the_cases_come_to_what_they_are_for(found: dict[str, list[Any]]) -> None:
+    """Two sides that both did nothing would be the same."""
+    for case in ("auto, taken back", "auto, NaN"):
+        assert [back for _, _, back, _ in found[case][0]["done"] if back] == ["step"]
+    for case in ("next", "next, resumed", "secant, SFT"):
+        assert any(alpha for _, alpha, _, _ in found[case][0]["done"])
+    for case in ("secant, searched", "effopd"):
+        assert any(completions for _, _, _, completions in found[case][0]["done"])
+    assert found["auto"][0]["rates"][0] > 1e-3
+    assert found["delivered"][0][1:] == [True] * 4
+    assert (
+        min(length for name, lengths in found["fitted"][0].items() for length in lengths if name != "none")
+        > 0.1
+    )
 
 
 def test_two_devices_are_refused_there(found: dict[str, list[Any]]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 import lora_runs
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter, along, leap_into
 from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
 from nextrl.trajectory.lowrank import cosine
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def peft_model(**options: Any) -> Any:
@@ -117,6 +120,22 @@ def test_a_leap_repeats_the_window() -> None:
     start, stop = states()
     for name, value in along(start, stop, 8.0).items():
         torch.testing.assert_close(value - stop[name], 8 * (stop[name] - start[name]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_window_that_began_in_another_dtype_can_be_gone_along() -> None:
+    start = {"a": torch.tensor([1.0, 2.0])}
+    there = along(start, {"a": torch.tensor([2.0, 2.0], dtype=torch.bfloat16)}, 1.0)["a"]
+    assert (there.dtype, there.tolist()) == (torch.bfloat16, [3.0, 2.0])
+
+
+def test_a_leap_fitted_on_files_lies_where_the_model_does(tmp_path: Path) -> None:
+    lora_runs.write_run(tmp_path)
+    traj = Trajectory.load(tmp_path)
+    model = PeftModel.from_pretrained(lora_runs.model(), traj.checkpoints[-1].folder, is_trainable=True)
+    adapter = LiveAdapter(model.to("meta"))  # no values, but a device that is not the files'
+    state = leap_into(adapter, leap(traj, "secant", traj.spacing), 1.0)
+    assert state.keys() >= adapter.parameters.keys()
+    assert {state[name].device.type for name in adapter.parameters} == {"meta"}
 
 
 def test_cosine_takes_all_modules_together() -> None:

@@ -260,6 +260,21 @@ def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -
     assert torch.equal(again.start["b"], kept.start["b"].float())
 
 
+def test_a_state_is_read_to_where_each_part_of_a_split_model_lies(tmp_path: Path) -> None:
+    kept = memory()
+    memory_files.write(tmp_path, kept, {})
+    first, *rest = kept.start
+    found = memory_files.read(tmp_path, {n: t.to("meta") if n == first else t for n, t in kept.start.items()})
+    assert found is not None
+    again = found[0]
+    assert rest
+    assert again.snapshot is not None
+    assert again.origin is not None
+    for state in (again.start, again.snapshot.state, again.origin.state):
+        assert {n: t.device.type for n, t in state.items()} == {first: "meta"} | dict.fromkeys(rest, "cpu")
+    assert all(t.device.type == "cpu" for state in again.history.states for t in state.values())
+
+
 def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
     assert memory_files.read(tmp_path, memory().start) is None
     memory_files.write(tmp_path, Memory(memory().start), {})

@@ -44,6 +44,12 @@ def test_an_optimizer_that_keeps_weights_is_refused_before_the_first_step(tmp_pa
     assert same(trainable(model), before)
 
 
+def test_moments_that_cannot_be_copied_are_refused() -> None:
+    kind = type("_AdamW", (torch.optim.AdamW,), {"__module__": "torchao.optim.adam"})
+    with pytest.raises(InputError, match=r"^_AdamW of torchao keeps moments that can neither"):
+        check_optimizer(kind([torch.nn.Parameter(torch.ones(2))]))
+
+
 def test_a_wrapped_one_is_found_and_others_pass() -> None:
     plain = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     check_optimizer(plain)

@@ -58,6 +58,14 @@ def test_moments_come_back_to_the_bit_and_in_place() -> None:
         assert all(torch.equal(now[k], then[k]) for k in now)
 
 
+def test_moments_that_are_missing_come_back_where_the_parameter_lies() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    write_moments(optimizer, [{"exp_avg": torch.ones(2), "step": torch.tensor(3.0)}])
+    found = optimizer.state[parameter]
+    assert (found["exp_avg"].device.type, found["step"].device.type) == ("meta", "cpu")
+
+
 def test_an_optimizer_that_has_not_stepped_gets_its_state_from_the_snapshot() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     write_moments(torch.optim.AdamW([weight]), [{}])

@@ -57,6 +57,25 @@ def test_fsdp2_is_read_whole_and_written_in_pieces(mesh: Any) -> None:
     assert all((moved[n] - leap[n]).abs().max() < 2e-2 for n in leap)
 
 
+def test_a_layer_that_fsdp2_keeps_whole_is_gathered_anew_after_a_leap(mesh: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = fresh_model()
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    live, ids = LiveAdapter(model), torch.arange(2, 12)[None]
+
+    @torch.no_grad()
+    def logits() -> Tensor:
+        return model(input_ids=ids).logits.clone()
+
+    before = logits()
+    with live.holding({n: t + 0.05 for n, t in live.read().items()}):
+        assert not torch.allclose(logits(), before, atol=1e-2)
+    assert torch.equal(logits(), before)
+
+
 class Zero3:
     """A ZeRO-3 run as deepspeed.readthedocs.io documents it: empty parameters, float32 masters that win."""
 

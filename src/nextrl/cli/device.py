@@ -8,5 +8,5 @@ import typer
 
 Device = Annotated[
     str | None,
-    typer.Option(help="Where prompts are answered: cpu, cuda, cuda:1 ...; a GPU where there is one."),
+    typer.Option(help="Where prompts are answered: cpu, cuda, cuda:1, mps ...; CUDA where there is one."),
 ]

@@ -86,7 +86,7 @@ def _with_adapter(model: Any, checkpoint: AdapterCheckpoint) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is compared below
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
             loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except UNREADABLE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]

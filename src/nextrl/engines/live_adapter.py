@@ -105,6 +105,7 @@ class LiveAdapter:
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
         sharded.write(self.parameters, state)
+        sharded.forget_gathered(self.model)
 
     @contextmanager
     def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
@@ -122,7 +123,9 @@ class LiveAdapter:
 
     def distance(self, start: State, stop: State) -> float:
         """Length of the way between two states, over all factors."""
-        return math.sqrt(sum(float((stop[n].float() - start[n].float()).square().sum()) for n in stop))
+        squares = [(t.float() - start[name].float()).square().sum() for name, t in stop.items()]
+        # Added up where the first of them lies: a GPU is waited for once, not for each tensor.
+        return math.sqrt(float(torch.stack([s.to(squares[0].device) for s in squares]).double().sum()))
 
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
@@ -194,12 +197,19 @@ def _entry(parameter: nn.Parameter) -> tuple[tuple[int, ...], torch.dtype | str]
 
 
 def along(start: State, stop: State, alpha: float) -> State:
-    """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206)."""
-    return {name: torch.lerp(start[name], stop[name], 1.0 + alpha) for name in stop}
+    """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206).
+
+    In the dtype of `stop`: TRL may turn an adapter to half precision on the way (continuous batching).
+    """
+    return {name: torch.lerp(start[name].to(t.dtype), t, 1.0 + alpha) for name, t in stop.items()}
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:
     """The adapter after a leap of `alpha`, at its own rank, in the gauge that Adam's moments belong to."""
     chosen = replace(fitted, alpha=alpha)
     # Modules are named as in files where the trajectory was read from some, as in the model otherwise.
-    return adapter.state(chosen.factors) if fitted.traj.layout == MEMORY else chosen.leap_state()
+    if fitted.traj.layout == MEMORY:
+        return adapter.state(chosen.factors)
+    live = adapter.parameters
+    # What several processes share has to lie where the model does: NCCL takes nothing else.
+    return {name: t.to(live[name].device) if name in live else t for name, t in chosen.leap_state().items()}

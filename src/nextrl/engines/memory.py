@@ -146,7 +146,7 @@ def missing(folder: Path) -> str:
 def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
     """The state that `write` left in a checkpoint's folder, in the dtype of `like`; None if none.
 
-    The history, and moments, come on the CPU, all else on the device of `like`.
+    The history, and moments, come on the CPU, all else where `like` lies.
 
     Raises:
         InputError: the files are damaged, of a later version, or of another adapter.
@@ -191,11 +191,10 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> Memory:
-    device = next(iter(like.values())).device
     steps = [int(step) for step in window["history"]["steps"]]
-    states = [_as_live(_named(tensors, f"history/{i}/", "cpu"), like) for i in range(len(steps))]
+    states = [_as_live(_named(tensors, f"history/{i}/"), like, "cpu") for i in range(len(steps))]
     return Memory(
-        _as_live(_named(tensors, "start/", device), like),
+        _as_live(_named(tensors, "start/"), like),
         _joined_moments(window["moments"], tensors, "start_moments"),
         window["began"],
         list(window["rewards"]),
@@ -211,14 +210,17 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
     )
 
 
-def _named(tensors: dict[str, Tensor], prefix: str, device: Any) -> State:
-    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    return {name: tensor.to(device, copy=True) for name, tensor in found.items()}
+def _named(tensors: dict[str, Tensor], prefix: str) -> State:
+    return {n.removeprefix(prefix): t.clone() for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _as_live(state: State, like: State) -> State:
-    """The state in the adapter's present dtype: PEFT makes a half-precision adapter float32 when it is loaded."""
-    return {name: tensor.to(like.get(name, tensor).dtype) for name, tensor in state.items()}
+def _as_live(state: State, like: State, device: str | None = None) -> State:
+    """The state in the adapter's present dtype, each tensor where the live one lies, or on a device.
+
+    PEFT makes a half-precision adapter float32 when it is loaded, and a model may be split over several devices.
+    """
+    live = {name: like.get(name, tensor) for name, tensor in state.items()}
+    return {name: t.to(device or live[name].device, live[name].dtype) for name, t in state.items()}
 
 
 def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -238,8 +240,7 @@ def _joined_snapshot(
         return None
     moments = _joined_moments(values["moments"], tensors, "moments")
     rest = {name: value for name, value in values.items() if name != "moments"}
-    device = next(iter(like.values())).device
-    state = _as_live(_named(tensors, "before/", device), like)
+    state = _as_live(_named(tensors, "before/"), like)
     return Snapshot(state=state, moments=moments, **rest)
 
 
@@ -255,7 +256,7 @@ def _split_origin(origin: Origin | None) -> tuple[dict[str, Any] | None, dict[st
 def _joined_origin(values: dict[str, Any] | None, tensors: dict[str, Tensor], like: State) -> Origin | None:
     if values is None:
         return None
-    state = _as_live(_named(tensors, "origin/", next(iter(like.values())).device), like)
+    state = _as_live(_named(tensors, "origin/"), like)
     return Origin(state, _joined_moments(values["moments"], tensors, "origin_moments"), values["step"])
 
 
@@ -271,4 +272,4 @@ def _split_moments(moments: Moments, prefix: str) -> tuple[list[dict[str, Any]],
 
 def _joined_moments(numbers: list[dict[str, Any]], tensors: dict[str, Tensor], prefix: str) -> Moments:
     # On the CPU: an optimizer's step counts lie there, and copying back finds each tensor's own device.
-    return [{**kept, **_named(tensors, f"{prefix}/{i}/", "cpu")} for i, kept in enumerate(numbers)]
+    return [{**kept, **_named(tensors, f"{prefix}/{i}/")} for i, kept in enumerate(numbers)]

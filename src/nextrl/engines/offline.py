@@ -158,7 +158,7 @@ def _with_adapter(leap: Leap, model: Any) -> Any:
         dataclasses.replace(leap, alpha=0.0).save_adapter(folder)
         try:
             # Trainable, because that is how a live adapter is found; nothing is trained here.
-            return PeftModel.from_pretrained(model, folder, is_trainable=True)
+            return PeftModel.from_pretrained(model, folder, is_trainable=True, torch_device="cpu")
         except (ValueError, RuntimeError) as error:
             raise _unfitting(str(error).splitlines()[0]) from error
 

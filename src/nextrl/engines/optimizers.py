@@ -24,7 +24,7 @@ def check_optimizer(optimizer: Any) -> None:
         optimizer: the trainer's, or accelerate's wrapper around it.
 
     Raises:
-        InputError: it keeps weights of its own, or makes its rate itself.
+        InputError: it keeps weights of its own, makes its rate itself, or has moments that cannot be copied.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     names = [kind.__name__ for kind in type(inner).__mro__]
@@ -34,6 +34,11 @@ def check_optimizer(optimizer: Any) -> None:
                 f"{type(inner).__name__} keeps weights of its own ({held}), which a leap would not move, so that the "
                 "next steps would undo it: leave LeapCallback out, or train with another optimizer (adamw_torch)"
             )
+    if any(kind.__module__.partition(".")[0] == "torchao" for kind in type(inner).__mro__):
+        raise InputError(
+            f"{type(inner).__name__} of torchao keeps moments that can neither be copied nor saved, so that nothing "
+            "could be taken back: use bitsandbytes' (adamw_8bit) or adamw_torch, or leave LeapCallback out"
+        )
     groups = getattr(inner, "param_groups", ())
     if any(group.get("lr") is None or group.get("relative_step") for group in groups):
         raise InputError(

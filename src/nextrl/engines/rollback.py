@@ -105,4 +105,9 @@ def write_moments(optimizer: Any, moments: Moments) -> None:
             if isinstance(value, Tensor) and isinstance(now.get(name), Tensor):
                 now[name].copy_(value)
             else:
-                now[name] = value.clone() if isinstance(value, Tensor) else value
+                now[name] = _placed(value, p) if isinstance(value, Tensor) else value
+
+
+def _placed(value: Tensor, p: Tensor) -> Tensor:
+    """A copy where an optimizer would have made it: moments lie where the parameter does, step counts on the CPU."""
+    return value.to(p.device if value.dim() else value.device, copy=True)

@@ -44,6 +44,16 @@ def write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) 
             _write(p, values[name])
 
 
+def forget_gathered(model: nn.Module) -> None:
+    """Have FSDP2 gather anew what was written: where it keeps a layer whole after a forward pass, that is stale now.
+
+    It does so under `fsdp_reshard_after_forward: false`, and at the root of a model always.
+    """
+    for module in model.modules():
+        if callable(reshard := getattr(module, "reshard", None)):
+            reshard()
+
+
 def refuse_flat(model: nn.Module) -> None:
     """Check that no parameter lies inside a flat one.
 

@@ -34,6 +34,7 @@ from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress
 from nextrl.runs.meter import Meter, evaluation_weights
 from nextrl.runs.resume import STOPPED, Checkpoint, Resumable
 from nextrl.tasks import base, bases
+from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 
 __all__ = [
@@ -95,7 +96,7 @@ def _start(arm: ArmSettings, plain: Path, folder: Path) -> _Start:
         adapter = folder / "leaps" / f"leap-{arm.start}"
         decision, seconds = _leap_to_merge(arm, arm.leap, plain, adapter)
         decisions = (decision,)
-    model = PeftModel.from_pretrained(base_model, str(adapter)).merge_and_unload()
+    model = PeftModel.from_pretrained(base_model, str(adapter), torch_device="cpu").merge_and_unload()
     return _Start(_adapted(arm, model, arm.train.seed + 1), tokenizer, decisions, seconds)
 
 
@@ -279,8 +280,8 @@ def temperature_control(
     if done.is_file():
         return read_record(folder)
     base_model, tokenizer = bases.load(arm.model, arm.task)
-    model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"))
-    task = base.get(arm.task)
+    model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"), torch_device="cpu")
+    model, task = placed(model), base.get(arm.task)
     validation = task.examples("validation")[:128]
     began = time.perf_counter()
     scores = {

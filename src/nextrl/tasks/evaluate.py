@@ -41,8 +41,8 @@ class Accuracy:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random state set to `seed` inside, restored outside (CPU and the current CUDA device)."""
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+    """Torch's random state set to `seed` inside, restored outside (the CPU's and every CUDA device's)."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
@@ -140,7 +140,7 @@ def sample(
         try:
             out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
         except RuntimeError as error:
-            if "probability tensor" not in str(error):
+            if not any(sign in str(error) for sign in ("probability tensor", "device-side assert")):
                 raise
             raise InputError(
                 "the model's output is NaN or Inf: its weights, or its adapter's, are broken"

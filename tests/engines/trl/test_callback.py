@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from trl import RLOOTrainer
 import trl_runs
 from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.delivery import StaleWeights
-from nextrl.engines.trl.rollouts import log_probabilities
+from nextrl.engines.trl.rollouts import TrainerRollouts, log_probabilities
+from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
@@ -327,6 +329,21 @@ def with_fake_vllm(run: Any) -> FakeVLLM:
     run.use_vllm, run.vllm_generation, run._last_loaded_step = True, engine, -1
     run.vllm_importance_sampling_correction = False
     return engine
+
+
+@pytest.mark.parametrize(("mode", "states"), [("colocate", 2), ("server", 4)])
+def test_processes_of_one_engine_draw_from_one_random_state(tmp_path: Path, mode: str, states: int) -> None:
+    run = trainer(tmp_path)
+    run.args.vllm_mode, run.args.vllm_tensor_parallel_size = mode, 2
+    assert Seam(run).ranks_per_engine == 1  # without an engine
+    with_fake_vllm(run)
+    rollouts, drawn = TrainerRollouts(run), []
+    rollouts._seam.score = lambda batch: torch.rand(1).item()
+    for rank in range(4):
+        rollouts._ranks = SimpleNamespace(rank=rank, share=list)
+        drawn.append(rollouts._score(VALIDATION.to_list()[:1], 5))
+    assert len(set(drawn)) == states
+    assert (drawn[0] == drawn[1]) == (mode == "colocate")
 
 
 def test_vllm_never_answers_with_stale_weights(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
+from transformers import TrainingArguments
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, reward_function, with_adapter
@@ -52,6 +53,22 @@ def test_rewards_in_trl_s_form() -> None:
     rows = as_dataset(TASK.examples("test")[:3])
     assert rows.column_names == ["prompt", "answer"]
     assert rows[0]["prompt"] == TASK.examples("test")[0].prompt
+
+
+def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL refuses two GPUs in one process, for which `Trainer` would wrap the model in DataParallel."""
+
+    def found(self: TrainingArguments, n: int) -> None:
+        self.__dict__["gpus"] = n or 2  # on this CPU it finds none
+
+    monkeypatch.setattr(
+        TrainingArguments, "_n_gpu", property(lambda self: self.__dict__["gpus"], found), raising=False
+    )
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    settings = TrainSettings(steps=1, prompts_per_step=4, completions_per_prompt=4)
+    model, encode = tiny.load("chain")
+    trainer = build_trainer(with_adapter(model, LoraSettings(), 0), encode, TASK, settings, tmp_path)
+    assert trainer.args.n_gpu == 1
 
 
 def test_a_short_run_writes_trl_s_own_checkpoints_and_is_the_same_twice(tmp_path: Path) -> None:

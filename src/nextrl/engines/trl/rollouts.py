@@ -123,7 +123,8 @@ class TrainerRollouts:
 
     def _score(self, rows: Sequence[Row], seed: int) -> Scored:
         """A whole group of completions for each row; rows with the same columns."""
-        own_seed = seed + _SEED_DISTANCE * self._ranks.rank
+        # Processes that share one engine of vLLM draw its tokens together, each from its own random state.
+        own_seed = seed + _SEED_DISTANCE * (self._ranks.rank // self._seam.ranks_per_engine)
         batch = [_own_copy(row) for row in self._ranks.share(rows) for _ in range(self.group)]
         # Custom rollouts and reward functions draw from these two; they are put back with the rest.
         random.seed(own_seed)

@@ -90,6 +90,13 @@ class Seam:
         return bool(getattr(self.trainer, "use_vllm", False))
 
     @property
+    def ranks_per_engine(self) -> int:
+        """Processes that hold one engine together: `vllm_tensor_parallel_size` in colocate mode, else 1."""
+        args = self.trainer.args
+        shared = self.has_engine and getattr(args, "vllm_mode", "") == "colocate"
+        return int(getattr(args, "vllm_tensor_parallel_size", 1)) if shared else 1
+
+    @property
     def packs_rows(self) -> bool:
         """Whether the collator makes one row of all rows of a batch (SFT)."""
         return bool(self.trainer.padding_free)

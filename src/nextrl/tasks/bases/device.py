@@ -22,11 +22,15 @@ def placed(model: Any, device: str | None = None) -> Any:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(name)
-        torch.empty(1, device=target).cpu()
+        (torch.zeros(1, device=target) + 1).cpu()  # an old GPU is there, and has no kernel for it
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{shown(name)} has no memory left: use --device cpu, or another one") from error
     # An AssertionError is what a PyTorch without CUDA raises.
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise InputError(f"--device {shown(name)}: not a device that this PyTorch has ({why})") from error
+        raise InputError(
+            f"{shown(name)} is not a device that this PyTorch can use ({why}): use --device cpu, or another one"
+        ) from error
     try:
         return model.to(target)
     except torch.OutOfMemoryError as error:
