@@ -11,6 +11,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from nextrl.cli.leap import leap as leap_verb
+from nextrl.engines import offline
 from nextrl.engines.offline import ModelRollouts, choose_alpha
 from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.trainer import with_adapter
@@ -128,7 +129,7 @@ def test_a_base_model_without_all_of_the_adapter_s_modules_is_refused_before_any
     assert seen == []
 
 
-def test_log_probabilities_are_those_of_the_completions_and_zero_beside_them(run_dir):
+def test_log_probabilities_are_those_of_the_completions_and_zero_beside_them(monkeypatch):
     model, tokenizer = tiny.load("chain")
     rollouts = ModelRollouts(model, tokenizer, TASK)
     assert rollouts.log_probabilities() is None
@@ -147,6 +148,14 @@ def test_log_probabilities_are_those_of_the_completions_and_zero_beside_them(run
         expected = alone[-own - 1 : -1].gather(-1, ids[0, -own:, None])[:, 0]
         torch.testing.assert_close(found[row][latest.mask[row].bool()], expected, rtol=1e-4, atol=1e-4)
     assert rollouts.divergence(found, found) == pytest.approx(0.0, abs=1e-12)
+    # As many rows at once as logits have room for.
+    monkeypatch.setattr(offline, "_LOGITS", 2 * latest.ids.shape[1] * model.config.vocab_size)
+    rows, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **given: (rows.append(len(given["input_ids"])), forward(**given))[1]
+    )
+    torch.testing.assert_close(rollouts.log_probabilities(), found)
+    assert rows == [2, 2, 2]
 
 
 def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):

@@ -29,7 +29,7 @@ from nextrl.tasks.base import Task
 from nextrl.tasks.evaluate import Completions, grade, inference, sample, seeded
 
 CANDIDATES = (-0.5, 0.5, 1.0, 2.0, 4.0)
-_BATCH = 64  # sequences per forward pass when log-probabilities are read
+_BATCH, _LOGITS = 64, 2**28  # sequences, and logits (1 GB), of a forward pass when log-probabilities are read
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,11 @@ class ModelRollouts:
             return None
         found, length = self._latest, self._latest.mask.shape[1]
         parts = []
+        vocabulary = self._model.config.get_text_config().vocab_size
+        rows = max(1, min(_BATCH, _LOGITS // (found.ids.shape[1] * vocabulary)))
         with inference(self._model):
-            for start in range(0, len(found.ids), _BATCH):
-                ids, attention = (part[start : start + _BATCH] for part in (found.ids, found.attention))
+            for start in range(0, len(found.ids), rows):
+                ids, attention = (part[start : start + rows] for part in (found.ids, found.attention))
                 places = (attention.cumsum(1) - 1).clamp_min(0)
                 logits = self._model(input_ids=ids, attention_mask=attention, position_ids=places).logits
                 logits = logits[:, -length - 1 : -1].float()
