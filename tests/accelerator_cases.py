@@ -49,16 +49,17 @@ class NotANumber(TrainerCallback):
 
 
 class OnTheCpu(TrainerCallback):
-    """Sees to it that a leap's callback keeps its checkpoints in the CPU's memory, those of a resumed run, too."""
+    """Sees to it that a leap's callback keeps checkpoints and moments in the CPU's memory, in resumed runs, too."""
 
     def __init__(self, leaps: LeapCallback) -> None:
         self.leaps = leaps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.leaps._session is not None
-        kept = self.leaps._session.memory.history.states
-        if any(t.device.type != "cpu" for state in kept for t in state.values()):
-            raise RuntimeError("checkpoints lie on the accelerator")
+        memory = self.leaps._session.memory
+        kept = [t for part in (*memory.history.states, *memory.moments) for t in part.values()]
+        if any(isinstance(t, torch.Tensor) and t.device.type != "cpu" for t in kept):
+            raise RuntimeError("checkpoints or moments lie on the accelerator")
 
 
 def decided(callback: LeapCallback, run: Any) -> Any:

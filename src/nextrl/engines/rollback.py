@@ -75,7 +75,9 @@ def parameters(optimizer: Any) -> list[Tensor]:
 
 
 def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Moments:
-    """A copy of the optimizer's state; an empty dict for a parameter without any.
+    """A copy of the optimizer's state in the CPU's memory; an empty dict for a parameter without any.
+
+    Up to four are kept at a time, for which a GPU that trains a large model has no room.
 
     Args:
         adapter: parameters whose values are kept elsewhere, all others' are kept here; None keeps no values.
@@ -83,8 +85,8 @@ def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Mom
     inner = getattr(optimizer, "optimizer", optimizer)
     known = None if adapter is None else {id(p) for p in adapter}
     return [
-        {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in inner.state.get(p, {}).items()}
-        | ({} if known is None or id(p) in known else {VALUE: p.detach().clone()})
+        {k: _copy(v) if isinstance(v, Tensor) else v for k, v in inner.state.get(p, {}).items()}
+        | ({} if known is None or id(p) in known else {VALUE: _copy(p)})
         for p in parameters(optimizer)
     ]
 
@@ -106,6 +108,10 @@ def write_moments(optimizer: Any, moments: Moments) -> None:
                 now[name].copy_(value)
             else:
                 now[name] = _placed(value, p) if isinstance(value, Tensor) else value
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _placed(value: Tensor, p: Tensor) -> Tensor:
