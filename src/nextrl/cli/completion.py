@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
             "--out",
             "--method",
             "--horizon",
+            "--device",
             "--alpha",
             "--at",
             "--as",
@@ -44,7 +45,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
         *("--level", "--push-to-hub", "--layout", "--seed"),
     ),
-    "eval": ("--adapter", "--task", "--prompts", "--temperature", "--seed"),
+    "eval": ("--adapter", "--task", "--prompts", "--temperature", "--seed", "--device"),
     "report": (),
 }
 
