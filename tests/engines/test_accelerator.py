@@ -37,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TOOLS), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", TESTS / "accelerator_cases.py", tmp_path_factory.mktemp("cases")],
+        [sys.executable, "-W", "ignore", TESTS / "pretended_cases.py", tmp_path_factory.mktemp("cases")],
         env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

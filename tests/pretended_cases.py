@@ -1,6 +1,6 @@
 """What `engines/test_accelerator.py` compares: cases that run on the CPU and on what pretends to be an accelerator.
 
-python tests/accelerator_cases.py FOLDER [CASE ...]    # for each case its name, and what came out of both, in JSON
+python tests/pretended_cases.py FOLDER [CASE ...]    # for each case its name, and what came out of both, in JSON
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from transformers import TrainerCallback
 from trl import RLOOTrainer
 
-from accelerator import DEVICE, accelerator
 from nextrl import extrapolators
 from nextrl.engines.offline import choose_alpha
 from nextrl.engines.policies.effopd import EffOpd
@@ -32,6 +31,7 @@ from nextrl.tasks import bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.trajectory import Trajectory
+from pretended_device import DEVICE, accelerator
 from trl_runs import TASK, VALIDATION, fresh_model, sft_trainer, trainer
 
 
