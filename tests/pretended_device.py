@@ -7,8 +7,8 @@
 What CUDA refuses is refused: an operation on tensors of both sides, but for single numbers and indices on the CPU. This
 shows where code leaves a tensor on the wrong side, and nothing else: no speed, no rounding, no streams.
 
-Importing this module registers a device with PyTorch, for the rest of the process: have a process of its own. (DeepSpeed
-imports whatever module is called `accelerator`, so that this one is not.)
+Importing this module registers a device with PyTorch, for the rest of the process: have a process of its own. It is not
+called `accelerator`, since DeepSpeed imports whatever module is.
 """
 
 from __future__ import annotations
