@@ -6,7 +6,6 @@ python tests/pretended_cases.py FOLDER [CASE ...]    # for each case its name, a
 from __future__ import annotations
 
 import json
-import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,20 +31,7 @@ from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.trajectory import Trajectory
 from pretended_device import DEVICE, accelerator
-from trl_runs import TASK, VALIDATION, fresh_model, sft_trainer, trainer
-
-
-class NotANumber(TrainerCallback):
-    """Makes a step's gradients NaN."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.step:
-            for p in kwargs["model"].parameters():
-                if p.grad is not None:
-                    p.grad.fill_(math.nan)
+from trl_runs import TASK, VALIDATION, Breaks, fresh_model, sft_trainer, trainer
 
 
 class OnTheCpu(TrainerCallback):
@@ -182,7 +168,7 @@ def cases() -> dict[str, Callable[[Path], Any]]:
         "auto": lambda f: trained(f, LeapCallback(), learning_rate=2e-4, max_steps=6),
         "auto, windows": lambda f: trained(f, LeapCallback(config=every), **fast),
         "auto, taken back": lambda f: trained(f, LeapCallback(), learning_rate=0.5, max_steps=3),
-        "auto, NaN": lambda f: trained(f, LeapCallback(config=every), NotANumber(5), **fast),
+        "auto, NaN": lambda f: trained(f, LeapCallback(config=every), Breaks(5), **fast),
         "auto, RLOO": lambda f: trained(f, LeapCallback(config=every), kind=RLOOTrainer, **fast),
         "auto, beta": lambda f: trained(f, LeapCallback(config=every), beta=0.1, **fast),
         "auto, resumed": lambda f: resumed(f, "auto"),

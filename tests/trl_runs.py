@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,19 @@ def sft_trainer(
     )
     built.remove_callback(PrinterCallback)
     return built
+
+
+class Breaks(TrainerCallback):
+    """Makes the gradients of some steps NaN, as one overflow in a loss does."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 in self.steps:
+            for p in kwargs["model"].parameters():
+                if p.grad is not None:
+                    p.grad.fill_(math.nan)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

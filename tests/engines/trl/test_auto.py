@@ -24,7 +24,7 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
-from trl_runs import fresh_model, same, trainable, trainer, weights
+from trl_runs import Breaks, fresh_model, same, trainable, trainer, weights
 
 QUIET = ControllerConfig(
     every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99, cooldown=0.0
@@ -341,19 +341,6 @@ def test_a_mean_reward_counts_once_however_many_steps_it_is_trained_on(tmp_path:
     callback = LeapCallback(policy=Auto(ControllerConfig(every=12), Remember))
     trainer(tmp_path, [callback], learning_rate=1e-3, max_steps=9, **BUFFERED).train()
     assert [not math.isnan(r) for r in seen[0]] == [True, False, False, False, True]
-
-
-class Breaks(TrainerCallback):
-    """Makes the gradients of some steps NaN, as one overflow in a loss does."""
-
-    def __init__(self, *steps: int) -> None:
-        self.steps = steps
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 in self.steps:
-            for p in kwargs["model"].parameters():
-                if p.grad is not None:
-                    p.grad.fill_(math.nan)
 
 
 def gives_way(

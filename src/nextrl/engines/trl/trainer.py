@@ -132,9 +132,8 @@ def build_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,
     )
-    if (
-        launched().world == 1 and config.n_gpu > 1
-    ):  # without a launcher one GPU trains: TRL refuses DataParallel
+    # Without a launcher one GPU trains: TRL refuses DataParallel.
+    if launched().world == 1 and config.n_gpu > 1:
         config._n_gpu = 1
     optimizer = _optimizer(settings.optimizer, model, settings.learning_rate)
     with _offline():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
+from nextrl.engines import sharded
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
 from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
@@ -98,9 +99,8 @@ class Shards:
         return trained(self._module)
 
     def _reshard(self) -> None:
+        sharded.forget_gathered(self._module)
         for module in self._module.modules():
-            if callable(reshard := getattr(module, "reshard", None)):  # an FSDPModule of FSDP2
-                reshard()
             # Of FSDP1, as verl does on leaving its eval mode; before the first forward pass there is nothing to drop.
             handle = getattr(module, "_handle", None)
             if handle and handle.uses_sharded_strategy and hasattr(handle.flat_param, "_local_shard"):
