@@ -114,15 +114,15 @@ def sft_trainer(
 
 
 class Breaks(TrainerCallback):
-    """Makes the gradients of some steps NaN, as one overflow in a loss does."""
+    """Makes the gradients of some steps NaN, as one overflow in a loss does; `only` those of parameters so named."""
 
-    def __init__(self, *steps: int) -> None:
-        self.steps = steps
+    def __init__(self, *steps: int, only: str = "") -> None:
+        self.steps, self.only = steps, only
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step + 1 in self.steps:
-            for p in kwargs["model"].parameters():
-                if p.grad is not None:
+            for name, p in kwargs["model"].named_parameters():
+                if p.grad is not None and self.only in name:
                     p.grad.fill_(math.nan)
 
 

@@ -27,7 +27,7 @@ def call(*arguments: str) -> Result:
 
 
 def test_json_is_what_python_says() -> None:
-    result = call("tiny", "--prompts", "60", "--seed", "3", "--json")
+    result = call("tiny", "--prompts", "60", "--seed", "3", "--device", "cpu", "--json")
     assert result.exit_code == 0, result.output
     direct = evaluate(*tiny.load("chain"), base.get("chain"), prompts=60, seed=3)
     assert json.loads(result.stdout) == {
@@ -47,9 +47,18 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
     assert str(call("tiny", "--prompts", "20", "--device", device).exception) == str(error.value)
 
 
-def test_the_cpu_can_be_named() -> None:
-    options = ("tiny", "--prompts", "20", "--json")
-    assert json.loads(call(*options, "--device", "cpu").stdout) == json.loads(call(*options).stdout)
+def test_the_default_device_is_the_best_one() -> None:
+    options, best = ("tiny", "--prompts", "20", "--json"), "cuda" if torch.cuda.is_available() else "cpu"
+    assert json.loads(call(*options, "--device", best).stdout) == json.loads(call(*options).stdout)
+
+
+def test_prompts_are_answered_so_many_together() -> None:
+    options = ("tiny", "--prompts", "20", "--device", "cpu", "--json")
+    result = json.loads(call(*options, "--batch-size", "6").stdout)
+    direct = evaluate(*tiny.load("chain"), base.get("chain"), prompts=20, batch=6)
+    assert (result["accuracy"], result["greedy"]) == (direct.accuracy, direct.greedy)
+    # Greedy answers are the same however many stand beside them.
+    assert result["greedy"] == json.loads(call(*options).stdout)["greedy"]
 
 
 def test_a_line_for_people() -> None:
@@ -65,7 +74,9 @@ def test_an_adapter_is_put_on(tmp_path: Path) -> None:
             parameter.data += 1.0  # an adapter that ruins the model
     model.save_pretrained(str(tmp_path / "adapter"))
     ruined = json.loads(
-        call("tiny", "--adapter", str(tmp_path / "adapter"), "--prompts", "40", "--json").stdout
+        call(
+            "tiny", "--adapter", str(tmp_path / "adapter"), "--prompts", "40", "--device", "cpu", "--json"
+        ).stdout
     )
     assert ruined["accuracy"] < 0.2
 

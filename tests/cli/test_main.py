@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nextrl
 from nextrl import cli
+from nextrl.cli.completion import OPTIONS
 from nextrl.errors import InputError
+from nextrl.runs.config import RunConfig
 
 
 def call(
@@ -127,6 +131,30 @@ def test_an_error_over_several_lines_becomes_one(
 
     monkeypatch.setattr("nextrl.cli.report.read_result", broken)
     assert nextrl_call("report", str(tmp_path))[2] == "nextrl: first second\n"
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried\nto"),
+        RuntimeError("can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_one_line_that_says_what_to_give_less_of(
+    nextrl_call, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exception
+) -> None:
+    def short(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "build", lambda verbs: short)
+    code, out, err = nextrl_call(verb)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("nextrl: out of memory: ")
+    assert {o for o in re.findall(r"--[a-z-]+", err)} <= set(OPTIONS[verb])
+    for section, key in re.findall(r"\b([a-z]+)\.([a-z_]+)", err):
+        assert key in RunConfig.model_fields[section].annotation.model_fields
 
 
 def test_a_bug_keeps_its_traceback(nextrl_call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
+import nextrl.tasks.evaluate
 from nextrl.errors import InputError
 from nextrl.tasks import base
 from nextrl.tasks.bases import tiny
-from nextrl.tasks.evaluate import complete, evaluate, grade, inference, seeded
+from nextrl.tasks.evaluate import batch_size, complete, evaluate, grade, inference, sample, seeded
 
 TASK = base.get("chain")
 PROMPTS = [e.prompt for e in TASK.examples("test")[:40]]
@@ -51,6 +53,43 @@ def test_an_evaluation_leaves_no_trace(loaded: tuple) -> None:
     with pytest.raises(RuntimeError), inference(model), seeded(1):
         raise RuntimeError
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (LlamaForCausalLM, {"num_key_value_heads": 2}),
+        (Gemma3ForCausalLM, {"head_dim": 24}),
+        (GPT2LMHeadModel, {}),
+    ],
+)
+def test_as_many_prompts_together_as_their_keys_and_values_have_room(
+    monkeypatch: pytest.MonkeyPatch, kind: type, more: dict[str, int]
+) -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = kind(kind.config_class(**sizes, intermediate_size=16, **more)).to(torch.bfloat16)
+    layers = model(torch.ones(1, 10, dtype=torch.long), use_cache=True).past_key_values.layers
+    bytes_each = sum(part.nbytes for layer in layers for part in (layer.keys, layer.values))
+    for room, most in ((bytes_each * 7, 7), (bytes_each * 7 - 1, 6), (1, 1), (2**60, 1024)):
+        monkeypatch.setattr(nextrl.tasks.evaluate, "_CACHE", room)
+        assert batch_size(model, 10) == most
+
+
+def test_long_answers_are_sampled_in_several_parts(monkeypatch: pytest.MonkeyPatch, loaded: tuple) -> None:
+    model, encode = loaded
+    whole = complete(model, encode, PROMPTS, max_new_tokens=6, temperature=None)
+    parts: list[int] = []
+    real = sample
+
+    def counted(model: object, tokenizer: object, prompts: list[str], **rest: object) -> object:
+        parts.append(len(prompts))
+        return real(model, tokenizer, prompts, **rest)
+
+    monkeypatch.setattr(nextrl.tasks.evaluate, "sample", counted)
+    tokens = max(map(len, encode(PROMPTS)["input_ids"])) + 6
+    monkeypatch.setattr(nextrl.tasks.evaluate, "_CACHE", 15 * 2 * 2 * 128 * 4 * tokens)
+    assert complete(model, encode, PROMPTS, max_new_tokens=6, temperature=None) == whole
+    assert parts == [15, 15, 10]
 
 
 def test_accuracy_and_its_error_are_those_of_the_graded_samples(loaded: tuple) -> None:

@@ -40,6 +40,13 @@ read and `advise` what to do with it. In your own TRL script it is one line: nex
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+# What a verb can do with less of, where memory ran out.
+_LESS = {
+    "run": "give a smaller train.prompts_per_step or train.max_completion_length",
+    "leap": "give fewer steps or modules, a smaller --prompts, or --device cpu",
+    "eval": "give a smaller --batch-size, or --device cpu",
+}
+
 _COMPLETING = "_NEXTRL_COMPLETE"
 """Set by the shell where it asks what could follow; the name is typer's."""
 
@@ -132,7 +139,9 @@ def main() -> None:
             r"can't allocate memory|out of memory", str(error)
         ):
             raise
-        _refuse("out of memory: the input needs more than there is; give fewer steps, modules or prompts")
+        _refuse(
+            f"out of memory: the input needs more than there is; {_LESS.get(called, 'give fewer steps or modules')}"
+        )
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

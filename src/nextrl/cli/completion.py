@@ -45,7 +45,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
         *("--level", "--push-to-hub", "--layout", "--seed"),
     ),
-    "eval": ("--adapter", "--task", "--prompts", "--temperature", "--seed", "--device"),
+    "eval": ("--adapter", "--task", "--prompts", "--temperature", "--seed", "--device", "--batch-size"),
     "report": (),
 }
 

@@ -32,6 +32,14 @@ def evaluate_command(
     temperature: Annotated[float, typer.Option(min=0.01, callback=values.temperature)] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=values.MAX_SEED)] = 0,
     device: Device = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=values.MAX_PROMPTS,
+            help="Prompts answered together; as many as 4 GB of keys and values hold, 1024 at most, by default.",
+        ),
+    ] = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +53,13 @@ def evaluate_command(
     if checkpoint is not None:
         loaded = _with_adapter(loaded, checkpoint)
     result = evaluate(
-        placed(loaded, device), tokenizer, chosen, prompts=prompts, temperature=temperature, seed=seed
+        placed(loaded, device),
+        tokenizer,
+        chosen,
+        prompts=prompts,
+        temperature=temperature,
+        seed=seed,
+        batch=batch_size,
     )
     if as_json:
         emit_json({"accuracy": result.accuracy, "se": result.se, "greedy": result.greedy, "n": result.n})

@@ -35,6 +35,7 @@ class Run(Protocol):
         resolution: nats per token that the precision of the model's passes hides.
         fresh_next: whether the next step begins with fresh rollouts.
         whole: whether a leap can be taken back, moments and all.
+        finite_beside: whether all that is trained beside the adapter holds numbers, as far as it lies here whole.
     """
 
     adapter: Any
@@ -59,6 +60,8 @@ class Run(Protocol):
     def fresh_next(self) -> bool: ...
     @property
     def whole(self) -> bool: ...
+    @property
+    def finite_beside(self) -> bool: ...
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""

@@ -26,7 +26,7 @@ from nextrl.engines.live_adapter import State
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
-from nextrl.engines.schedules import RateCheck
+from nextrl.engines.run_rate import RunRate
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
@@ -92,7 +92,8 @@ class Session:
         on_leap: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.policy, self.rows = run, policy, rows
-        self._adapt_lr, self._leaps, self._rollback = adapt_lr, leaps, rollback
+        self._rate = RunRate(run, policy, adapt_lr)
+        self._leaps, self._rollback = leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
         policy.refuse_impossible(0, run.max_steps, keep)
         policy.begin(len(rows))
@@ -108,10 +109,6 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
-        self._share = 0.0  # of the schedule's height, at the latest step
-        self._ahead = 1.0  # the highest share that is still to come
-        self._rates = RateCheck()
-        self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
         self._broken = 0  # steps in a row that left NaN or Inf
         self._begin_history(step)
 
@@ -163,53 +160,27 @@ class Session:
     def step_begins(self, step: int) -> None:
         """Note the rate that the step after `step` is taken at, and listen to it where the policy will ask about it."""
         run, policy = self.run, self.policy
-        self._cool(step + 1)
+        self._rate.cool(self.memory, step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
-        share = self._share_ahead()
+        share = self._rate.share_ahead()
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
-        self._began = (run.adapter.read(), run.rate) if self._rates.waiting else None
-        if ends or self._checks(step + 1):
+        self._rate.step_begins()
+        if ends or self._rate.checks(step + 1):
             self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.rate, share, ends)
             run.tools.fresh.listen()
-
-    def _share_ahead(self) -> float:
-        """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own."""
-        before, share = self._share, self.run.share
-        if not math.isclose(share, before):
-            self._ahead = share if share < before else 1.0
-        self._share = share
-        return share / self._ahead if share else 0.0
-
-    def _checks(self, step: int) -> bool:
-        """Steps are looked at for the sake of the rate: not where it is to stay as it is."""
-        return self._adapt_lr and self.policy.checks(step)
 
     def train_ended(self) -> None:
         """Give the rate back that the end of the run took: whoever trains on begins with it."""
         self.run.tools.fresh.stop()
-        if self.memory.cooled != 1.0:
-            apply_leap.scale_rate(self.run, self.memory, 1.0 / self.memory.cooled)
-            self.memory.cooled = 1.0
-
-    def _cool(self, step: int) -> None:
-        """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
-        kept, run = self.memory, self.run
-        cooled = self.policy.cooled(step, run.max_steps) if self._adapt_lr else 1.0
-        if kept.cooled == 1.0 and (
-            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
-        ):
-            return
-        if cooled != kept.cooled:
-            apply_leap.scale_rate(self.run, kept, cooled / kept.cooled)
-            kept.cooled = cooled
+        self._rate.run_ended(self.memory)
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends.
 
         Raises:
-            InputError: one step after the other turns the adapter to NaN or Inf, or one does that cannot be taken back.
+            InputError: one step after the other turns the weights to NaN or Inf, or one does that cannot be taken back.
         """
         self.run.tools.fresh.stop()
         rewards = self.run.tools.rewards
@@ -217,7 +188,7 @@ class Session:
         # A mean that several steps were trained on is one measurement, not several.
         self.memory.rewards.append(math.nan if self.policy.undoes and not rewards.sampled else reward)
         self.run.check_delivery()
-        self._check_rate(step)
+        self._rate.step_ended(step, self.memory)
         broken = self.policy.undoes and self._leaps and not self._finite()
         self._broken = self._broken + 1 if broken else 0
         if broken:
@@ -229,42 +200,22 @@ class Session:
             if self.policy.ends_window(window, self.memory.began, True):
                 self._end_window(window)
 
-    def _check_rate(self, step: int) -> None:
-        """See whether the first step at another rate had the length that belongs to it; where not, leave the rate."""
-        run, began, self._began = self.run, self._began, None
-        if began is None:
-            return
-        state, rate = began
-        ignored = self._rates.ignored(run.ranks.tell(run.adapter.distance(state, run.adapter.read())), rate)
-        if not ignored or not self._adapt_lr:
-            return
-        kept, self._adapt_lr = self.memory, False
-        if run.ranks.leader:
-            log.warning(
-                "nextrl, step %d: the learning rate was multiplied by %.3g, and the steps stayed as long as they were: "
-                "%s does not take its rate from its param_groups, so that auto leaves it alone from now on",
-                step,
-                kept.factor,
-                run.optimizer_name,
-            )
-        apply_leap.scale_rate(run, kept, 1.0 / kept.factor)
-        kept.factor = kept.cooled = 1.0
-
     def _finite(self) -> bool:
-        """Whether the step left numbers in the adapter. Where it did not, nothing could be sampled from it again."""
-        adapter = self.run.adapter
-        return math.isfinite(self.run.ranks.tell(adapter.distance(self.memory.start, adapter.read())))
+        """Whether the step left numbers in what it trained. Where it did not, nothing could be sampled again."""
+        adapter, beside = self.run.adapter, self.run.finite_beside
+        moved = adapter.distance(self.memory.start, adapter.read()) if beside else math.nan
+        return math.isfinite(self.run.ranks.tell(moved))
 
     def _mend(self, step: int) -> None:
         """Take a step to NaN or Inf back: it alone where its beginning is remembered, else the window."""
         began, kept, before = time.perf_counter(), self.memory, self._watched
         if not self.run.whole:
             raise InputError(
-                f"step {step} left NaN or Inf in the adapter. {_LOOK}. It cannot be taken back, since the optimizer's "
+                f"step {step} left NaN or Inf in the weights. {_LOOK}. It cannot be taken back, since the optimizer's "
                 "state lies in pieces on several devices: go on from a checkpoint"
             )
         decision = self.policy.broken(step, self._broken > 1)
-        if decision.back == "run" and not (self._adapt_lr and kept.origin is not None):
+        if decision.back == "run" and not (self._rate.adapts and kept.origin is not None):
             decision = replace(decision, back="step")
         if before is None:
             before = _Beginning(kept.start, kept.moments, self.run.rate, 1.0, False)
@@ -273,9 +224,9 @@ class Session:
         self._carry_out(decision, view, before, step, began)
         self._forget_beginning()
         if self._broken == _BROKEN:
-            tried = "lower rates did not help" if self._adapt_lr else "the learning rate may be too high"
+            tried = "lower rates did not help" if self._rate.adapts else "the learning rate may be too high"
             raise InputError(
-                f"{_BROKEN} steps in a row left NaN or Inf in the adapter, and were taken back; {tried}. {_LOOK}"
+                f"{_BROKEN} steps in a row left NaN or Inf in the weights, and were taken back; {tried}. {_LOOK}"
             )
 
     def _judge(self, step: int, before: _Beginning) -> None:
@@ -283,7 +234,7 @@ class Session:
         began = time.perf_counter()
         # The latest reward is that of the weights at which the window ended.
         view = self._view(self._window(step - 1, self.memory.rewards), before.state)
-        decision = self.policy.decide_step(view, step, before.share) if self._checks(step) else None
+        decision = self.policy.decide_step(view, step, before.share) if self._rate.checks(step) else None
         if decision is not None:
             self._carry_out(decision, view, before, step, began)
         elif before.ends_window:
@@ -294,16 +245,15 @@ class Session:
         self._forget_beginning()
 
     def _forget_beginning(self) -> None:
-        if not (self._adapt_lr and self.policy.may_begin_again):
+        if not (self._rate.adapts and self.policy.may_begin_again):
             self.memory.origin = None
 
     def _carry_out(self, decision: Decision, view: View, before: _Beginning, step: int, began: float) -> None:
         """Take back what the decision says, scale the rate, and begin the next window."""
         acted = self._allowed(decision)
         # A run that begins again has a fresh optimizer, whose steps compare with nothing before.
-        if acted.rate_factor != 1.0 and acted.back != "run" and not self._rates.settled:
-            length = self.run.adapter.distance(before.state, self.run.adapter.read())
-            self._rates.changed(self.run.ranks.tell(length), before.rate)
+        if acted.rate_factor != 1.0 and acted.back != "run":
+            self._rate.changes(before.state, before.rate)
         if acted.back == "step":
             apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
         elif acted.back == "window":
@@ -339,13 +289,13 @@ class Session:
 
     def _allowed(self, decision: Decision) -> Decision:
         """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
-        again = self._adapt_lr and self.memory.origin is not None
+        again = self._rate.adapts and self.memory.origin is not None
         moves = self._leaps and (decision.back != "run" or again)
         return replace(
             decision,
             alpha=decision.alpha if moves else 0.0,
             back=decision.back if moves else "",
-            rate_factor=decision.rate_factor if self._adapt_lr else 1.0,
+            rate_factor=decision.rate_factor if self._rate.adapts else 1.0,
         )
 
     def _end_window(self, window: Window) -> None:

@@ -123,7 +123,7 @@ class Controller:
         return self._first(step, moved, share, left)
 
     def broken(self, step: int, again: bool) -> Decision:
-        """Decide on a step, checked or not, that left NaN or Inf in the adapter.
+        """Decide on a step, checked or not, that left NaN or Inf in the weights.
 
         Where the rate has held, one such step is a batch's fault, or half precision's, and not the rate's.
 
@@ -131,7 +131,7 @@ class Controller:
             step: which one it was.
             again: whether the step before it was one, too.
         """
-        reason = "a step left NaN or Inf in the adapter"
+        reason = "a step left NaN or Inf in the weights"
         if self._settled and not self._early and not again:
             return replace(stay(f"{reason}: taken back"), alpha=-1.0, back="step")
         return replace(self._taken_back(step, math.inf, 1.0), reason=reason, divergence=None)

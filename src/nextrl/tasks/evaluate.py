@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,9 @@ from nextrl.tasks.base import Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_MOST, _CACHE = 1024, 2**32  # prompts of one call of `generate`, and bytes of their keys and values
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,40 @@ def complete(
     max_new_tokens: int,
     temperature: float | None = 1.0,
     seed: int = 0,
-    batch: int = 1024,
+    batch: int | None = None,
 ) -> list[str]:
     """One completion per prompt, as text without special tokens.
 
     Args:
         max_new_tokens: most tokens per completion, end-of-sequence included.
         temperature: sampling temperature; None is greedy.
-        batch: prompts in one call of `generate`.
+        batch: prompts in one call of `generate`; None for `batch_size`'s answer.
     """
     texts: list[str] = []
+    if batch is None:
+        longest = max(map(len, tokenizer(list(prompts))["input_ids"]), default=0)
+        batch = batch_size(model, longest + max_new_tokens)
     with seeded(seed):
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             found = sample(model, tokenizer, part, max_new_tokens=max_new_tokens, temperature=temperature)
             texts += found.texts
     return texts
+
+
+def batch_size(model: Any, tokens: int) -> int:
+    """Sequences of so many tokens that `generate` takes at once: 1024, or as many as keep 4 GB of keys and values.
+
+    By the model's config and dtype, not by what is free: prompts that are sampled together share random numbers, so
+    that an accuracy is the same on each machine only where they are the same.
+    """
+    config = model.config.get_text_config()
+    width = config.hidden_size
+    if heads := getattr(config, "num_attention_heads", None):
+        size = getattr(config, "head_dim", None) or width // heads
+        width = size * (getattr(config, "num_key_value_heads", None) or heads)
+    cache = 2 * config.num_hidden_layers * width * tokens * model.dtype.itemsize
+    return int(max(1, min(_MOST, _CACHE // cache)))
 
 
 def sample(
@@ -169,8 +191,12 @@ def evaluate(
     greedy: bool = True,
     seed: int = 0,
     examples: Sequence[Example] | None = None,
+    batch: int | None = None,
 ) -> Accuracy:
     """Accuracy on the first `prompts` held-out test examples (or on `examples`).
+
+    Args:
+        batch: see `complete`.
 
     Raises:
         InputError: fewer than 2 prompts.
@@ -180,11 +206,11 @@ def evaluate(
         raise InputError(f"an accuracy needs at least 2 prompts, not {len(chosen)}")
     texts = [e.prompt for e in chosen]
     length = task.max_completion_length
-    sampled = complete(model, tokenizer, texts, max_new_tokens=length, temperature=temperature, seed=seed)
+    answer = partial(complete, model, tokenizer, texts, max_new_tokens=length, batch=batch)
+    sampled = answer(temperature=temperature, seed=seed)
     rewards = grade(task, chosen, sampled)
     best: float | None = None
     if greedy:
-        picked = complete(model, tokenizer, texts, max_new_tokens=length, temperature=None)
-        best = float(grade(task, chosen, picked).mean())
+        best = float(grade(task, chosen, answer(temperature=None)).mean())
     se = float(rewards.std(unbiased=True)) / math.sqrt(len(chosen))
     return Accuracy(float(rewards.mean()), se, best, len(chosen))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import RLOOTrainer
@@ -24,6 +25,7 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
+from nextrl.tasks.bases import tiny
 from trl_runs import Breaks, fresh_model, same, trainable, trainer, weights
 
 QUIET = ControllerConfig(
@@ -367,6 +369,26 @@ def test_what_a_step_to_nan_did_is_taken_back(tmp_path: Path, step: int, adapt_l
     assert all(m.isfinite().all() for m in after.ends[step][1])
     assert after.ends[step][2] == before.begins[step][2]  # the rate has held: it is not the reason
     assert not same(trainable(model), after.ends[step][0])  # and trained on
+
+
+def test_a_step_to_nan_in_what_is_trained_beside_the_adapter_is_taken_back(tmp_path: Path) -> None:
+    before, after = Watch(), Watch()
+    callback = LeapCallback(config=replace(QUIET, every=6))
+    nan = Breaks(3, only="modules_to_save")
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    run = trainer(
+        tmp_path,
+        [before, callback, nan, after],
+        model=get_peft_model(tiny.load("chain")[0], lora),
+        # Clipping by the norm of all gradients would spread the NaN to the adapter.
+        max_grad_norm=0.0,
+        learning_rate=1e-3,
+        max_steps=5,
+    )
+    run.train()
+    assert [d.step for d in callback.decisions if d.back] == [3]
+    assert all(p.isfinite().all() for p in trainable(run.model).values())
+    assert same(after.ends[3][0], before.begins[3][0])
 
 
 def test_a_second_step_to_nan_in_a_row_lowers_the_rate(tmp_path: Path) -> None:

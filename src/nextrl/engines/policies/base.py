@@ -141,7 +141,7 @@ class Policy(Protocol):
         ...
 
     def broken(self, step: int, again: bool) -> Decision:
-        """What to take back where a step left NaN or Inf in the adapter; asked only of a policy that `undoes`.
+        """What to take back where a step left NaN or Inf in the weights; asked only of a policy that `undoes`.
 
         Args:
             again: whether the step before it did, too.

@@ -14,7 +14,7 @@ from nextrl.engines import decision_log
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.precision import resolution
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, read_moments, whole, write_moments
+from nextrl.engines.rollback import Moments, parameters, read_moments, whole, write_moments
 from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
 from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
@@ -99,6 +99,13 @@ class LiveRun:
     def whole(self) -> bool:
         """Whether each process holds whole parameters, and so whole moments."""
         return whole(self.adapter.parameters)
+
+    @property
+    def finite_beside(self) -> bool:
+        """Whether all that is trained beside the adapter (`modules_to_save`) holds numbers, where it is whole."""
+        own = {id(p) for p in self.adapter.parameters.values()}
+        others = [p for p in parameters(self.optimizer) if id(p) not in own] if self.whole else []
+        return all(bool(p.isfinite().all()) for p in others)
 
     def move(self, state: State) -> None:
         """Write the factors, and see to it that nothing of the old policy is used."""

@@ -281,6 +281,7 @@ class VerlRun:
     """
 
     fresh_next = whole = True
+    finite_beside = True  # nothing is trained there
     group = 1
 
     def __init__(

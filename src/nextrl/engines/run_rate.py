@@ -1,0 +1,104 @@
+"""The learning rate of one run under a policy: who may change it, what comes of it, and its way down at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from nextrl.engines import apply_leap
+from nextrl.engines.schedules import RateCheck
+
+if TYPE_CHECKING:
+    from nextrl.engines.live_adapter import State
+    from nextrl.engines.memory import Memory
+    from nextrl.engines.policies import Policy
+
+log = logging.getLogger("nextrl.engines.session")
+
+
+class RunRate:
+    """Multiplies a run's learning rate, unless that is forbidden or its optimizer turns out not to follow it.
+
+    Args:
+        run: whose rate it is.
+        policy: says which steps are looked at for its sake, and how it falls at the end of a run.
+        adapts: whether it may be changed at all.
+
+    Attributes:
+        adapts: the same, until the optimizer's steps are seen to ignore the rate.
+    """
+
+    def __init__(self, run: apply_leap.Run, policy: Policy, adapts: bool) -> None:
+        self.adapts = adapts
+        self._run, self._policy = run, policy
+        self._share = 0.0  # of the schedule's height, at the latest step
+        self._ahead = 1.0  # the highest share that is still to come
+        self._follows = RateCheck()
+        self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
+
+    def checks(self, step: int) -> bool:
+        """Whether this step is looked at for the sake of the rate: not where that is to stay as it is."""
+        return self.adapts and self._policy.checks(step)
+
+    def share_ahead(self) -> float:
+        """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own."""
+        before, share = self._share, self._run.share
+        if not math.isclose(share, before):
+            self._ahead = share if share < before else 1.0
+        self._share = share
+        return share / self._ahead if share else 0.0
+
+    def step_begins(self) -> None:
+        """Remember where the first step after a change of the rate begins."""
+        self._began = (self._run.adapter.read(), self._run.rate) if self._follows.waiting else None
+
+    def step_ended(self, step: int, memory: Memory) -> None:
+        """See whether the first step at another rate had the length that belongs to it; where not, leave the rate."""
+        run, began, self._began = self._run, self._began, None
+        if began is None:
+            return
+        ignored = self._follows.ignored(self._length(began[0]), began[1])
+        if not ignored or not self.adapts:
+            return
+        self.adapts = False
+        if run.ranks.leader:
+            log.warning(
+                "nextrl, step %d: the learning rate was multiplied by %.3g, and the steps stayed as long as they were: "
+                "%s does not take its rate from its param_groups, so that auto leaves it alone from now on",
+                step,
+                memory.factor,
+                run.optimizer_name,
+            )
+        apply_leap.scale_rate(run, memory, 1.0 / memory.factor)
+        memory.factor = memory.cooled = 1.0
+
+    def changes(self, before: State, rate: float) -> None:
+        """The rate is about to change after a step that began at `before` and was taken at `rate`."""
+        if not self._follows.settled:
+            self._follows.changed(self._length(before), rate)
+
+    def cool(self, memory: Memory, step: int) -> None:
+        """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
+        run = self._run
+        cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
+        if memory.cooled == 1.0 and (
+            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
+        ):
+            return
+        self._scale_to(memory, cooled)
+
+    def run_ended(self, memory: Memory) -> None:
+        """Give back what the end of the run took: whoever trains on begins with it."""
+        self._scale_to(memory, 1.0)
+
+    def _scale_to(self, memory: Memory, cooled: float) -> None:
+        if cooled != memory.cooled:
+            apply_leap.scale_rate(self._run, memory, cooled / memory.cooled)
+            memory.cooled = cooled
+
+    def _length(self, before: State) -> float:
+        """How far the adapter has come since; the same number on every process."""
+        adapter = self._run.adapter
+        length: float = self._run.ranks.tell(adapter.distance(before, adapter.read()))
+        return length
