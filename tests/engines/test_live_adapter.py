@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,14 @@ def test_cosine_takes_all_modules_together() -> None:
     assert cosine(first, second) == pytest.approx(float(torch.cosine_similarity(x, y, dim=0)), abs=1e-6)
     assert cosine(first, first) == pytest.approx(1.0)
     assert cosine(first, adapter.displacement(c, c)) == 0.0
+
+
+def test_weight_decay_shrinks_and_a_gradient_does_not() -> None:
+    adapter = LiveAdapter(peft_model())
+    start = {name: torch.randn_like(t) for name, t in adapter.read().items()}
+    decayed = {name: t * (1 - 1e-4) for name, t in start.items()}
+    moved = {name: t + 0.01 * torch.randn_like(t) for name, t in decayed.items()}
+    assert adapter.shrinking(start, decayed) == pytest.approx(1.0, abs=1e-3)
+    assert abs(adapter.shrinking(start, moved)) < 0.1
+    assert adapter.shrinking(decayed, start) < -0.99
+    assert math.isnan(adapter.shrinking(start, start))

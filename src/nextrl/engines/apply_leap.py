@@ -7,7 +7,10 @@ with an engine of its own the first rollouts afterwards are checked for having c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_adapter import State
@@ -35,7 +38,7 @@ class Run(Protocol):
         resolution: nats per token that the precision of the model's passes hides.
         fresh_next: whether the next step begins with fresh rollouts.
         whole: whether a leap can be taken back, moments and all.
-        finite_beside: whether all that is trained beside the adapter holds numbers, as far as it lies here whole.
+        beside: what is trained beside the adapter, as far as it lies here whole.
     """
 
     adapter: Any
@@ -61,7 +64,7 @@ class Run(Protocol):
     @property
     def whole(self) -> bool: ...
     @property
-    def finite_beside(self) -> bool: ...
+    def beside(self) -> Sequence[Tensor]: ...
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""

@@ -36,6 +36,8 @@ from nextrl.judge.window import Window
 log = logging.getLogger(__name__)
 
 _DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
+# Cosine with the way to 0 above which a step was weight decay's: decoupled it has 1, coupled to Adam .8.
+_DECAY = 0.7
 _BROKEN = 5  # steps in a row to NaN that end a run: where the rate is the reason, it has fallen far by then
 _LOOK = "Look for a reward or an advantage that is NaN or Inf, or for half precision that overflows"
 
@@ -202,7 +204,7 @@ class Session:
 
     def _finite(self) -> bool:
         """Whether the step left numbers in what it trained. Where it did not, nothing could be sampled again."""
-        adapter, beside = self.run.adapter, self.run.finite_beside
+        adapter, beside = self.run.adapter, all(bool(p.isfinite().all()) for p in self.run.beside)
         moved = adapter.distance(self.memory.start, adapter.read()) if beside else math.nan
         return math.isfinite(self.run.ranks.tell(moved))
 
@@ -345,13 +347,18 @@ class Session:
     def _moved(self, before: State, most: int) -> float:
         """How far the step moved the policy, nats per token, of so many completions.
 
+        Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
+        and two passes over the same weights may round otherwise. Neither says anything of the rate: it counts as 0.
+
         In half precision a small step is rounded away: the weights have moved, and no log-probability has. That is not
         a step without a gradient; it counts as what the precision hides.
         """
-        run = self.run
+        run, now = self.run, self.run.adapter.read()
         nats: float = run.tools.fresh.moved(before, most)
-        hidden = nats < run.resolution and run.adapter.distance(before, run.adapter.read()) > 0.0
-        return run.resolution if hidden else nats
+        still = not run.beside and run.adapter.distance(before, now) == 0.0
+        if math.isfinite(nats) and (still or run.adapter.shrinking(before, now) > _DECAY):
+            return 0.0
+        return run.resolution if nats < run.resolution and not still else nats
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

@@ -21,6 +21,7 @@ from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
 from nextrl.engines.trl.live_run import LiveRun
+from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -389,6 +390,49 @@ def test_a_step_to_nan_in_what_is_trained_beside_the_adapter_is_taken_back(tmp_p
     assert [d.step for d in callback.decisions if d.back] == [3]
     assert all(p.isfinite().all() for p in trainable(run.model).values())
     assert same(after.ends[3][0], before.begins[3][0])
+
+
+def nothing(completions: list[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def noisily(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Passes that round otherwise from one batch to another, as a GPU's kernels do."""
+    really = Seam.per_token_logps
+    monkeypatch.setattr(
+        Seam, "per_token_logps", lambda *given: (found := really(*given)) + size * torch.randn_like(found)
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam])
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_weight_decay_alone_says_nothing_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, noise: float
+) -> None:
+    noisily(monkeypatch, noise)
+    model = fresh_model()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # an adapter that was trained before
+            torch.nn.init.normal_(p, std=0.05)
+    optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.1)
+    callback = LeapCallback(4)
+    run = trainer(
+        tmp_path, [callback], model=model, rewards=nothing, optimizers=(optimizer, None), max_steps=4
+    )
+    run.train()
+    assert callback.decisions
+    assert {d.rate_factor for d in callback.decisions} == {1.0}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_step_that_moved_no_weight_says_nothing_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    noisily(monkeypatch, 2e-3)
+    callback = LeapCallback(4)
+    options = {"rewards": nothing, "learning_rate": 1e-4, "max_steps": 4, "bf16": bf16}
+    trainer(tmp_path, [callback], **options).train()
+    assert {d.rate_factor for d in callback.decisions} <= {1.0}
 
 
 def test_a_second_step_to_nan_in_a_row_lowers_the_rate(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from nextrl.engines.live_adapter import LiveAdapter, along
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import AT_LEAST, TOKENS, FreshRollouts, _enough, _prompts, _Rows
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 from trainer_options import OPTIONS, build
@@ -170,7 +171,57 @@ def test_under_dropout_the_anchor_is_read_anew(tmp_path: Path) -> None:
     probe.run.train()
     assert probe.fresh._passes == []
     assert probe.moved == pytest.approx(probe.step, rel=1e-3)
-    assert probe.fresh._random
+    assert probe.fresh._repeatable is False
+
+
+def drops_attention(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+
+
+def jitters(model: Any) -> None:
+    """Noise in training, as a router's, in no dropout module."""
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    layer.register_forward_hook(
+        lambda m, _, out: out * (1 + 1e-3 * torch.randn_like(out)) if m.training else out
+    )
+
+
+@pytest.mark.parametrize("disturb", [drops_attention, jitters])
+@pytest.mark.parametrize("more", [{}, {"per_device_train_batch_size": 16, "steps_per_generation": 4}])
+def test_passes_that_are_random_without_a_dropout_module_are_read_anew(
+    tmp_path: Path, disturb: Any, more: dict[str, int]
+) -> None:
+    probe = Probe(2)
+    probe.run = trainer(tmp_path, [probe], max_steps=2, learning_rate=1e-6, **more)
+    disturb(probe.run.model)
+    probe.run.train()
+    assert probe.fresh._repeatable is False
+    assert 0.0 < probe.moved < 1e-9
+    back = probe.fresh.gain(probe.anchor, probe.anchor)
+    assert back is not None
+    assert back.nats_k2 == 0.0
+
+
+def test_noise_on_embeddings_that_the_trainer_adds_is_no_step_too_far(tmp_path: Path) -> None:
+    callback = LeapCallback(4)
+    trainer(tmp_path, [callback], learning_rate=2e-4, max_steps=8, neftune_noise_alpha=5.0).train()
+    assert not [d for d in callback.decisions if d.back]
+
+
+def test_a_model_without_randomness_is_read_once_more_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    really = FreshRollouts._read
+    monkeypatch.setattr(
+        FreshRollouts, "_read", lambda self, rows: read.append(len(rows.ids)) or really(self, rows)
+    )
+    trainer(tmp_path, [LeapCallback(4)], learning_rate=1e-6, max_steps=3).train()
+    assert read[0] == AT_LEAST
+    assert read.count(AT_LEAST) == 1
+    assert len(read) > 2
 
 
 def test_a_step_after_which_there_are_no_probabilities_went_too_far(tmp_path: Path) -> None:
@@ -212,7 +263,7 @@ def test_no_more_rows_are_read_than_are_needed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(FreshRollouts, "_read", reading)
     monkeypatch.setattr("nextrl.engines.trl.fresh_rollouts.TOKENS", 1)
     run.train()
-    assert read == [AT_LEAST]
+    assert read == [AT_LEAST, AT_LEAST]  # the first to see whether passes are random
 
 
 def test_processes_read_as_many_rows_as_the_one_that_needs_most(tmp_path: Path) -> None:

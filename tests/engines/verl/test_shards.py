@@ -91,6 +91,7 @@ def leap(module: nn.Module, folder: str, mesh: DeviceMesh | None = None) -> dict
     assert same(shards._moments[3], shards._moments[5])
     seen |= {f"back/{n}": t for n, t in whole(module, mesh).items()}
     products = [shards.product(0, 2, 0, 2), shards.product(0, 2, 2, 4), shards.product(2, 4, 2, 4)]
+    products += shards.shrinking_parts(0, 2)
     seen["products"] = torch.tensor(products, dtype=torch.float64)
     shards.save(f"{folder}/rank.safetensors", {"start": 0}, {"moments": 3, "none": 1})
     shards.load(f"{folder}/rank.safetensors", {"start": 7}, {"moments": 8, "none": 9})
@@ -204,7 +205,7 @@ def test_sums_over_processes_count_each_part_once(several, alone):
     assert torch.allclose(products, alone["products"], rtol=1e-4)
     # From the start to where two steps led, and from there by a leap of 1.5 times that way.
     shares = alone["products"] / alone["products"][0]
-    assert torch.allclose(shares, torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4)
+    assert torch.allclose(shares[:3], torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4)
 
 
 def test_a_forward_pass_after_a_change_sees_it(several):

@@ -3,6 +3,10 @@
 The trainer sampled those rollouts at the weights from which the step began (the anchor), so they are a fair judge of
 any weights that they played no part in (`judge.fresh_batch`). No completion is generated: the anchor's
 log-probabilities are those of the training step's own forward passes, and each candidate takes one pass more.
+
+A model that draws random numbers in its training passes (dropout as a module or as a function, noise on embeddings,
+jitter in a router) finds something else there each time. So the first passes heard are held against one without
+randomness, and where the two differ by more than rounding, every anchor is read again.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ TOKENS, AT_LEAST = 768, 8
 the other 120 would be most of what the callback costs.
 """
 
+_ROUNDING = 1e-10
+"""Nats per token by which two passes over the same rows may differ in float32, on any device and in any batch."""
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -54,23 +61,28 @@ class FreshRollouts:
         trainer: TRL's GRPOTrainer or RLOOTrainer.
         adapter: what candidates are written into; it is left as it was.
         ranks: the run's processes. `moved` and `gain` are collective operations.
+        resolution: nats per token that the precision of the model's passes hides.
     """
 
-    def __init__(self, trainer: Any, adapter: LiveAdapter, ranks: Ranks) -> None:
+    def __init__(self, trainer: Any, adapter: LiveAdapter, ranks: Ranks, resolution: float = 0.0) -> None:
         self._trainer, self._seam = trainer, Seam(trainer)
         self._adapter, self._ranks = adapter, ranks
         # (ids, attention mask, mask, log-probabilities) of each forward pass of the step listened to.
         self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._kept: _Rows | None = None
         self._stop: Callable[[], None] | None = None
-        self._random = False
+        self._repeatable: bool | None = (
+            None  # whether training passes draw no random numbers; None: not seen yet
+        )
+        self._bound = max(_ROUNDING, 10.0 * resolution)
 
     def listen(self) -> None:
-        """Keep what the coming step's forward passes find; under dropout they are random, and are not kept."""
+        """Keep what the coming step's forward passes find, but where they are known to be random."""
         self.stop()
         self._passes, self._kept = [], None
-        self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules())
-        if not self._random:
+        if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules()):
+            self._repeatable = False
+        if self._repeatable is not False:
             self._stop = self._seam.listen_to_logps(self._keep)
 
     def stop(self) -> None:
@@ -91,6 +103,10 @@ class FreshRollouts:
             part = torch.stack([change.sum(), rows.mask.sum().double()]).cpu()
             if not math.isfinite(part[0]) and bool((rows.logps * rows.mask).isfinite().all()):
                 part[0] = math.inf  # the policy after the step has no probabilities any more
+        return self._per_token(part)
+
+    def _per_token(self, part: Tensor) -> float:
+        """Nats per token of all processes, from this one's (nats, tokens)."""
         nats, tokens = torch.stack(self._ranks.gather(part)).sum(0).tolist()
         return nats / tokens if tokens else math.nan
 
@@ -117,7 +133,8 @@ class FreshRollouts:
         # What follows is done by all processes or by none: reading other weights may be a collective operation.
         if not self._ranks.any(heard is None):
             assert heard is not None
-            return _cut(heard, self._enough(heard, most))
+            heard = _cut(heard, self._enough(heard, most))
+            return heard if self._repeats(heard, anchor) else self._anchored(heard, anchor)
         rows = self._buffered()
         if self._ranks.any(rows is None):
             return None
@@ -136,16 +153,26 @@ class FreshRollouts:
                 return None
             assert rows is not None
             known: _Rows | None = None
-            if not self._random and not bool(rows.logps.isnan().any()):
+            if self._repeatable is not False and not bool(rows.logps.isnan().any()):
                 known = rows
             elif heard is not None and torch.equal(heard.ids, rows.ids):
                 known = _Rows(rows.ids, rows.attention, rows.mask, heard.logps)
-            if self._ranks.any(known is None):
-                self._kept = self._anchored(_cut(rows, MOST), anchor)
-            else:
-                assert known is not None
-                self._kept = _cut(known, MOST)
+            if self._ranks.any(known is None) or not self._repeats(known, anchor):
+                known = self._anchored(_cut(rows, MOST), anchor)
+            assert known is not None
+            self._kept = _cut(known, MOST)
         return self._kept
+
+    def _repeats(self, rows: _Rows | None, anchor: State) -> bool:
+        """Whether what training passes found at the anchor is what any pass finds there; looked at once in a run."""
+        if self._repeatable is None:
+            assert rows is not None
+            few = _cut(rows, AT_LEAST)
+            off = (self._anchored(few, anchor).logps - few.logps).double().square() / 2 * few.mask
+            nats = self._per_token(torch.stack([off.sum(), few.mask.sum().double()]).cpu())
+            if math.isfinite(nats):
+                self._repeatable = nats <= self._bound
+        return self._repeatable is not False
 
     def _anchored(self, rows: _Rows, anchor: State) -> _Rows:
         with self._adapter.holding(anchor):

@@ -9,6 +9,7 @@ from typing import Any
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.optimizers import check_optimizer
+from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood
@@ -50,5 +51,6 @@ def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveAdapter, ranks: 
     if not Seam(trainer).generates:
         texts = FreshTexts(trainer, adapter, [rows[i] for i in range(min(len(rows), _TEXTS))])
         return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
-    fresh = FreshRollouts(trainer, adapter, ranks)
+    hidden = of_model(trainer.model, trainer.accelerator.mixed_precision)
+    fresh = FreshRollouts(trainer, adapter, ranks, hidden)
     return Instruments(TrainerRollouts(trainer), RewardMeter(trainer), fresh)

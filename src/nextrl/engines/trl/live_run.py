@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from nextrl.engines import decision_log
 from nextrl.engines.live_adapter import LiveAdapter, State
-from nextrl.engines.precision import resolution
+from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, parameters, read_moments, whole, write_moments
 from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
@@ -74,9 +75,7 @@ class LiveRun:
     @cached_property
     def resolution(self) -> float:
         """Nats per token that the precision of the model's passes hides."""
-        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.trainer.accelerator.mixed_precision)
-        weights = {p.dtype for p in self.trainer.model.parameters() if p.dtype.is_floating_point}
-        return resolution(*weights, *([mixed] if mixed else []))
+        return of_model(self.trainer.model, self.trainer.accelerator.mixed_precision)
 
     @property
     def completions_per_step(self) -> int:
@@ -101,11 +100,10 @@ class LiveRun:
         return whole(self.adapter.parameters)
 
     @property
-    def finite_beside(self) -> bool:
-        """Whether all that is trained beside the adapter (`modules_to_save`) holds numbers, where it is whole."""
+    def beside(self) -> Sequence[Tensor]:
+        """What is trained beside the adapter (`modules_to_save`); nothing where processes hold pieces of parameters."""
         own = {id(p) for p in self.adapter.parameters.values()}
-        others = [p for p in parameters(self.optimizer) if id(p) not in own] if self.whole else []
-        return all(bool(p.isfinite().all()) for p in others)
+        return [p for p in parameters(self.optimizer) if id(p) not in own] if self.whole else []
 
     def move(self, state: State) -> None:
         """Write the factors, and see to it that nothing of the old policy is used."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines import decision_log
+from nextrl.engines.live_adapter import shrinking
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.decision import DecisionRecord
@@ -108,6 +109,11 @@ class RemoteAdapter:
     def distance(self, start: Held, stop: Held) -> float:
         """Length of the way between two copies."""
         return math.sqrt(self.product(start, stop, start, stop))
+
+    def shrinking(self, start: Held, stop: Held) -> float:
+        """See `LiveAdapter.shrinking`."""
+        parts = zip(*self._workers.ask("shrinking_parts", start, stop), strict=True)
+        return shrinking(*(sum(part) for part in parts))
 
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:
@@ -281,7 +287,7 @@ class VerlRun:
     """
 
     fresh_next = whole = True
-    finite_beside = True  # nothing is trained there
+    beside: Sequence[Tensor] = ()
     group = 1
 
     def __init__(

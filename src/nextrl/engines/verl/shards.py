@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
+from nextrl.engines.live_adapter import shrinking_parts
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
 from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
@@ -174,6 +175,12 @@ class Shards:
     def resolution(self) -> float:
         """Nats per token that the precision of the model's passes hides."""
         return resolution(self._dtype)
+
+    def shrinking_parts(self, start: int, stop: int) -> tuple[float, float, float]:
+        """This process's part of `live_adapter.shrinking_parts` between two copies."""
+        if not self._counted:
+            return 0.0, 0.0, 0.0
+        return shrinking_parts(self._copies[start], self._copies[stop])
 
     def product(self, start: int, stop: int, other_start: int, other_stop: int) -> float:
         """This process's part of the inner product of two ways between copies, over all factors."""
