@@ -31,6 +31,7 @@ class Run(Protocol):
         adapter, ranks, tools: what is trained, on which processes, measured with what.
         rate: the present learning rate.
         share: the present rate as a share of the schedule's height (below 1 in its warm-up and in its decay).
+        rate_set_elsewhere: whether somebody else than the schedule has set the rate.
         completions_per_step: fresh completions per step, over all processes; a buffered generation batch counts once.
         max_steps: optimizer steps of the whole run.
         group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
@@ -49,6 +50,8 @@ class Run(Protocol):
     def rate(self) -> float: ...
     @property
     def share(self) -> float: ...
+    @property
+    def rate_set_elsewhere(self) -> bool: ...
     @property
     def completions_per_step(self) -> int: ...
     @property
@@ -84,6 +87,10 @@ class Run(Protocol):
 
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate, the schedule's base included."""
+        ...
+
+    def release_rate(self, factor: float) -> None:
+        """Divide the schedule's rates by a factor again; what is set now stays as whoever set it wants it."""
         ...
 
     def check_delivery(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nextrl.engines import apply_leap
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from nextrl.engines.policies import Policy
 
 log = logging.getLogger("nextrl.engines.session")
+
+
+def _lowered(share: float) -> bool:
+    """Whether a schedule holds the rate below its height, which the last step of a warm-up may miss by rounding."""
+    return share < 1.0 and not math.isclose(share, 1.0)
 
 
 class RunRate:
@@ -48,6 +54,30 @@ class RunRate:
             self._ahead = share if share < before else 1.0
         self._share = share
         return share / self._ahead if share else 0.0
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs, as JSON-ready values."""
+        return {"share": self._share, "ahead": self._ahead}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Take up the memory of `state()`."""
+        self._share, self._ahead = state["share"], state["ahead"]
+
+    def leave_to_others(self, step: int, memory: Memory) -> None:
+        """Where somebody else sets the rate (another callback), let it be from now on."""
+        run = self._run
+        if not self.adapts or not run.rate_set_elsewhere:
+            return
+        self.adapts = False
+        if run.ranks.leader:
+            log.warning(
+                "nextrl, step %d: another callback has set the learning rate to %.3g, so that auto leaves it alone "
+                "from now on: remove that callback, or give LeapCallback adapt_lr=False",
+                step,
+                run.rate,
+            )
+        run.release_rate(memory.factor)
+        memory.factor = memory.cooled = 1.0
 
     def step_begins(self) -> None:
         """Remember where the first step after a change of the rate begins."""
@@ -83,7 +113,7 @@ class RunRate:
         run = self._run
         cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
         if memory.cooled == 1.0 and (
-            run.share < 1.0 or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
+            _lowered(run.share) or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
         ):
             return
         self._scale_to(memory, cooled)

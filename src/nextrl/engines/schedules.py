@@ -8,6 +8,7 @@ name, so that every later rate is the factor times what it would have been.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ _RATES = {
 # Schedules that lower the rate by themselves when they see fit, whatever share of their height it has.
 _FALLING = ("ReduceLROnPlateau", "GreedyLR", "OneCycleLR", "CyclicLR", "CosineAnnealingWarmRestarts")
 
+_LOOKED_AT = 10**5  # steps at which a function of the step is looked at, at most
+
 
 def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
     """Multiply the learning rate, and all that the schedule makes later rates from, by the same factor."""
@@ -44,22 +47,71 @@ def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: fl
     _scale(_scheduler(scheduler), inner, factor)
 
 
+def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
+    """Take a factor back from all that later rates are made from, and leave the present ones as they are."""
+    groups = _optimizer(optimizer).param_groups
+    present = [float(group["lr"]) for group in groups]
+    set_rate_factor(optimizer, scheduler, 1.0 / factor)
+    for group, rate in zip(groups, present, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def rate_of(optimizer: Any) -> float:
-    """The present learning rate, of the first group."""
-    return float(_optimizer(optimizer).param_groups[0]["lr"])
+    """The present learning rate, of the first group that is trained at any."""
+    return float(_leading(optimizer)[1]["lr"])
 
 
-def share_of(optimizer: Any, scheduler: Any) -> float:
-    """The present rate as a share of the schedule's height: below 1 in a warm-up and in a decay."""
-    group, inner = _optimizer(optimizer).param_groups[0], _scheduler(scheduler)
+def base_rate(optimizer: Any) -> float:
+    """The rate that the schedule makes others from, of the same group; the present one where there is no schedule."""
+    group = _leading(optimizer)[1]
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def share_of(optimizer: Any, scheduler: Any, heights: Sequence[float] = ()) -> float:
+    """The present rate as a share of the schedule's height: below 1 in a warm-up and in a decay.
+
+    Args:
+        heights: of a schedule made of a function of the step, see `heights_of`; without them, 1.
+    """
+    (index, group), inner = _leading(optimizer), _scheduler(scheduler)
     rate = float(group["lr"])
     # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
     full = group.get("initial_lr", next(iter(getattr(inner, "base_lrs", ())), rate))
     if "max_lr" in group:
         full = group["max_lr"]
     elif isinstance(inner, lr_scheduler.CyclicLR):
-        full = inner.max_lrs[0]
-    return rate / float(full) if full else 1.0
+        full = inner.max_lrs[index]
+    full = float(full) * (heights[index] if heights else 1.0)
+    return rate / full if full else 1.0
+
+
+def heights_of(scheduler: Any, steps: int) -> list[float]:
+    """The largest value in a run of so many steps of each function that a `LambdaLR` multiplies a group's rate by.
+
+    Mostly that is 1; a schedule in Noam's style has a rate of 1 and a function that is one itself. Empty for another
+    schedule.
+    """
+    inner = _scheduler(scheduler)
+    if not isinstance(inner, lr_scheduler.LambdaLR):
+        return []
+    every = 1 + steps // _LOOKED_AT
+    found = [max(float(scale(t)) for t in range(0, steps + 1, every)) for scale in inner.lr_lambdas]
+    # Between the steps that were looked at there may be a little more.
+    return [1.0 if math.isclose(most, 1.0, rel_tol=0.01) else most for most in found]
+
+
+def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
+    """Whether a rate is another one than the schedule last left there, since somebody else has set it."""
+    last = getattr(_scheduler(scheduler), "_last_lr", None)
+    groups = _optimizer(optimizer).param_groups
+    if last is None or len(last) != len(groups):
+        return False
+    return not all(
+        math.isclose(float(g["lr"]), float(r), rel_tol=1e-6) for g, r in zip(groups, last, strict=True)
+    )
 
 
 def falls_by_itself(scheduler: Any, begin: int, end: int) -> bool:
@@ -89,6 +141,15 @@ def _times(rate: Any, factor: float) -> Any:
 
 def _classes(scheduler: Any) -> list[str]:
     return [kind.__name__ for kind in type(scheduler).__mro__]
+
+
+def _leading(optimizer: Any) -> tuple[int, dict[str, Any]]:
+    """The first group with a rate, and its number: one of weights that are kept as they are has 0 throughout."""
+    groups = _optimizer(optimizer).param_groups
+    of_any = [i for i, group in enumerate(groups) if group["lr"]]
+    of_some = [i for i, group in enumerate(groups) if group.get("initial_lr")]  # where a warm-up begins at 0
+    index = next(iter(of_any or of_some), 0)
+    return index, groups[index]
 
 
 def _optimizer(optimizer: Any) -> Any:

@@ -121,6 +121,7 @@ class Session:
             "policy": self.policy.state(),
             "latest_reward": self.run.tools.rewards.latest,
             "costs": asdict(self.costs),
+            "rate": self._rate.state(),
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
@@ -154,6 +155,8 @@ class Session:
                 self._begin_window(step)
             self._begin_history(step)
             self.memory.origin = here
+        if "rate" in state:  # not in the states of earlier versions
+            self._rate.restore(state["rate"])
         self.run.tools.rewards.latest = state["latest_reward"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
@@ -162,6 +165,7 @@ class Session:
     def step_begins(self, step: int) -> None:
         """Note the rate that the step after `step` is taken at, and listen to it where the policy will ask about it."""
         run, policy = self.run, self.policy
+        self._rate.leave_to_others(step + 1, self.memory)
         self._rate.cool(self.memory, step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
         share = self._rate.share_ahead()
@@ -172,6 +176,10 @@ class Session:
         if ends or self._rate.checks(step + 1):
             self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.rate, share, ends)
             run.tools.fresh.listen()
+
+    def weights_updated(self, step: int) -> None:
+        """The optimizer has taken the step after `step`, and the schedule has not followed yet."""
+        self._rate.leave_to_others(step + 1, self.memory)
 
     def train_ended(self) -> None:
         """Give the rate back that the end of the run took: whoever trains on begins with it."""

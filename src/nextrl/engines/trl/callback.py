@@ -26,6 +26,7 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.policies import Policy, policy_of
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.schedules import base_rate
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.instruments import instruments
@@ -128,6 +129,7 @@ class LeapCallback(TrainerCallback):
         }  # fmt: skip
         self._trainer, self._on_leap = trainer, on_leap
         self._session: Session | None = None
+        self._run: LiveRun | None = None
 
     @property
     def decisions(self) -> list[DecisionRecord]:
@@ -177,6 +179,9 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
+        if self._session is not None and not state.global_step:
+            self._warm(run, self._session)
+        self._run = run
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if state.global_step:
@@ -194,6 +199,12 @@ class LeapCallback(TrainerCallback):
         session.checkpoint_is_there(state.global_step)
         session.step_begins(state.global_step)
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See whether another callback has set the rate."""
+        self._running().weights_updated(state.global_step)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -204,7 +215,7 @@ class LeapCallback(TrainerCallback):
             control.should_save = True
         if control.should_save and args.should_save:
             # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
-            memory.write_pending(Path(args.output_dir), state.global_step, session.memory, session.state())
+            memory.write_pending(Path(args.output_dir), state.global_step, session.memory, self._state())
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -214,7 +225,7 @@ class LeapCallback(TrainerCallback):
         if args.should_save and folder.is_dir():
             # Another callback may have asked for a checkpoint after this one was asked whether there is one.
             if not memory.deliver_pending(folder):
-                memory.write(folder, self._running().memory, self._running().state())
+                memory.write(folder, self._running().memory, self._state())
             memory.forget_pending(Path(args.output_dir))
 
     def on_train_end(
@@ -227,22 +238,37 @@ class LeapCallback(TrainerCallback):
         assert self._on_leap is not None
         self._on_leap(step, run.trainer.model, run.optimizer)
 
+    def _set_base_rate(self, kept: memory.Memory, state: dict[str, Any]) -> None:
+        assert self._run is not None, "training has not begun"
+        # States of earlier versions hold no rate, only by what it was multiplied.
+        self._run.set_base_rate(state.get("base_rate", base_rate(self._run.optimizer) * kept.factor))
+
+    def _state(self) -> dict[str, Any]:
+        """What belongs into a checkpoint beside the memory."""
+        assert self._run is not None, "training has not begun"
+        return {**self._running().state(), "base_rate": base_rate(self._run.optimizer)}
+
+    def _warm(self, run: LiveRun, before: Session) -> None:
+        """Give back the rate that the end of a training took which was cut off there: its optimizer is used again."""
+        if self._run is not None and self._run.optimizer is run.optimizer and before.memory.cooled != 1.0:
+            run.multiply_rate(1.0 / before.memory.cooled)
+
     def _resume(self, args: TrainingArguments, step: int) -> None:
         session, folder = self._running(), resumed_from(Path(args.output_dir), step)
         found = memory.read(folder, session.memory.start)
-        if (
-            found is not None
-        ):  # whatever else is of use, the rates of optimizer and schedule hold these factors
+        if found is not None:
+            # Whatever else is of use, the rates of optimizer and schedule hold these factors.
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
+            if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
+                # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate or,
+                # in the same process, at what is left in its optimizer.
+                self._set_base_rate(*found)
         if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:
             self._resume_without_memory(folder, step, known=found is not None)
             return
         session.restore(*found, step)
-        if not (folder / "scheduler.pt").is_file() and session.memory.factor != 1.0:
-            # A checkpoint of the model alone: the trainer has just begun its schedule at the configured rate.
-            session.run.multiply_rate(session.memory.factor)
 
     def _resume_without_memory(self, folder: Path, step: int, *, known: bool) -> None:
         kept = self._running().memory

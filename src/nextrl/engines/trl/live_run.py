@@ -16,7 +16,16 @@ from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, parameters, read_moments, whole, write_moments
-from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.schedules import (
+    base_rate,
+    falls_by_itself,
+    heights_of,
+    rate_of,
+    release,
+    set_elsewhere,
+    set_rate_factor,
+    share_of,
+)
 from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.seam import Seam
@@ -56,7 +65,16 @@ class LiveRun:
     @property
     def share(self) -> float:
         """The present rate as a share of the schedule's height (below 1 in its warm-up and in its decay)."""
-        return share_of(self.optimizer, self.scheduler)
+        return share_of(self.optimizer, self.scheduler, self._heights)
+
+    @cached_property
+    def _heights(self) -> list[float]:
+        return heights_of(self.scheduler, self.max_steps)
+
+    @property
+    def rate_set_elsewhere(self) -> bool:
+        """Whether somebody else than the schedule has set the rate."""
+        return set_elsewhere(self.optimizer, self.scheduler)
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
@@ -125,6 +143,16 @@ class LiveRun:
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate, the schedule's base included."""
         set_rate_factor(self.optimizer, self.scheduler, factor)
+
+    def set_base_rate(self, rate: float) -> None:
+        """Multiply it so that the schedule's base is this one."""
+        present = base_rate(self.optimizer)
+        if present > 0.0 and present != rate:
+            self.multiply_rate(rate / present)
+
+    def release_rate(self, factor: float) -> None:
+        """Divide the schedule's rates by a factor again; what is set now stays as whoever set it wants it."""
+        release(self.optimizer, self.scheduler, factor)
 
     def check_delivery(self) -> None:
         """Look at the first rollouts after a leap, where an engine of its own sampled them.

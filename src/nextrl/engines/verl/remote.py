@@ -287,6 +287,7 @@ class VerlRun:
     """
 
     fresh_next = whole = True
+    rate_set_elsewhere = False
     beside: Sequence[Tensor] = ()
     group = 1
 
@@ -373,6 +374,9 @@ class VerlRun:
         """Multiply the learning rate, the schedule's base included."""
         self.workers.ask("multiply_rate", factor)
         self._rates = None
+
+    def release_rate(self, factor: float) -> None:
+        """Nobody else sets it here."""
 
     def check_delivery(self) -> None:
         """Look at the first rollouts after a change of ours.

@@ -1,0 +1,198 @@
+"""The learning rate in real runs: whoever sets it, whatever its schedule is made of, and wherever it is taken up."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LinearLR
+from transformers import TrainerCallback
+
+from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.trainer import reward_function
+from trl_runs import TASK, fresh_model, trainer
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+class Rates(TrainerCallback):
+    """The rate that each step was taken at."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append(float(kwargs["optimizer"].param_groups[0]["lr"]))
+
+
+class Sets(TrainerCallback):
+    """A warm-up by hand."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.set)
+
+    def set(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for group in kwargs["optimizer"].param_groups:
+            group["lr"] = args.learning_rate * min(1.0, (state.global_step + 1) / 3)
+
+
+def factors(callback: LeapCallback) -> list[float]:
+    return [d.rate_factor for d in callback.decisions]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_step_end"])
+def test_a_rate_that_another_callback_sets_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, event: str, first: bool
+) -> None:
+    def rates(*callbacks: TrainerCallback) -> list[float]:
+        seen = Rates()
+        trainer(tmp_path, [*callbacks, seen], learning_rate=2e-4, max_steps=8).train()
+        return seen.rates
+
+    callback = LeapCallback(4)
+    both = [Sets(event), callback] if first else [callback, Sets(event)]
+    # Until it is noticed, the callback may have taken one step at what it made of the schedule's rate.
+    assert rates(*both)[2:] == pytest.approx(rates(Sets(event))[2:])
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "nextrl" in r.name]
+    (line,) = [line for line in lines if "another callback has set the learning rate" in line]
+    assert "\n" not in line
+    assert not [line for line in lines if "param_groups" in line]
+    assert len([f for f in factors(callback) if f != 1.0]) <= 1
+
+
+@pytest.mark.parametrize(("rate", "scale"), [(1.0, 2e-4), (1e-6, 200.0)])
+def test_a_schedule_may_hold_the_rate_in_its_function(tmp_path: Path, rate: float, scale: float) -> None:
+    def run(rate: float, scale: float) -> tuple[list[float], list[float]]:
+        model, seen, callback = fresh_model(), Rates(), LeapCallback(4)
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+        optimizers = (made, LambdaLR(made, lambda step: scale))
+        trainer(tmp_path, [callback, seen], model=model, optimizers=optimizers, max_steps=10).train()
+        return seen.rates, factors(callback)
+
+    usual = run(2e-4, 1.0)
+    assert usual[0][1] > 10 * usual[0][0]  # raised
+    assert usual[0][-1] < usual[0][-3]  # and brought down at the end
+    assert run(rate, scale)[0] == pytest.approx(usual[0], rel=1e-6)
+
+
+def test_a_warm_up_that_misses_its_height_by_rounding_is_over(tmp_path: Path) -> None:
+    model, seen = fresh_model(), Rates()
+    made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    optimizers = (made, LinearLR(made, start_factor=0.1, total_iters=3))
+    trainer(tmp_path, [LeapCallback(4), seen], model=model, optimizers=optimizers, max_steps=10).train()
+    assert seen.rates[-1] == pytest.approx(seen.rates[-2] / 2)
+
+
+@pytest.mark.parametrize("scales", [None, (0.0, 1.0)])
+def test_a_group_that_is_kept_as_it_is_hides_no_other(tmp_path: Path, scales: Any) -> None:
+    def run(rates: tuple[float, float]) -> list[float]:
+        model, callback = fresh_model(), LeapCallback(4)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": part, "lr": rate} for part, rate in zip((trained[:1], trained[1:]), rates, strict=True)
+        ]
+        made = torch.optim.AdamW(groups)
+        schedule = LambdaLR(made, [lambda _, s=s: s for s in scales]) if scales and rates[0] else None
+        trainer(tmp_path, [callback], model=model, optimizers=(made, schedule), max_steps=6).train()
+        return [float(group["lr"]) for group in made.param_groups] + factors(callback)
+
+    found = run((2e-4, 2e-4) if scales else (0.0, 2e-4))
+    assert found[0] == 0.0
+    assert found[1] > 10 * 2e-4
+    assert max(found[2:]) > 10
+
+
+def saved(tmp_path: Path, **options: Any) -> tuple[Any, list[float]]:
+    """A run whose rate was raised, and its rates; nothing but the model is in its checkpoints."""
+    seen = Rates()
+    run = trainer(
+        tmp_path,
+        [LeapCallback(4), seen],
+        save_only_model=True,
+        learning_rate=2e-4,
+        **{**SAVING, "max_steps": 4, **options},
+    )
+    run.train()
+    assert seen.rates[-1] > 10 * 2e-4
+    return run, seen.rates
+
+
+@pytest.mark.parametrize("every", [4, 5])
+@pytest.mark.parametrize("configured", [2e-4, 0.0])
+def test_a_checkpoint_of_the_model_alone_goes_on_at_the_rate_it_had(
+    tmp_path: Path, every: int, configured: float
+) -> None:
+    """Under the same callback or another, from the rate that was configured or the one that was found."""
+    rate = saved(tmp_path, max_steps=8)[1][3]
+    seen = Rates()
+    run = trainer(
+        tmp_path,
+        [LeapCallback(every), seen],
+        save_only_model=True,
+        learning_rate=configured or rate,
+        max_steps=8,
+        **SAVING,
+    )
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert seen.rates[0] == pytest.approx(rate)
+
+
+def test_a_trainer_that_goes_on_in_the_same_process_takes_the_factor_once(tmp_path: Path) -> None:
+    run, rates = saved(tmp_path, max_steps=8)
+    seen = Rates()
+    run.add_callback(seen)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert seen.rates[0] == pytest.approx(rates[4])
+
+
+class Interrupts(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
+def test_a_training_cut_off_in_the_cooldown_leaves_no_lower_rate_behind(tmp_path: Path) -> None:
+    seen = Rates()
+    run = trainer(tmp_path, [LeapCallback(4), seen, Interrupts(19)], learning_rate=2e-2, max_steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    before = list(seen.rates)
+    assert before[18] < before[15]
+    run.train()
+    assert seen.rates[len(before)] == pytest.approx(before[15])
+
+
+def test_a_decay_is_no_warm_up_after_a_resume(tmp_path: Path) -> None:
+    """No reward differs from another one in the first steps, so that no step has settled the rate yet."""
+
+    def rewards() -> Any:
+        calls, real = itertools.count(), reward_function(TASK)
+
+        def reward(completions: list[str], **columns: Any) -> list[float]:
+            if next(calls) < 5:
+                return [0.0] * len(completions)
+            return real(completions=completions, **columns)
+
+        return reward
+
+    options = {"learning_rate": 1e-6, "lr_scheduler_type": "linear", "max_steps": 10, "save_steps": 1}
+    whole = LeapCallback(4)
+    trainer(tmp_path / "a", [whole], rewards=rewards(), **{**SAVING, **options}).train()
+    again, reward = LeapCallback(4), rewards()
+    for _ in range(5):
+        reward([])
+    run = trainer(tmp_path / "a", [again], rewards=reward, **{**SAVING, **options})
+    run.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert max(factors(whole)) > 1.0
+    assert [d.model_dump(exclude={"cost_seconds"}) for d in again.decisions] == [
+        d.model_dump(exclude={"cost_seconds"}) for d in whole.decisions
+    ]
