@@ -137,7 +137,7 @@ def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
     _, unbroken, first = whole
 
     class Killed(LeapCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def deliver(self, args: Any, state: Any) -> None:
             if state.global_step == 4:
                 raise KeyboardInterrupt
 

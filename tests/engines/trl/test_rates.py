@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LinearLR
 from transformers import TrainerCallback
 
+from nextrl.engines.memory import JSON
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import reward_function
 from trl_runs import TASK, fresh_model, trainer
@@ -196,3 +198,38 @@ def test_a_decay_is_no_warm_up_after_a_resume(tmp_path: Path) -> None:
     assert [d.model_dump(exclude={"cost_seconds"}) for d in again.decisions] == [
         d.model_dump(exclude={"cost_seconds"}) for d in whole.decisions
     ]
+
+
+class Copies(TrainerCallback):
+    """Takes each checkpoint elsewhere as soon as it is saved, as uploads do."""
+
+    def __init__(self, to: Path) -> None:
+        self.to = to
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        name = f"checkpoint-{state.global_step}"
+        shutil.copytree(Path(args.output_dir) / name, self.to / name)
+
+
+def test_a_copy_of_a_checkpoint_made_by_an_earlier_callback_is_whole(tmp_path: Path) -> None:
+    def resumed(folder: Path) -> tuple[list[float], list[float | None]]:
+        seen, callback = Rates(), LeapCallback(4)
+        run = trainer(tmp_path / "more", [seen, callback], **options)
+        run.train(resume_from_checkpoint=str(folder / "checkpoint-18"))
+        return seen.rates, [d.lr_factor for d in callback.decisions]
+
+    options = {"learning_rate": 2e-2, "max_steps": 20, **SAVING}
+    run = trainer(tmp_path / "run", [Copies(tmp_path / "copies"), LeapCallback(4)], **options)
+    run.train()
+    assert resumed(tmp_path / "copies") == resumed(tmp_path / "run")
+
+
+def test_a_callback_that_was_removed_writes_nothing_any_more(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [LeapCallback(4)], max_steps=2, **SAVING)
+    run.train()
+    assert (tmp_path / "checkpoint-2" / JSON).is_file()
+    run.remove_callback(LeapCallback)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    run.train()
+    assert (tmp_path / "checkpoint-2").is_dir()
+    assert not (tmp_path / "checkpoint-2" / JSON).is_file()

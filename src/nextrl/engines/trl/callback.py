@@ -156,6 +156,7 @@ class LeapCallback(TrainerCallback):
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
         trainer = self._trainer or calling_trainer(self)
+        _Delivers.go_first(self, trainer.callback_handler)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise InputError(
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
@@ -217,9 +218,7 @@ class LeapCallback(TrainerCallback):
             # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
             memory.write_pending(Path(args.output_dir), state.global_step, session.memory, self._state())
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def deliver(self, args: TrainingArguments, state: TrainerState) -> None:
         """Put the memory into the checkpoint that the trainer has just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and folder.is_dir():
@@ -280,9 +279,30 @@ class LeapCallback(TrainerCallback):
         if not known:
             why = (
                 f"holds no state of LeapCallback ({memory.missing(folder)} not there): it was saved before the "
-                "callback was added, or the run was killed while it was being saved"
+                "callback was added, copied before the callback had put it there (the Hub's copies are), or the run "
+                "was killed while it was being saved"
             )
         log.warning("%s %s; leaps begin anew with the next full window", folder, why)
+
+
+class _Delivers(TrainerCallback):
+    """Completes each checkpoint before other callbacks see it, who may copy it elsewhere; first in a trainer's list."""
+
+    def __init__(self, owner: LeapCallback, handler: Any) -> None:
+        self._owner, self._handler = owner, handler
+
+    @classmethod
+    def go_first(cls, owner: LeapCallback, handler: Any) -> None:
+        """Stand before all others. The list is a new one: the handler may be going through it."""
+        others = [callback for callback in handler.callbacks if not isinstance(callback, cls)]
+        handler.callbacks = [cls(owner, handler), *others]
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the memory into the checkpoint, unless the callback whose memory it is has been removed."""
+        if self._owner in self._handler.callbacks:
+            self._owner.deliver(args, state)
 
 
 def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallback:
