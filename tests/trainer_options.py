@@ -77,6 +77,14 @@ def lora(**options: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"model": adapted(tiny.load("chain")[0], **options)}
 
 
+def dropping() -> dict[str, Any]:
+    model = tiny.load("chain")[0]
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1  # a number of the layer's, no module of its own
+    return {"model": adapted(model)}
+
+
 def experts() -> dict[str, Any]:
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -313,6 +321,8 @@ OPTIONS: dict[str, Option] = {
     "checkpointing": Option("`gradient_checkpointing=True`", {"gradient_checkpointing": True}),
     "compile": Option("`torch_compile=True`", {"torch_compile": True, "torch_compile_backend": "eager"}),
     "dropout": Option("dropout in the adapter (`lora_dropout`)", make=lora(lora_dropout=0.3)),
+    "attention dropout": Option("dropout in attention (`attention_dropout` of the model)", make=dropping),
+    "neftune": Option("`neftune_noise_alpha=5`", {"neftune_noise_alpha": 5.0}),
     "name": Option("an adapter of another name than `default`", make=lora(name="policy")),
     "modules_to_save": Option("`modules_to_save`", make=lora(modules_to_save=["lm_head"])),
     "target_parameters": Option("`target_parameters` (experts of a mixture)", make=experts),
