@@ -14,6 +14,7 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 
 import hostile_inputs as hostile
+from nextrl.engines import decision_log
 from nextrl.engines import memory as memory_files
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
@@ -173,7 +174,9 @@ def test_windows_of_another_length_begin_anew(
     other = LeapCallback(4)
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
-    assert [d.step for d in other.decisions] == [6, 8]
+    assert [d.step for d in other.decisions] == [2, 4, 6, 8]
+    assert [d.step for d in decision_log.read(out)] == [2, 4, 6, 8]
+    assert other.decisions[:2] == whole[2].decisions[:2]
 
 
 def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:

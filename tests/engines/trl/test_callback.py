@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
-from trl import RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 import trl_runs
 from nextrl.engines.trl.callback import LeapCallback, attach
@@ -613,18 +613,122 @@ def test_rloo_works_too(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": 1}, "prompts must be at least 2"),
-        ({"prompts": 64}, "auto asks no held-out prompts"),
+        ({"prompts": 64}, "auto does not use prompts=, which belong to a named method"),
         (
             {"method": "linear", "config": ControllerConfig()},
             "the dials of auto, which method 'linear' does not",
         ),
-        ({"longest": 0.5}, "longest must be above 1"),
+        ({"method": "linear", "longest": 0.5}, "longest must be above 1"),
         ({"every": 0}, "every must be at least 1"),
+        ({"every": "10"}, "every must be a whole number, not '10'"),
+        ({"every": 2.5}, r"every must be a whole number, not 2\.5"),
+        ({"every": True}, "every must be a whole number, not True"),
+        ({"every": math.inf}, "every must be a whole number, not inf"),
+        ({"method": None}, "method must be 'auto' or an extrapolator's name, not None"),
+        ({"config": {"every": 3}}, "config must be a ControllerConfig"),
+        ({"config": ControllerConfig(every=2.5)}, r"config's every must be a whole number, not 2\.5"),
+        ({"config": ControllerConfig(undo=True)}, "config's undo must be a number, not True"),
+        ({"adapt_lr": "no"}, "adapt_lr must be True or False, not 'no'"),
+        ({"seed": "x"}, "seed must be a whole number, not 'x'"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"seed": 2**32}, "seed must be at most 4294967295"),
+        ({"method": "linear", "divergence": math.nan}, "divergence must be a number, not nan"),
+        ({"method": "linear", "longest": None, "truncated": "all"}, "truncated must be a number, not 'all'"),
+        ({"method": "linear", "validation": "rows.jsonl"}, "validation must be rows .* not 'rows.jsonl'"),
+        ({"method": "linear", "validation": 5}, "validation must be rows .* not 5"),
+        ({"trainer": "x"}, "trainer must be the trainer itself"),
+        ({"policy": "next"}, "policy must be an object with the members of Policy, not 'next'"),
+        ({"policy": Searching}, "policy must be an object with the members of Policy"),
+        ({"policy": Scripted(), "on_leap": "f"}, "on_leap must be a function, not 'f'"),
     ],
 )
 def test_bad_settings_are_named_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LeapCallback(**options)
+
+
+# What each would say to auto, to a method that takes its alpha unseen, and beside a policy.
+FOR_SEARCHES: dict[str, Any] = {"prompts": 64, "longest": 2.0, "truncated": 0.1, "divergence": 1.0}
+FOR_NAMED: dict[str, Any] = {
+    **FOR_SEARCHES, "at": [3], "horizon": 50, "alpha": 1.0, "alphas": [1.0], "rollback": False, "keep": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({n: v}, f"auto does not use {n}=, which belong to a named method") for n, v in FOR_NAMED.items()),
+        ({"at": 3, "keep": 4}, "auto does not use at=, keep=, which belong"),
+        *(
+            (
+                {"method": "linear", "alpha": 1.0, n: v},
+                f"its alpha unseen and does not use {n}=, which belong to",
+            )
+            for n, v in FOR_SEARCHES.items()
+        ),
+        ({"method": "next-paper", "prompts": 64}, "its alpha unseen and does not use prompts="),
+        ({"method": "linear", "alpha": 1.0, "alphas": [2.0]}, "alpha= is taken unseen, and alphas= are"),
+        ({"on_leap": print}, "method 'auto' does not use on_leap=, which belongs to a policy="),
+        ({"method": "linear", "on_leap": print}, "method 'linear' does not use on_leap="),
+        ({"policy": Scripted(), "every": 2, "method": "next"}, "in place of every=, method=: give the one"),
+        ({"policy": Scripted(), "config": ControllerConfig()}, "in place of config=: give the one"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LeapCallback(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "next-paper", "alphas": [1.0], "prompts": 64},
+        {"method": "linear", "divergence": math.inf, "longest": math.inf, "truncated": 1},
+        {"policy": Scripted(), "keep": 4, "longest": 3.0, "rollback": False, "on_leap": print},
+        {"seed": 3, "adapt_lr": np.bool_(False), "config": ControllerConfig(every=np.int64(4), sure=3)},
+    ],
+)
+def test_an_option_that_is_read_is_taken(options: dict[str, Any]) -> None:
+    LeapCallback(**options)
+
+
+@pytest.mark.parametrize("given", [None, "x", torch.nn.Linear(1, 1), GRPOTrainer])
+def test_what_is_no_trainer_cannot_be_attached_to(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^trainer must be the trainer itself .* not "):
+        attach(given)
+
+
+def test_a_callback_that_comes_too_late_says_so(tmp_path: Path) -> None:
+    class Late(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                attach(run)
+
+    run = trainer(tmp_path, [Late()], max_steps=2)
+    with pytest.raises(InputError, match=r"added while training runs: add it before trainer\.train\(\)"):
+        run.train()
+
+
+def test_a_step_that_broke_off_is_listened_to_no_longer(tmp_path: Path) -> None:
+    graded: list[int] = []
+
+    def breaks(completions: list[Any], **_: Any) -> list[float]:
+        graded.append(len(completions))
+        if len(graded) == 2:
+            raise RuntimeError("the judge is down")
+        return [float(len(str(c)) % 3) for c in completions]
+
+    run = trainer(tmp_path, rewards=breaks, max_steps=3)
+    leaps = attach(run)
+    with pytest.raises(RuntimeError, match="the judge is down"):
+        run.train()
+    fresh = leaps._running().run.tools.fresh
+    assert "_get_per_token_logps_and_entropies" in vars(run)  # nobody was told that the step is over
+    run.remove_callback(leaps)
+    run.train()
+    assert "_get_per_token_logps_and_entropies" not in vars(run)
+    assert fresh._passes == []
+    fresh.stop()  # once more does nothing
 
 
 def test_what_cannot_work_is_said_before_the_first_step(tmp_path: Path) -> None:

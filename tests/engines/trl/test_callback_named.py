@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -62,7 +64,7 @@ def test_a_given_alpha_is_taken_without_a_search_at_the_named_steps(tmp_path: Pa
 
 
 def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
-    run(tmp_path / "plain", LeapCallback(2, "none", at=[], alpha=1.0), max_steps=6, **SAVED)
+    run(tmp_path / "plain", LeapCallback(2, "none", alpha=1.0, leaps=False), max_steps=6, **SAVED)
     wanted = leap(Trajectory.load(tmp_path / "plain").upto(6), "ols", 2, alpha=2.0).leap_state()
     callback = LeapCallback(2, "ols", at=[6], horizon=2, alpha=2.0)
     _, after, _ = run(tmp_path / "leapt", callback, max_steps=6)
@@ -114,8 +116,65 @@ def test_a_run_that_never_comes_to_a_named_step_is_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=re.escape(refused)):
         trainer(tmp_path, [LeapCallback(2, "next-paper")], max_steps=200).train()
     assert "before step 3, 4, which at= names" in refusal(method="secant", at=[4, 3], alpha=1.0)
-    run(tmp_path, LeapCallback(1, "secant", at=[2, 9], horizon=1, alpha=1.0), max_steps=2)  # one is enough
-    run(tmp_path, LeapCallback(1, "none", at=[], alpha=1.0), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("at", "named"), [([9, 2], "9"), (range(2, 30, 3), "5, 8, 11, 14, 17 ...")]
+)  # one that comes is enough
+def test_steps_that_never_come_are_said_once(
+    at: Any, named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = LeapCallback(1, "secant", at=at, horizon=1, alpha=1.0)
+    run(tmp_path, callback, max_steps=3, **SAVED)
+    said = f"nextrl: secant: at= names {named}, and this run ends at step 3: no leap is made there"
+    assert [r.getMessage() for r in caplog.records if "at= names" in r.getMessage()] == [said]
+    assert [d.step for d in callback.decisions if d.alpha] == [2]
+
+
+def test_the_price_counts_the_steps_that_come() -> None:
+    policy = LeapCallback(1, "secant", at=range(2, 100, 2))._policy
+    policy.refuse_impossible(0, 8, 16)
+    assert "; a search" not in str(policy.announced(0, 32, 4))
+    assert "at most 4 in this run" in str(policy.announced(8, 32, 4))
+    assert "at most 2 in this run" in str(policy.announced(4, 32, 4))  # resumed after step 4
+
+
+@pytest.mark.parametrize("at", [2, (2,), {2}, np.array([2]), (np.int64(step) for step in [2]), [2.0]])
+def test_steps_and_numbers_may_be_given_as_they_come(at: Any, tmp_path: Path) -> None:
+    callback = LeapCallback(
+        np.int64(1), "secant", at=at, horizon=np.int32(1), alpha=np.float32(1.5), keep=torch.tensor(4)
+    )
+    run(tmp_path, callback, max_steps=3)
+    assert {d.step: d.alpha for d in callback.decisions if d.alpha} == {2: 1.5}
+    assert callback.decisions[1].horizon == 1
+
+
+@pytest.mark.parametrize("alphas", [2, 2.0, (2.0,), range(2, 3), np.array([2.0]), (a for a in [2.0])])
+def test_alphas_may_be_given_as_they_come(
+    alphas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TrainerRollouts, "rewards", lambda self, rows, seed: torch.ones(len(rows), dtype=torch.float64)
+    )
+    callback = LeapCallback(
+        1, "secant", at=[1], horizon=1.0, alphas=alphas, validation=VALIDATION, prompts=np.float64(8)
+    )
+    run(tmp_path, callback, max_steps=1)
+    assert set(callback.decisions[0].scores) == {"0", "2"}
+
+
+@pytest.mark.parametrize(("every", "alphas"), [(4, {4: 1.0}), (3, {3: 1.0, 6: 1.0})])
+def test_a_given_alpha_is_not_taken_where_no_window_could_show_it_wrong(
+    every: int, alphas: dict[int, float], tmp_path: Path
+) -> None:
+    callback = LeapCallback(every, "linear", horizon=every, alpha=1.0)
+    built = trainer(tmp_path, [callback], max_steps=9 if every == 3 else 8, learning_rate=1e-3)
+    built.train()
+    assert {d.step: d.alpha for d in callback.decisions if d.alpha} == alphas
+    assert callback.decisions[-1].reason == "linear: less than a window of the run is left: no leap"
+    named = LeapCallback(every, "linear", horizon=every, at=every, alpha=1.0)
+    trainer(tmp_path, [named], max_steps=every, learning_rate=1e-3).train()
+    assert named.decisions[-1].alpha == 1.0  # whoever names a step means it
 
 
 def test_a_callback_added_after_all_its_steps_is_refused(tmp_path: Path) -> None:
@@ -336,6 +395,23 @@ def test_a_run_goes_on_with_another_method(first: str, then: str, tmp_path: Path
         ({"method": "auto", "alpha": 1.0}, "belong to a named method"),
         ({"method": "auto", "at": [3]}, "belong to a named method"),
         ({"method": "secant", "keep": 1}, "keep must be at least 2"),
+        ({"method": "secant", "keep": 2.5}, r"keep must be a whole number, not 2\.5"),
+        ({"method": "secant", "horizon": 1.5}, r"horizon must be a whole number, not 1\.5"),
+        ({"method": "secant", "prompts": 8.5}, r"prompts must be a whole number, not 8\.5"),
+        ({"method": "secant", "prompts": "8"}, "prompts must be a whole number, not '8'"),
+        ({"method": "secant", "at": []}, "at is empty: name at least one, or leave at= out"),
+        ({"method": "secant", "at": "100"}, "at must be a list of numbers, not '100'"),
+        ({"method": "secant", "at": ["2"]}, "each of at must be a whole number, not '2'"),
+        ({"method": "secant", "at": [-5, 2]}, "each of at must be at least 1, not -5"),
+        ({"method": "secant", "at": 0}, "at must be at least 1, not 0"),
+        ({"method": "secant", "at": {2: "a"}}, "at must be a list of numbers, not"),
+        ({"method": "secant", "at": object()}, "at must be a whole number, not <object"),
+        ({"method": "secant", "alpha": "2"}, "alpha must be a number, not '2'"),
+        ({"method": "secant", "alpha": [1.0, 2.0]}, "alpha must be a number, not"),
+        ({"method": "secant", "alpha": torch.ones(2)}, "alpha must be a number, not"),
+        ({"method": "secant", "alphas": []}, "alphas is empty"),
+        ({"method": "secant", "alphas": [0, 0.0]}, "alphas has no candidate but 0"),
+        ({"method": "secant", "alphas": [1.0, math.nan]}, "each of alphas must be a number, not nan"),
     ],
 )
 def test_bad_settings_are_named_at_once(options: dict[str, Any], message: str) -> None:

@@ -186,6 +186,74 @@ def test_what_is_given_to_validate_on_may_be_of_any_kind(tmp_path: Path, kind: s
     assert not isinstance(given, IterableDataset) or len(rows) == 256
 
 
+GIVEN_WITHOUT = {
+    "list": [*VALIDATION, {"prompt": "1+1="}],
+    "dataset": VALIDATION.remove_columns("answer"),
+    "stream": STREAM.remove_columns("answer"),
+    "dict": {"a": VALIDATION, "b": VALIDATION.remove_columns("answer")},
+}
+
+
+def searched_at_the_end(out: Path, callbacks: Any = (), **options: Any) -> Any:
+    """A run whose search is far away: what is wrong with its rows must not wait for it."""
+    validation = options.pop("validation", None)
+    leaps = LeapCallback(1, "secant", at=[3], horizon=1, prompts=8, validation=validation)
+    return trainer(out, [leaps], max_steps=3, **options)
+
+
+@pytest.mark.parametrize("kind", GIVEN_WITHOUT)
+def test_rows_without_the_columns_of_training_are_refused_before_the_first_step(
+    tmp_path: Path, kind: str
+) -> None:
+    run = searched_at_the_end(tmp_path, validation=GIVEN_WITHOUT[kind])
+    with pytest.raises(InputError, match=r"^a validation row has no answer, which the rows of the training"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["1+1=", "2+2=", "3+3="], "^validation rows must be dicts with a prompt .* not '1\\+1='$"),
+        ([{"question": "1+1=", "answer": "2"}] * 3, "^a validation row has no prompt, which"),
+        ([{}] * 3, "^a validation row has no answer, prompt, which"),
+    ],
+)
+def test_what_is_no_row_is_refused_before_the_first_step(tmp_path: Path, rows: Any, message: str) -> None:
+    run = searched_at_the_end(tmp_path, validation=rows)
+    with pytest.raises(InputError, match=message):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_only_columns_that_reward_functions_are_handed_are_asked_for(tmp_path: Path) -> None:
+    train = Dataset.from_list([{**row, "completion": "x"} for row in PROMPTS[:64]])
+    searched_at_the_end(tmp_path / "a", rows=train, validation=list(VALIDATION)).train()
+    # Of a stream that does not say its columns nobody knows them; of one whose columns are removed there are none.
+    bare = VALIDATION.remove_columns("answer")
+    for name, options in (
+        ("b", {"rows": Dataset.from_list(PROMPTS[:64]).to_iterable_dataset().map(lambda row: row)}),
+        ("c", {"remove_unused_columns": True}),
+    ):
+        searched_at_the_end(tmp_path / name, rewards=[long], validation=bare, **options).train()
+
+
+def long(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(c)) for c in completions]
+
+
+def test_an_eval_dataset_with_fewer_columns_is_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = VALIDATION.remove_columns("answer")
+    searched_at_the_end(tmp_path, eval_dataset=bare, rewards=[long]).train()
+    said = [r.getMessage() for r in caplog.records if "has no answer" in r.getMessage()]
+    assert said == [
+        "the eval_dataset, on which leaps are validated, has no answer, which the training dataset has: a search ends "
+        "in an error if a reward function reads it"
+    ]
+
+
 def test_a_search_of_a_single_prompt_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     validation_rows(trainer(tmp_path), VALIDATION, 7)
     assert "7 completions in groups of 4 sees a single prompt" in caplog.text

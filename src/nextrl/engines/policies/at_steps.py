@@ -30,6 +30,8 @@ FALL, FALL_ERRORS = 0.08, 2.5
 
 PATIENCE = 8  # most windows without a search after searches in which staying put won
 
+_NAMED = 5  # steps that one line names
+
 SEARCHED = 0.1
 """Share of the completions trained on that searches may take, where a user has set neither their steps nor prompts."""
 
@@ -99,6 +101,7 @@ class AtSteps(LeapsOnly):
         self.fall, self.fall_errors = fall, fall_errors
         self._fruitless = self._wait = 0
         self._group = 1
+        self._ends: int | None = None
         self._fitted: Leap | None = None
 
     @property
@@ -114,11 +117,12 @@ class AtSteps(LeapsOnly):
             self._disk.begin()
 
     def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
-        """See to it that the run comes to a step that was named for a leap, with enough to fit on.
+        """See to it that the run comes to a step that was named for a leap, with enough to fit on; note where it ends.
 
         Raises:
             InputError: it comes to none of them, or to the method's own one with too few checkpoints.
         """
+        self._ends = ends
         if not self._at:
             return
         due = [step for step in self._at if begins < step <= ends]
@@ -152,17 +156,34 @@ class AtSteps(LeapsOnly):
         return self.acceptance.most(len(set(self._alphas) - {0.0}), self._group)
 
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
-        """What searches will take of the run's completions; None of a run whose configuration says it (`disk`)."""
+        """Named steps that never come, and what searches take; None where the run's configuration says it (`disk`)."""
         self._group = group
-        if not self.searches or self._disk is not None or steps < 1:
+        if self._disk is not None or steps < 1:
             return None
+        said = [self._never_come(), self._announced_price(steps, per_step) if self.searches else None]
+        return "; ".join(part for part in said if part) or None
+
+    def _never_come(self) -> str | None:
+        """A leap that is waited for in vain should be known of before the run is over."""
+        late = sorted(step for step in self._at or () if self._ends is not None and step > self._ends)
+        if not late:
+            return None
+        named = ", ".join(map(str, late[:_NAMED])) + (" ..." if len(late) > _NAMED else "")
+        return (
+            f"{self.method}: at= names {named}, and this run ends at step {self._ends}: no leap is made there"
+        )
+
+    def _announced_price(self, steps: int, per_step: int) -> str:
+        """What searches will take of the run's completions, of which so many steps are still to come."""
         price, whole = self._price, steps * per_step
         one = (
             f"{self.method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
             "steps' worth"
         )
         if self._share is None:
-            most = len(self._at) if self._at is not None else max(0, steps // self.every - 1)
+            ends = steps if self._ends is None else self._ends
+            due = [step for step in self._at or () if ends - steps < step <= ends]
+            most = len(due) if self._at is not None else max(0, steps // self.every - 1)
             share = most * price / whole
             return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
@@ -208,6 +229,8 @@ class AtSteps(LeapsOnly):
         """Why nothing is tried after this step; None where something is."""
         if self._at is not None:
             return None if view.window.step in self._at else "no leap is due"
+        if view.steps_left < self.every:  # no window will follow that could show what the leap was worth
+            return f"less than a window of the run is left: no {'search' if self.searches else 'leap'}"
         if self.searches and (because := self._not_worth_a_search(view)):
             return because
         if self._wait:
@@ -216,8 +239,6 @@ class AtSteps(LeapsOnly):
         return None
 
     def _not_worth_a_search(self, view: View) -> str | None:
-        if view.steps_left < self.every:
-            return "less than a window of the run is left: no search"
         if view.decayed:
             return "the schedule has brought the rate down to nothing: no search"
         trained = view.window.trained

@@ -12,7 +12,7 @@ a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.policies import Policy, policy_of
+from nextrl.engines.policies import Arguments, Policy, policy_of
+from nextrl.engines.policies.arguments import trainer_itself
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.schedules import base_rate
 from nextrl.engines.session import Session
@@ -36,8 +37,6 @@ from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
-from nextrl.judge.guard import Guard
-from nextrl.leaps.leap import DEFAULT_HORIZON
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +52,9 @@ class LeapCallback(TrainerCallback):
         method: "auto", which sets the rate and takes back what did harm, by what training samples anyway; or an
             extrapolator's name (`nextrl.extrapolators.names()`): fitted on the run's own checkpoints, one per window,
             kept in memory since the last leap. A named method leaps, and never changes the learning rate.
-        at: steps at which a named method leaps; None at the end of every window, as soon as its horizon allows
-            (`next-paper`: once, at step 150).
-        horizon: steps ahead that a named method's alpha = 1 stands for.
+        at: the step, or the steps, at which a named method leaps; None at the end of every window, as soon as its
+            horizon allows (`next-paper`: once, at step 150).
+        horizon: steps ahead that a named method's alpha = 1 stands for (default: 50).
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put; None for `extrapolators.alphas.ALPHAS`, or for the one
             that the method takes unseen (`next-paper`: 1.5).
@@ -71,10 +70,11 @@ class LeapCallback(TrainerCallback):
         leaps: move the weights, forward or back; False keeps the learning rate only.
         rollback: take a leap forward back (adapter, rate, Adam's moments) when the training reward of the window after
             it falls, as far as the policy's `fall` and `fall_errors` say, below that of the window before.
-        longest: a leap forward is refused if its completions are on average this many times as long as without it.
-        truncated: ... if the share of completions that do not end grows by more than this.
-        divergence: ... if it leaves the current policy by more than this, in nats per token.
-        keep: checkpoints of the adapter held in memory for a named method.
+        longest: a leap forward that is searched is refused if its completions are on average this many times as long as
+            without it (default: 2).
+        truncated: ... if the share of completions that do not end grows by more than this (default: a tenth).
+        divergence: ... if it leaves the current policy by more than this, in nats per token (default: 1).
+        keep: checkpoints of the adapter held in memory for a named method (default: 16).
         seed: seeds the search's rollouts.
         trainer: the trainer, where it cannot be found by itself (a trainer that wraps another).
         on_leap: called with (step, model, optimizer) after a leap that waited for its checkpoint.
@@ -84,12 +84,13 @@ class LeapCallback(TrainerCallback):
         costs: completions and seconds spent, and the steps that leaps claim to have skipped.
 
     Raises:
-        InputError: arguments contradict each other or are out of range; and, when training begins: the trainer is none
-            of TRL's that can be scored, or not as TRL's was read, or has another LeapCallback; the model has no single
-            active LoRA adapter, or one that is no `W + s B A`; the optimizer keeps weights of its own, or makes its own
-            rate; no rows can be held back, or too few are given; the run ends before the first of the steps to leap at;
-            the run goes on after all of them without this callback's memory; a checkpoint's memory is damaged or of
-            another version. While it trains: `auto` cannot mend steps to NaN or Inf.
+        InputError: an argument is not of its kind or out of range, contradicts another, or is used by nothing; and,
+            when training begins: the trainer is none of TRL's that can be scored, or not as TRL's was read, or has
+            another LeapCallback; the model has no single active LoRA adapter, or one that is no `W + s B A`; the
+            optimizer keeps weights of its own, or makes its own rate; no rows can be held back, or too few are given,
+            or they lack columns; the run ends before the first of the steps to leap at; the run goes on after all of
+            them without this callback's memory; a checkpoint's memory is damaged or of another version. While it
+            trains: `auto` cannot mend steps to NaN or Inf, or the callback was added too late.
         StaleWeights: after a leap, if vLLM goes on sampling from the weights before it.
     """
 
@@ -98,10 +99,10 @@ class LeapCallback(TrainerCallback):
         every: int | None = None,
         method: str = "auto",
         *,
-        at: Sequence[int] | None = None,
-        horizon: int = DEFAULT_HORIZON,
+        at: int | Iterable[int] | None = None,
+        horizon: int | None = None,
         alpha: float | None = None,
-        alphas: Sequence[float] | None = None,
+        alphas: float | Iterable[float] | None = None,
         validation: Sequence[Row] | Any = None,
         prompts: int | None = None,
         config: ControllerConfig | None = None,
@@ -109,25 +110,27 @@ class LeapCallback(TrainerCallback):
         adapt_lr: bool = True,
         leaps: bool = True,
         rollback: bool = True,
-        longest: float = 2.0,
-        truncated: float = 0.1,
-        divergence: float = 1.0,
-        keep: int = KEPT,
+        longest: float | None = None,
+        truncated: float | None = None,
+        divergence: float | None = None,
+        keep: int | None = None,
         seed: int = 0,
         trainer: Any = None,
         on_leap: Callable[[int, Any, Any], None] | None = None,
     ) -> None:
-        if keep < 2:
-            raise InputError(f"keep must be at least 2 checkpoints, not {keep}")
-        self._policy: Policy = policy or policy_of(
-            method, every, config, prompts, at=at, horizon=horizon, alpha=alpha, alphas=alphas
-        )
-        self._guard = Guard(longest, truncated, divergence)
-        self._validation = validation
+        given = Arguments.of(
+            every=every, method=method, at=at, horizon=horizon, alpha=alpha, alphas=alphas, validation=validation,
+            prompts=prompts, config=config, policy=policy, adapt_lr=adapt_lr, leaps=leaps, rollback=rollback,
+            longest=longest, truncated=truncated, divergence=divergence, keep=keep, seed=seed, trainer=trainer,
+            on_leap=on_leap,
+        )  # fmt: skip
+        self._policy, self._guard = policy_of(given), given.guard
+        self._validation = given.validation
         self._options: dict[str, Any] = {
-            "adapt_lr": adapt_lr, "leaps": leaps, "rollback": rollback, "keep": keep, "seed": seed,
+            "adapt_lr": given.adapt_lr, "leaps": given.leaps, "rollback": given.rollback,
+            "keep": KEPT if given.keep is None else given.keep, "seed": given.seed,
         }  # fmt: skip
-        self._trainer, self._on_leap = trainer, on_leap
+        self._trainer, self._on_leap = given.trainer, given.on_leap
         self._session: Session | None = None
         self._run: LiveRun | None = None
 
@@ -142,7 +145,8 @@ class LeapCallback(TrainerCallback):
         return self._session.costs if self._session else Costs()
 
     def _running(self) -> Session:
-        assert self._session is not None, "training has not begun"
+        if self._session is None:
+            raise InputError("LeapCallback was added while training runs: add it before trainer.train()")
         return self._session
 
     def on_train_begin(
@@ -265,9 +269,18 @@ class LeapCallback(TrainerCallback):
         if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:
+            if found is not None:
+                self._take_up_account(found[1])
             self._resume_without_memory(folder, step, known=found is not None)
             return
         session.restore(*found, step)
+
+    def _take_up_account(self, state: dict[str, Any]) -> None:
+        """What was decided and spent under windows of another length was so all the same."""
+        session = self._running()
+        session.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
+        session.costs = Costs(**state["costs"])
+        session.run.tools.rollouts.completions = session.costs.search_completions
 
     def _resume_without_memory(self, folder: Path, step: int, *, known: bool) -> None:
         kept = self._running().memory
@@ -317,8 +330,9 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
         The callback, whose `decisions` and `costs` say what was done.
 
     Raises:
-        InputError: an argument is wrong, or the trainer has one already.
+        InputError: an argument is wrong (see `LeapCallback`), or the trainer has one already.
     """
+    trainer_itself("trainer", trainer)
     if any(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks):
         raise InputError("this trainer has a LeapCallback already: attach it once")
     callback = LeapCallback(every, trainer=trainer, **options)

@@ -8,7 +8,7 @@ at: no lengths, no endings, no samples of the candidate's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
     seam = Seam(trainer)
     batch = 1 if seam.packs_rows else trainer.args.per_device_train_batch_size
     for first in range(0, len(rows), batch):
-        inputs = seam.prepared([_tokenised(r) for r in rows[first : first + batch]])
+        inputs = seam.prepared([tokenised(r) for r in rows[first : first + batch]])
         labels = inputs.pop("labels")[:, 1:]
         with inference(trainer.model):
             logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()
@@ -125,7 +125,12 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
         yield from zip(logps, mask, strict=True)
 
 
-def _tokenised(row: Row) -> Row:
+def tokenised(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, which is.
+
+    Raises:
+        InputError: it is not.
+    """
     if "input_ids" not in row:
         raise InputError(
             "validation rows of an SFTTrainer must be tokenised as its own are: give them to the trainer as "

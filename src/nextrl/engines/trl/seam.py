@@ -236,23 +236,30 @@ class Seam:
     def listen_to_logps(self, heard: Heard) -> Callable[[], None]:
         """Have `heard` called with what the training step's own forward passes find; returns what ends it.
 
-        What the method returns is not changed. Passes that are given more than tokens (images) are left out.
+        What the method returns is not changed. Passes that are given more than tokens (images) are left out. A step
+        that breaks off is told to nobody: a pass of any other step, or of another run, ends it as well.
         """
+        state, step = self.trainer.state, self.trainer.state.global_step
 
         def listening(found: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+            if self.trainer.state is not state or state.global_step != step:
+                stop()
+                return
             more = [key for key, value in options.items() if value is not None and key not in _HARMLESS]
             if torch.is_grad_enabled() and len(arguments) == len(PER_TOKEN.arguments) and not more:
                 _, ids, attention, length = arguments
                 heard(self._logps_in(found, ids, length).detach(), ids, attention, length)
 
-        return self._watch(PER_TOKEN, listening)
+        stop = self._watch(PER_TOKEN, listening)
+        return stop
 
     def _watch(
         self, method: Method, seen: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], None]
     ) -> Callable[[], None]:
-        """Have `seen` called with (result, arguments, options) of each call of a method; returns what ends it."""
+        """Have `seen` called with (result, arguments, options) of each call of a method; returns what ends it, once."""
         trainer, name = self.trainer, method.name
         plain, own = getattr(trainer, name), vars(trainer).get(name)
+        watching = True
 
         def watched(*arguments: Any, **options: Any) -> Any:
             result = plain(*arguments, **options)
@@ -260,6 +267,10 @@ class Seam:
             return result
 
         def stop() -> None:
+            nonlocal watching
+            if not watching:
+                return
+            watching = False
             if own is None:
                 delattr(trainer, name)
             else:

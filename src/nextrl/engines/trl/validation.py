@@ -10,15 +10,21 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
+from nextrl.engines.trl.likelihood import tokenised
 from nextrl.engines.trl.rollouts import InGroups
 from nextrl.engines.trl.samplers import dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.engines.trl.seam import Seam
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
 _SEARCHES = 8  # that find other prompts each time, before the first prompts are taken again
 _PICTURES = ("image", "images")
+_NOT_READ = {
+    "completion",
+    "completion_ids",
+    *_PICTURES,
+}  # columns that no reward function is handed, or that may lack
 
 
 def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
@@ -32,16 +38,19 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
         prompts: rows that one scoring takes.
 
     Raises:
-        InputError: there are fewer than 2 rows, or none can be held back.
+        InputError: there are fewer than 2 rows, or none can be held back; a row cannot be scored as those of training
+            are: it is no dict, lacks a column that training's have, or is not tokenised (SFT).
     """
-    group = Seam(trainer).group
-    given = given if given is not None else getattr(trainer, "eval_dataset", None)
+    group, own = Seam(trainer).group, given is not None
+    given = given if own else getattr(trainer, "eval_dataset", None)
     wanted = _SEARCHES * -(-prompts // group)
     rows = hold_back(trainer, wanted) if given is None else _indexable(given, wanted)
     if len(rows) < 2:
         raise InputError(
             f"validation has {len(rows)} rows: give at least 2, better {max(2, 4 * prompts // group)}"
         )
+    if given is not None:
+        _check(trainer, rows, own)
     if prompts < 2 * group:
         log.warning(
             "a search of %d completions in groups of %d sees a single prompt, which no leap can be accepted on: give "
@@ -63,13 +72,69 @@ def _indexable(given: Any, most: int) -> Sequence[Row]:
     return list(itertools.islice(iter(given), most))
 
 
+def _check(trainer: Any, rows: Sequence[Row], own: bool) -> None:
+    """See that rows can be scored: what they lack would be found out in the middle of the run otherwise.
+
+    Args:
+        own: whether they were given to be validated on. An eval_dataset was not, and nobody knows which columns the
+            reward functions read: of what it lacks beside the prompt only a warning tells.
+    """
+    generates = Seam(trainer).generates
+    columns = _columns(trainer) if generates else set()
+    for row in _samples(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(
+                "validation rows must be dicts with a prompt and the columns that the reward functions read, not "
+                f"{shown(row)}"
+            )
+        if not generates:
+            tokenised(row)
+            continue
+        missing = sorted(columns - row.keys())
+        if missing and (own or "prompt" in missing):
+            raise InputError(
+                f"a validation row has no {', '.join(missing)}, which the rows of the training dataset have: give "
+                "validation rows the same columns, since reward functions read them"
+            )
+        if missing and trainer.is_world_process_zero():
+            log.warning(
+                "the eval_dataset, on which leaps are validated, has no %s, which the training dataset has: a search "
+                "ends in an error if a reward function reads it",
+                ", ".join(missing),
+            )
+            return
+
+
+def _columns(trainer: Any) -> set[str]:
+    """What a row of training has for the trainer and its reward functions to read; as far as a stream says it."""
+    dataset = trainer.train_dataset
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        columns = set(dataset[0])
+    else:
+        columns = set(getattr(dataset, "column_names", None) or ("prompt",))
+    if trainer.args.remove_unused_columns:
+        columns &= {"prompt"}
+    return columns - _NOT_READ
+
+
+def _samples(rows: Sequence[Row]) -> Iterator[Any]:
+    """Rows that show which columns there are: all of a list, of each dataset the first."""
+    if isinstance(rows, _Mixed):
+        for part in rows.parts:
+            yield from _samples(part)
+    elif isinstance(rows, list | tuple):
+        yield from rows
+    elif len(rows):
+        yield rows[0]
+
+
 class _Mixed(Sequence[Row]):
     """Several datasets as one, each spread evenly over it, so that every search sees all of them."""
 
     def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
         places = [(part, i) for part in range(len(parts)) for i in range(len(parts[part]))]
         self._places = sorted(places, key=lambda place: (place[1] + 0.5) / len(parts[place[0]]))
-        self._parts = parts
+        self.parts = parts
 
     def __len__(self) -> int:
         return len(self._places)
@@ -78,7 +143,7 @@ class _Mixed(Sequence[Row]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         part, place = self._places[index]
-        return self._parts[part][place]
+        return self.parts[part][place]
 
 
 def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:

@@ -1,0 +1,285 @@
+"""The arguments of `LeapCallback`: each is of its kind, and used by what decides, before anything is built.
+
+One table says what kind each argument is of. Numbers may come from numpy or torch, and several of them as whatever can
+be gone through once. What is left out stays None, so that what was given can be told from what was not: an option that
+nothing would read is refused, since its owner believes in it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from nextrl.engines.policies.base import Policy
+from nextrl.engines.settings import MAX_SEED
+from nextrl.errors import InputError, shown
+from nextrl.extrapolators.alphas import fixed_alpha
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.guard import Guard
+
+Kind = Callable[[str, Any], Any]
+"""(an argument's name, what was given) -> what is gone on with, or an InputError."""
+
+
+def whole(least: int, most: int | None = None) -> Kind:
+    """A whole number, of whatever library; 10.0 is one."""
+
+    def read(name: str, value: Any) -> int:
+        number = _int(value)
+        if number is None:
+            raise InputError(f"{name} must be a whole number, not {shown(value)}")
+        if number < least:
+            raise InputError(f"{name} must be at least {least}, not {shown(number)}")
+        if most is not None and number > most:
+            raise InputError(f"{name} must be at most {most}, not {shown(number)}")
+        return number
+
+    return read
+
+
+def number(name: str, value: Any) -> float:
+    """A number, of whatever library, and not NaN."""
+    found = _float(value)
+    if found is None:
+        raise InputError(f"{name} must be a number, not {shown(value)}")
+    return found
+
+
+def several(kind: Kind) -> Kind:
+    """One or more of a kind; a single one may stand by itself."""
+
+    def read(name: str, value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str | bytes | Mapping):
+            raise InputError(f"{name} must be a list of numbers, not {shown(value)}")
+        try:
+            values = tuple(value)
+        except TypeError:
+            return (kind(name, value),)
+        if not values:
+            raise InputError(f"{name} is empty: name at least one, or leave {name}= out")
+        return tuple(kind(f"each of {name}", one) for one in values)
+
+    return read
+
+
+def candidates(name: str, value: Any) -> tuple[float, ...]:
+    """Alphas to search, one of which is more than staying put."""
+    alphas: tuple[float, ...] = several(number)(name, value)
+    if not any(alphas):
+        raise InputError(f"{name} has no candidate but 0, which is staying put: name others")
+    return alphas
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, not {shown(value)}")
+    return bool(value)
+
+
+def method(name: str, value: Any) -> str:
+    """A name; whether there is a method of that name is the registry's to say."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be 'auto' or an extrapolator's name, not {shown(value)}")
+    return value
+
+
+def rows(name: str, value: Any) -> Any:
+    """Something that rows can come from; what they are like is seen when training begins."""
+    indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if isinstance(value, str | bytes) or not (indexed or hasattr(value, "__iter__")):
+        raise InputError(
+            f"{name} must be rows (a list of dicts, a dataset, a stream or a dict of them), not {shown(value)}"
+        )
+    return value
+
+
+def dials(name: str, value: Any) -> ControllerConfig:
+    """The dials of `auto`, each of them a number."""
+    if not isinstance(value, ControllerConfig):
+        raise InputError(
+            f"{name} must be a ControllerConfig (from nextrl.judge.controller_config), not {shown(value)}"
+        )
+    kinds = {"int": whole(1), "float": number}
+    read = {f.name: kinds[str(f.type)](f"{name}'s {f.name}", getattr(value, f.name)) for f in fields(value)}
+    return replace(value, **read)
+
+
+def decider(name: str, value: Any) -> Policy:
+    """A policy, and not its class or its name."""
+    if isinstance(value, type) or not callable(getattr(value, "decide", None)):
+        raise InputError(f"{name} must be an object with the members of Policy, not {shown(value)}")
+    found: Policy = value
+    return found
+
+
+def trainer_itself(name: str, value: Any) -> Any:
+    """A trainer of transformers', as far as it can have callbacks."""
+    if isinstance(value, type) or not (hasattr(value, "callback_handler") and hasattr(value, "add_callback")):
+        raise InputError(
+            f"{name} must be the trainer itself (TRL's GRPOTrainer, RLOOTrainer or SFTTrainer), not {shown(value)}"
+        )
+    return value
+
+
+def function(name: str, value: Any) -> Callable[..., None]:
+    """Something that can be called."""
+    if not callable(value):
+        raise InputError(f"{name} must be a function, not {shown(value)}")
+    found: Callable[..., None] = value
+    return found
+
+
+def _or_none(kind: Kind) -> Kind:
+    return lambda name, value: None if value is None else kind(name, value)
+
+
+def _float(value: Any) -> float | None:
+    """The number that a value is; None where it is none, or NaN."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return None
+    try:
+        found = float(value)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # the last is torch's, of more than one number
+        return None
+    return None if math.isnan(found) else found
+
+
+def _int(value: Any) -> int | None:
+    """The whole number that a value is; None where it is none."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        found = _float(value)
+    return int(found) if found is not None and found.is_integer() else None
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "every": _or_none(whole(1)),
+        "method": method,
+        "at": _or_none(several(whole(1))),
+        "horizon": _or_none(whole(1)),
+        "alpha": _or_none(number),
+        "alphas": _or_none(candidates),
+        "validation": _or_none(rows),
+        "prompts": _or_none(whole(2)),
+        "config": _or_none(dials),
+        "policy": _or_none(decider),
+        "adapt_lr": flag,
+        "leaps": flag,
+        "rollback": flag,
+        "longest": _or_none(number),
+        "truncated": _or_none(number),
+        "divergence": _or_none(number),
+        "keep": _or_none(whole(2)),
+        "seed": whole(0, MAX_SEED),
+        "trainer": _or_none(trainer_itself),
+        "on_leap": _or_none(function),
+    }
+)
+"""Argument -> its kind; None where it may be left out."""
+
+BOUNDS = ("longest", "truncated", "divergence")
+"""What a leap that is searched may not do (`Guard`)."""
+
+_DECIDES = ("every", "method", "at", "horizon", "alpha", "alphas", "prompts", "config")
+_OF_NAMED = ("at", "horizon", "alpha", "alphas", "prompts", "rollback", *BOUNDS, "keep")
+_OF_SEARCH = ("prompts", *BOUNDS)
+_LEFT_OUT = {"method": "auto", "rollback": True}  # what an argument is where nobody gave it, if not None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What `LeapCallback` was given, whose arguments these are; None is what was left out."""
+
+    every: int | None
+    method: str
+    at: tuple[int, ...] | None
+    horizon: int | None
+    alpha: float | None
+    alphas: tuple[float, ...] | None
+    validation: Any
+    prompts: int | None
+    config: ControllerConfig | None
+    policy: Policy | None
+    adapt_lr: bool
+    leaps: bool
+    rollback: bool
+    longest: float | None
+    truncated: float | None
+    divergence: float | None
+    keep: int | None
+    seed: int
+    trainer: Any
+    on_leap: Callable[[int, Any, Any], None] | None
+
+    @classmethod
+    def of(cls, **given: Any) -> Arguments:
+        """Read what was given.
+
+        Raises:
+            InputError: an argument is not of its kind, is used by nothing, or contradicts another.
+        """
+        found = cls(**{name: KINDS[name](name, value) for name, value in given.items()})
+        found._refuse_unused()
+        return found
+
+    @property
+    def guard(self) -> Guard:
+        """The bounds that were given, the guard's own otherwise.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        return Guard(**{name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None})
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a named method takes its alpha without a search."""
+        own = self.alphas is None and fixed_alpha(self.method) is not None
+        return self.alpha is not None or own
+
+    def _refuse_unused(self) -> None:
+        if self.policy is not None:
+            if unused := self._given(*_DECIDES):
+                raise InputError(f"policy= decides in place of {unused}: give the one or the other")
+            return
+        if self.on_leap is not None:
+            raise InputError(
+                f"method '{self.method}' does not use on_leap=, which belongs to a policy= that waits for checkpoints: "
+                "leave it out"
+            )
+        if self.method == "auto":
+            if unused := self._given(*_OF_NAMED):
+                raise InputError(
+                    f"auto does not use {unused}, which belong to a named method: give method= a name, or leave them "
+                    "out"
+                )
+            return
+        if self.config is not None:
+            raise InputError(f"config= holds the dials of auto, which method '{self.method}' does not have")
+        if self.alpha is not None and self.alphas is not None:
+            raise InputError("alpha= is taken unseen, and alphas= are searched: give the one or the other")
+        if self.unseen and (unused := self._given(*_OF_SEARCH)):
+            raise InputError(
+                f"method '{self.method}' takes its alpha unseen and does not use {unused}, which belong to a search: "
+                "search with alphas=, or leave them out"
+            )
+
+    def _given(self, *names: str) -> str:
+        """Those of some arguments that somebody gave, as a message names them."""
+        return ", ".join(f"{name}=" for name in names if getattr(self, name) != _LEFT_OUT.get(name))
