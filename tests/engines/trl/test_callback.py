@@ -613,7 +613,7 @@ def test_rloo_works_too(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": 1}, "prompts must be at least 2"),
-        ({"prompts": 64}, "auto does not use prompts=, which belong to a named method"),
+        ({"prompts": 64}, "auto does not use prompts=; only a named method does"),
         (
             {"method": "linear", "config": ControllerConfig()},
             "the dials of auto, which method 'linear' does not",
@@ -657,18 +657,18 @@ FOR_NAMED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({n: v}, f"auto does not use {n}=, which belong to a named method") for n, v in FOR_NAMED.items()),
-        ({"at": 3, "keep": 4}, "auto does not use at=, keep=, which belong"),
+        *(({n: v}, f"auto does not use {n}=; only a named method does") for n, v in FOR_NAMED.items()),
+        ({"at": 3, "keep": 4}, "auto does not use at=, keep=; only a named"),
         *(
             (
                 {"method": "linear", "alpha": 1.0, n: v},
-                f"its alpha unseen and does not use {n}=, which belong to",
+                f"its alpha unseen and does not use {n}=; only a search does",
             )
             for n, v in FOR_SEARCHES.items()
         ),
         ({"method": "next-paper", "prompts": 64}, "its alpha unseen and does not use prompts="),
         ({"method": "linear", "alpha": 1.0, "alphas": [2.0]}, "alpha= is taken unseen, and alphas= are"),
-        ({"on_leap": print}, "method 'auto' does not use on_leap=, which belongs to a policy="),
+        ({"on_leap": print}, "method 'auto' does not use on_leap=; only a policy="),
         ({"method": "linear", "on_leap": print}, "method 'linear' does not use on_leap="),
         ({"policy": Scripted(), "every": 2, "method": "next"}, "in place of every=, method=: give the one"),
         ({"policy": Scripted(), "config": ControllerConfig()}, "in place of config=: give the one"),

@@ -260,14 +260,14 @@ class Arguments:
             return
         if self.on_leap is not None:
             raise InputError(
-                f"method '{self.method}' does not use on_leap=, which belongs to a policy= that waits for checkpoints: "
-                "leave it out"
+                f"method '{self.method}' does not use on_leap=; only a policy= that waits for checkpoints does: leave "
+                "it out"
             )
         if self.method == "auto":
             if unused := self._given(*_OF_NAMED):
                 raise InputError(
-                    f"auto does not use {unused}, which belong to a named method: give method= a name, or leave them "
-                    "out"
+                    f"auto does not use {unused}; only a named method does: give method= a name, or leave out what is "
+                    "not used"
                 )
             return
         if self.config is not None:
@@ -276,8 +276,8 @@ class Arguments:
             raise InputError("alpha= is taken unseen, and alphas= are searched: give the one or the other")
         if self.unseen and (unused := self._given(*_OF_SEARCH)):
             raise InputError(
-                f"method '{self.method}' takes its alpha unseen and does not use {unused}, which belong to a search: "
-                "search with alphas=, or leave them out"
+                f"method '{self.method}' takes its alpha unseen and does not use {unused}; only a search does: search "
+                "with alphas=, or leave out what is not used"
             )
 
     def _given(self, *names: str) -> str:
