@@ -709,12 +709,13 @@ def test_a_callback_that_comes_too_late_says_so(tmp_path: Path) -> None:
         run.train()
 
 
-def test_a_step_that_broke_off_is_listened_to_no_longer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [1, 2])  # the first is the one that the next run begins with, too
+def test_a_step_that_broke_off_is_listened_to_no_longer(step: int, tmp_path: Path) -> None:
     graded: list[int] = []
 
     def breaks(completions: list[Any], **_: Any) -> list[float]:
         graded.append(len(completions))
-        if len(graded) == 2:
+        if len(graded) == step:
             raise RuntimeError("the judge is down")
         return [float(len(str(c)) % 3) for c in completions]
 

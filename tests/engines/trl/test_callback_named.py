@@ -372,6 +372,17 @@ def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(method: str, tmp_pa
     assert same(weights(resumed.model), weights(whole.model))
 
 
+def test_windows_of_another_length_go_on_with_the_account(tmp_path: Path) -> None:
+    for steps, every in ((4, 2), (6, 1)):
+        callback = LeapCallback(every, "factors", at=[4, 6], horizon=2, validation=VALIDATION, prompts=8)
+        trainer(tmp_path, [callback], max_steps=steps, **SAVED).train(
+            resume_from_checkpoint=steps == 6 or None
+        )
+    spent = {d.step: d.cost_completions for d in callback.decisions}
+    assert list(spent) == [2, 4, 5, 6]
+    assert 0 < spent[4] == spent[5] < spent[6] == callback.costs.search_completions
+
+
 @pytest.mark.parametrize(("first", "then"), [("auto", "secant"), ("secant", "auto"), ("secant", "factors")])
 def test_a_run_goes_on_with_another_method(first: str, then: str, tmp_path: Path) -> None:
     for steps, method in ((4, first), (8, then)):
