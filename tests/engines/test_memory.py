@@ -208,7 +208,7 @@ def memory() -> Memory:
     start = {"a": torch.randn(2, 3, generator=random), "b": torch.randn(4, 2, generator=random).bfloat16()}
     moments = [{"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3, generator=random), "plain": 7}, {}]
     before = {n: t + 1 for n, t in start.items()}
-    snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("nan"), before, moments)
+    snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("inf"), before, moments, 1)
     history = AdapterHistory([10, 20], [start, before], {20: 0.25})
     origin = Origin({n: t - 1 for n, t in start.items()}, [{}, {"exp_avg": torch.ones(2)}], 5)
     return Memory(
@@ -239,6 +239,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(back.moments[0]["step"], there.moments[0]["step"])
     assert back.moments[1] == {}
     assert (back.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
+    assert (back.variance, back.measured) == (float("inf"), 1)
     assert (again.history.steps, again.history.rewards) == ([10, 20], {20: 0.25})
     assert all(same(a, b) for a, b in zip(again.history.states, kept.history.states, strict=True))
     assert kept.origin is not None
@@ -247,6 +248,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (again.origin.step, again.origin.moments[0]) == (5, {})
     assert torch.equal(again.origin.moments[1]["exp_avg"], torch.ones(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
+
+
+def test_a_snapshot_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    """It does not say how many steps its reward is the mean of."""
+    kept = memory()
+    memory_files.write(tmp_path, kept, {})
+    values = json.loads((tmp_path / JSON).read_text())
+    del values["window"]["snapshot"]["measured"], values["digest"]
+    (tmp_path / JSON).write_text(json.dumps(values))
+    found = memory_files.read(tmp_path, kept.start)
+    assert found is not None
+    assert found[0].snapshot is not None
+    assert (found[0].snapshot.reward, found[0].snapshot.measured) == (0.4, None)
 
 
 def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def carry_out(
                 variance=window.variance,
                 state=run.adapter.read(),
                 moments=moments_of(run),
+                measured=window.measured,
             )
         apply_leap(run, run.ranks.same(candidate(decision.alpha)))
     scale_rate(run, memory, decision.rate_factor)

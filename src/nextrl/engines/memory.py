@@ -229,7 +229,7 @@ def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, d
         return None, {}
     numbers, tensors = _split_moments(snapshot.moments, "moments")
     tensors |= {f"before/{name}": t for name, t in snapshot.state.items()}
-    plain = ("step", "alpha", "steps", "factor", "reward", "variance")
+    plain = ("step", "alpha", "steps", "factor", "reward", "variance", "measured")
     return {"moments": numbers, **{name: getattr(snapshot, name) for name in plain}}, tensors
 
 

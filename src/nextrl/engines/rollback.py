@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.live_adapter import State
+from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window
 
 Moments = list[dict[str, Any]]
@@ -38,6 +39,8 @@ class Snapshot:
         reward, variance: mean training reward of the window before, and its squared standard error.
         state: the adapter's factors.
         moments: the optimizer's state.
+        measured: steps of that window whose reward was measured; None where not known (states of earlier versions),
+            and then taken to be as many as in the window after the leap.
     """
 
     step: int
@@ -48,18 +51,33 @@ class Snapshot:
     variance: float
     state: State
     moments: Moments
+    measured: int | None = None
 
     def fell(self, window: Window, fall: float, errors: float) -> bool:
         """Whether the window after the leap earned less than the one before it, past noise and past what matters.
 
+        The noise of a step is taken to be the same in both windows (Student's test), so that one measured step on
+        either side can be compared with several on the other. One against one proves nothing.
+
         Args:
             window: the first whole window after the leap.
             fall: smallest fall that matters; a share of the reward's size where that is above 1.
-            errors: standard errors of the difference that the fall must exceed.
+            errors: standard errors of the difference that the fall must exceed, on the scale of a standard normal.
         """
-        noise = errors * math.sqrt(self.variance + window.variance)
+        after = window.measured
+        before = after if self.measured is None else self.measured
+        lost, degrees = self.reward - window.reward, before + after - 2
         # NaN (nothing measured) compares as False.
-        return self.reward - window.reward > max(fall * max(1.0, abs(self.reward)), noise)
+        if degrees < 1 or not lost > fall * max(1.0, abs(self.reward)):
+            return False
+        squares = _squares(self.variance, before) + _squares(window.variance, after)
+        error = math.sqrt(squares / degrees * (1 / before + 1 / after))
+        return normal_of_t(lost / error if error else math.inf, degrees) > errors
+
+
+def _squares(variance: float, count: int) -> float:
+    """Sum of squared deviations of so many steps, from the squared standard error of their mean."""
+    return variance * count * (count - 1) if count > 1 else 0.0
 
 
 def whole(live: Mapping[str, Any]) -> bool:

@@ -196,7 +196,7 @@ class Session:
         rewards = self.run.tools.rewards
         reward = rewards.new()
         # A mean that several steps were trained on is one measurement, not several.
-        self.memory.rewards.append(math.nan if self.policy.undoes and not rewards.sampled else reward)
+        self.memory.rewards.append(reward if rewards.sampled else math.nan)
         self.run.check_delivery()
         self._rate.step_ended(step, self.memory)
         broken = self.policy.undoes and self._leaps and not self._finite()

@@ -44,11 +44,19 @@ class Window:
         return sum(measured) / len(measured) if measured else math.nan
 
     @property
+    def measured(self) -> int:
+        """Steps whose reward was measured."""
+        return len(known(self.rewards))
+
+    @property
     def variance(self) -> float:
-        """Squared standard error of `reward`, from the spread of the steps; 0.0 where fewer than two are measured."""
+        """Squared standard error of `reward`, from the spread of the steps; infinite where it is not known.
+
+        It is not of fewer than two measured steps.
+        """
         measured = known(self.rewards)
         n = len(measured)
-        return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else 0.0
+        return sum((r - self.reward) ** 2 for r in measured) / (n - 1) / n if n > 1 else math.inf
 
     @property
     def fall(self) -> float:

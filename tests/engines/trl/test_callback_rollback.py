@@ -49,7 +49,12 @@ def run(
         save_strategy="steps",
         save_steps=1,
     )
-    monkeypatch.setattr(RewardMeter, "new", lambda self: rewards.get(built.state.global_step, 0.5))
+
+    def new(meter: RewardMeter) -> float:
+        meter.sampled = True
+        return rewards.get(built.state.global_step, 0.5)
+
+    monkeypatch.setattr(RewardMeter, "new", new)
     built.train(resume_from_checkpoint=resume or None)
     return built, callback, before, after
 
@@ -88,6 +93,32 @@ def test_nothing_is_taken_back_for_noise_later_falls_or_where_switched_off(
     _, callback, *_ = run(tmp_path, monkeypatch, rewards, **options)
     assert [d.rolled_back for d in callback.decisions] == [None] * 4
     assert callback.costs.leapt_steps == 6.0
+
+
+def test_a_mean_that_several_steps_were_trained_on_is_measured_once(tmp_path: Path) -> None:
+    """One good batch before a leap and a bad one after it, each trained on three times, prove nothing."""
+    policy = scripted_policy(Scripted([(1.0, 1.0)]), every=3)
+    batches = iter([0.9, 0.1, 0.5])
+
+    def rewards(completions: list[str], **kwargs: Any) -> list[float]:
+        mean = next(batches)
+        return [mean + 0.01 * (i % 2) for i in range(len(completions))]
+
+    callback = LeapCallback(policy=policy, validation=VALIDATION)
+    trainer(tmp_path, [callback], rewards=rewards, max_steps=9, num_iterations=3).train()
+    measured = [[r == r for r in window.rewards] for window in policy.windows]
+    assert measured == [[True, False, False]] * 3
+    assert [d.reward for d in callback.decisions] == pytest.approx([0.905, 0.105, 0.505])
+    assert [d.rolled_back for d in callback.decisions] == [None] * 3
+
+
+def test_a_window_without_rollouts_of_its_own_has_no_reward(tmp_path: Path) -> None:
+    policy = scripted_policy(Scripted(), every=1)
+    callback = LeapCallback(policy=policy, validation=VALIDATION)
+    trainer(tmp_path, [callback], max_steps=2, num_iterations=2).train()
+    assert [d.reward is None for d in callback.decisions] == [False, True]
+    lines = (tmp_path / "nextrl_decisions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reward"] is None for line in lines] == [False, True]
 
 
 def test_a_run_stopped_between_leap_and_rollback_ends_the_same_to_the_bit(
