@@ -148,6 +148,47 @@ class Lion(torch.optim.Optimizer):
                 average.mul_(two).add_(p.grad, alpha=1 - two)
 
 
+class Preconditioned(torch.optim.Optimizer):
+    """Keeps lists of matrices for each parameter, as Shampoo (1802.09568) and SOAP (2409.11321) do."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                sides = self.state[p].setdefault("GG", [torch.eye(n) * 1e-8 for n in p.shape])
+                sides[0].add_(p.grad @ p.grad.T)
+                sides[1].add_(p.grad.T @ p.grad)
+                p.add_((p.grad / sides[0].trace().sqrt()), alpha=-group["lr"])
+
+
+class Prodigy(torch.optim.Optimizer):
+    """Keeps the size of its steps and their number in its groups (Mishchenko and Defazio, 2306.06101)."""
+
+    def __init__(self, params: Any, lr: float = 1.0, d0: float = 1e-4) -> None:
+        super().__init__(params, {"lr": lr, "d": d0, "d0": d0, "k": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            taken = [p for p in group["params"] if p.grad is not None]
+            number = total = 0.0
+            for p in taken:
+                state = self.state[p]
+                if not state:
+                    state.update(p0=p.clone(), s=torch.zeros_like(p), v=torch.zeros_like(p))
+                number += group["d"] * float((p.grad * (state["p0"] - p)).sum())
+                state["s"].add_(p.grad, alpha=group["d"])
+                state["v"].lerp_(p.grad.square(), 0.1)
+                total += float(state["s"].abs().sum())
+            group["d"] = max(1.5 * group["d"], number / total if total else 0.0)
+            for p in taken:
+                p.addcdiv_(p.grad, self.state[p]["v"].sqrt() + 1e-8, value=-group["d"] * group["lr"])
+
+
 class AdamWScheduleFree(torch.optim.AdamW):
     """Called as the real one."""
 
@@ -300,6 +341,11 @@ OPTIONS: dict[str, Option] = {
     "adafactor": Option('`"adafactor"`', {"optim": "adafactor"}),
     "rmsprop": Option('`"rmsprop"`', {"optim": "rmsprop"}),
     "lion": Option("Lion (any that steps by its groups' rate)", make=optimizer(Lion, lr=1e-3)),
+    "lists": Option(
+        "an optimizer whose state holds lists of tensors (Shampoo, SOAP)",
+        make=optimizer(Preconditioned, lr=1e-3),
+    ),
+    "groups": Option("one whose groups hold numbers of its own (Prodigy)", make=optimizer(Prodigy)),
     "8-bit": Option(
         '`"adamw_8bit"` (needs bitsandbytes)', {"optim": "adamw_8bit"}, make=wide, needs="bitsandbytes"
     ),

@@ -250,6 +250,36 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, TENSORS]
 
 
+def test_moments_of_any_shape_are_read_back_as_they_were(tmp_path: Path) -> None:
+    kept = memory()
+    ones = torch.ones(2)
+    nested = {
+        "GG": [ones, ones * 2],
+        "pair": (ones * 3, [], None),
+        "by": {0: ones * 4, "deep": [(ones * 5,), 0.5]},
+    }
+    kept.moments[1] = {**nested, "exp_avg": ones * 6, "k": 7, "nextrl_group/d": 0.25}
+    memory_files.write(tmp_path, kept, {})
+    found = memory_files.read(tmp_path, kept.start)
+    assert found is not None
+    assert str(sorted(found[0].moments[1].items())) == str(sorted(kept.moments[1].items()))
+    assert found[0].moments[0].keys() == kept.moments[0].keys()
+
+
+def test_moments_that_an_earlier_version_wrote_are_read(tmp_path: Path) -> None:
+    """Plain numbers by their names, and a list of them as it is."""
+    kept = memory()
+    memory_files.write(tmp_path, kept, {})
+    values = json.loads((tmp_path / JSON).read_text())
+    assert values["window"]["moments"] == [{"plain": 7}, {}]
+    values["window"]["moments"][1] = {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
+    del values["digest"]
+    (tmp_path / JSON).write_text(json.dumps(values))
+    found = memory_files.read(tmp_path, kept.start)
+    assert found is not None
+    assert found[0].moments[1] == {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
+
+
 def test_a_snapshot_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     """It does not say how many steps its reward is the mean of."""
     kept = memory()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,16 @@ import torch
 
 from nextrl import LeapCallback
 from nextrl.engines.optimizers import check_optimizer
+from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import read_moments, write_moments
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError
-from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.decision import Decision, stay
+from nextrl.judge.window import Window
+from trainer_options import Preconditioned, Prodigy
+from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer, weights
 
 
 class AdamWScheduleFree(torch.optim.AdamW):
@@ -26,6 +34,18 @@ class Lookahead:
 
     def __init__(self, optimizer: Any) -> None:
         self.inner = optimizer
+
+
+class Undoing(Controller):
+    """Undoes the second window of two steps."""
+
+    length = 2
+
+    def checks(self, step: int) -> bool:
+        return False
+
+    def window(self, window: Window, look: Any) -> Decision:
+        return replace(stay("scripted"), **({"alpha": -1.0, "back": "window"} if window.step > 2 else {}))
 
 
 def leaping(out: Path, optimizer: Any = None, model: Any = None, **options: Any) -> tuple[Any, LeapCallback]:
@@ -48,6 +68,29 @@ def test_moments_that_cannot_be_copied_are_refused() -> None:
     kind = type("_AdamW", (torch.optim.AdamW,), {"__module__": "torchao.optim.adam"})
     with pytest.raises(InputError, match=r"^_AdamW of torchao keeps moments that can neither"):
         check_optimizer(kind([torch.nn.Parameter(torch.ones(2))]))
+
+
+@pytest.mark.parametrize("kind", [Preconditioned, Prodigy])
+def test_other_kinds_of_state_are_saved_and_a_resumed_run_ends_the_same(tmp_path: Path, kind: Any) -> None:
+    """The window that is undone began before the kill, so that what is taken back was in the file."""
+
+    def run(resume: bool) -> dict[str, torch.Tensor]:
+        model = fresh_model()
+        made = kind([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        callback = LeapCallback(policy=Auto(ControllerConfig(every=2, cooldown=0.0), Undoing))
+        options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+        built = trainer(tmp_path, [callback], model=model, optimizers=(made, None), **options)
+        built.train(resume_from_checkpoint=resume or None)
+        assert [(d.step, d.back) for d in callback.decisions] == [(3, ""), (5, "window")]
+        assert (
+            built.optimizer.param_groups[0].get("k", 3) == 3
+        )  # two steps before the window, and one after it
+        return weights(model)
+
+    whole = run(False)
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert same(run(True), whole)
 
 
 def test_a_wrapped_one_is_found_and_others_pass() -> None:

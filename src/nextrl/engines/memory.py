@@ -24,6 +24,7 @@ from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_adapter import State
+from nextrl.engines.optimizer_state import joined, split
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json
@@ -85,7 +86,7 @@ class Memory:
 def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     """Save a memory and other JSON-ready values into a checkpoint's folder, each file atomically."""
     tensors: dict[str, Tensor] = {f"start/{name}": t for name, t in memory.start.items()}
-    moments, more = _split_moments(memory.moments, "start_moments")
+    moments, more = split(memory.moments, "start_moments")
     tensors |= more
     for index, state in enumerate(memory.history.states):
         tensors |= {f"history/{index}/{name}": t for name, t in state.items()}
@@ -195,7 +196,7 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
     states = [_as_live(_named(tensors, f"history/{i}/"), like, "cpu") for i in range(len(steps))]
     return Memory(
         _as_live(_named(tensors, "start/"), like),
-        _joined_moments(window["moments"], tensors, "start_moments"),
+        joined(window["moments"], tensors, "start_moments"),
         window["began"],
         list(window["rewards"]),
         window["rate"],
@@ -227,7 +228,7 @@ def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, d
     """A snapshot as JSON-ready numbers and tensors by name."""
     if snapshot is None:
         return None, {}
-    numbers, tensors = _split_moments(snapshot.moments, "moments")
+    numbers, tensors = split(snapshot.moments, "moments")
     tensors |= {f"before/{name}": t for name, t in snapshot.state.items()}
     plain = ("step", "alpha", "steps", "factor", "reward", "variance", "measured")
     return {"moments": numbers, **{name: getattr(snapshot, name) for name in plain}}, tensors
@@ -238,7 +239,7 @@ def _joined_snapshot(
 ) -> Snapshot | None:
     if values is None:
         return None
-    moments = _joined_moments(values["moments"], tensors, "moments")
+    moments = joined(values["moments"], tensors, "moments")
     rest = {name: value for name, value in values.items() if name != "moments"}
     state = _as_live(_named(tensors, "before/"), like)
     return Snapshot(state=state, moments=moments, **rest)
@@ -248,7 +249,7 @@ def _split_origin(origin: Origin | None) -> tuple[dict[str, Any] | None, dict[st
     """An origin as JSON-ready numbers and tensors by name."""
     if origin is None:
         return None, {}
-    numbers, tensors = _split_moments(origin.moments, "origin_moments")
+    numbers, tensors = split(origin.moments, "origin_moments")
     tensors |= {f"origin/{name}": t for name, t in origin.state.items()}
     return {"moments": numbers, "step": origin.step}, tensors
 
@@ -257,19 +258,4 @@ def _joined_origin(values: dict[str, Any] | None, tensors: dict[str, Tensor], li
     if values is None:
         return None
     state = _as_live(_named(tensors, "origin/"), like)
-    return Origin(state, _joined_moments(values["moments"], tensors, "origin_moments"), values["step"])
-
-
-def _split_moments(moments: Moments, prefix: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Moments as JSON-ready numbers, one dict per parameter, and tensors by name."""
-    numbers: list[dict[str, Any]] = []
-    tensors: dict[str, Tensor] = {}
-    for index, kept in enumerate(moments):
-        tensors |= {f"{prefix}/{index}/{k}": v for k, v in kept.items() if isinstance(v, Tensor)}
-        numbers.append({k: v for k, v in kept.items() if not isinstance(v, Tensor)})
-    return numbers, tensors
-
-
-def _joined_moments(numbers: list[dict[str, Any]], tensors: dict[str, Tensor], prefix: str) -> Moments:
-    # On the CPU: an optimizer's step counts lie there, and copying back finds each tensor's own device.
-    return [{**kept, **_named(tensors, f"{prefix}/{i}/")} for i, kept in enumerate(numbers)]
+    return Origin(state, joined(values["moments"], tensors, "origin_moments"), values["step"])

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.live_adapter import State
+from nextrl.engines.optimizer_state import copied, put_back
 from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window
 
 Moments = list[dict[str, Any]]
-"""One dict per optimizer parameter, in the order of its groups: name of the state -> its tensor or number.
+"""One dict per optimizer parameter, in the order of its groups: name of the state -> what it is (`optimizer_state`).
 
 A parameter that is trained beside the adapter (`modules_to_save`) has its value there as well, under `VALUE`."""
 
@@ -99,13 +100,15 @@ def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Mom
 
     Args:
         adapter: parameters whose values are kept elsewhere, all others' are kept here; None keeps no values.
+
+    Raises:
+        InputError: see `optimizer_state.copied`.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
+    every = parameters(optimizer)
     known = None if adapter is None else {id(p) for p in adapter}
     return [
-        {k: _copy(v) if isinstance(v, Tensor) else v for k, v in inner.state.get(p, {}).items()}
-        | ({} if known is None or id(p) in known else {VALUE: _copy(p)})
-        for p in parameters(optimizer)
+        kept | ({} if known is None or id(p) in known else {VALUE: p.detach().to("cpu", copy=True)})
+        for p, kept in zip(every, copied(optimizer, every), strict=True)
     ]
 
 
@@ -114,24 +117,8 @@ def write_moments(optimizer: Any, moments: Moments) -> None:
     """Put a copy back, in place: whoever holds the tensors keeps holding them; an empty list changes nothing."""
     if not moments:
         return
-    inner = getattr(optimizer, "optimizer", optimizer)
-    for p, kept in zip(parameters(optimizer), moments, strict=True):
-        now, kept = inner.state[p], dict(kept)
-        if (value := kept.pop(VALUE, None)) is not None:
-            p.copy_(value)
-        if not kept:  # it had taken no step yet, and makes its state anew at the next one
-            now.clear()
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and isinstance(now.get(name), Tensor):
-                now[name].copy_(value)
-            else:
-                now[name] = _placed(value, p) if isinstance(value, Tensor) else value
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _placed(value: Tensor, p: Tensor) -> Tensor:
-    """A copy where an optimizer would have made it: moments lie where the parameter does, step counts on the CPU."""
-    return value.to(p.device if value.dim() else value.device, copy=True)
+    every = parameters(optimizer)
+    for p, kept in zip(every, moments, strict=True):
+        if VALUE in kept:
+            p.copy_(kept[VALUE])
+    put_back(optimizer, every, [{k: v for k, v in kept.items() if k != VALUE} for kept in moments])

@@ -12,8 +12,8 @@ In both DeepSpeed layouts the optimizer steps on a float32 master and overwrites
 into the parameter alone would be gone after one step, so it is written into the master as well
 (`deepspeed.utils.safe_set_full_fp32_param`), and the path is read from there, where bf16 has not rounded it.
 
-Every function here is a collective operation: all processes call it with the same names in the same order. FSDP1 keeps
-a module's parameters in one flat tensor, where an adapter has no pieces of its own: it is refused.
+Every function here but `local` is a collective operation: all processes call it with the same names in the same order.
+FSDP1 keeps a module's parameters in one flat tensor, where an adapter has no pieces of its own: it is refused.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ def refuse_flat(model: nn.Module) -> None:
     """
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise InputError("leaps cannot find an adapter inside FSDP1's flat tensors: set fsdp_version to 2")
+
+
+def local(tensor: Any) -> Tensor:
+    """This process's part of a tensor, sharing its memory."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own.detach()
 
 
 def _read(p: Any) -> Tensor:

@@ -87,6 +87,8 @@ def alike(one: Sequence[dict[str, Any]], two: Sequence[dict[str, Any]]) -> bool:
     """Whether two optimizers' states are the same to the bit."""
 
     def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, list):
+            return len(a) == len(b) and all(map(equal, a, b))
         return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
     return all(

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
-from nextrl.engines.verl.shards import Shards, local, trained
+from nextrl.engines.sharded import local
+from nextrl.engines.verl.shards import Shards, trained
 from nextrl.errors import InputError
 
 
@@ -224,6 +225,37 @@ def test_what_is_not_an_adapter_is_refused():
         Shards(module, optimizer, scheduler)
     with pytest.raises(InputError, match="this actor trains nothing"):
         trained(nn.Linear(2, 2).requires_grad_(False))
+
+
+class Nested(torch.optim.SGD):
+    """Keeps a list of tensors for each parameter, and counts its steps in its groups."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for p in (p for p in group["params"] if p.grad is not None):
+                for tensor in self.state[p].setdefault("sides", [torch.zeros(2), torch.zeros(3)]):
+                    tensor += 1
+        return super().step(closure)
+
+
+def test_optimizers_with_other_kinds_of_state_are_taken_back_and_saved(tmp_path):
+    module = model()
+    optimizer = Nested(module.parameters(), lr=0.1)
+    shards = Shards(module, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))
+    step(module, optimizer)
+    shards.keep_moments(0)
+    shards.save(str(tmp_path / "a.safetensors"), {}, {"start_moments": 0})
+    p = next(iter(trained(module).values()))
+    held = optimizer.state[p]["sides"][1]
+    for key in (0, 1):
+        step(module, optimizer)
+        step(module, optimizer)
+        assert (optimizer.param_groups[0]["k"], held.tolist()) == (3, [3.0] * 3)
+        shards.put_moments(key)
+        assert (optimizer.param_groups[0]["k"], held.tolist()) == (1, [1.0] * 3)
+        assert optimizer.state[p]["sides"][1] is held
+        shards.load(str(tmp_path / "a.safetensors"), {}, {"start_moments": 1})
 
 
 def test_shards_of_another_adapter_are_not_loaded(tmp_path):

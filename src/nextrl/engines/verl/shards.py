@@ -25,6 +25,7 @@ from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
 from nextrl.engines.live_adapter import shrinking_parts
+from nextrl.engines.optimizer_state import copied, joined, put_back, split
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
 from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
@@ -35,7 +36,7 @@ Copy = dict[str, Tensor]
 """Parameter's name -> its local shard, on the CPU."""
 
 MomentsCopy = list[dict[str, Any]]
-"""For each parameter of the optimizer that is trained: name of the state -> its local shard, or a number."""
+"""For each parameter of the optimizer that is trained: its state, tensors as local shards (`optimizer_state`)."""
 
 _NUMBERS = "numbers"  # in a saved file: what of the optimizer's state is no tensor, as JSON
 
@@ -56,12 +57,6 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
             "set actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
         )
     return found
-
-
-def local(tensor: Any) -> Tensor:
-    """This process's part of a tensor, sharing its memory."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own.detach()
 
 
 class Shards:
@@ -115,7 +110,9 @@ class Shards:
 
     def keep(self, key: int) -> None:
         """Copy the factors as they are."""
-        self._copies[key] = {name: local(p).to("cpu", copy=True) for name, p in self._trained().items()}
+        self._copies[key] = {
+            name: sharded.local(p).to("cpu", copy=True) for name, p in self._trained().items()
+        }
 
     def keep_along(self, key: int, start: int, stop: int, alpha: float) -> None:
         """Make the factors `stop + alpha (stop - start)`, without writing them."""
@@ -127,18 +124,16 @@ class Shards:
         copy = self._copies[key]
         with torch.no_grad():
             for name, p in self._trained().items():
-                local(p).copy_(copy[name])
+                sharded.local(p).copy_(copy[name])
         self._reshard()
 
     def keep_moments(self, key: int) -> None:
-        """Copy the optimizer's state."""
-        self._moments[key] = [
-            {
-                name: local(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
-                for name, value in self._optimizer.state.get(p, {}).items()
-            }
-            for p in self._stepped()
-        ]
+        """Copy the optimizer's state.
+
+        Raises:
+            InputError: see `optimizer_state.copied`.
+        """
+        self._moments[key] = copied(self._optimizer, self._stepped())
 
     def _stepped(self) -> list[nn.Parameter]:
         """The optimizer's parameters that are trained, in the order of its groups."""
@@ -146,15 +141,7 @@ class Shards:
 
     def put_moments(self, key: int) -> None:
         """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
-        for p, kept in zip(self._stepped(), self._moments[key], strict=True):
-            now = self._optimizer.state[p]
-            if not kept:
-                now.clear()
-            for name, value in kept.items():
-                if isinstance(value, Tensor):
-                    local(now[name]).copy_(value)
-                else:
-                    now[name] = value
+        put_back(self._optimizer, self._stepped(), self._moments[key])
 
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate of optimizer and schedule."""
@@ -203,11 +190,9 @@ class Shards:
         }
         numbers: dict[str, Any] = {}
         for name, key in moments.items():
-            for index, state in enumerate(self._moments[key]):
-                tensors |= {
-                    f"{name}/{index}/{k}": v.clone() for k, v in state.items() if isinstance(v, Tensor)
-                }
-                numbers[f"{name}/{index}"] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+            values, own = split(self._moments[key], name)
+            tensors |= {n: t.clone() for n, t in own.items()}
+            numbers |= {f"{name}/{index}": value for index, value in enumerate(values)}
         tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
         write_tensors(Path(path), tensors)
 
@@ -223,7 +208,7 @@ class Shards:
             raise InputError(
                 f"{path} is missing: resume from another checkpoint, or on as many GPUs as before"
             ) from None
-        live = {name: local(p).shape for name, p in self._trained().items()}
+        live = {name: sharded.local(p).shape for name, p in self._trained().items()}
         for name, key in copies.items():
             self._copies[key] = _below(found, name)
             if {n: t.shape for n, t in self._copies[key].items()} != live:
@@ -231,8 +216,8 @@ class Shards:
         try:
             numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
             for name, key in moments.items():
-                named = [f"{name}/{index}" for index in range(len(self._stepped()))]
-                self._moments[key] = [{**numbers[n], **_below(found, n)} for n in named]
+                values = [numbers[f"{name}/{index}"] for index in range(len(self._stepped()))]
+                self._moments[key] = joined(values, found, name)
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path} is damaged: use another checkpoint") from None
 
