@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from nextrl import LeapCallback
+from nextrl.checkpoints.tensorfile import read_tensors
+from nextrl.engines.memory import TENSORS
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import read_moments, write_moments
@@ -91,6 +93,23 @@ def test_other_kinds_of_state_are_saved_and_a_resumed_run_ends_the_same(tmp_path
     for step in (4, 5, 6):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     assert same(run(True), whole)
+
+
+def test_frozen_weights_in_an_optimizer_are_neither_kept_nor_looked_at(tmp_path: Path) -> None:
+    """`AdamW(model.parameters())` holds the base model, too; an Inf there (a mask, say) is not the run's doing."""
+    model = fresh_model()
+    mask = torch.nn.Parameter(torch.full((2,), -torch.inf), requires_grad=False)
+    made = torch.optim.AdamW([*model.parameters(), mask], lr=2e-4)
+    callback = LeapCallback(every=4)
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, [callback], model=model, optimizers=(made, None), **options).train()
+    assert not any(d.back for d in callback.decisions)
+    kept = read_tensors(tmp_path / "checkpoint-2" / TENSORS)
+    assert {name.rpartition("/")[2] for name in kept if "moments/" in name} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
 
 
 def test_a_wrapped_one_is_found_and_others_pass() -> None:

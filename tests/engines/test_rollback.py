@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nextrl.engines.rollback import Snapshot, read_moments, write_moments
+from nextrl.engines.rollback import VALUE, Snapshot, read_moments, write_moments
 from nextrl.errors import InputError
 from nextrl.judge.window import Window
 
@@ -157,6 +157,20 @@ def test_numbers_in_groups_come_back_but_for_those_that_others_set() -> None:
     assert (first["d"], first["k"], float(second["d"]), second["k"]) == (2.0, 1, 8.0, 1)
     assert all(group[name] == value for group in (first, second) for name, value in others.items())
     assert isinstance(held, torch.Tensor)
+
+
+def test_the_values_of_what_is_not_trained_are_not_kept() -> None:
+    adapter, beside, frozen = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    frozen.requires_grad_(False)
+    optimizer = torch.optim.AdamW([adapter, frozen, beside])
+    kept = read_moments(optimizer, [adapter])
+    assert [VALUE in moments for moments in kept] == [False, False, True]
+    with torch.no_grad():
+        for p in (adapter, beside, frozen):
+            p.fill_(5.0)
+    write_moments(optimizer, kept)
+    assert [p[0].item() for p in (adapter, beside, frozen)] == [5.0, 1.0, 5.0]
+    assert not optimizer.state  # none of them has taken a step
 
 
 def test_state_that_cannot_be_copied_is_one_line() -> None:

@@ -25,7 +25,7 @@ _PLAIN = (bool, int, float, str)
 
 
 def copied(optimizer: Any, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Copies, in the CPU's memory, of the state of each of these parameters: empty for one that has none.
+    """Copies, in the CPU's memory, of the state of each of these parameters, and of their groups' numbers.
 
     Of tensors in pieces it is this process's piece.
 
@@ -55,9 +55,8 @@ def put_back(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapp
                 group[own] = _put(group.get(own), value, parameters[first])
     for p, kept in zip(parameters, copies, strict=True):
         state = {name: value for name, value in kept.items() if not name.startswith(GROUP)}
-        if (
-            state or p in inner.state
-        ):  # without any it had taken no step yet, and makes its state anew at the next one
+        # A parameter without any had taken no step yet, and its state is made anew at the next one.
+        if state or p in inner.state:
             _put(inner.state[p], state, p)
 
 

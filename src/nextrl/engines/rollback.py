@@ -93,21 +93,31 @@ def parameters(optimizer: Any) -> list[Tensor]:
     return [p for group in inner.param_groups for p in group["params"]]
 
 
+def trained_beside(optimizer: Any, adapter: Iterable[Tensor]) -> list[Tensor]:
+    """What the optimizer trains beside the adapter (`modules_to_save`).
+
+    An optimizer over all of a model's parameters holds the frozen ones, too: those are not among them.
+    """
+    own = {id(p) for p in adapter}
+    return [p for p in parameters(optimizer) if p.requires_grad and id(p) not in own]
+
+
 def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Moments:
-    """A copy of the optimizer's state in the CPU's memory; an empty dict for a parameter without any.
+    """A copy of the optimizer's state, and of the numbers in its groups, in the CPU's memory.
 
     Up to four are kept at a time, for which a GPU that trains a large model has no room.
 
     Args:
-        adapter: parameters whose values are kept elsewhere, all others' are kept here; None keeps no values.
+        adapter: parameters whose values are kept elsewhere; those of what is trained beside them are kept here. None
+            keeps no values.
 
     Raises:
         InputError: see `optimizer_state.copied`.
     """
     every = parameters(optimizer)
-    known = None if adapter is None else {id(p) for p in adapter}
+    beside = set() if adapter is None else {id(p) for p in trained_beside(optimizer, adapter)}
     return [
-        kept | ({} if known is None or id(p) in known else {VALUE: p.detach().to("cpu", copy=True)})
+        kept | ({VALUE: p.detach().to("cpu", copy=True)} if id(p) in beside else {})
         for p, kept in zip(every, copied(optimizer, every), strict=True)
     ]
 

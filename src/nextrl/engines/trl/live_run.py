@@ -15,7 +15,7 @@ from nextrl.engines import decision_log
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, parameters, read_moments, whole, write_moments
+from nextrl.engines.rollback import Moments, read_moments, trained_beside, whole, write_moments
 from nextrl.engines.schedules import (
     base_rate,
     falls_by_itself,
@@ -120,8 +120,7 @@ class LiveRun:
     @property
     def beside(self) -> Sequence[Tensor]:
         """What is trained beside the adapter (`modules_to_save`); nothing where processes hold pieces of parameters."""
-        own = {id(p) for p in self.adapter.parameters.values()}
-        return [p for p in parameters(self.optimizer) if id(p) not in own] if self.whole else []
+        return trained_beside(self.optimizer, self.adapter.parameters.values()) if self.whole else []
 
     def move(self, state: State) -> None:
         """Write the factors, and see to it that nothing of the old policy is used."""
