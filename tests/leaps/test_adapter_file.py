@@ -15,7 +15,7 @@ from nextrl.checkpoints.atomic import replacing, sha256
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.merged_model import write_merged
-from nextrl.leaps.rank import fit_to_rank
+from nextrl.leaps.rank import fit_to_frozen, fit_to_rank
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -70,6 +70,49 @@ def test_a_direction_that_the_old_rows_lack_gets_a_row_of_their_size(seed: int) 
     torch.testing.assert_close(new_b @ new_a, best.dense(), rtol=0, atol=1e-10)
     assert float(torch.linalg.svdvals(new_a)[-1]) >= 0.5 - 1e-9
     assert float(new_b.norm()) <= float(best.norm()) / 0.5
+
+
+@pytest.mark.parametrize("frozen", ["A", "B"])
+def test_with_one_factor_frozen_the_product_is_as_near_as_the_other_can_bring_it(frozen: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    a, b, left, right = (
+        torch.randn(*size, generator=draws, dtype=torch.float64) for size in ((3, 8), (6, 3), (6, 2), (8, 2))
+    )
+    target = 0.7 * b @ a + left @ right.mT
+    new_a, new_b, lost, energy = fit_to_frozen(LowRank(left, right), a, b, 0.7, frozen)
+    if frozen == "A":
+        assert torch.equal(new_a, a)
+        best = torch.linalg.lstsq(0.7 * a.mT, target.mT).solution.mT @ (0.7 * a)
+    else:
+        assert torch.equal(new_b, b)
+        best = 0.7 * b @ torch.linalg.lstsq(0.7 * b, target).solution
+    torch.testing.assert_close(0.7 * new_b @ new_a, best)
+    assert energy == pytest.approx(float(target.square().sum()))
+    assert lost == pytest.approx(float((target - best).square().sum()) / energy)
+    assert 0.0 < lost < 1.0
+
+
+def test_frozen_factors_stay_to_the_bit_where_nothing_else_can_move() -> None:
+    draws = torch.Generator().manual_seed(0)
+    a, b, left, right = (torch.randn(*size, generator=draws) for size in ((3, 8), (6, 3), (6, 2), (8, 2)))
+    new_a, new_b, lost, _ = fit_to_frozen(LowRank(left, right), a, b, 0.7, "AB")
+    assert torch.equal(new_a, a)
+    assert torch.equal(new_b, b)
+    assert lost > 0.0
+    still_a, still_b, *_ = fit_to_frozen(LowRank.zeros(6, 8), a, b, 0.7, "A")
+    assert torch.equal(still_a, a)
+    assert torch.equal(still_b, b)
+
+
+def test_a_direction_that_frozen_rows_hardly_have_is_left_out() -> None:
+    """Else B would be as large as that row is small."""
+    a = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1e-7, 0.0]], dtype=torch.float64)
+    b = torch.zeros(2, 2, dtype=torch.float64)
+    _, new_b, lost, _ = fit_to_frozen(
+        LowRank(torch.eye(2).double(), torch.eye(3)[:, :2].double()), a, b, 1.0, "A"
+    )
+    assert new_b.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert lost == pytest.approx(0.5)
 
 
 def test_fitting_the_weight_itself_returns_the_old_factors():

@@ -147,6 +147,14 @@ class LiveAdapter:
         """The LoRA scaling of each adapted matrix, by the same names."""
         return {_label(m, slot): s for m, (a, _, s) in self.pairs.items() for slot in self._slots[a]}
 
+    def frozen(self) -> dict[str, str]:
+        """Which factors of each matrix are not trained, "A", "B" or "AB"; without those of which both are."""
+        found: dict[str, str] = {}
+        for module, (key_a, key_b, _) in self.pairs.items():
+            held = "".join(s for s, k in (("A", key_a), ("B", key_b)) if not self.parameters[k].requires_grad)
+            found |= {_label(module, slot): held for slot in self._slots[key_a] if held}
+        return found
+
     def state(self, factors: Callable[[str], tuple[Tensor, Tensor]]) -> State:
         """The reverse of `matrices`, on each parameter's device and in its dtype.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from nextrl.extrapolators.alphas import fixed_alpha
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import push
 from nextrl.leaps.merged_model import write_merged
-from nextrl.leaps.rank import RankFit, balanced, fit_to_rank
+from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
@@ -43,6 +44,7 @@ class Leap:
         horizon: h in steps; the leap claims to stand at T + alpha h.
         alpha: the step length, as it was asked for or the method's own.
         seconds: time of the fit.
+        frozen: module -> which of its factors the run does not train, "A", "B" or "AB": those stay as they are.
     """
 
     traj: Trajectory
@@ -52,6 +54,7 @@ class Leap:
     horizon: int
     alpha: float
     seconds: float
+    frozen: Mapping[str, str] = field(default_factory=dict)
     _fits: dict[tuple[str, bool], RankFit] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -174,9 +177,14 @@ class Leap:
         return self._fits[key]
 
     def _compute_fit(self, module: str, old_basis: bool) -> RankFit:
+        frozen = self.frozen.get(module, "")
         if isinstance(self.prediction, InsideFactors):
-            return RankFit(*self.prediction.factors(module, self.alpha), 0.0, 0.0)
+            a, b = self.prediction.factors(module, self.alpha)
+            held = self.traj.factors(self.from_step, module) if frozen else (a, b)
+            return RankFit(held[0] if "A" in frozen else a, held[1] if "B" in frozen else b, 0.0, 0.0)
         a_old, b_old = self.traj.factors(self.from_step, module)
+        if frozen:
+            return fit_to_frozen(self.delta(module), a_old, b_old, self.traj.scaling(module), frozen)
         target, scale = self._target(module, a_old, b_old), self.traj.scaling(module)
         return fit_to_rank(target, a_old, b_old, scale) if old_basis else balanced(target, a_old, scale)
 

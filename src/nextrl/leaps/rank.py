@@ -74,6 +74,34 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
     return RankFit(a.to(dtype), b.to(dtype), lost, energy)
 
 
+def fit_to_frozen(delta: LowRank, a_old: Tensor, b_old: Tensor, scaling: float, frozen: str) -> RankFit:
+    """Factors of which those that are frozen stay, the product as near to the leap's as the other one can bring it.
+
+    LoRA-FA (2308.03303) trains B alone: its A is a parameter that no step moves, and no leap may. With A kept the best
+    B is B_old + D A^+ / s. Directions that A's rows hardly have are left out, as in `fit_to_rank`: they would take a
+    huge B.
+
+    Args:
+        delta: (m, n) the leap, D: the new W less the present one (scaling included).
+        a_old: (r, n) the adapter's A at T.
+        b_old: (m, r) the adapter's B at T.
+        scaling: s.
+        frozen: "A", "B" or "AB".
+    """
+    if frozen == "B":
+        a, b, lost, energy = fit_to_frozen(LowRank(delta.right, delta.left), b_old.mT, a_old.mT, scaling, "A")
+        return RankFit(b.mT, a.mT, lost, energy)
+    dtype = torch.promote_types(a_old.dtype, torch.float32)
+    rows, step = a_old.double(), torch.zeros_like(b_old).double()
+    if frozen == "A":
+        inverse = torch.linalg.pinv(rows, rtol=1.0 / CONDITION_LIMIT)
+        step = delta.left.double() @ (delta.right.double().mT @ inverse)
+    missed = float((delta - LowRank(step, rows.mT)).square)
+    energy = float((LowRank(b_old.double() * scaling, rows.mT) + delta).square)
+    b = b_old.double() + step / scaling
+    return RankFit(a_old.to(dtype), b.to(dtype), min(1.0, missed / energy) if energy > 0.0 else 0.0, energy)
+
+
 def balanced(target: LowRank, a_old: Tensor, scaling: float) -> RankFit:
     """The best rank-r approximation in the gauge u sqrt(sigma), sqrt(sigma) v^T, whatever the old factors' gauge.
 

@@ -87,6 +87,30 @@ def test_every_method_leaps_at_the_adapter_s_own_rank(method: str, tmp_path: Pat
     assert built.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
 
 
+@pytest.mark.parametrize(
+    ("method", "frozen"),
+    [("next", ("lora_A",)), ("next", ("lora_B",)), ("next", ("lora_A", "layers.0")), ("linear", ("lora_A",))],
+)
+def test_a_leap_moves_no_factor_that_is_frozen(method: str, frozen: tuple[str, ...], tmp_path: Path) -> None:
+    """LoRA-FA (2308.03303) trains B alone."""
+    model = fresh_model()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # frozen at 0 it would leave nothing to train
+            torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+        if any(part in name for part in frozen):
+            p.requires_grad_(False)
+    held = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    before, after = States(), States()
+    callback = LeapCallback(1, method, at=[5], horizon=2, alpha=2.0)
+    built = trainer(tmp_path, [before, callback, after], model=model, learning_rate=2e-3, max_steps=5)
+    built.train()
+    assert callback.decisions[-1].alpha == 2.0
+    assert not same(after.states[-1], before.states[-1])
+    assert same({n: p for n, p in weights(model).items() if n in held}, held)
+    if method == "next":  # what the frozen factor cannot follow is said
+        assert callback.decisions[-1].discarded > 1e-9
+
+
 def test_the_published_method_leaps_once_at_its_own_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

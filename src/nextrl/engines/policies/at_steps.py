@@ -258,7 +258,8 @@ class AtSteps(LeapsOnly):
         else:
             traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
         params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
-        return leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
+        fitted = leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
+        return replace(fitted, frozen=view.adapter.frozen())
 
     def _choose(self, score: Score) -> Decision:
         if self._alpha is not None:
