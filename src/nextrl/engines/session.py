@@ -155,9 +155,13 @@ class Session:
                 self._begin_window(step)
             self._begin_history(step)
             self.memory.origin = here
+        self.run.tools.rewards.latest = state["latest_reward"]
+        self.go_on(state)
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up what a `state()` holds that is true under any policy: what was decided and spent, and the schedule."""
         if "rate" in state:  # not in the states of earlier versions
             self._rate.restore(state["rate"])
-        self.run.tools.rewards.latest = state["latest_reward"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
         self.run.tools.rollouts.completions = self.costs.search_completions

@@ -270,17 +270,10 @@ class LeapCallback(TrainerCallback):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:
             if found is not None:
-                self._take_up_account(found[1])
+                session.go_on(found[1])
             self._resume_without_memory(folder, step, known=found is not None)
             return
         session.restore(*found, step)
-
-    def _take_up_account(self, state: dict[str, Any]) -> None:
-        """What was decided and spent under windows of another length was so all the same."""
-        session = self._running()
-        session.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
-        session.costs = Costs(**state["costs"])
-        session.run.tools.rollouts.completions = session.costs.search_completions
 
     def _resume_without_memory(self, folder: Path, step: int, *, known: bool) -> None:
         kept = self._running().memory
