@@ -159,7 +159,7 @@ class Session:
         self.go_on(state)
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """Take up what a `state()` holds that is true under any policy: what was decided and spent, and the schedule."""
+        """Take up what of a `state()` is true under any policy: what was decided and spent, and the schedule."""
         if "rate" in state:  # not in the states of earlier versions
             self._rate.restore(state["rate"])
         self.costs = Costs(**state["costs"])
