@@ -77,6 +77,13 @@ class Run(Protocol):
         """Write the factors, and see to it that nothing of the old policy is used."""
         ...
 
+    def way(self, start: State, moments: Moments) -> tuple[float, float]:
+        """How far all that is trained has come, and the cosine of that way with the way from its start to 0.
+
+        The cosine is NaN where there is no way (`LiveAdapter.shrinking`).
+        """
+        ...
+
     def moments(self) -> Moments:
         """A copy of the optimizer's state."""
         ...

@@ -122,6 +122,11 @@ def read_moments(optimizer: Any, adapter: Iterable[Tensor] | None = None) -> Mom
     ]
 
 
+def values_of(moments: Moments) -> list[Tensor]:
+    """The values in a copy of what is trained beside the adapter, in the order of `trained_beside`."""
+    return [kept[VALUE] for kept in moments if VALUE in kept]
+
+
 @torch.no_grad()
 def write_moments(optimizer: Any, moments: Moments) -> None:
     """Put a copy back, in place: whoever holds the tensors keeps holding them; an empty list changes nothing."""

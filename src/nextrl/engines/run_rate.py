@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nextrl.engines import apply_leap
 from nextrl.engines.schedules import RateCheck
@@ -21,6 +21,13 @@ log = logging.getLogger("nextrl.engines.session")
 def _lowered(share: float) -> bool:
     """Whether a schedule holds the rate below its height, which the last step of a warm-up may miss by rounding."""
     return share < 1.0 and not math.isclose(share, 1.0)
+
+
+def _forget_factor(memory: Memory) -> None:
+    """The rate is the schedule's own from now on, and stays so where a leap is taken back."""
+    memory.factor = memory.cooled = 1.0
+    if memory.snapshot is not None:
+        memory.snapshot.factor = 1.0
 
 
 class RunRate:
@@ -48,36 +55,50 @@ class RunRate:
         return self.adapts and self._policy.checks(step)
 
     def share_ahead(self) -> float:
-        """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own."""
+        """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own.
+
+        1 where nobody asks, since the rate is not to be changed.
+        """
+        if not self.adapts:
+            return 1.0
         before, share = self._share, self._run.share
         if not math.isclose(share, before):
             self._ahead = share if share < before else 1.0
         self._share = share
         return share / self._ahead if share else 0.0
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON-ready values."""
-        return {"share": self._share, "ahead": self._ahead}
+        return {
+            "share": self._share,
+            "ahead": self._ahead,
+            "adapts": self.adapts,
+            "follows": self._follows.state(),
+        }
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`."""
         self._share, self._ahead = state["share"], state["ahead"]
+        self.adapts = self.adapts and state["adapts"]
+        self._follows.restore(state["follows"])
 
     def leave_to_others(self, step: int, memory: Memory) -> None:
-        """Where somebody else sets the rate (another callback), let it be from now on."""
+        """Where something other than the schedule sets the rate (another callback), let it be from now on."""
         run = self._run
         if not self.adapts or not run.rate_set_elsewhere:
             return
         self.adapts = False
-        if run.ranks.leader:
+        # A named method's policy never touches the rate, and has nothing to say of it.
+        if run.ranks.leader and (self._policy.undoes or memory.factor != 1.0):
             log.warning(
-                "nextrl, step %d: another callback has set the learning rate to %.3g, so that auto leaves it alone "
-                "from now on: remove that callback, or give LeapCallback adapt_lr=False",
+                "nextrl, step %d: something other than the schedule has set the learning rate to %.3g; auto leaves it "
+                "alone from now on, and the schedule's own rates are again what they were without auto: let one of the "
+                "two set it",
                 step,
                 run.rate,
             )
         run.release_rate(memory.factor)
-        memory.factor = memory.cooled = 1.0
+        _forget_factor(memory)
 
     def step_begins(self) -> None:
         """Remember where the first step after a change of the rate begins."""
@@ -101,7 +122,7 @@ class RunRate:
                 run.optimizer_name,
             )
         apply_leap.scale_rate(run, memory, 1.0 / memory.factor)
-        memory.factor = memory.cooled = 1.0
+        _forget_factor(memory)
 
     def changes(self, before: State, rate: float) -> None:
         """The rate is about to change after a step that began at `before` and was taken at `rate`."""
@@ -112,8 +133,9 @@ class RunRate:
         """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
         run = self._run
         cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
-        if memory.cooled == 1.0 and (
-            _lowered(run.share) or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps))
+        if memory.cooled == cooled or (
+            memory.cooled == 1.0
+            and (_lowered(run.share) or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps)))
         ):
             return
         self._scale_to(memory, cooled)

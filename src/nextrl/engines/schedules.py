@@ -7,8 +7,10 @@ name, so that every later rate is the factor times what it would have been.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ _RATES = {
 
 # Schedules that lower the rate by themselves when they see fit, whatever share of their height it has.
 _FALLING = ("ReduceLROnPlateau", "GreedyLR", "OneCycleLR", "CyclicLR", "CosineAnnealingWarmRestarts")
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 10**5  # steps at which a function of the step is looked at, at most
 
@@ -59,15 +63,15 @@ def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> 
             group["lr"] = rate
 
 
-def rate_of(optimizer: Any) -> float:
-    """The present learning rate, of the first group that is trained at any."""
-    return float(_leading(optimizer)[1]["lr"])
+def rate_of(optimizer: Any, heights: Sequence[float] = ()) -> float:
+    """The present learning rate, of the first group that is ever trained at any (`heights`: see `share_of`)."""
+    return float(_leading(optimizer, heights)[1]["lr"])
 
 
-def base_rate(optimizer: Any) -> float:
-    """The rate that the schedule makes others from, of the same group; the present one where there is no schedule."""
-    group = _leading(optimizer)[1]
-    return float(group.get("initial_lr", group["lr"]))
+def base_rate(optimizer: Any, heights: Sequence[float] = ()) -> float | None:
+    """The rate that the schedule makes others from, of that group; None where it makes them from the present one."""
+    base = _leading(optimizer, heights)[1].get("initial_lr")
+    return None if base is None else float(base)
 
 
 def share_of(optimizer: Any, scheduler: Any, heights: Sequence[float] = ()) -> float:
@@ -76,7 +80,7 @@ def share_of(optimizer: Any, scheduler: Any, heights: Sequence[float] = ()) -> f
     Args:
         heights: of a schedule made of a function of the step, see `heights_of`; without them, 1.
     """
-    (index, group), inner = _leading(optimizer), _scheduler(scheduler)
+    (index, group), inner = _leading(optimizer, heights), _scheduler(scheduler)
     rate = float(group["lr"])
     # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
     full = group.get("initial_lr", next(iter(getattr(inner, "base_lrs", ())), rate))
@@ -97,10 +101,20 @@ def heights_of(scheduler: Any, steps: int) -> list[float]:
     inner = _scheduler(scheduler)
     if not isinstance(inner, lr_scheduler.LambdaLR):
         return []
-    every = 1 + steps // _LOOKED_AT
-    found = [max(float(scale(t)) for t in range(0, steps + 1, every)) for scale in inner.lr_lambdas]
+    return [_height(scale, steps) for scale in inner.lr_lambdas]
+
+
+def _height(scale: Callable[[int], float], steps: int) -> float:
+    seen: list[float] = []
+    try:
+        own = copy.deepcopy(scale)  # one that counts its calls must not hear of these
+        seen.extend(float(own(step)) for step in range(0, steps + 1, 1 + steps // _LOOKED_AT))
+    except Exception:
+        # A table that is shorter than the run, which may well end before: what it said until there counts.
+        log.debug("a function of the schedule ends at step %d of %d", len(seen), steps, exc_info=True)
+    most = max(seen, default=1.0)
     # Between the steps that were looked at there may be a little more.
-    return [1.0 if math.isclose(most, 1.0, rel_tol=0.01) else most for most in found]
+    return 1.0 if math.isclose(most, 1.0, rel_tol=0.01) else most
 
 
 def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
@@ -143,13 +157,16 @@ def _classes(scheduler: Any) -> list[str]:
     return [kind.__name__ for kind in type(scheduler).__mro__]
 
 
-def _leading(optimizer: Any) -> tuple[int, dict[str, Any]]:
-    """The first group with a rate, and its number: one of weights that are kept as they are has 0 throughout."""
+def _leading(optimizer: Any, heights: Sequence[float]) -> tuple[int, dict[str, Any]]:
+    """The first group with a rate, and its number: one of weights that are kept as they are has 0 throughout.
+
+    The same one at every step: by what rates are made from, not by the present ones, which a warm-up begins at 0.
+    """
     groups = _optimizer(optimizer).param_groups
-    of_any = [i for i, group in enumerate(groups) if group["lr"]]
-    of_some = [i for i, group in enumerate(groups) if group.get("initial_lr")]  # where a warm-up begins at 0
-    index = next(iter(of_any or of_some), 0)
-    return index, groups[index]
+    for index, group in enumerate(groups):
+        if group.get("initial_lr", group["lr"]) and (not heights or heights[index]):
+            return index, group
+    return 0, groups[0]
 
 
 def _optimizer(optimizer: Any) -> Any:
@@ -174,6 +191,15 @@ class RateCheck:
     def __init__(self) -> None:
         self.evidence = 0.0
         self._before: tuple[float, float] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as JSON-ready values."""
+        return {"evidence": self.evidence, "before": self._before}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the memory of `state()`."""
+        self.evidence = state["evidence"]
+        self._before = None if state["before"] is None else (state["before"][0], state["before"][1])
 
     @property
     def waiting(self) -> bool:

@@ -25,7 +25,7 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import State
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
-from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.rollback import Moments, Snapshot, values_of
 from nextrl.engines.run_rate import RunRate
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
@@ -178,8 +178,9 @@ class Session:
         self._watched = None
         self._rate.step_begins()
         if ends or self._rate.checks(step + 1):
-            self._watched = _Beginning(run.adapter.read(), apply_leap.moments_of(run), run.rate, share, ends)
-            run.tools.fresh.listen()
+            moments = apply_leap.moments_of(run)
+            self._watched = _Beginning(run.adapter.read(), moments, run.rate, share, ends)
+            run.tools.fresh.listen(values_of(moments))
 
     def weights_updated(self, step: int) -> None:
         """The optimizer has taken the step after `step`, and the schedule has not followed yet."""
@@ -197,6 +198,7 @@ class Session:
             InputError: one step after the other turns the weights to NaN or Inf, or one does that cannot be taken back.
         """
         self.run.tools.fresh.stop()
+        self._rate.leave_to_others(step, self.memory)
         rewards = self.run.tools.rewards
         reward = rewards.new()
         # A mean that several steps were trained on is one measurement, not several.
@@ -234,7 +236,7 @@ class Session:
         if before is None:
             before = _Beginning(kept.start, kept.moments, self.run.rate, 1.0, False)
             decision = replace(decision, back="window" if decision.back == "step" else decision.back)
-        view = self._view(self._window(step - 1, kept.rewards), before.state)
+        view = self._view(self._window(step - 1, kept.rewards), before.state, before.moments)
         self._carry_out(decision, view, before, step, began)
         self._forget_beginning()
         if self._broken == _BROKEN:
@@ -247,7 +249,7 @@ class Session:
         """Decide on the step just taken, and on the window that ended where it began."""
         began = time.perf_counter()
         # The latest reward is that of the weights at which the window ended.
-        view = self._view(self._window(step - 1, self.memory.rewards), before.state)
+        view = self._view(self._window(step - 1, self.memory.rewards), before.state, before.moments)
         decision = self.policy.decide_step(view, step, before.share) if self._rate.checks(step) else None
         if decision is not None:
             self._carry_out(decision, view, before, step, began)
@@ -343,20 +345,20 @@ class Session:
         """What the window shows for free."""
         return Window(step, None, tuple(rewards), self.memory.rate, step * self.run.completions_per_step)
 
-    def _view(self, window: Window, end: State) -> View:
+    def _view(self, window: Window, end: State, moments: Moments | None = None) -> View:
         kept, run = self.memory, self.run
         return View(
             window, kept.start, end, kept.history, run.adapter, run.ranks,
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
-            partial(self._moved, end),
+            partial(self._moved, end, moments or []),
             run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,
             run.resolution,
         )  # fmt: skip
 
-    def _moved(self, before: State, most: int) -> float:
+    def _moved(self, before: State, moments: Moments, most: int) -> float:
         """How far the step moved the policy, nats per token, of so many completions.
 
         Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
@@ -365,12 +367,12 @@ class Session:
         In half precision a small step is rounded away: the weights have moved, and no log-probability has. That is not
         a step without a gradient; it counts as what the precision hides.
         """
-        run, now = self.run, self.run.adapter.read()
+        run = self.run
         nats: float = run.tools.fresh.moved(before, most)
-        still = not run.beside and run.adapter.distance(before, now) == 0.0
-        if math.isfinite(nats) and (still or run.adapter.shrinking(before, now) > _DECAY):
+        length, shrinking = run.way(before, moments)
+        if math.isfinite(nats) and (length == 0.0 or shrinking > _DECAY):
             return 0.0
-        return run.resolution if nats < run.resolution and not still else nats
+        return max(nats, run.resolution)
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

@@ -376,11 +376,10 @@ def test_a_step_to_nan_in_what_is_trained_beside_the_adapter_is_taken_back(tmp_p
     before, after = Watch(), Watch()
     callback = LeapCallback(config=replace(QUIET, every=6))
     nan = Breaks(3, only="modules_to_save")
-    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
     run = trainer(
         tmp_path,
         [before, callback, nan, after],
-        model=get_peft_model(tiny.load("chain")[0], lora),
+        model=with_head(),
         # Clipping by the norm of all gradients would spread the NaN to the adapter.
         max_grad_norm=0.0,
         learning_rate=1e-3,
@@ -424,15 +423,51 @@ def test_weight_decay_alone_says_nothing_of_the_rate(
     assert {d.rate_factor for d in callback.decisions} == {1.0}
 
 
+def with_head() -> Any:
+    """A model whose head is trained beside its adapter."""
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    return get_peft_model(tiny.load("chain")[0], lora)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("made", [fresh_model, with_head])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_step_that_moved_no_weight_says_nothing_of_the_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, made: Any, weight_decay: float
 ) -> None:
     noisily(monkeypatch, 2e-3)
     callback = LeapCallback(4)
-    options = {"rewards": nothing, "learning_rate": 1e-4, "max_steps": 4, "bf16": bf16}
-    trainer(tmp_path, [callback], **options).train()
+    options = {"learning_rate": 1e-4, "max_steps": 4, "bf16": bf16, "weight_decay": weight_decay}
+    trainer(tmp_path, [callback], model=made(), rewards=nothing, **options).train()
     assert {d.rate_factor for d in callback.decisions} <= {1.0}
+
+
+def test_what_is_trained_beside_the_adapter_is_part_of_what_a_step_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where passes are looked at for randomness, the anchor is read with the head that it had."""
+
+    def decided(folder: str) -> list[Any]:
+        callback = LeapCallback(4)
+        trainer(tmp_path / folder, [callback], model=with_head(), learning_rate=2e-4, max_steps=4).train()
+        return [d.model_dump() for d in callback.decisions]
+
+    looked = decided("a")
+    assert looked[0]["rate_factor"] > 1.0
+    monkeypatch.setattr(FreshRollouts, "repeatable", True)
+    assert decided("b") == looked
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_under_dropout_a_step_moves_as_far_as_without(tmp_path: Path, dropout: float) -> None:
+    """Most of it is the head's."""
+    model, callback = with_head(), LeapCallback(4)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout
+    trainer(tmp_path, [callback], model=model, learning_rate=2e-4, max_steps=1).train()
+    assert 1e-5 < callback.decisions[0].divergence < 2e-4
 
 
 def test_a_second_step_to_nan_in_a_row_lowers_the_rate(tmp_path: Path) -> None:

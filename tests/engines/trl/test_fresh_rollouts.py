@@ -171,7 +171,7 @@ def test_under_dropout_the_anchor_is_read_anew(tmp_path: Path) -> None:
     probe.run.train()
     assert probe.fresh._passes == []
     assert probe.moved == pytest.approx(probe.step, rel=1e-3)
-    assert probe.fresh._repeatable is False
+    assert probe.fresh.repeatable is False
 
 
 def drops_attention(model: Any) -> None:
@@ -197,7 +197,7 @@ def test_passes_that_are_random_without_a_dropout_module_are_read_anew(
     probe.run = trainer(tmp_path, [probe], max_steps=2, learning_rate=1e-6, **more)
     disturb(probe.run.model)
     probe.run.train()
-    assert probe.fresh._repeatable is False
+    assert probe.fresh.repeatable is False
     assert 0.0 < probe.moved < 1e-9
     back = probe.fresh.gain(probe.anchor, probe.anchor)
     assert back is not None

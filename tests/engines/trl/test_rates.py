@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import lr_scheduler as schedules
 from torch.optim.lr_scheduler import LambdaLR, LinearLR
+from torch.optim.swa_utils import SWALR
 from transformers import TrainerCallback
+from transformers.optimization import GreedyLR
 
 from nextrl.engines.memory import JSON
+from nextrl.engines.schedules import set_elsewhere, set_rate_factor
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import reward_function
 from trl_runs import TASK, fresh_model, trainer
@@ -61,7 +65,9 @@ def test_a_rate_that_another_callback_sets_is_left_alone(
     # Until it is noticed, the callback may have taken one step at what it made of the schedule's rate.
     assert rates(*both)[2:] == pytest.approx(rates(Sets(event))[2:])
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "nextrl" in r.name]
-    (line,) = [line for line in lines if "another callback has set the learning rate" in line]
+    (line,) = [
+        line for line in lines if "something other than the schedule has set the learning rate" in line
+    ]
     assert "\n" not in line
     assert not [line for line in lines if "param_groups" in line]
     assert len([f for f in factors(callback) if f != 1.0]) <= 1
@@ -173,23 +179,23 @@ def test_a_training_cut_off_in_the_cooldown_leaves_no_lower_rate_behind(tmp_path
     assert seen.rates[len(before)] == pytest.approx(before[15])
 
 
+def late() -> Any:
+    """A reward that differs between completions from the sixth step on, so that no step before settles the rate."""
+    calls, real = itertools.count(), reward_function(TASK)
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        if next(calls) < 5:
+            return [0.0] * len(completions)
+        return real(completions=completions, **columns)
+
+    return reward
+
+
 def test_a_decay_is_no_warm_up_after_a_resume(tmp_path: Path) -> None:
-    """No reward differs from another one in the first steps, so that no step has settled the rate yet."""
-
-    def rewards() -> Any:
-        calls, real = itertools.count(), reward_function(TASK)
-
-        def reward(completions: list[str], **columns: Any) -> list[float]:
-            if next(calls) < 5:
-                return [0.0] * len(completions)
-            return real(completions=completions, **columns)
-
-        return reward
-
     options = {"learning_rate": 1e-6, "lr_scheduler_type": "linear", "max_steps": 10, "save_steps": 1}
     whole = LeapCallback(4)
-    trainer(tmp_path / "a", [whole], rewards=rewards(), **{**SAVING, **options}).train()
-    again, reward = LeapCallback(4), rewards()
+    trainer(tmp_path / "a", [whole], rewards=late(), **{**SAVING, **options}).train()
+    again, reward = LeapCallback(4), late()
     for _ in range(5):
         reward([])
     run = trainer(tmp_path / "a", [again], rewards=reward, **{**SAVING, **options})
@@ -233,3 +239,113 @@ def test_a_callback_that_was_removed_writes_nothing_any_more(tmp_path: Path) -> 
     run.train()
     assert (tmp_path / "checkpoint-2").is_dir()
     assert not (tmp_path / "checkpoint-2" / JSON).is_file()
+
+
+class SetsOnce(TrainerCallback):
+    """Lowers the rate for good at one step, schedule and all."""
+
+    def __init__(self, step: int, base: bool) -> None:
+        self.step, self.base = step, base
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            for group in kwargs["optimizer"].param_groups:
+                group["lr"] *= 0.1
+                group["initial_lr"] *= 0.1 if self.base else 1.0
+            if self.base:
+                kwargs["lr_scheduler"].base_lrs = [g["initial_lr"] for g in kwargs["optimizer"].param_groups]
+
+
+def test_a_rate_set_in_the_event_in_which_it_would_be_raised_is_noticed(tmp_path: Path) -> None:
+    seen, callback = Rates(), LeapCallback(4)
+    trainer(tmp_path, [SetsOnce(1, True), callback, seen], learning_rate=2e-4, max_steps=6).train()
+    assert seen.rates[1:] == pytest.approx([2e-5] * 5)
+
+
+def test_whoever_set_the_rate_sets_it_after_a_resume_too(tmp_path: Path) -> None:
+    def run(*, resumed: bool) -> list[float]:
+        seen = Rates()
+        options = {"learning_rate": 2e-2, "max_steps": 10, **SAVING}
+        built = trainer(tmp_path, [SetsOnce(3, True), LeapCallback(4), seen], **options)
+        built.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4") if resumed else None)
+        return seen.rates
+
+    whole = run(resumed=False)
+    assert whole[-1] == whole[4]  # no cooldown
+    assert run(resumed=True) == whole[4:]
+
+
+def test_a_factor_left_in_an_optimizer_is_no_part_of_the_configured_rate(tmp_path: Path) -> None:
+    run, rates = saved(tmp_path, max_steps=8, save_steps=1, rewards=late())
+    first = next(i for i, rate in enumerate(rates) if rate > 2e-4)
+    assert first >= 2
+    seen = Rates()
+    run.add_callback(seen)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert seen.rates[0] == pytest.approx(2e-4)
+
+
+class Counts:
+    """A schedule's function that goes on by one whenever it is called, and ends where the run does."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = [1 / (1 + i) for i in range(steps + 1)]
+
+    def __call__(self, step: int) -> float:
+        return self.left.pop(0)
+
+
+@pytest.mark.parametrize("options", [{"adapt_lr": False, "leaps": False}, {}])
+def test_a_schedule_that_counts_its_calls_is_left_alone(tmp_path: Path, options: dict[str, bool]) -> None:
+    def rates(*callbacks: TrainerCallback) -> list[float]:
+        model, seen = fresh_model(), Rates()
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizers = (made, LambdaLR(made, Counts(12)))
+        trainer(tmp_path, [*callbacks, seen], model=model, optimizers=optimizers, max_steps=4).train()
+        return seen.rates
+
+    found, plain = rates(LeapCallback(4, **options)), rates()
+    factors_found = [a / b for a, b in zip(found, plain, strict=True)]
+    assert factors_found[-1] == pytest.approx(factors_found[-2])  # the schedule's shape stays
+    assert options == {} or found == plain
+
+
+NEUTRAL = {
+    "lambda": lambda o: LambdaLR(o, lambda t: min(1.0, (t + 1) / 5)),
+    "linear": lambda o: LinearLR(o, 0.1, total_iters=4),
+    "product": lambda o: schedules.MultiplicativeLR(o, lambda t: 0.95),
+    "step": lambda o: schedules.StepLR(o, 3),
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 10, eta_min=1e-5),
+    "restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 3),
+    "one cycle": lambda o: schedules.OneCycleLR(o, 5e-3, total_steps=40),
+    "cyclic": lambda o: schedules.CyclicLR(o, 1e-4, 1e-3, cycle_momentum=False),
+    "averaging": lambda o: SWALR(o, 5e-4),
+    "plateau": lambda o: schedules.ReduceLROnPlateau(o, patience=1),
+    "greedy": lambda o: GreedyLR(o, patience=1, min_lr=1e-6),
+    "chained": lambda o: schedules.ChainedScheduler(
+        [LinearLR(o, 0.1, total_iters=4), schedules.ExponentialLR(o, 0.9)]
+    ),
+    "in turn": lambda o: schedules.SequentialLR(
+        o,
+        [LinearLR(o, 0.1, total_iters=4), schedules.CosineAnnealingLR(o, 10), schedules.ConstantLR(o, 0.5)],
+        [4, 12],
+    ),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_no_schedule_is_taken_for_somebody_else(name: str, groups: int) -> None:
+    made = torch.optim.AdamW(
+        [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1e-3 * (i + 1)} for i in range(groups)]
+    )
+    schedule = NEUTRAL[name](made)
+    for step in range(30):
+        made.step()
+        if step in (5, 15):
+            set_rate_factor(made, schedule, 1 / 3 if step == 5 else 7.7)
+        assert not set_elsewhere(made, schedule)
+        schedule.step(*((1.0,) if name in ("plateau", "greedy") else ()))
+        assert not set_elsewhere(made, schedule)
+    made.param_groups[-1]["lr"] *= 0.5
+    assert set_elsewhere(made, schedule)

@@ -242,6 +242,14 @@ def long(completions: list[str], **_: Any) -> list[float]:
     return [float(len(c)) for c in completions]
 
 
+def test_a_column_that_no_reward_names_may_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = Dataset.from_list([{**row, "source": "x"} for row in PROMPTS[:64]])
+    searched_at_the_end(tmp_path, rows=train, validation=VALIDATION).train()
+    assert "validation has no source, which the training dataset has" in caplog.text
+
+
 def test_an_eval_dataset_with_fewer_columns_is_pointed_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

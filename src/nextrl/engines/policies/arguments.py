@@ -107,7 +107,9 @@ def dials(name: str, value: Any) -> ControllerConfig:
             f"{name} must be a ControllerConfig (from nextrl.judge.controller_config), not {shown(value)}"
         )
     kinds = {"int": whole(1), "float": number}
-    read = {f.name: kinds[str(f.type)](f"{name}'s {f.name}", getattr(value, f.name)) for f in fields(value)}
+    # A subclass may have dials of other kinds, which are its own affair.
+    known = [f for f in fields(value) if str(f.type) in kinds]
+    read = {f.name: kinds[str(f.type)](f"{name}'s {f.name}", getattr(value, f.name)) for f in known}
     return replace(value, **read)
 
 

@@ -259,7 +259,10 @@ class AtSteps(LeapsOnly):
             traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
         params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
         fitted = leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
-        return replace(fitted, frozen=view.adapter.frozen())
+        held = view.adapter.frozen()
+        # Files name a module as its base model does, PEFT's live model with what wraps that before it.
+        named = {m: held[name] for m in traj.modules for name in held if f".{name}".endswith(f".{m}")}
+        return replace(fitted, frozen=named)
 
     def _choose(self, score: Score) -> Decision:
         if self._alpha is not None:

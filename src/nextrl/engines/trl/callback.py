@@ -27,7 +27,7 @@ from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.policies import Arguments, Policy, policy_of
 from nextrl.engines.policies.arguments import trainer_itself
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.schedules import base_rate
+from nextrl.engines.schedules import heights_of
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
 from nextrl.engines.trl.instruments import instruments
@@ -133,6 +133,7 @@ class LeapCallback(TrainerCallback):
         self._trainer, self._on_leap = given.trainer, given.on_leap
         self._session: Session | None = None
         self._run: LiveRun | None = None
+        self._delivered: int | None = None  # the step whose checkpoint is whole
 
     @property
     def decisions(self) -> list[DecisionRecord]:
@@ -184,13 +185,16 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
-        if self._session is not None and not state.global_step:
-            self._warm(run, self._session)
-        self._run = run
+        if self._options["adapt_lr"] or self._options["leaps"]:  # else its functions are left alone as well
+            run.heights = heights_of(run.scheduler, run.max_steps)
+        resumed = resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
+        if self._session is not None:
+            self._undo(run, self._session, resumed)
+        self._run, self._delivered = run, None
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
-        if state.global_step:
-            self._resume(args, state.global_step)
+        if resumed is not None:
+            self._resume(resumed, state.global_step)
         if args.should_save:
             memory.forget_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)
@@ -230,6 +234,14 @@ class LeapCallback(TrainerCallback):
             if not memory.deliver_pending(folder):
                 memory.write(folder, self._running().memory, self._state())
             memory.forget_pending(Path(args.output_dir))
+        self._delivered = state.global_step
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the memory into the checkpoint, where another trainer's list is gone through than `trainer=`'s."""
+        if self._delivered != state.global_step:
+            self.deliver(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -241,31 +253,41 @@ class LeapCallback(TrainerCallback):
         assert self._on_leap is not None
         self._on_leap(step, run.trainer.model, run.optimizer)
 
-    def _set_base_rate(self, kept: memory.Memory, state: dict[str, Any]) -> None:
+    def _set_rate(self, factor: float, base: float | None) -> None:
+        """Bring the rate to what a checkpoint says: what the schedule began from, or else by what it was multiplied."""
         assert self._run is not None, "training has not begun"
-        # States of earlier versions hold no rate, only by what it was multiplied.
-        self._run.set_base_rate(state.get("base_rate", base_rate(self._run.optimizer) * kept.factor))
+        now = self._run.base_rate
+        self._run.multiply_rate(base / now if base is not None and now else factor)
 
     def _state(self) -> dict[str, Any]:
         """What belongs into a checkpoint beside the memory."""
         assert self._run is not None, "training has not begun"
-        return {**self._running().state(), "base_rate": base_rate(self._run.optimizer)}
+        known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
+        return {**self._running().state(), **known}
 
-    def _warm(self, run: LiveRun, before: Session) -> None:
-        """Give back the rate that the end of a training took which was cut off there: its optimizer is used again."""
-        if self._run is not None and self._run.optimizer is run.optimizer and before.memory.cooled != 1.0:
+    def _undo(self, run: LiveRun, before: Session, resumed: Path | None) -> None:
+        """Take back what an earlier training in this process has left in the optimizer's rate, if it is used again.
+
+        A training that begins anew keeps the rate that was found, without what the end of the run took where it was
+        cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
+        """
+        if self._run is None or self._run.optimizer is not run.optimizer:
+            return
+        if resumed is None:
             run.multiply_rate(1.0 / before.memory.cooled)
+        elif not (resumed / "scheduler.pt").is_file():
+            run.multiply_rate(1.0 / before.memory.factor)
 
-    def _resume(self, args: TrainingArguments, step: int) -> None:
-        session, folder = self._running(), resumed_from(Path(args.output_dir), step)
+    def _resume(self, folder: Path, step: int) -> None:
+        session = self._running()
         found = memory.read(folder, session.memory.start)
         if found is not None:
             # Whatever else is of use, the rates of optimizer and schedule hold these factors.
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
+            session.run.tools.fresh.repeatable = found[1].get("repeatable")
             if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
-                # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate or,
-                # in the same process, at what is left in its optimizer.
-                self._set_base_rate(*found)
+                # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
+                self._set_rate(found[0].factor, found[1].get("base_rate"))
         if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.rollback import trained_beside
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference
@@ -62,7 +64,12 @@ class FreshRollouts:
         adapter: what candidates are written into; it is left as it was.
         ranks: the run's processes. `moved` and `gain` are collective operations.
         resolution: nats per token that the precision of the model's passes hides.
+
+    Attributes:
+        repeatable: whether training passes draw no random numbers; None where that was not seen yet.
     """
+
+    repeatable: bool | None = None
 
     def __init__(self, trainer: Any, adapter: LiveAdapter, ranks: Ranks, resolution: float = 0.0) -> None:
         self._trainer, self._seam = trainer, Seam(trainer)
@@ -71,18 +78,25 @@ class FreshRollouts:
         self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._kept: _Rows | None = None
         self._stop: Callable[[], None] | None = None
-        self._repeatable: bool | None = (
-            None  # whether training passes draw no random numbers; None: not seen yet
-        )
+        # What is trained beside the adapter, and its values where the step began.
+        self._beside: list[tuple[Tensor, Tensor]] = []
         self._bound = max(_ROUNDING, 10.0 * resolution)
 
-    def listen(self) -> None:
-        """Keep what the coming step's forward passes find, but where they are known to be random."""
+    def listen(self, beside: Sequence[Tensor] = ()) -> None:
+        """Keep what the coming step's forward passes find, but where they are known to be random.
+
+        Args:
+            beside: the values of what is trained beside the adapter, where the step begins.
+        """
         self.stop()
         self._passes, self._kept = [], None
+        live = trained_beside(self._trainer.optimizer, self._adapter.parameters.values())
+        if live and not beside:  # in pieces on several processes: no anchor can be read again
+            self.repeatable = True
+        self._beside = list(zip(live, beside, strict=False))
         if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self._trainer.model.modules()):
-            self._repeatable = False
-        if self._repeatable is not False:
+            self.repeatable = False
+        if self.repeatable is not False:
             self._stop = self._seam.listen_to_logps(self._keep)
 
     def stop(self) -> None:
@@ -117,7 +131,7 @@ class FreshRollouts:
             return None
         batch = self._seam.buffered_rollouts()
         advantages = torch.cat([part["advantages"] for part in batch])[: len(rows.ids)]
-        with self._adapter.holding(candidate):
+        with self._adapter.holding(candidate), self._before_the_step():
             found = self._read(rows)
         sums = batch_sums(found - rows.logps, advantages, _prompts(rows)[: len(rows.ids)], rows.mask)
         return batch_gain(merge(self._ranks.gather(sums)))
@@ -153,7 +167,7 @@ class FreshRollouts:
                 return None
             assert rows is not None
             known: _Rows | None = None
-            if self._repeatable is not False and not bool(rows.logps.isnan().any()):
+            if self.repeatable is not False and not bool(rows.logps.isnan().any()):
                 known = rows
             elif heard is not None and torch.equal(heard.ids, rows.ids):
                 known = _Rows(rows.ids, rows.attention, rows.mask, heard.logps)
@@ -165,18 +179,28 @@ class FreshRollouts:
 
     def _repeats(self, rows: _Rows | None, anchor: State) -> bool:
         """Whether what training passes found at the anchor is what any pass finds there; looked at once in a run."""
-        if self._repeatable is None:
+        if self.repeatable is None:
             assert rows is not None
             few = _cut(rows, AT_LEAST)
             off = (self._anchored(few, anchor).logps - few.logps).double().square() / 2 * few.mask
             nats = self._per_token(torch.stack([off.sum(), few.mask.sum().double()]).cpu())
             if math.isfinite(nats):
-                self._repeatable = nats <= self._bound
-        return self._repeatable is not False
+                self.repeatable = nats <= self._bound
+        return self.repeatable is not False
 
     def _anchored(self, rows: _Rows, anchor: State) -> _Rows:
-        with self._adapter.holding(anchor):
+        with self._adapter.holding(anchor), self._before_the_step():
             return _Rows(rows.ids, rows.attention, rows.mask, self._read(rows))
+
+    @contextmanager
+    def _before_the_step(self) -> Iterator[None]:
+        """What is trained beside the adapter as the step found it inside; afterwards as it is now."""
+        now = [(p, p.detach().clone()) for p, _ in self._beside]
+        _write(self._beside)
+        try:
+            yield
+        finally:
+            _write(now)
 
     def _heard(self) -> _Rows | None:
         """What the step's own forward passes found; None where there are none, or each is padded in its own way."""
@@ -221,6 +245,12 @@ class FreshRollouts:
 
     def _keep(self, log_probabilities: Tensor, ids: Tensor, attention: Tensor, length: int) -> None:
         self._passes.append((ids, attention, attention[:, -length:], log_probabilities))
+
+
+@torch.no_grad()
+def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for p, value in values:
+        p.copy_(value)
 
 
 def _key(row: Tensor) -> bytes:

@@ -78,7 +78,9 @@ class FreshTexts:
     def __init__(self, trainer: Any, adapter: LiveAdapter, rows: Sequence[Row]) -> None:
         self._trainer, self._adapter, self._texts = trainer, adapter, rows
 
-    def listen(self) -> None:
+    repeatable = None
+
+    def listen(self, beside: Sequence[Tensor] = ()) -> None:
         """Nothing: texts are the same at every step."""
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from nextrl.engines import decision_log
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_adapter import LiveAdapter, State, shrinking, shrinking_parts
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, read_moments, trained_beside, whole, write_moments
+from nextrl.engines.rollback import Moments, read_moments, trained_beside, values_of, whole, write_moments
 from nextrl.engines.schedules import (
     base_rate,
     falls_by_itself,
-    heights_of,
     rate_of,
     release,
     set_elsewhere,
@@ -41,6 +41,7 @@ class LiveRun:
     Attributes:
         trainer, adapter, ranks, tools: what is trained, on which processes, measured with what.
         optimizer, scheduler: whose rates are scaled.
+        heights: see `schedules.heights_of`; empty where nobody asks how high the rate will be.
         undelivered: the adapter on both sides of a leap that an inference engine has yet to show it has taken.
     """
 
@@ -50,6 +51,7 @@ class LiveRun:
     tools: Instruments
     optimizer: Any
     scheduler: Any
+    heights: Sequence[float] = ()
     undelivered: tuple[State, State] | None = None
 
     @cached_property
@@ -60,16 +62,12 @@ class LiveRun:
     @property
     def rate(self) -> float:
         """The present learning rate."""
-        return rate_of(self.optimizer)
+        return rate_of(self.optimizer, self.heights)
 
     @property
     def share(self) -> float:
         """The present rate as a share of the schedule's height (below 1 in its warm-up and in its decay)."""
-        return share_of(self.optimizer, self.scheduler, self._heights)
-
-    @cached_property
-    def _heights(self) -> list[float]:
-        return heights_of(self.scheduler, self.max_steps)
+        return share_of(self.optimizer, self.scheduler, self.heights)
 
     @property
     def rate_set_elsewhere(self) -> bool:
@@ -131,6 +129,14 @@ class LiveRun:
         if self.seam.has_engine:
             self.undelivered = before, self.adapter.read()
 
+    def way(self, start: State, moments: Moments) -> tuple[float, float]:
+        """How far all that is trained has come, and the cosine of that way with the way from its start to 0."""
+        before, now = dict(start), self.adapter.read()
+        for index, (value, p) in enumerate(zip(values_of(moments), self.beside, strict=False)):
+            before[f"beside {index}"], now[f"beside {index}"] = value, p.detach().cpu()
+        length, inner, to_zero = shrinking_parts(before, now)
+        return math.sqrt(length), shrinking(length, inner, to_zero)
+
     def moments(self) -> Moments:
         """A copy of the optimizer's state, and of what it trains beside the adapter."""
         return read_moments(self.optimizer, self.adapter.parameters.values())
@@ -143,11 +149,10 @@ class LiveRun:
         """Multiply the learning rate, the schedule's base included."""
         set_rate_factor(self.optimizer, self.scheduler, factor)
 
-    def set_base_rate(self, rate: float) -> None:
-        """Multiply it so that the schedule's base is this one."""
-        present = base_rate(self.optimizer)
-        if present > 0.0 and present != rate:
-            self.multiply_rate(rate / present)
+    @property
+    def base_rate(self) -> float | None:
+        """The rate that the schedule makes others from; None where it makes them from the present one."""
+        return base_rate(self.optimizer, self.heights)
 
     def release_rate(self, factor: float) -> None:
         """Divide the schedule's rates by a factor again; what is set now stays as whoever set it wants it."""

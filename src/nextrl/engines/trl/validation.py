@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
@@ -20,11 +22,8 @@ log = logging.getLogger(__name__)
 
 _SEARCHES = 8  # that find other prompts each time, before the first prompts are taken again
 _PICTURES = ("image", "images")
-_NOT_READ = {
-    "completion",
-    "completion_ids",
-    *_PICTURES,
-}  # columns that no reward function is handed, or that may lack
+# Columns that no reward function is handed, or that may lack.
+_NOT_READ = {"completion", "completion_ids", *_PICTURES}
 
 
 def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
@@ -50,7 +49,7 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
             f"validation has {len(rows)} rows: give at least 2, better {max(2, 4 * prompts // group)}"
         )
     if given is not None:
-        _check(trainer, rows, own)
+        _check(trainer, rows, "validation" if own else "the eval_dataset, on which leaps are validated,")
     if prompts < 2 * group:
         log.warning(
             "a search of %d completions in groups of %d sees a single prompt, which no leap can be accepted on: give "
@@ -72,15 +71,18 @@ def _indexable(given: Any, most: int) -> Sequence[Row]:
     return list(itertools.islice(iter(given), most))
 
 
-def _check(trainer: Any, rows: Sequence[Row], own: bool) -> None:
+def _check(trainer: Any, rows: Sequence[Row], what: str) -> None:
     """See that rows can be scored: what they lack would be found out in the middle of the run otherwise.
 
+    A column that a reward function names, and has no default for, has to be there. Of another one that the training
+    dataset has nobody knows whether a reward reads it, and only a warning tells.
+
     Args:
-        own: whether they were given to be validated on. An eval_dataset was not, and nobody knows which columns the
-            reward functions read: of what it lacks beside the prompt only a warning tells.
+        what: the rows' name, for the warning.
     """
     generates = Seam(trainer).generates
     columns = _columns(trainer) if generates else set()
+    needed = {"prompt"} | _named(trainer) if generates else set()
     for row in _samples(rows):
         if not isinstance(row, Mapping):
             raise InputError(
@@ -90,19 +92,28 @@ def _check(trainer: Any, rows: Sequence[Row], own: bool) -> None:
         if not generates:
             tokenised(row)
             continue
-        missing = sorted(columns - row.keys())
-        if missing and (own or "prompt" in missing):
+        missing = columns - row.keys()
+        if missing & needed:
             raise InputError(
-                f"a validation row has no {', '.join(missing)}, which the rows of the training dataset have: give "
-                "validation rows the same columns, since reward functions read them"
+                f"a validation row has no {', '.join(sorted(missing & needed))}, which the rows of the training "
+                "dataset have: give validation rows the same columns, since reward functions read them"
             )
         if missing and trainer.is_world_process_zero():
             log.warning(
-                "the eval_dataset, on which leaps are validated, has no %s, which the training dataset has: a search "
-                "ends in an error if a reward function reads it",
-                ", ".join(missing),
+                "%s has no %s, which the training dataset has: a search ends in an error if a reward function reads it",
+                what,
+                ", ".join(sorted(missing)),
             )
             return
+
+
+def _named(trainer: Any) -> set[str]:
+    """The parameters of reward functions that have no default; a reward model has none that matter here."""
+    functions = [f for f in trainer.reward_funcs if callable(f) and not isinstance(f, torch.nn.Module)]
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return {
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
 
 
 def _columns(trainer: Any) -> set[str]:

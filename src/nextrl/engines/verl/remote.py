@@ -183,7 +183,7 @@ class LatestBatch:
         self.exact = True  # whether the batch's log-probabilities are the actor's own, not the rollout's
         self._anchor: Tensor | None = None
 
-    def listen(self) -> None:
+    def listen(self, beside: Sequence[Tensor] = ()) -> None:
         """Nothing to do: verl keeps a step's batch until the step is over."""
 
     def stop(self) -> None:
@@ -357,6 +357,11 @@ class VerlRun:
         """Write the factors; verl delivers what it finds in the actor before it samples again."""
         self._undelivered = self.adapter.read(), state
         self.adapter.write(state)
+
+    def way(self, start: Held, moments: Any) -> tuple[float, float]:
+        """How far the adapter has come, and the cosine of that way with the way from its start to 0."""
+        now = self.adapter.read()
+        return self.adapter.distance(start, now), self.adapter.shrinking(start, now)
 
     def moments(self) -> Any:
         """A copy of the optimizer's state."""
