@@ -327,8 +327,9 @@ class Check:
         """A named method in the trainer: fitted on checkpoints that lie on the CPU, leapt on the GPU."""
         from nextrl import LeapCallback
 
+        # The first leap is due after three steps, and none is taken where no step follows that could show it wrong.
         leaps = LeapCallback(1, "next", horizon=1, alpha=1.0)
-        self.trainer("fitted", self.plan.usual, 3, [leaps]).train()
+        self.trainer("fitted", self.plan.usual, 4, [leaps]).train()
         return {"decisions": [decision.model_dump(mode="json") for decision in leaps.decisions]}
 
 

@@ -73,7 +73,7 @@ def test_the_leap_is_seen_in_what_is_sampled(script: Any, dry: dict[str, Any]) -
 
 
 def test_a_method_that_is_fitted_leaps(dry: dict[str, Any]) -> None:
-    assert [d["alpha"] for d in dry["fitted"]["decisions"]] == [0.0, 0.0, 1.0]
+    assert [d["alpha"] for d in dry["fitted"]["decisions"]] == [0.0, 0.0, 1.0, 0.0]
 
 
 def test_a_failed_check_is_in_the_exit_code(script: Any, monkeypatch, tmp_path: Path) -> None:

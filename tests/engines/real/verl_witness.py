@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nextrl.engines import sharded
 from nextrl.engines.verl import shards
 
 FOLDER = Path(os.environ["VERL_WITNESS"])
@@ -19,14 +20,14 @@ _count = [0]
 
 def live(own: shards.Shards) -> dict[str, torch.Tensor]:
     """This process's shards as they are."""
-    return {name: shards.local(p).clone() for name, p in own._trained().items()}
+    return {name: sharded.local(p).clone() for name, p in own._trained().items()}
 
 
 def moments(own: shards.Shards) -> list[torch.Tensor]:
     """This process's part of the optimizer's state."""
     states = [own._optimizer.state.get(p, {}) for p in own._stepped()]
     return [
-        shards.local(v).clone() for state in states for v in state.values() if isinstance(v, torch.Tensor)
+        sharded.local(v).clone() for state in states for v in state.values() if isinstance(v, torch.Tensor)
     ]
 
 
