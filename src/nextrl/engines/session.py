@@ -25,7 +25,7 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import State
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
-from nextrl.engines.rollback import Moments, Snapshot, values_of
+from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.run_rate import RunRate
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
@@ -180,7 +180,7 @@ class Session:
         if ends or self._rate.checks(step + 1):
             moments = apply_leap.moments_of(run)
             self._watched = _Beginning(run.adapter.read(), moments, run.rate, share, ends)
-            run.tools.fresh.listen(values_of(moments))
+            run.tools.fresh.listen(moments)
 
     def weights_updated(self, step: int) -> None:
         """The optimizer has taken the step after `step`, and the schedule has not followed yet."""
@@ -351,7 +351,7 @@ class Session:
             window, kept.start, end, kept.history, run.adapter, run.ranks,
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
-            partial(self._moved, end, moments or []),
+            partial(self._moved, end, [] if moments is None else moments),
             run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,

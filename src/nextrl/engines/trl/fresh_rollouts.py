@@ -24,7 +24,7 @@ from torch import Tensor
 from nextrl.engines.live_adapter import LiveAdapter, State
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import trained_beside
+from nextrl.engines.rollback import Moments, trained_beside, values_of
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference
@@ -82,12 +82,13 @@ class FreshRollouts:
         self._beside: list[tuple[Tensor, Tensor]] = []
         self._bound = max(_ROUNDING, 10.0 * resolution)
 
-    def listen(self, beside: Sequence[Tensor] = ()) -> None:
+    def listen(self, moments: Moments | None = None) -> None:
         """Keep what the coming step's forward passes find, but where they are known to be random.
 
         Args:
-            beside: the values of what is trained beside the adapter, where the step begins.
+            moments: the optimizer's state where the step begins, with the values of what is trained beside the adapter.
         """
+        beside = values_of(moments or [])
         self.stop()
         self._passes, self._kept = [], None
         live = trained_beside(self._trainer.optimizer, self._adapter.parameters.values())

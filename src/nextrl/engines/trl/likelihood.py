@@ -80,7 +80,7 @@ class FreshTexts:
 
     repeatable = None
 
-    def listen(self, beside: Sequence[Tensor] = ()) -> None:
+    def listen(self, moments: Any = None) -> None:
         """Nothing: texts are the same at every step."""
 
     def stop(self) -> None:

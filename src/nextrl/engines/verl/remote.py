@@ -183,7 +183,7 @@ class LatestBatch:
         self.exact = True  # whether the batch's log-probabilities are the actor's own, not the rollout's
         self._anchor: Tensor | None = None
 
-    def listen(self, beside: Sequence[Tensor] = ()) -> None:
+    def listen(self, moments: Any = None) -> None:
         """Nothing to do: verl keeps a step's batch until the step is over."""
 
     def stop(self) -> None:
