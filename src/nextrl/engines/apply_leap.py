@@ -80,7 +80,7 @@ class Run(Protocol):
     def way(self, start: State, moments: Moments) -> tuple[float, float]:
         """How far all that is trained has come, and the cosine of that way with the way from its start to 0.
 
-        The cosine is NaN where there is no way (`LiveAdapter.shrinking`).
+        The cosine is NaN where there is no way (`live_adapter.length_and_shrinking`).
         """
         ...
 

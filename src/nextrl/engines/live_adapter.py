@@ -127,14 +127,6 @@ class LiveAdapter:
         # Added up where the first of them lies: a GPU is waited for once, not for each tensor.
         return math.sqrt(float(torch.stack([s.to(squares[0].device) for s in squares]).double().sum()))
 
-    def shrinking(self, start: State, stop: State) -> float:
-        """Cosine of the way between two states with the way from the first to 0; NaN where there is no way.
-
-        It is near 1 where nothing but weight decay moved the factors, and near 0 after a step along a gradient: in so
-        many dimensions that has hardly anything in common with the factors themselves.
-        """
-        return shrinking(*shrinking_parts(start, stop))
-
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
         return {
@@ -222,18 +214,24 @@ def along(start: State, stop: State, alpha: float) -> State:
 
 def shrinking_parts(start: State, stop: State) -> tuple[float, float, float]:
     """Squared length of a way, its inner product with the way from its start to 0, and that one's squared length."""
-    ways = [
-        (t.double().flatten() - start[n].double().flatten(), start[n].double().flatten())
-        for n, t in stop.items()
-    ]
-    sums = [torch.stack([way @ way, -(way @ here), here @ here]).cpu() for way, here in ways]
+    # One tensor at a time: a head that is trained beside the adapter is large, and twice that in float64.
+    sums = [_parts(start[name].double().flatten(), t.double().flatten()) for name, t in stop.items()]
     way, inner, to_zero = torch.stack(sums).sum(0).tolist()
     return way, inner, to_zero
 
 
-def shrinking(way: float, inner: float, to_zero: float) -> float:
-    """The cosine that `shrinking_parts` are of, summed over processes where several hold pieces."""
-    return inner / math.sqrt(way * to_zero) if way > 0.0 and to_zero > 0.0 else math.nan
+def _parts(here: Tensor, there: Tensor) -> Tensor:
+    way = there - here
+    return torch.stack([way @ way, -(way @ here), here @ here]).cpu()
+
+
+def length_and_shrinking(way: float, inner: float, to_zero: float) -> tuple[float, float]:
+    """Length of a way, and its cosine with the way from its start to 0, of `shrinking_parts` (summed over processes).
+
+    The cosine is near 1 where nothing but weight decay moved the factors, and near 0 after a step along a gradient: in
+    so many dimensions that has hardly anything in common with the factors themselves. NaN where there is no way.
+    """
+    return math.sqrt(way), inner / math.sqrt(way * to_zero) if way > 0.0 and to_zero > 0.0 else math.nan
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from nextrl.engines import decision_log
-from nextrl.engines.live_adapter import LiveAdapter, State, shrinking, shrinking_parts
+from nextrl.engines.live_adapter import LiveAdapter, State, length_and_shrinking, shrinking_parts
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, read_moments, trained_beside, values_of, whole, write_moments
@@ -134,8 +133,7 @@ class LiveRun:
         before, now = dict(start), self.adapter.read()
         for index, (value, p) in enumerate(zip(values_of(moments), self.beside, strict=False)):
             before[f"beside {index}"], now[f"beside {index}"] = value, p.detach().cpu()
-        length, inner, to_zero = shrinking_parts(before, now)
-        return math.sqrt(length), shrinking(length, inner, to_zero)
+        return length_and_shrinking(*shrinking_parts(before, now))
 
     def moments(self) -> Moments:
         """A copy of the optimizer's state, and of what it trains beside the adapter."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines import decision_log
-from nextrl.engines.live_adapter import shrinking
+from nextrl.engines.live_adapter import length_and_shrinking
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.decision import DecisionRecord
@@ -109,11 +109,6 @@ class RemoteAdapter:
     def distance(self, start: Held, stop: Held) -> float:
         """Length of the way between two copies."""
         return math.sqrt(self.product(start, stop, start, stop))
-
-    def shrinking(self, start: Held, stop: Held) -> float:
-        """See `LiveAdapter.shrinking`."""
-        parts = zip(*self._workers.ask("shrinking_parts", start, stop), strict=True)
-        return shrinking(*(sum(part) for part in parts))
 
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:
@@ -360,8 +355,8 @@ class VerlRun:
 
     def way(self, start: Held, moments: Any) -> tuple[float, float]:
         """How far the adapter has come, and the cosine of that way with the way from its start to 0."""
-        now = self.adapter.read()
-        return self.adapter.distance(start, now), self.adapter.shrinking(start, now)
+        parts = zip(*self.workers.ask("shrinking_parts", start, self.adapter.read()), strict=True)
+        return length_and_shrinking(*(sum(part) for part in parts))
 
     def moments(self) -> Any:
         """A copy of the optimizer's state."""
