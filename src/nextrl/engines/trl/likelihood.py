@@ -75,10 +75,10 @@ class FreshTexts:
         rows: held-out rows. Every process measures all of them.
     """
 
+    repeatable: bool | None = None  # asked of training passes, of which none is used here
+
     def __init__(self, trainer: Any, adapter: LiveAdapter, rows: Sequence[Row]) -> None:
         self._trainer, self._adapter, self._texts = trainer, adapter, rows
-
-    repeatable = None
 
     def listen(self, moments: Any = None) -> None:
         """Nothing: texts are the same at every step."""
