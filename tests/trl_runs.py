@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig, SFTTrainer
 
-from nextrl.engines.live_adapter import along
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import agreed
 from nextrl.engines.settings import LoraSettings
 from nextrl.engines.trl.trainer import as_dataset, reward_function, with_adapter

@@ -296,7 +296,8 @@ class Check:
         from transformers import TrainerCallback
 
         from nextrl import LeapCallback
-        from nextrl.engines.live_adapter import LiveAdapter, along
+        from nextrl.engines.live_adapter import LiveAdapter
+        from nextrl.engines.live_weights import along
         from nextrl.engines.verl.forced_leaps import ForcedLeaps
 
         at, reads, seen = self.plan.leap_at, dict[str, Any](), dict[str, Any]()

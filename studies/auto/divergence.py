@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, State, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State, along
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.trainer import build_trainer, with_adapter
 from nextrl.runs.loop import one_thread

@@ -2,6 +2,7 @@
 
     python -m studies.grid.tasks            # the bases of the four tasks of this study, once
     python -m studies.grid.run starts       # seven starts, six tasks, controls
+    python -m studies.grid.run weights      # all weights in place of an adapter: five starts, six tasks
     python -m studies.grid.run options      # trainer options on one task, `auto` from two starts, plain at three rates
     python -m studies.grid.run watched      # plain runs at four rates: what `auto` would have seen of each window
     python -m studies.grid.table            # of the published records, or of the folder named
@@ -30,7 +31,9 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from nextrl import LeapCallback
+from nextrl.engines.all_weights import AllWeights
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Auto
 from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.settings import LoraSettings, TrainSettings
@@ -48,6 +51,7 @@ from studies.folders import default_out, parser
 from studies.grid import tasks as own
 
 STARTS = (1e-6, 1e-5, 5e-5, 5e-4, 2e-3, 5e-3, 2e-2)
+WHOLE_STARTS, WHOLE_RATES = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3), (1e-4, 2e-4, 5e-4)
 LAB, OWN = ("chain", "chain-wrong-rule"), ("partial", "penalty", "sparse", "half-nat")
 EVALUATIONS = (20, 40, 60, 100, 150, 200)
 AVERAGED = 60  # steps at a run's end whose adapters are averaged, every fifth of them
@@ -62,7 +66,7 @@ class Arm:
             taken back), `effopd` or `watch` (plain, and what `auto` would have seen).
         rate: what it starts from.
         options: of GRPOConfig.
-        lora: of LoraSettings.
+        lora: of LoraSettings; None trains all weights.
         every: steps per window of `auto`.
         twist: what is done to the rewards, see `_reward`.
     """
@@ -75,7 +79,7 @@ class Arm:
     seed: int
     steps: int = 200
     options: dict[str, Any] = field(default_factory=dict)
-    lora: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = field(default_factory=dict)
     every: int = 10
     twist: str = ""
 
@@ -151,15 +155,19 @@ class Watch(Controller):
 CONTROLLERS = {"auto": Controller, "kl": DivergenceRule, "kl-back": DivergenceRuleBack, "watch": Watch}
 
 
+def _trained(model: Any) -> LiveWeights:
+    return LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)
+
+
 class Average(TrainerCallback):
-    """Keeps the adapters of a run's last steps."""
+    """Keeps what a run's last steps trained."""
 
     def __init__(self) -> None:
         self.states: deque[dict[str, torch.Tensor]] = deque(maxlen=AVERAGED // 5)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % 5 == 0:
-            self.states.append(LiveAdapter(kwargs["model"]).read())
+            self.states.append(_trained(kwargs["model"]).read())
 
 
 def _reward(arm: Arm) -> Any:
@@ -217,7 +225,8 @@ def work(arm: Arm, out: Path) -> str:
         return f"{arm.path}: there already"
     one_thread()
     model, tokenizer = bases.load(own.MODEL if arm.task in OWN else "tiny", arm.task)
-    model = with_adapter(model, LoraSettings(**arm.lora), arm.seed)
+    if arm.lora is not None:
+        model = with_adapter(model, LoraSettings(**arm.lora), arm.seed)
     settings = TrainSettings(steps=arm.steps, learning_rate=arm.rate, seed=arm.seed)
     evaluations = tuple(step for step in EVALUATIONS if step <= arm.steps)
     described = ArmSettings(
@@ -269,8 +278,7 @@ def work(arm: Arm, out: Path) -> str:
     trainer.train()
     seconds = time.perf_counter() - began
     states = list(average.states)
-    adapter = LiveAdapter(trainer.model)
-    adapter.write({n: torch.stack([s[n] for s in states]).mean(0) for n in states[0]})
+    _trained(trainer.model).write({n: torch.stack([s[n] for s in states]).mean(0) for n in states[0]})
     averaged = evaluate(trainer.model, tokenizer, base.get(arm.task), prompts=1000)
     kept: dict[str, Any] = {
         "arm": asdict(arm),
@@ -308,6 +316,15 @@ def starts(seeds: list[int]) -> Iterator[Arm]:
             yield Arm("starts", "default", task, "kl", 2e-2, seed)
             for rate in (1e-5, 5e-4, 2e-3):
                 yield Arm("starts", "default", task, "effopd", rate, seed)
+
+
+def weights(seeds: list[int]) -> Iterator[Arm]:
+    """All weights: `auto` from five starts on six tasks, and plain at three rates."""
+    for seed in seeds:
+        for task in (*LAB, *OWN):
+            for rule, rates in (("auto", WHOLE_STARTS), ("plain", WHOLE_RATES)):
+                for rate in rates:
+                    yield Arm("weights", "default", task, rule, rate, seed, lora=None)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -357,7 +374,7 @@ def options(seeds: list[int]) -> Iterator[Arm]:
                     yield Arm("options", name, "chain", rule, rate, seed, **given)
 
 
-GROUPS = {"starts": starts, "options": options, "watched": watched}
+GROUPS = {"starts": starts, "weights": weights, "options": options, "watched": watched}
 
 
 def main() -> None:

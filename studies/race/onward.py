@@ -18,7 +18,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from nextrl import Trajectory
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State
 from nextrl.engines.trl.trainer import build_trainer, with_adapter
 from nextrl.leaps.leap import leap
 from nextrl.runs.loop import one_thread

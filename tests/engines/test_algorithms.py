@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from nextrl.engines import algorithms
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, with_adapter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import CandidateScores
-from nextrl.engines.live_adapter import State, along
+from nextrl.engines.live_weights import State, along
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import grid_search
 

@@ -12,7 +12,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 import lora_runs
-from nextrl.engines.live_adapter import LiveAdapter, along, leap_into, length_and_shrinking, shrinking_parts
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
+from nextrl.engines.live_weights import along, length_and_shrinking, shrinking_parts
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.lowrank import cosine

@@ -12,7 +12,7 @@ import torch
 import two_processes
 from launching import TESTS, launch
 from nextrl.engines import ranks as module
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_weights import State
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl import trainer

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.engines import sharded
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.errors import InputError
 from trl_runs import fresh_model
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, Snapshot
@@ -80,7 +80,7 @@ class Run(Protocol):
     def way(self, start: State, moments: Moments) -> tuple[float, float]:
         """How far all that is trained has come, and the cosine of that way with the way from its start to 0.
 
-        The cosine is NaN where there is no way (`live_adapter.length_and_shrinking`).
+        The cosine is NaN where there is no way (`live_weights.length_and_shrinking`).
         """
         ...
 

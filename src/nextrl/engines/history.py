@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.trajectory import Trajectory

@@ -1,14 +1,12 @@
-"""The LoRA adapter inside a live model: read it, write it, move it, measure how far it moved.
+"""The LoRA adapter inside a live model: which parameters are its factors, and what matrices they make.
 
-Everything here acts on the active adapter's A and B only. Optimizer state, base weights and a frozen reference
-adapter are never touched, and the parameters keep their identity, so Adam's moments stay attached.
+Everything here acts on the active adapter's A and B only: base weights and a frozen reference adapter are never
+touched.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,11 @@ from nextrl.checkpoints.adapter import Slot, arrange, matrices, stored
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.engines import sharded
+from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.errors import InputError, needs
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import MEMORY
-
-State = dict[str, Tensor]
-"""PEFT state-dict name (as saved, without the adapter's name) -> tensor."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class _Header:
     entries: Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]
 
 
-class LiveAdapter:
+class LiveAdapter(LiveWeights):
     """Handle on the trainable LoRA factors of a PEFT model.
 
     What it refuses is what the reader of saved adapters refuses (`checkpoints.adapter.arrange`), so that a run that can
@@ -57,7 +53,6 @@ class LiveAdapter:
         """
         self._name = _active_adapter(model)
         sharded.refuse_flat(model)
-        self.model = model
         with needs("trl", "a live adapter"):
             from peft.tuners.lora import LoraLayer
         source = Path(f"adapter '{self._name}'")
@@ -68,12 +63,13 @@ class LiveAdapter:
         self._slots: dict[str, list[Slot]] = {}
         for slot in slots:
             self._slots.setdefault(slot.keys.a, []).append(slot)
-        self.parameters: dict[str, nn.Parameter] = {}
+        parameters: dict[str, nn.Parameter] = {}
         self.pairs: dict[str, tuple[str, str, float]] = {}
         for key_a in [key for key in found if key in self._slots]:
             key_b, module = self._slots[key_a][0].keys.b, key_a.rsplit(".lora_", 1)[0]
-            self.parameters |= {key_a: found[key_a], key_b: found[key_b]}
+            parameters |= {key_a: found[key_a], key_b: found[key_b]}
             self.pairs[module] = (key_a, key_b, float(layers[module].scaling[self._name]))
+        super().__init__(model, parameters)
 
     def _saved(self, module: str, layer: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """(name in the saved file, parameter) of everything that the adapter has in one layer."""
@@ -86,46 +82,6 @@ class LiveAdapter:
                 yield f"{module}.{kind}", held
             else:
                 yield from ((f"{module}.{kind}.{name}", p) for name, p in held.named_parameters())
-
-    def read(self) -> State:
-        """Copies of all factors, detached and whole, on their device and in their dtype (`sharded.read`)."""
-        return sharded.read(self.parameters)
-
-    def write(self, state: Mapping[str, Tensor]) -> None:
-        """Copy factors into the live parameters, in place; with several processes, the same ones on each.
-
-        Raises:
-            InputError: a name or shape differs; nothing was written then.
-        """
-        for name, p in self.parameters.items():
-            if name not in state:
-                raise InputError(f"the leap has no tensor for {name}: it was made from another adapter")
-            if state[name].shape != (expected := sharded.shape(p)):
-                raise InputError(
-                    f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
-                )
-        sharded.write(self.parameters, state)
-        sharded.forget_gathered(self.model)
-
-    @contextmanager
-    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other factors inside; afterwards those that were there before."""
-        now = self.read()
-        self.write(state)
-        try:
-            yield
-        finally:
-            self.write(now)
-
-    def along(self, start: State, stop: State, alpha: float) -> State:
-        """`stop + alpha (stop - start)`, see the function `along`."""
-        return along(start, stop, alpha)
-
-    def distance(self, start: State, stop: State) -> float:
-        """Length of the way between two states, over all factors."""
-        squares = [(t.float() - start[name].float()).square().sum() for name, t in stop.items()]
-        # Added up where the first of them lies: a GPU is waited for once, not for each tensor.
-        return math.sqrt(float(torch.stack([s.to(squares[0].device) for s in squares]).double().sum()))
 
     def matrices(self, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, n) and B (m, r) of each adapted matrix, by module; `module[i]` where a module is a stack of experts."""
@@ -202,36 +158,6 @@ def _entry(parameter: nn.Parameter) -> tuple[tuple[int, ...], torch.dtype | str]
     """(whole shape, dtype; its name where we do not compute with it), as a file's header gives them."""
     dtype = parameter.dtype
     return tuple(sharded.shape(parameter)), dtype if dtype in DTYPES.values() else str(dtype)
-
-
-def along(start: State, stop: State, alpha: float) -> State:
-    """`stop + alpha (stop - start)` of every factor: the leap inside A and B (Fast Forward, 2409.04206).
-
-    In the dtype of `stop`: TRL may turn an adapter to half precision on the way (continuous batching).
-    """
-    return {name: torch.lerp(start[name].to(t.dtype), t, 1.0 + alpha) for name, t in stop.items()}
-
-
-def shrinking_parts(start: State, stop: State) -> tuple[float, float, float]:
-    """Squared length of a way, its inner product with the way from its start to 0, and that one's squared length."""
-    # One tensor at a time: a head that is trained beside the adapter is large, and twice that in float64.
-    sums = [_parts(start[name].double().flatten(), t.double().flatten()) for name, t in stop.items()]
-    way, inner, to_zero = torch.stack(sums).sum(0).tolist()
-    return way, inner, to_zero
-
-
-def _parts(here: Tensor, there: Tensor) -> Tensor:
-    way = there - here
-    return torch.stack([way @ way, -(way @ here), here @ here]).cpu()
-
-
-def length_and_shrinking(way: float, inner: float, to_zero: float) -> tuple[float, float]:
-    """Length of a way, and its cosine with the way from its start to 0, of `shrinking_parts` (summed over processes).
-
-    The cosine is near 1 where nothing but weight decay moved the factors, and near 0 after a step along a gradient: in
-    so many dimensions that has hardly anything in common with the factors themselves. NaN where there is no way.
-    """
-    return math.sqrt(way), inner / math.sqrt(way * to_zero) if way > 0.0 and to_zero > 0.0 else math.nan
 
 
 def leap_into(adapter: LiveAdapter, fitted: Leap, alpha: float) -> State:

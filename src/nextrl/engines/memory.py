@@ -23,7 +23,7 @@ from torch import Tensor
 from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_weights import State
 from nextrl.engines.optimizer_state import joined, split
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.errors import InputError, shown

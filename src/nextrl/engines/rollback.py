@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_weights import State
 from nextrl.engines.optimizer_state import copied, put_back
 from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window

@@ -11,7 +11,7 @@ from nextrl.engines import apply_leap
 from nextrl.engines.schedules import RateCheck
 
 if TYPE_CHECKING:
-    from nextrl.engines.live_adapter import State
+    from nextrl.engines.live_weights import State
     from nextrl.engines.memory import Memory
     from nextrl.engines.policies import Policy
 

@@ -22,7 +22,7 @@ from nextrl.engines import apply_leap
 from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
-from nextrl.engines.live_adapter import State
+from nextrl.engines.live_weights import State, all_finite
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
@@ -218,9 +218,9 @@ class Session:
 
     def _finite(self) -> bool:
         """Whether the step left numbers in what it trained. Where it did not, nothing could be sampled again."""
-        adapter, beside = self.run.adapter, all(bool(p.isfinite().all()) for p in self.run.beside)
-        moved = adapter.distance(self.memory.start, adapter.read()) if beside else math.nan
-        return math.isfinite(self.run.ranks.tell(moved))
+        adapter, beside = self.run.adapter.finite(), all_finite(self.run.beside)
+        found: bool = self.run.ranks.tell(adapter and beside)
+        return found
 
     def _mend(self, step: int) -> None:
         """Take a step to NaN or Inf back: it alone where its beginning is remembered, else the window."""

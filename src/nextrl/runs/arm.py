@@ -57,7 +57,7 @@ class ArmSettings(BaseModel):
         name, kind, label: how the arm is called, what it is compared as, and what a reader sees.
         model: a name or folder for `tasks.bases.load`.
         start: step of the plain arm's checkpoint that this arm goes on from (0: from scratch).
-        lora: the adapter; None trains all weights (full fine-tuning), and nothing leaps then.
+        lora: the adapter; None trains all weights (full fine-tuning), where `auto` works and nothing leaps.
         merge: at `start`, fold the adapter into the base and begin a fresh adapter and optimizer. With a leap of one
             given alpha it is the leap that is folded in, which is how the NExt paper goes on (second-hand); without,
             it is the restart that such a leap has to be compared with.
@@ -90,7 +90,7 @@ class ArmSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> ArmSettings:
-        if self.lora is None and (self.auto or self.leap or self.merge):
+        if self.lora is None and (self.leap or self.merge):
             raise ValueError("lora: full fine-tuning has no adapter that could leap or be merged")
         if self.merge and self.leap and self.leap.search:
             raise ValueError("merge: the leap that is merged needs search=False and one alpha")

@@ -147,7 +147,7 @@ class RunConfig(BaseModel):
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
     lora: LoraSettings | None = Field(
         LoraSettings(),
-        description="the adapter; null: all weights are trained, for a comparison, and nothing can leap",
+        description="the adapter; null: all weights are trained, and nothing leaps",
     )
     leap: LeapSection = LeapSection()
     eval: EvalSection = EvalSection()
@@ -226,10 +226,10 @@ class RunConfig(BaseModel):
         return self
 
     def _check_full(self) -> None:
-        if self.leap.method != "none":
+        if self.leap.method not in ("auto", "none"):
             raise ValueError(
-                f"lora: null trains all weights, and {self.leap.method} works on an adapter: set leap.method: none, or "
-                "leave lora out"
+                f"lora: null trains all weights, and {self.leap.method} works on an adapter: set leap.method: auto or "
+                "none, or leave lora out"
             )
         if self.engine == "verl":
             raise ValueError("lora: null is for engine trl; engine verl trains an adapter")

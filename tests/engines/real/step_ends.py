@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State
 from nextrl.engines.trl.callback import LeapCallback
 from trl_runs import trainer
 

@@ -11,7 +11,8 @@ import torch
 
 from launching import launch
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.live_adapter import LiveAdapter, State, leap_into
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
+from nextrl.engines.live_weights import State
 from nextrl.leaps.leap import leap
 from trl_runs import fresh_model
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, State, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State, along
 from nextrl.engines.policies import Auto
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback

@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies import AtSteps
 from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.rollouts import TrainerRollouts

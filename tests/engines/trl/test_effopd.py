@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.rollouts import TrainerRollouts

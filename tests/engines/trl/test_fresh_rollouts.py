@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import AT_LEAST, TOKENS, FreshRollouts, _enough, _prompts, _Rows

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter, along
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import read_moments
 from nextrl.engines.trl.callback import LeapCallback

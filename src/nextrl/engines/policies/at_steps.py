@@ -11,7 +11,8 @@ from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import DiskHistory
-from nextrl.engines.live_adapter import along, leap_into
+from nextrl.engines.live_adapter import leap_into
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_weights import State
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, stay
@@ -29,7 +29,8 @@ class View:
         window: what the run shows for free.
         start, end: the adapter's factors where the window began, and where it ended.
         history: checkpoints in memory since the run began or last leapt.
-        adapter: the live adapter.
+        adapter: what is trained: `LiveWeights`, or its like where copies lie elsewhere; a `LiveAdapter` where a named
+            method decides.
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
         look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
@@ -45,7 +46,7 @@ class View:
     start: State
     end: State
     history: AdapterHistory
-    adapter: LiveAdapter
+    adapter: Any
     ranks: Ranks
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_adapter import along
+from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched

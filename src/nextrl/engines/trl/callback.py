@@ -20,10 +20,12 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.engines import decision_log, memory
+from nextrl.engines.all_weights import AllWeights
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, Policy, policy_of
 from nextrl.engines.policies.arguments import trainer_itself
 from nextrl.engines.ranks import Ranks
@@ -176,7 +178,7 @@ class LeapCallback(TrainerCallback):
                 if self._policy.method == "auto"
                 else f"{self._policy.method} takes its alpha unseen",
             )
-        adapter, ranks = LiveAdapter(kwargs["model"]), Ranks(trainer.accelerator)
+        adapter, ranks = self._trained(kwargs["model"]), Ranks(trainer.accelerator)
         run = LiveRun(
             trainer,
             adapter,
@@ -248,6 +250,12 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Give back the rate that the end of the run took."""
         self._running().train_ended()
+
+    def _trained(self, model: Any) -> LiveWeights:
+        """What the policy moves: the adapter, or under `auto` all weights of a model that has none."""
+        # A plain model of transformers has this attribute once an adapter is loaded into it.
+        adapted = hasattr(model, "peft_config")
+        return LiveAdapter(model) if adapted or not self._policy.undoes else AllWeights(model)
 
     def _leapt(self, run: LiveRun, step: int) -> None:
         assert self._on_leap is not None

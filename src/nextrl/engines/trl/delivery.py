@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.engines.trl.rollouts import log_probabilities
 from nextrl.engines.trl.seam import Seam
 
@@ -23,7 +23,7 @@ class StaleWeights(RuntimeError):
     """The inference engine went on sampling from the weights before a leap."""
 
 
-def check_delivery(trainer: Any, adapter: LiveAdapter, before: State, after: State) -> None:
+def check_delivery(trainer: Any, adapter: LiveWeights, before: State, after: State) -> None:
     """Look at the rollouts that the trainer holds; the adapter is left as it is.
 
     Args:

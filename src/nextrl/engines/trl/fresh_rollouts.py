@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, trained_beside, values_of
@@ -71,7 +71,7 @@ class FreshRollouts:
 
     repeatable: bool | None = None
 
-    def __init__(self, trainer: Any, adapter: LiveAdapter, ranks: Ranks, resolution: float = 0.0) -> None:
+    def __init__(self, trainer: Any, adapter: LiveWeights, ranks: Ranks, resolution: float = 0.0) -> None:
         self._trainer, self._seam = trainer, Seam(trainer)
         self._adapter, self._ranks = adapter, ranks
         # (ids, attention mask, mask, log-probabilities) of each forward pass of the step listened to.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
@@ -34,7 +34,7 @@ class Instruments:
     fresh: FreshRollouts | FreshTexts
 
 
-def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveAdapter, ranks: Ranks) -> Instruments:
+def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveWeights, ranks: Ranks) -> Instruments:
     """The instruments for a trainer: likelihood for SFT, rollouts for the rest.
 
     Args:

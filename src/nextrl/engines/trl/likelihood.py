@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.live_adapter import LiveAdapter, State
+from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError
@@ -77,7 +77,7 @@ class FreshTexts:
 
     repeatable: bool | None = None  # asked of training passes, of which none is used here
 
-    def __init__(self, trainer: Any, adapter: LiveAdapter, rows: Sequence[Row]) -> None:
+    def __init__(self, trainer: Any, adapter: LiveWeights, rows: Sequence[Row]) -> None:
         self._trainer, self._adapter, self._texts = trainer, adapter, rows
 
     def listen(self, moments: Any = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from nextrl.engines import decision_log
-from nextrl.engines.live_adapter import LiveAdapter, State, length_and_shrinking, shrinking_parts
+from nextrl.engines.live_weights import LiveWeights, State, length_and_shrinking, shrinking_parts
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, read_moments, trained_beside, values_of, whole, write_moments
@@ -45,7 +45,7 @@ class LiveRun:
     """
 
     trainer: Any
-    adapter: LiveAdapter
+    adapter: LiveWeights
     ranks: Ranks
     tools: Instruments
     optimizer: Any

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nextrl.engines import decision_log
-from nextrl.engines.live_adapter import length_and_shrinking
+from nextrl.engines.live_weights import length_and_shrinking
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.decision import DecisionRecord
@@ -109,6 +109,10 @@ class RemoteAdapter:
     def distance(self, start: Held, stop: Held) -> float:
         """Length of the way between two copies."""
         return math.sqrt(self.product(start, stop, start, stop))
+
+    def finite(self) -> bool:
+        """Whether there is neither NaN nor Inf in any of them; nothing is copied for it."""
+        return all(self._workers.ask("finite"))
 
     @contextmanager
     def holding(self, held: Held) -> Iterator[None]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
-from nextrl.engines.live_adapter import shrinking_parts
+from nextrl.engines.live_weights import all_finite, shrinking_parts
 from nextrl.engines.optimizer_state import copied, joined, put_back, split
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
@@ -114,6 +114,10 @@ class Shards:
             name: sharded.local(p).to("cpu", copy=True) for name, p in self._trained().items()
         }
 
+    def finite(self) -> bool:
+        """Whether there is neither NaN nor Inf in this process's part."""
+        return all_finite(sharded.local(p) for p in self._trained().values())
+
     def keep_along(self, key: int, start: int, stop: int, alpha: float) -> None:
         """Make the factors `stop + alpha (stop - start)`, without writing them."""
         begun, ended = self._copies[start], self._copies[stop]
@@ -164,7 +168,7 @@ class Shards:
         return resolution(self._dtype)
 
     def shrinking_parts(self, start: int, stop: int) -> tuple[float, float, float]:
-        """This process's part of `live_adapter.shrinking_parts` between two copies."""
+        """This process's part of `live_weights.shrinking_parts` between two copies."""
         if not self._counted:
             return 0.0, 0.0, 0.0
         return shrinking_parts(self._copies[start], self._copies[stop])

@@ -1,0 +1,47 @@
+"""All weights that a model trains, where there is no adapter, as `auto` needs them: copied, and put back.
+
+Copies lie in the host's memory, as those of the optimizer's state do: up to three are kept at a time, each as large as
+the model, for which a GPU that trains all of it has no room. No method leaps here: what is fitted is fitted on factors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nextrl.engines import sharded
+from nextrl.engines.live_weights import LiveWeights, State, all_finite
+from nextrl.engines.rollback import whole
+from nextrl.errors import InputError
+
+
+class AllWeights(LiveWeights):
+    """Handle on all parameters of a model that are trained, whole on this process.
+
+    Args:
+        model: the model.
+
+    Raises:
+        InputError: none is trained, or they lie in pieces on several processes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        sharded.refuse_flat(model)
+        found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not found:
+            raise InputError(
+                "this model has no parameter that is trained (requires_grad), so that nothing can be found"
+            )
+        if not whole(found):
+            raise InputError(
+                "auto on all weights needs them whole on each process, and here they lie in pieces on several (FSDP, "
+                "DeepSpeed ZeRO): train an adapter, or on one GPU or by DDP; in verl, pieces are no hindrance"
+            )
+        super().__init__(model, found)
+
+    def read(self) -> State:
+        """Copies of all of them, in the host's memory and in their dtype."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def finite(self) -> bool:
+        """Whether there is neither NaN nor Inf in any of them; looked at where they lie, since it is at every step."""
+        return all_finite(self.parameters.values())
