@@ -27,7 +27,8 @@ from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.runs.config import RunConfig
 from nextrl.runs.run import run
-from trl_runs import VALIDATION, Scripted, fresh_model, scripted_policy, trainer
+from nextrl.tasks.bases import tiny
+from trl_runs import VALIDATION, Scripted, fresh_model, scripted_policy, trainable, trainer
 
 STEPS, COMPLETIONS, PROMPTS = 6, 32, 20  # five groups of four do not divide by two: one is repeated to fill
 
@@ -70,13 +71,13 @@ def draw_by_row(built: Any) -> None:
 
 
 class Watch(TrainerCallback):
-    """The adapter after each step, callbacks included."""
+    """What is trained after each step, callbacks included."""
 
     def __init__(self) -> None:
         self.adapters: list[dict[str, torch.Tensor]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.adapters.append(LiveAdapter(kwargs["model"]).read())
+        self.adapters.append(trainable(kwargs["model"]))
 
 
 def scripted_run(out: Path, processes: int) -> dict[str, Any]:
@@ -117,11 +118,14 @@ class Deciding(Controller):
         return super().window(*arguments)
 
 
-def real_run(out: Path) -> dict[str, Any]:
-    """TRL's own sampling, the real controller."""
+def real_run(out: Path, *, whole: bool = False) -> dict[str, Any]:
+    """TRL's own sampling, the real controller; on an adapter, or on all weights."""
+    Deciding.asked = 0
     policy = Auto(ControllerConfig(every=2), Deciding)
     watch, leaps = Watch(), LeapCallback(policy=policy)
-    built = trainer(out, [leaps, watch], max_steps=5, per_device_train_batch_size=16, learning_rate=1e-3)
+    rate, model = (1e-5, tiny.load("chain")[0]) if whole else (1e-3, None)
+    options = {"max_steps": 5, "per_device_train_batch_size": 16, "learning_rate": rate}
+    built = trainer(out, [leaps, watch], model=model, **options)
     built.train()
     return {
         "adapters": watch.adapters,
@@ -190,6 +194,7 @@ def main() -> None:
     found = {
         "scripted": scripted_run(out / f"scripted-{rank}", 2),
         "real": real_run(out / f"real-{rank}"),
+        "whole": real_run(out / f"whole-{rank}", whole=True),
         "fsdp2": fsdp2(),
         "run": whole_run(out / "run"),
     }

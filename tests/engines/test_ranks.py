@@ -54,7 +54,7 @@ def test_two_processes_are_one_with_gradient_accumulation(two: Any, one: Any) ->
     assert (run["completions"], one["completions"]) == (3 * 2 * 24, 3 * 2 * 20)
 
 
-@pytest.mark.parametrize("kind", ["scripted", "real"])
+@pytest.mark.parametrize("kind", ["scripted", "real", "whole"])
 def test_adapters_are_equal_to_the_bit_after_every_step_and_leap(two: Any, kind: str) -> None:
     first, second = (seen[kind] for seen in two[1])
     assert len(first["adapters"]) >= 4

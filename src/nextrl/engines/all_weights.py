@@ -29,7 +29,7 @@ class AllWeights(LiveWeights):
         found = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not found:
             raise InputError(
-                "this model has no parameter that is trained (requires_grad), so that nothing can be found"
+                "no parameter of this model is trained (requires_grad): there is no rate to find"
             )
         if not whole(found):
             raise InputError(

@@ -150,6 +150,7 @@ def _active_adapter(model: Any) -> str:
     if len(names) != 1:
         raise InputError(
             f"leaps need a PEFT model with one active LoRA adapter; this model has {names or 'none'}"
+            + ("" if names else " (all weights: auto alone finds their rate)")
         )
     return str(names[0])
 

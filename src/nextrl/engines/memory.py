@@ -168,7 +168,7 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
         raise InputError(f"{place / JSON} is damaged ({error!r}): use another checkpoint") from error
     if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
         raise InputError(
-            f"{place} holds the state of another adapter: resume with the adapter it was saved with"
+            f"{place} holds the state of another adapter or of other weights: resume with what it was saved with"
         )
     return memory, values
 

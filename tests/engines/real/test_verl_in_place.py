@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"real engines: {MISSING} 
 if not MISSING:
     import verl_command as verl
 
+    from nextrl.checkpoints.tensorfile import read_tensors
     from nextrl.engines.verl.adapters import read_shards
 
 LEAPING = ("trainer.v1.trainer_mode=nextrl",)
@@ -235,6 +236,34 @@ def test_the_way_of_each_window_is_in_verls_log(one_and_two):
         theirs = {step: m[name] for step, m in two.items() if name in m}
         assert ours, name
         assert theirs == pytest.approx(ours, rel=1e-4), name
+
+
+def test_auto_on_all_weights(base, tmp_path):
+    """Without an adapter: flat shards of whole layers, a rate far too low, exact candidates, delivered."""
+    words = [
+        *verl.words(base, tmp_path, steps=6, gpus=2, strategy="fsdp"), *LEAPING, "+trainer.v1.nextrl.every=2",
+        "actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.actor.optim.lr=1e-7", "trainer.save_freq=6",
+    ]  # fmt: skip
+    verl.run(words, tmp_path / "log.txt", **watched(tmp_path))
+    found = [changes(tmp_path, rank) for rank in (0, 1)]
+    for ours in found:
+        assert not any("lora_" in name for name in ours[0]["after"])
+        looks = [(look, back) for look, back in itertools.pairwise(ours) if look["alpha"]]
+        assert looks
+        for look, back in looks:
+            is_exact(look)
+            assert all(torch.equal(t, look["before"][name]) for name, t in back["after"].items())
+    shares = [sum(t.numel() for t in ours[0]["after"].values()) for ours in found]
+    whole = sum(t.numel() for t in read_tensors(base / "base" / "model.safetensors").values())
+    assert (
+        whole <= sum(shares) < whole + 2 * len(found[0][0]["after"])
+    )  # FSDP1 pads a flat tensor to even shards
+    assert max(d["rate_factor"] for d in verl.decisions(tmp_path)) > 10.0
+    logged = verl.metrics(tmp_path)
+    assert max(m["actor/lr"] for m in logged.values()) > 1e-6
+    assert max(m["training/rollout_probs_diff_mean"] for m in logged.values()) < 0.02
+    states = list((tmp_path / "global_step_6" / "nextrl").glob("shards-*"))
+    assert len(states) == 2
 
 
 def test_a_run_that_does_not_ask_is_verls_own(base, tmp_path):

@@ -1,9 +1,11 @@
-"""The adapter in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in several processes as in one."""
+"""What is trained, in shards: elementwise on what FSDP2 and FSDP1 cut, to the bit, in several processes as in one."""
 
 import math
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,17 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from nextrl.engines.sharded import local
 from nextrl.engines.verl.shards import Shards, trained
 from nextrl.errors import InputError
+
+
+class Plain(nn.Module):
+    """Two layers without an adapter, of 30 and 9 numbers, so that two processes hold uneven parts of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 5), nn.Linear(5, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
 
 
 class Layer(nn.Module):
@@ -36,6 +49,11 @@ def model() -> nn.Module:
     return nn.Sequential(Layer(), Layer())
 
 
+def plain_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Plain(), Plain())
+
+
 def training(module: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.0)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -49,8 +67,10 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def whole(module: nn.Module, mesh: DeviceMesh | None) -> dict[str, torch.Tensor]:
-    """The adapter's tensors as one process would have them."""
+    """The adapter's tensors as one process would have them; of all weights this process's part."""
     found = {n: t.detach().clone() for n, t in trained(module).items()}
+    if not any("lora_" in name for name, _ in module.named_parameters()):
+        return {n: local(t).clone() for n, t in found.items()}
     if not isinstance(module, FullyShardedDataParallel):
         return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in found.items()}
     plain = {n.replace(".weight", ""): p for n, p in model().named_parameters()}
@@ -125,9 +145,13 @@ def fsdp2(module: nn.Module, mesh: object) -> nn.Module:
 
 
 def fsdp1(module: nn.Module, mesh: object, strategy: str) -> nn.Module:
-    """Each matrix of an adapter in a unit of its own, as verl's wrap policy has it under LoRA."""
+    """Each matrix of an adapter in a unit of its own, as verl's wrap policy has it under LoRA; else each layer."""
+
+    layers = any(isinstance(part, Plain) for part in module.modules())
 
     def alone(inner: nn.Module) -> bool:
+        if layers:
+            return isinstance(inner, Plain)
         weight = getattr(inner, "weight", None)
         return not list(inner.children()) and weight is not None and weight.requires_grad
 
@@ -152,14 +176,14 @@ WRAPPED = {
 """How the model is wrapped, and the mesh of the processes: replicas, if any, times shards."""
 
 
-def one_of_several(rank: int, store: str, folder: str, how: str) -> None:
+def one_of_several(rank: int, store: str, folder: str, how: str, make: Callable[[], nn.Module]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     wrap, shape = WRAPPED[how]
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=math.prod(shape)
     )
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("ddp", "fsdp")[-len(shape) :])
-    module = wrap(model(), mesh)
+    module = wrap(make(), mesh)
     os.makedirs(f"{folder}/{rank}")
     seen = leap(module, f"{folder}/{rank}", mesh)
     torch.save(seen, f"{folder}/{rank}.pt")
@@ -173,14 +197,19 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=sorted(WRAPPED))
 def several(request, tmp_path_factory):
-    root, processes = tmp_path_factory.mktemp("several"), math.prod(WRAPPED[request.param][1])
-    mp.spawn(one_of_several, (str(root / "store"), str(root), request.param), nprocs=processes)
+    root = tmp_path_factory.mktemp("several")
+    return run_several(root, request.param, model)
+
+
+def run_several(root: Path, how: str, make: Callable[[], nn.Module]) -> list[dict[str, torch.Tensor]]:
+    processes = math.prod(WRAPPED[how][1])
+    mp.spawn(one_of_several, (str(root / "store"), str(root), how, make), nprocs=processes)
     return [torch.load(root / f"{rank}.pt") for rank in range(processes)]
 
 
-def check(seen: dict[str, torch.Tensor]) -> None:
+def check(seen: dict[str, torch.Tensor], parts: int = 4) -> None:
     names = [n.removeprefix("start/") for n in seen if n.startswith("start/")]
-    assert len(names) == 4
+    assert len(names) == parts
     for name in names:
         start, stop = seen[f"start/{name}"], seen[f"stop/{name}"]
         assert not torch.equal(start, stop)
@@ -209,6 +238,28 @@ def test_sums_over_processes_count_each_part_once(several, alone):
     assert torch.allclose(shares[:3], torch.tensor([1.0, 1.5, 2.25]).double(), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("how", "parts"), [("fsdp2", 6), ("fsdp1", 2)])
+def test_all_weights_move_and_return_to_the_bit(how, parts, tmp_path):
+    """Without an adapter, FSDP1 holds a whole layer as one flat tensor."""
+    one = leap(plain_model(), str(tmp_path))
+    several = run_several(tmp_path, how, plain_model)
+    for seen in several:
+        check(seen, parts)
+        assert torch.allclose(seen["output"], one["output"], atol=1e-6)
+    products = torch.stack([seen["products"] for seen in several]).sum(0)
+    assert torch.allclose(products, one["products"], rtol=1e-4)
+
+
+def test_finite_looks_at_every_part():
+    module = plain_model()
+    shards = Shards(module, *training(module))
+    assert shards.finite()
+    for broken in (math.nan, math.inf, -math.inf):
+        with torch.no_grad():
+            module[1].down.weight[-1, -1] = broken
+        assert not shards.finite()
+
+
 def test_a_forward_pass_after_a_change_sees_it(several):
     leapt = model()
     with torch.no_grad():
@@ -217,11 +268,13 @@ def test_a_forward_pass_after_a_change_sees_it(several):
     assert torch.allclose(several[0]["output"], leapt(torch.ones(1, 5)), atol=1e-6)
 
 
-def test_what_is_not_an_adapter_is_refused():
+def test_what_is_trained_beside_an_adapter_is_refused():
     module = model()
     optimizer, scheduler = training(module)
     module[0].base_layer.requires_grad_(True)
-    with pytest.raises(InputError, match=r"this actor trains 0.base_layer.weight: set .*lora_rank"):
+    with pytest.raises(
+        InputError, match=r"this actor trains 0.base_layer.weight beside an adapter: train the one"
+    ):
         Shards(module, optimizer, scheduler)
     with pytest.raises(InputError, match="this actor trains nothing"):
         trained(nn.Linear(2, 2).requires_grad_(False))

@@ -103,7 +103,7 @@ def check_delivery(strategy: str, *, merged: bool = False) -> None:
 
     Args:
         strategy: how verl shards the actor.
-        merged: whether it sends merged weights in place of the adapter.
+        merged: whether it sends whole weights: an adapter merged into them, or all that it trains.
 
     Raises:
         InputError: under FSDP1 this PEFT finds no adapter.
@@ -128,22 +128,18 @@ def _sees_trl() -> bool:
 
 
 def check_run(config: Any) -> None:
-    """See that a verl run is one whose adapter can be moved in place.
+    """See that a verl run is one whose weights can be moved in place.
 
     Args:
         config: verl's.
 
     Raises:
-        InputError: it trains no adapter, or with Megatron or another engine than FSDP, or synchronises its rollouts
-            in a way that was not tried, or sends them no adapter (`check_delivery`).
+        InputError: it trains with Megatron or another engine than FSDP, or synchronises its rollouts in a way that was
+            not tried, or has an adapter and sends them none (`check_delivery`).
     """
     model, actor = config.actor_rollout_ref.model, config.actor_rollout_ref.actor
     rank = (model.get("lora") or {}).get("rank", 0) or model.get("lora_rank", 0) or 0
-    if rank <= 0 and model.get("lora_adapter_path") is None:
-        raise InputError(
-            "nextrl in verl moves LoRA adapters, and this run trains all weights: set "
-            "actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
-        )
+    adapted = rank > 0 or model.get("lora_adapter_path") is not None
     if actor.strategy not in ("fsdp", "fsdp2"):
         raise InputError(
             f"nextrl in verl was built for FSDP, not for actor_rollout_ref.actor.strategy={actor.strategy}: "
@@ -154,9 +150,10 @@ def check_run(config: Any) -> None:
         # torch/distributed/fsdp/_init_utils.py: groups of one are NO_SHARD, which reduces within the group alone
         raise InputError(
             "under FSDP1 with actor_rollout_ref.actor.fsdp_config.fsdp_size=1 no gradient is exchanged between "
-            "workers, so that each trains an adapter of its own: set actor_rollout_ref.actor.strategy=fsdp2"
+            "workers, so that each trains weights of its own: set actor_rollout_ref.actor.strategy=fsdp2"
         )
-    check_delivery(actor.strategy, merged=bool((model.get("lora") or {}).get("merge", False)))
+    merged = bool((model.get("lora") or {}).get("merge", False))
+    check_delivery(actor.strategy, merged=merged or not adapted)
     if not config.trainer.get("use_v1", True):
         raise InputError("nextrl in verl needs verl's V1 trainer: set trainer.use_v1=True")
     if (config.trainer.v1.get("sync") or {}).get("parameter_sync_step", 1) != 1:

@@ -77,7 +77,7 @@ class Workers:
 
 
 class RemoteAdapter:
-    """The adapter on the workers, with the reading and writing of `LiveAdapter`."""
+    """What the workers train, with the reading and writing of `LiveWeights`."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -88,13 +88,13 @@ class RemoteAdapter:
         self._present = None
 
     def read(self) -> Held:
-        """The factors as they are; copied once, however often they are asked for."""
+        """The values as they are; copied once, however often they are asked for."""
         if self._present is None:
             self._present = self._workers.make("keep")
         return self._present
 
     def write(self, held: Held) -> None:
-        """Write the factors, bit for bit."""
+        """Write the values, bit for bit."""
         self._workers.ask("put", held)
         self._present = held
 
@@ -103,7 +103,7 @@ class RemoteAdapter:
         return self._workers.make("keep_along", start, stop, alpha)
 
     def product(self, start: Held, stop: Held, other_start: Held, other_stop: Held) -> float:
-        """Inner product of two ways between copies, over all factors and processes."""
+        """Inner product of two ways between copies, over all that is trained and all processes."""
         return float(sum(self._workers.ask("product", start, stop, other_start, other_stop)))
 
     def distance(self, start: Held, stop: Held) -> float:
@@ -251,7 +251,7 @@ class StepRewards:
 
 
 class Windows:
-    """How far each window led, and how straight on from the one before; both in the space of the factors A and B.
+    """How far each window led, and how straight on from the one before; of an adapter in the space of its factors.
 
     Args:
         adapter: on the workers.
@@ -353,12 +353,12 @@ class VerlRun:
         self.rewards.latest = batch.reward
 
     def move(self, state: Held) -> None:
-        """Write the factors; verl delivers what it finds in the actor before it samples again."""
+        """Write the values; verl delivers what it finds in the actor before it samples again."""
         self._undelivered = self.adapter.read(), state
         self.adapter.write(state)
 
     def way(self, start: Held, moments: Any) -> tuple[float, float]:
-        """How far the adapter has come, and the cosine of that way with the way from its start to 0."""
+        """How far all that is trained has come, and the cosine of that way with the way from its start to 0."""
         parts = zip(*self.workers.ask("shrinking_parts", start, self.adapter.read()), strict=True)
         return length_and_shrinking(*(sum(part) for part in parts))
 

@@ -1,14 +1,17 @@
-"""The adapter as it lies on one of verl's workers: elementwise work on the shards that this process holds.
+"""What an actor trains as it lies on one of verl's workers: elementwise work on the shards that this process holds.
+
+That is a LoRA adapter, or all weights.
 
 A leap inside the factors, taking one back, and the candidates between are elementwise, so that each process does its
 own part by itself, on its own shards: nothing is gathered. Copies lie in the host's memory; on the GPU nothing is
 added. What a copy is called is the driver's affair (`remote.Held`): here it is a number.
 
-FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass alone,
-either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that first, and
-after each change. FSDP1 holds flat tensors; verl wraps each LoRA matrix by itself
-(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, padded. Where several
-processes hold the same part (HSDP), each moves its own, and one of them is counted in sums.
+FSDP2 and HSDP hold each parameter as a DTensor, whose local part is read and written here. After a forward pass
+alone, either may go on showing and using what it gathered (`reshard_after_forward`), so it is made to drop that
+first, and after each change. FSDP1 holds flat tensors, padded; verl wraps each LoRA matrix by itself
+(`utils/fsdp_utils.py:get_fsdp_wrap_policy`), so that a flat tensor is a piece of one of them, and whole layers where
+all weights are trained. Where several processes hold the same part (HSDP), each moves its own, and one of them is
+counted in sums.
 """
 
 from __future__ import annotations
@@ -42,25 +45,28 @@ _NUMBERS = "numbers"  # in a saved file: what of the optimizer's state is no ten
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name.
+    """The parameters that are trained, by name: an adapter's, or all weights of a model without one.
 
     Raises:
-        InputError: something else is trained as well, or nothing is.
+        InputError: something is trained beside an adapter, or nothing is trained.
     """
     found = {name: p for name, p in module.named_parameters() if p.requires_grad}
     # FSDP1 joins several into a flat one, which remembers their names.
     parts = {name: [f"{name}.{part}" for part in getattr(p, "_fqns", [""])] for name, p in found.items()}
     others = [name for name in found if not all(".lora_" in part for part in parts[name])]
-    if others or not found:
+    adapted = any(".lora_" in name for name, _ in module.named_parameters())
+    if not found:
+        raise InputError("this actor trains nothing: leave trainer.v1.trainer_mode=nextrl out")
+    if adapted and others:
         raise InputError(
-            f"nextrl in verl moves LoRA adapters alone, and this actor trains {others[0] if others else 'nothing'}: "
-            "set actor_rollout_ref.model.lora_rank, or leave trainer.v1.trainer_mode=nextrl out"
+            f"nextrl in verl moves a LoRA adapter or all weights, and this actor trains {others[0]} beside an adapter: "
+            "train the one or the other, or leave trainer.v1.trainer_mode=nextrl out"
         )
     return found
 
 
 class Shards:
-    """This process's part of the adapter, of the optimizer's state and of the schedule.
+    """This process's part of what is trained, of the optimizer's state and of the schedule.
 
     Args:
         module: the FSDP module.
@@ -90,7 +96,7 @@ class Shards:
         self._moments: dict[int, MomentsCopy] = {}
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters as they are sharded."""
+        """What is trained, as it is sharded."""
         self._reshard()
         return trained(self._module)
 
@@ -109,7 +115,7 @@ class Shards:
             self._moments.pop(key, None)
 
     def keep(self, key: int) -> None:
-        """Copy the factors as they are."""
+        """Copy the values as they are."""
         self._copies[key] = {
             name: sharded.local(p).to("cpu", copy=True) for name, p in self._trained().items()
         }
@@ -119,7 +125,7 @@ class Shards:
         return all_finite(sharded.local(p) for p in self._trained().values())
 
     def keep_along(self, key: int, start: int, stop: int, alpha: float) -> None:
-        """Make the factors `stop + alpha (stop - start)`, without writing them."""
+        """Make the values `stop + alpha (stop - start)`, without writing them."""
         begun, ended = self._copies[start], self._copies[stop]
         self._copies[key] = {name: torch.lerp(begun[name], ended[name], 1.0 + alpha) for name in ended}
 
@@ -174,7 +180,7 @@ class Shards:
         return shrinking_parts(self._copies[start], self._copies[stop])
 
     def product(self, start: int, stop: int, other_start: int, other_stop: int) -> float:
-        """This process's part of the inner product of two ways between copies, over all factors."""
+        """This process's part of the inner product of two ways between copies, over all that is trained."""
         if not self._counted:
             return 0.0
         one, two, three, four = (self._copies[key] for key in (start, stop, other_start, other_stop))
@@ -216,7 +222,7 @@ class Shards:
         for name, key in copies.items():
             self._copies[key] = _below(found, name)
             if {n: t.shape for n, t in self._copies[key].items()} != live:
-                raise InputError(f"{path} holds the state of another adapter, or of other shards")
+                raise InputError(f"{path} holds the state of another adapter or model, or of other shards")
         try:
             numbers = parse_json(bytes(found[_NUMBERS].tolist()), path) if moments else {}
             for name, key in moments.items():

@@ -1,4 +1,4 @@
-"""verl's worker with the adapter's copies: what the driver asks of each process that holds a part of the actor."""
+"""verl's worker with copies of what it trains: what the driver asks of each process that holds a part of the actor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nextrl.engines.verl.shards import Shards
 
 
 class LeapWorker(ActorRolloutRefWorker):
-    """An actor whose adapter can be moved where it lies."""
+    """An actor whose weights can be moved where they lie."""
 
     @cached_property
     def _shards(self) -> Shards:
