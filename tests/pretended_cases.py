@@ -49,9 +49,13 @@ class OnTheCpu(TrainerCallback):
 
 
 def decided(callback: LeapCallback, run: Any) -> Any:
-    """What a run came to: its decisions, and how far its weights are from where an adapter begins (B = 0)."""
+    """What a run came to: its decisions, and how far its weights are from where an adapter begins (B = 0).
+
+    Of a model without an adapter it is the length of all its weights.
+    """
     assert {p.device for p in run.model.parameters()} == {device()}
-    length = sum(float(p.detach().square().sum()) for n, p in run.model.named_parameters() if "lora_B" in n)
+    part = "lora_B" if hasattr(run.model, "peft_config") else ""
+    length = sum(float(p.detach().square().sum()) for n, p in run.model.named_parameters() if part in n)
     done = [(d.step, d.alpha, d.back, d.completions) for d in callback.decisions]
     return {"done": done, "rates": [d.learning_rate for d in callback.decisions], "length": length}
 
@@ -60,9 +64,24 @@ def trained(
     folder: Path, callback: LeapCallback, *more: TrainerCallback, resume: int = 0, **options: Any
 ) -> Any:
     """A run of TRL's under a callback."""
-    built = trainer(folder, [callback, OnTheCpu(callback), *more], model=MODELS.pop(), **options)
+    options = {"model": MODELS.pop(), **options}
+    built = trainer(folder, [callback, OnTheCpu(callback), *more], **options)
     built.train(resume_from_checkpoint=str(folder / f"checkpoint-{resume}") if resume else None)
     return decided(callback, built)
+
+
+def all_weights(folder: Path, callback: LeapCallback, **options: Any) -> Any:
+    """A run of TRL's without an adapter; nothing that is remembered of it lies on the accelerator."""
+    model = MODELS.pop().unload().requires_grad_(True)
+
+    class StartOnTheCpu(OnTheCpu):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_begin(args, state, control, **kwargs)
+            assert self.leaps._session is not None
+            if any(t.device.type != "cpu" for t in self.leaps._session.memory.start.values()):
+                raise RuntimeError("the window's start lies on the accelerator")
+
+    return trained(folder, callback, StartOnTheCpu(callback), model=model, **options)
 
 
 def supervised(folder: Path, callback: LeapCallback, **options: Any) -> Any:
@@ -171,6 +190,12 @@ def cases() -> dict[str, Callable[[Path], Any]]:
         "auto, NaN": lambda f: trained(f, LeapCallback(config=every), Breaks(5), **fast),
         "auto, RLOO": lambda f: trained(f, LeapCallback(config=every), kind=RLOOTrainer, **fast),
         "auto, beta": lambda f: trained(f, LeapCallback(config=every), beta=0.1, **fast),
+        "auto, all weights": lambda f: all_weights(
+            f, LeapCallback(config=every), **{**fast, "learning_rate": 1e-4}
+        ),
+        "auto, all weights, taken back": lambda f: all_weights(
+            f, LeapCallback(), learning_rate=0.3, max_steps=3
+        ),
         "auto, resumed": lambda f: resumed(f, "auto"),
         "next": lambda f: trained(f, LeapCallback(1, "next", horizon=1, alpha=1.0), **fast),
         "next, resumed": lambda f: resumed(f, "next"),

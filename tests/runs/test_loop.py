@@ -171,7 +171,7 @@ def test_full_fine_tuning_trains_what_lora_leaves_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"lora": None, "auto": True}, "no adapter"),
+        ({"lora": None, "leap": LeapSettings(method="secant", alphas=(1.0,))}, "no adapter"),
         ({"lora": None, "merge": True, "start": 2}, "no adapter"),
         ({"merge": True, "start": 2, "leap": LeapSettings(method="secant", alphas=(1.0,))}, "search=False"),
     ],

@@ -161,8 +161,9 @@ def test_a_stopped_run_goes_on_to_the_bit(whole: tuple[str, Path, Any], tmp_path
     assert names[0] == names[1]
 
 
-def test_full_fine_tuning_leaves_a_model_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    settings = {name: config(tmp_path / name, "none", lora=None) for name in ("whole", "stopped")}
+@pytest.mark.parametrize("method", ["none", "auto"])
+def test_full_fine_tuning_leaves_a_model_and_goes_on_to_the_bit(tmp_path: Path, method: str) -> None:
+    settings = {name: config(tmp_path / name, method, lora=None) for name in ("whole", "stopped")}
     unbroken = run(settings["whole"]).result
     assert stop(settings["stopped"], 3).step == 3
     resumed = run(settings["stopped"]).result
