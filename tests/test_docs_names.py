@@ -25,6 +25,8 @@ SCRIPTS = sorted(
 _PATH = re.compile(r"(?<![\w./-])(?:src|tests|studies|benchmarks|examples|docs)/[\w./*-]*\w")
 _MODULE = re.compile(r"(?<![\w./-])(?:nextrl|studies)(?:\.\w+)+")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+_ANCHORED = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # Files that are called `nextrl.something` and are no modules.
 _FILES = {"nextrl.json"}
 
@@ -32,6 +34,33 @@ _FILES = {"nextrl.json"}
 def missing_paths(text: str) -> list[str]:
     """Paths of this repository in a text, globs included, at which there is nothing."""
     return [path for path in _PATH.findall(text) if not any(ROOT.glob(path))]
+
+
+def anchors(text: str) -> list[str]:
+    """What a link may name after `#` on a page: the slugs of its headings, as GitHub makes them.
+
+    Lower case; what is no letter, digit, space, hyphen or underscore goes; each space becomes a hyphen; what has been
+    there before gets a number.
+    """
+    found: list[str] = []
+    for heading in re.findall(r"^#{1,6} +(.*?) *$", _FENCE.sub("", text), re.MULTILINE):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link its text
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        again = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{slug}-{again}" if again else slug)
+    return found
+
+
+def missing_anchors(text: str, page: Path) -> list[str]:
+    """Links of a page to a heading, of a page or of itself, that is not there."""
+    found = [(link, anchor) for link, anchor in _ANCHORED.findall(text) if "://" not in link]
+    targets = {link: page.parent / link if link else page for link, _ in found}
+    return [
+        f"{link}#{anchor}"
+        for link, anchor in found
+        if targets[link].suffix == ".md"
+        and anchor not in anchors(targets[link].read_text(encoding="utf-8") if link else text)
+    ]
 
 
 def missing_names(text: str) -> list[str]:
@@ -80,6 +109,7 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in _LINK.findall(text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+    assert missing_anchors(text, page) == []
 
 
 @pytest.mark.parametrize("model", [DecisionRecord, ArmRecord])
@@ -103,3 +133,10 @@ def test_what_is_missing_is_found() -> None:
         "studies.auto.chart.draw"
     ]
     assert missing_paths("verl's workers/src/x.py, runs/studies/a.py") == []
+
+
+def test_an_anchor_that_is_no_heading_s_is_found() -> None:
+    text = "# A, b!\n## (c) 37.5 % of x_y\n## A b\n```\n# no heading\n```\n"
+    assert anchors(text) == ["a-b", "c-375--of-x_y", "a-b-1"]
+    linked = text + "[one](#a-b), [two](#c-375-of-x_y), [three](#no-heading), [four](https://x.org/y#z)"
+    assert missing_anchors(linked, ROOT / "README.md") == ["#c-375-of-x_y", "#no-heading"]

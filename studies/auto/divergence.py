@@ -1,4 +1,4 @@
-"""How far do windows, and leaps along them, move the policy? The table of docs/auto.md, "Why the divergence".
+"""How far do windows, and leaps along them, move the policy? The table of docs/auto-evidence.md, "Why the divergence".
 
     python -m studies.auto.divergence            # about two minutes on two cores
 

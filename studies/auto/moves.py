@@ -97,7 +97,7 @@ def measure(name: str, rate: float, steps: int) -> dict[int, float]:
 
 
 def rows(folder: Path) -> Iterator[str]:
-    """The table of docs/auto.md."""
+    """The table of docs/auto-evidence.md."""
     yield "| task or model | rate | " + " | ".join(f"step {step}" for step in STEPS) + " |"
     yield "|---|---|" + "---|" * len(STEPS)
     for name in (*TOYS, *MODELS):

@@ -1,4 +1,4 @@
-"""The table of docs/callback.md from the records of studies/callback/run.py.
+"""The table of studies/callback/README.md from the records of studies/callback/run.py.
 
 python -m studies.callback.table
 """

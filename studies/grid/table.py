@@ -1,4 +1,4 @@
-"""The tables of docs/auto.md from the records of studies/grid/run.py.
+"""The tables of docs/auto-evidence.md from the records of studies/grid/run.py.
 
 python -m studies.grid.table
 """

@@ -9,7 +9,7 @@ from nextrl.errors import InputError
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """The dials of `auto`, each in the unit of what it is compared with (docs/auto.md has the trials).
+    """The dials of `auto`, each in the unit of what it is compared with (docs/auto-evidence.md has the trials).
 
     Attributes:
         every: optimizer steps per window; a third and a half of it after a change of the rate, twice as many where
