@@ -345,7 +345,7 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
     """Have a TRL trainer leap: `nextrl.attach(trainer, every=10)`, then `trainer.train()` as before.
 
     Args:
-        trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer with a LoRA adapter.
+        trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer, with a LoRA adapter or (under `auto`) without one.
         every: optimizer steps per window.
         options: further arguments of `LeapCallback`.
 
