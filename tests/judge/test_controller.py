@@ -480,6 +480,30 @@ def test_chance_alone_hardly_ever_adds_up() -> None:
     assert 0 < cut <= 15
 
 
+def test_chance_alone_hardly_ever_raises_the_rate() -> None:
+    """Of 300 runs of 30 windows in which nothing gains or harms, at most one in twenty is raised."""
+    random, raised = Random(0), 0
+    for _ in range(300):
+        controller = settled()
+        for _ in range(30):
+            z = random.gauss(0.0, 1.0)
+            looks = Looks(am1=seen(z), a1=seen(-z))
+            if controller.window(window(rewards=FLAT), looks).rate_factor > 1.0:
+                raised += 1
+                break
+    assert 0 < raised <= 15
+
+
+def test_windows_that_agree_raise_the_rate_together_unless_one_speaks_against_it() -> None:
+    def factors(*backs: float) -> list[float]:
+        controller = settled()
+        return [controller.window(window(), Looks(am1=seen(z), a1=seen(-z))).rate_factor for z in backs]
+
+    assert factors(-1.9, -1.9, -1.9) == [1.0, 1.0, pytest.approx(2**0.5)]
+    assert factors(-1.9, 0.9, -1.9, -1.9, -1.9) == [1.0, 1.0, 1.0, 1.0, 1.0]
+    assert factors(-1.9, 0.9, -1.9, -1.9, -1.9, -1.9)[-1] == pytest.approx(2**0.5)
+
+
 def test_a_sagging_reward_speaks_with_half_a_voice() -> None:
     controller = settled()
     assert 1.5 < window(rewards=SAGGING).fall < 4.0

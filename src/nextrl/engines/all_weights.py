@@ -25,13 +25,12 @@ class AllWeights(LiveWeights):
     """
 
     def __init__(self, model: Any) -> None:
-        sharded.refuse_flat(model)
         found = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not found:
             raise InputError(
                 "no parameter of this model is trained (requires_grad): there is no rate to find"
             )
-        if not whole(found):
+        if sharded.is_flat(model) or not whole(found):
             raise InputError(
                 "auto on all weights needs them whole on each process, and here they lie in pieces on several (FSDP, "
                 "DeepSpeed ZeRO): train an adapter, or on one GPU or by DDP; in verl, pieces are no hindrance"

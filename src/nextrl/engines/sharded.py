@@ -54,13 +54,18 @@ def forget_gathered(model: nn.Module) -> None:
             reshard()
 
 
+def is_flat(model: nn.Module) -> bool:
+    """Whether a model is wrapped in FSDP1, which keeps the parameters of a module in one flat tensor."""
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+
+
 def refuse_flat(model: nn.Module) -> None:
     """Check that no parameter lies inside a flat one.
 
     Raises:
         InputError: the model is wrapped in FSDP1.
     """
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+    if is_flat(model):
         raise InputError("leaps cannot find an adapter inside FSDP1's flat tensors: set fsdp_version to 2")
 
 

@@ -284,12 +284,15 @@ class Controller:
             # The further the first step went, the less it takes to believe that the rate is too high.
             if self._harm > max(1.0, config.harm - max(0.0, self._hot)):
                 return _rate(0.6, "the last windows together did harm")
-        if back.evidence < -1.0 and (alpha := self._further(look, looks)):
+        alpha = self._further(look, looks) if back.evidence < -1.0 else 0.0
+        if self._together(looks) and not alpha:
+            alpha = 1.0
+        if alpha:
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
         return stay("nothing speaks for another rate")
 
     def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:
-        """The alpha whose gain is the largest for sure, by this window or by the last ones together; 0.0 if none is."""
+        """The alpha whose gain is the largest for sure by this window; 0.0 if none is."""
         config, alpha, best = self.config, 0.0, 0.0
         for candidate in FURTHER:
             found = look(candidate)
@@ -301,11 +304,18 @@ class Controller:
                 alpha, best = candidate, lower
             if found.degenerate or looks[-1.0].evidence > -config.sure / 2:
                 break  # a slope grows with alpha for ever, and what barely pays need not be looked at further out
-        if 1.0 in looks and not alpha:
-            self._ahead = [*self._ahead, looks[1.0].evidence][-config.patience :]
-            n = len(self._ahead)
-            alpha = 1.0 if n >= 3 and sum(self._ahead) / math.sqrt(n) > config.sure else 0.0
         return alpha
+
+    def _together(self, looks: Mapping[float, BatchGain]) -> bool:
+        """Whether another window like each of the last ones would gain for sure, by all of them together.
+
+        Every window counts, by its look back where nobody looked ahead. Of those alone that spoke for going on, chance
+        is sure in every second run of thirty windows.
+        """
+        ahead = looks[1.0].evidence if 1.0 in looks else -looks[-1.0].evidence
+        self._ahead = [*self._ahead, ahead][-self.config.patience :]
+        n = len(self._ahead)
+        return 1.0 in looks and n >= 3 and sum(self._ahead) / math.sqrt(n) > self.config.sure
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""

@@ -31,7 +31,7 @@ class ControllerConfig:
         sure: standard errors that training further the same way must gain for the rate to rise; more, by `surer` for
             each doubling of the nats beyond `target`.
         surer: see `sure`.
-        patience: windows that may together be sure that the rate should rise.
+        patience: the latest windows at a rate, all of which together may be sure that it should rise.
         cooldown: share of a run's steps, at its end, over which a constant rate falls linearly towards 0.
     """
 

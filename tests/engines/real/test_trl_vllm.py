@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from nextrl.engines.all_weights import AllWeights
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.live_weights import State, along
+from nextrl.engines.live_weights import LiveWeights, State, along
 from nextrl.engines.policies import Auto
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback
@@ -47,7 +48,9 @@ def vllm_trainer(engines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
 
     plain = vllm_generation.LLM
 
-    def build(*callbacks: TrainerCallback, dtype: str = "float32", **options: Any) -> Any:
+    def build(
+        *callbacks: TrainerCallback, dtype: str = "float32", whole: bool = False, **options: Any
+    ) -> Any:
         def engine(**arguments: Any) -> Any:
             if dtype not in engines:
                 engines[dtype] = plain(**arguments, dtype=dtype, enforce_eager=True)
@@ -56,6 +59,8 @@ def vllm_trainer(engines: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(vllm_generation, "LLM", engine)
         model = fresh_model()
         base = model.get_base_model()
+        if whole:
+            model = base = model.unload().requires_grad_(True)
         base.name_or_path = base.config._name_or_path = str(shipped("chain"))
         wanted: dict[str, Any] = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 64}
         return trainer(tmp_path, callbacks, model=model, **wanted, **options)
@@ -68,7 +73,7 @@ def engine_s_model(run: Any) -> Any:
     return run.vllm_generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
 
 
-def engine_s_differences(run: Any, adapter: LiveAdapter, weights: State) -> torch.Tensor:
+def engine_s_differences(run: Any, adapter: LiveWeights, weights: State) -> torch.Tensor:
     """|engine - trainer| of the log-probability of each token sampled for this step, the trainer's at some weights."""
     (batch,) = run._buffered_inputs
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
@@ -96,7 +101,8 @@ class Delivered(TrainerCallback):
         self.begins: list[State] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.adapter = LiveAdapter(kwargs["model"])
+        model = kwargs["model"]
+        self.adapter = LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)
         self.begins.append(self.adapter.read())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -206,12 +212,12 @@ class Undoing(Controller):
         return replace(undone, rate_factor=1.0)
 
 
-@pytest.mark.parametrize("what", ["step", "window"])
-def test_what_auto_takes_back_the_engine_takes_back(vllm_trainer: Any, what: str) -> None:
+@pytest.mark.parametrize(("what", "whole"), [("step", False), ("window", False), ("step", True)])
+def test_what_auto_takes_back_the_engine_takes_back(vllm_trainer: Any, what: str, whole: bool) -> None:
     policy = None if what == "step" else Auto(ControllerConfig(every=3), Undoing)
     delivered, leaps = Delivered(), LeapCallback(every=None if policy else 4, policy=policy)
     rate = 0.05 if policy else 0.3  # so high that even a first step is taken back
-    run = delivered.run = vllm_trainer(delivered, leaps, max_steps=6, learning_rate=rate)
+    run = delivered.run = vllm_trainer(delivered, leaps, max_steps=6, learning_rate=rate, whole=whole)
     run.train()
     taken = next(decision.step for decision in leaps.decisions if decision.back == what)
     # A window is judged by the step after it, which is taken back with it.

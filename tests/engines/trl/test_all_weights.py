@@ -207,9 +207,17 @@ class Pieces(nn.Linear):
         self.weight.ds_id = 0
 
 
+class FullyShardedDataParallel(nn.Sequential):
+    """What FSDP1's wrapper is known by."""
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        (
+            FullyShardedDataParallel(nn.Linear(2, 2)),
+            "here they lie in pieces on several .*: train an adapter",
+        ),
         (nn.Linear(2, 2).requires_grad_(False), "no parameter of this model is trained"),
         (Pieces(), "here they lie in pieces on several .*: train an adapter"),
     ],

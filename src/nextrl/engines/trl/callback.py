@@ -47,7 +47,8 @@ class LeapCallback(TrainerCallback):
     """A policy decides what becomes of the learning rate, what is taken back, and where the adapter leaps, in place.
 
     `auto` looks at single steps and at windows, on what training samples anyway; a named method searches or leaps at
-    the ends of windows. What cannot work is refused when training begins (docs/callback.md has the table of options).
+    the ends of windows. `auto` works on an adapter or, where the model has none, on all weights; a named method needs
+    one. What cannot work is refused when training begins (docs/callback.md has the table of options).
 
     Args:
         every: optimizer steps per window (default: the configuration's, which is 10).
@@ -88,7 +89,8 @@ class LeapCallback(TrainerCallback):
     Raises:
         InputError: an argument is not of its kind or out of range, contradicts another, or is used by nothing; and,
             when training begins: the trainer is none of TRL's that can be scored, or not as TRL's was read, or has
-            another LeapCallback; the model has no single active LoRA adapter, or one that is no `W + s B A`; the
+            another LeapCallback; the model has no single active LoRA adapter, or one that is no `W + s B A` (under
+            `auto` it may have none, whose weights then have to lie whole on each process); the
             optimizer keeps weights of its own, or makes its own rate; no rows can be held back, or too few are given,
             or they lack columns; the run ends before the first of the steps to leap at; the run goes on after all of
             them without this callback's memory; a checkpoint's memory is damaged or of another version. While it
@@ -345,7 +347,7 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
     """Have a TRL trainer leap: `nextrl.attach(trainer, every=10)`, then `trainer.train()` as before.
 
     Args:
-        trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer with a LoRA adapter.
+        trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer, with a LoRA adapter or (under `auto`) without one.
         every: optimizer steps per window.
         options: further arguments of `LeapCallback`.
 
