@@ -1,4 +1,4 @@
-"""The table of controls of docs/auto-evidence.md from the records of studies/auto/run.py: means over seeds, with errors.
+"""The table of controls of docs/auto-evidence.md from the records of studies/auto/run.py: means with errors over seeds.
 
 python -m studies.auto.table
 """
