@@ -2,10 +2,11 @@
 
 Candidates are scored on held-out prompts in stages (successive halving), each against staying put on the same prompts
 with the same random numbers, and one is taken only if it gains more than `level` standard errors of the paired
-difference. That is a bar for one candidate looked at once. The best of six, on the prompts that picked it, passes it by
-chance in a tenth of all searches where none is better (`tests/judge/test_acceptance.py` draws them): what such a
-leap costs is the search and a move that gains nothing, and the window after it can still take it back. `argmax` is the rule of the papers instead: the best mean, however small its lead. It now and then takes a
-winner by noise (docs/predictors.md), and is there to reproduce them.
+difference. That is a bar for one candidate looked at once. The best of six, on the prompts that picked it, passes it
+by chance in a tenth of all searches where none is better (`tests/judge/test_acceptance.py` draws them): what such a
+leap costs is the search and a move that gains nothing, and the window after it can still take it back. `argmax` is
+the rule of the papers instead: the best mean, however small its lead. It now and then takes a winner by noise
+(docs/predictors.md), and is there to reproduce them.
 """
 
 from __future__ import annotations
