@@ -23,6 +23,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.live_weights import State
+from nextrl.trajectory.lowrank import LowRank
+
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -108,3 +112,15 @@ def peft_deltas(peft_model: PeftModel) -> dict[str, Tensor]:
             if embedding or len(module.lora_A) > 0:
                 found[name] = module.get_delta_weight("default").detach().clone()
     return found
+
+
+def displacement(adapter: LiveAdapter, start: State, stop: State) -> list[LowRank]:
+    """`W_stop - W_start` of each matrix of a live adapter, (m, n) each, from its factors."""
+    before, after, scalings = adapter.matrices(start), adapter.matrices(stop), adapter.scalings()
+    deltas = []
+    for name, scale in scalings.items():
+        (a0, b0), (a1, b1) = ([t.float() for t in state[name]] for state in (before, after))
+        # s (B1 A1 - B0 A0), written without the cancellation of two nearly equal products.
+        columns = torch.cat([(b1 - b0) * scale, b0 * scale], -1)
+        deltas.append(LowRank(columns.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
+    return deltas

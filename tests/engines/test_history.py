@@ -73,7 +73,7 @@ def test_the_trajectory_counts_from_its_own_start_and_holds_the_live_weights() -
     traj = history.trajectory(adapter)
     assert traj.steps == (0, 10, 20)
     assert history.accuracy() == {}
-    moved = adapter.displacement(states[0], states[2])
+    moved = lora_runs.displacement(adapter, states[0], states[2])
     for module, delta in zip(adapter.pairs, moved, strict=True):
         torch.testing.assert_close(
             traj.delta(module, 0, 20).dense(), delta.dense().double(), rtol=1e-4, atol=1e-6

@@ -48,7 +48,7 @@ def test_displacement_is_the_difference_of_peft_s_delta_weights(options: dict[st
     before, start = lora_runs.peft_deltas(model), adapter.read()
     drift(model, 2)
     after = lora_runs.peft_deltas(model)
-    moved = adapter.displacement(start, adapter.read())
+    moved = lora_runs.displacement(adapter, start, adapter.read())
     assert len(moved) == len(before)
     for name, delta in zip(adapter.pairs, moved, strict=True):
         key = name.removeprefix("base_model.model.")
@@ -149,11 +149,11 @@ def test_cosine_takes_all_modules_together() -> None:
     b = adapter.read()
     drift(model, 3)
     c = adapter.read()
-    first, second = adapter.displacement(a, b), adapter.displacement(b, c)
+    first, second = lora_runs.displacement(adapter, a, b), lora_runs.displacement(adapter, b, c)
     x, y = (torch.cat([d.dense().flatten() for d in deltas]) for deltas in (first, second))
     assert cosine(first, second) == pytest.approx(float(torch.cosine_similarity(x, y, dim=0)), abs=1e-6)
     assert cosine(first, first) == pytest.approx(1.0)
-    assert cosine(first, adapter.displacement(c, c)) == 0.0
+    assert cosine(first, lora_runs.displacement(adapter, c, c)) == 0.0
 
 
 def test_weight_decay_shrinks_and_a_gradient_does_not() -> None:

@@ -69,7 +69,7 @@ def watched(out: Path, kind: str, options: dict[str, Any], name: str = "default"
 def assert_equal(live: LiveAdapter, states: list[Any], traj: Trajectory) -> None:
     """Persistence, and each matrix of each displacement, to 1e-5 of its length."""
     assert traj.steps == (0, 10, 20, 30)
-    moved = [live.displacement(a, b) for a, b in itertools.pairwise(states)]
+    moved = [lora_runs.displacement(live, a, b) for a, b in itertools.pairwise(states)]
     for window, (first, second) in enumerate(itertools.pairwise(moved)):
         assert cosine(second, first) == pytest.approx(traj.persistence(10, at=10 * window + 20), abs=1e-5)
     names = [name.removeprefix("base_model.model.") for name in live.scalings()]

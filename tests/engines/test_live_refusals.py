@@ -176,11 +176,11 @@ def test_both_see_the_same_matrices(tmp_path: Path, option: str) -> None:
     model.save_pretrained(str(tmp_path))
     checkpoint = AdapterCheckpoint.open(0, tmp_path)
     assert {slot.keys.a for slot in checkpoint.slots.values()} == {a for a, _, _ in live.pairs.values()}
-    moved = live.displacement(start, live.read())
+    moved = lora_runs.displacement(live, start, live.read())
     assert len(moved) == len(checkpoint.modules)
     # Of a matrix that starts at 0, the displacement is the matrix in the file.
     zero = {name: torch.zeros_like(t) for name, t in start.items()}
-    norms = sorted(float(d.square) for d in live.displacement(zero, live.read()))
+    norms = sorted(float(d.square) for d in lora_runs.displacement(live, zero, live.read()))
     products = []
     for module in checkpoint.modules:
         a, b = checkpoint.factors(module)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from random import Random
 from typing import Any
 
 import pytest
@@ -56,6 +59,22 @@ def test_what_never_reached_the_target_saved_nothing_that_can_be_named() -> None
 
 def test_a_slower_arm_saves_less_than_nothing() -> None:
     assert comparison.saved(record("s", [0.3, 0.7], [0, 300]), PLAIN, 0.7, PER_STEP).steps == -0.5
+
+
+def test_an_arm_that_is_the_plain_run_saves_nothing_on_average() -> None:
+    """Evaluations scatter: a curve that has flattened touches its own end early, in the plain run as in any other."""
+    random, steps = Random(0), list(range(0, 410, 10))
+
+    def run(name: str) -> ArmRecord:
+        curve = [0.97 - 0.6 * math.exp(-step / 30) + random.gauss(0.0, 0.005) for step in steps]
+        return record(name, curve, steps)
+
+    found = []
+    for _ in range(400):
+        plain = run("plain")
+        found.append(comparison.saved(run("same"), plain, plain.accuracy[-1], PER_STEP).completions)
+    reached = [share for share in found if share is not None]
+    assert abs(statistics.median(reached)) < 0.1
 
 
 def test_after_a_leap() -> None:

@@ -21,7 +21,6 @@ from nextrl.engines import sharded
 from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.errors import InputError, needs
 from nextrl.leaps.leap import Leap
-from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import MEMORY
 
 
@@ -116,22 +115,6 @@ class LiveAdapter(LiveWeights):
             a, b = stored(parts, *(sharded.shape(p) for p in live))
             state[key_a], state[key_b] = a.to(live[0]), b.to(live[1])
         return state
-
-    def displacement(self, start: State, stop: State) -> list[LowRank]:
-        """`W_stop - W_start` of each adapted matrix, (m, n) each, from the factors alone (docs/design.md).
-
-        A module whose parameter is a stack of experts gives one matrix for each expert.
-        """
-        deltas = []
-        for key_a, key_b, scale in self.pairs.values():
-            for slot in self._slots[key_a]:
-                a0, b0 = (t.float() for t in matrices(slot, start[key_a], start[key_b]))
-                a1, b1 = (t.float() for t in matrices(slot, stop[key_a], stop[key_b]))
-                # s (B1 A1 - B0 A0), written without the cancellation of two nearly equal products.
-                columns = torch.cat([(b1 - b0) * scale, b0 * scale], -1)
-                # Contiguous, as a file gives it back: another layout would round the cosine otherwise after a resume.
-                deltas.append(LowRank(columns.contiguous(), torch.cat([a1, a1 - a0], 0).mT.contiguous()))
-        return deltas
 
 
 def _label(module: str, slot: Slot) -> str:

@@ -2,8 +2,11 @@
 
 Candidates are scored on held-out prompts in stages (successive halving), each against staying put on the same prompts
 with the same random numbers, and one is taken only if it gains more than `level` standard errors of the paired
-difference. `argmax` is the rule of the papers instead: the best mean, however small its lead. It now and then takes a
-winner by noise (docs/predictors.md), and is there to reproduce them.
+difference. That is a bar for one candidate looked at once. The best of six, on the prompts that picked it, passes it
+by chance in a tenth of all searches where none is better (`tests/judge/test_acceptance.py` draws them): what such a
+leap costs is the search and a move that gains nothing, and the window after it can still take it back. `argmax` is
+the rule of the papers instead: the best mean, however small its lead. It now and then takes a winner by noise
+(docs/predictors.md), and is there to reproduce them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ class Acceptance:
 
     Attributes:
         stages: ascending numbers of held-out prompts that every candidate, and then the contenders, are scored on.
-        level: standard errors of the paired difference by which a candidate must beat staying put.
+        level: standard errors of the paired difference by which a candidate must beat staying put (see above for
+            how often chance does).
         argmax: take the best mean over all prompts at once, as papers do; `level` is not asked then.
     """
 

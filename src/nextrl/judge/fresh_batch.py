@@ -68,7 +68,9 @@ class Estimate:
     def z(self) -> float:
         """Value over error; 0 where both are 0, NaN where either is.
 
-        By Cauchy-Schwarz at most sqrt(m (G - 1) / (G - m)) where m < G prompts are informative: few cannot be sure.
+        Of `plain`, and of `slope` where advantages are centred within each prompt, at most sqrt(m (G - 1) / (G - m))
+        by Cauchy-Schwarz where m < G prompts are informative: few cannot be sure. Of `gain`, whose weights are
+        normalised, about that (1.2 times it in the worst of 12,000 draws).
         """
         if self.error != 0.0 or math.isnan(self.value):
             return self.value / (self.error or 1.0)

@@ -1,7 +1,9 @@
 """What a set of arms says: who reached the target at what cost, net of everything the leaps took.
 
 Pure arithmetic on `ArmRecord`s, into the parts of a `Result`. The target is the plain run's accuracy at its end; an
-arm reaches it at its first evaluation that is at least as good. Costs are completions (training and search) and seconds
+arm reaches it at its first evaluation that is at least as good, and so does the plain run itself: evaluations scatter,
+and a run whose curve flattens touches its own end long before it, so that an arm that is no faster would otherwise be
+credited with what is chance. Costs are completions (training and search) and seconds
 (fit and search included, evaluation not); steps charge a search at its completions over those of a training step.
 """
 
@@ -26,7 +28,7 @@ def reach(record: ArmRecord, target: float) -> Spent | None:
 
 
 def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int) -> Saved:
-    """Fractions saved of the plain run's whole cost; all None where the target was not reached.
+    """Fractions saved of what the plain run paid until it first was there; all None where the target was not reached.
 
     `steps` charges the search: completions spent on it, over `per_step` completions per step.
     """
@@ -88,13 +90,13 @@ def _first_at(record: ArmRecord, target: float) -> int | None:
 
 
 def _saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int, *, times: int) -> Saved:
-    """What is left of the plain run's cost when `times` runs like this one were paid for up to the target."""
-    index = _first_at(record, target)
-    if index is None:
+    """What is left of the plain run's cost when `times` runs like this one were paid for, each up to the target."""
+    index, own = _first_at(record, target), _first_at(plain, target)
+    if index is None or own is None or not plain.steps[own]:
         return NOTHING_SAVED
     completions, seconds = record.completions[index] * times, record.seconds[index] * times
     return Saved(
-        steps=1 - completions / per_step / plain.steps[-1],
-        completions=1 - completions / plain.completions[-1],
-        seconds=1 - seconds / plain.seconds[-1],
+        steps=1 - completions / per_step / plain.steps[own],
+        completions=1 - completions / plain.completions[own],
+        seconds=1 - seconds / plain.seconds[own],
     )

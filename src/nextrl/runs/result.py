@@ -139,7 +139,7 @@ class Spent(_Part):
 
 
 class Saved(_Part):
-    """Fractions of the plain run's cost that an arm saved on its way to the target; None where it never got there."""
+    """Fractions that an arm saved of what the plain run had paid when it first was at the target; None: never there."""
 
     steps: Figure = None
     completions: Figure = None

@@ -97,11 +97,11 @@ def _best_leap(arms: Mapping[str, ArmRecord]) -> ArmRecord | None:
 def _against_plain(arms: Mapping[str, ArmRecord], result: Result) -> str:
     plain, auto = arms["plain"], arms["auto"]
     target = plain.accuracy[-1]
-    at = comparison.reach(auto, target)
-    if at is None:
+    at, own = comparison.reach(auto, target), comparison.reach(plain, target)
+    if at is None or own is None:
         return f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
     return (
-        f"The run as configured reaches {target:.3f} after {plain.steps[-1]} steps; auto, from the same cautious "
+        f"The run as configured reaches {target:.3f} after {own.steps} steps; auto, from the same cautious "
         f"learning rate, is there at step {at.steps}: {_percent(result.saved['auto'].completions)} of the "
         "completions saved."
     )
