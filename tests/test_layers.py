@@ -6,6 +6,7 @@ Inside `engines`, what serves every trainer imports no trainer's package, and no
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,12 @@ def test_an_import_that_does_not_go_down_is_found(module: str, source: str) -> N
 )
 def test_an_import_that_goes_down_passes(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+def test_the_map_in_contributing_has_every_room_on_its_floor() -> None:
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)
+    shown = {
+        room.rstrip("/"): int(floor) - 1 for floor, rooms in rows for room in re.findall(r"`(.*?)`", rooms)
+    }
+    assert shown == {room: floor for room, floor in FLOOR.items() if room != "__main__"}
