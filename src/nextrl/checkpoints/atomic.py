@@ -209,10 +209,25 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file; a crash leaves the old file or the new one."""
+    """Write a safetensors file; a crash leaves the old file or the new one.
+
+    Args:
+        tensors: on any device. The same memory may stand under several names.
+    """
     with replacing(path) as temporary:
         header = {"format": "pt", **(metadata or {})}
-        save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata=header)
+        save_file(_apart(tensors), temporary, metadata=header)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory, which safetensors refuses; what shares none already is not copied."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        apart[name] = held.clone() if held.untyped_storage().data_ptr() in seen else held
+        seen.add(apart[name].untyped_storage().data_ptr())
+    return apart
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -30,7 +30,7 @@ VERBS = {
     "report": "Write DIR/report.html anew from DIR/result.json; nothing is trained and nothing is fetched.",
 }
 
-_ABOUT = """Learning rates and leaps for LoRA adapters under reinforcement learning (GRPO and the like).
+_ABOUT = """Learning rates under reinforcement learning (GRPO and the like), and leaps of LoRA adapters.
 
 `demo` shows it on a tiny model, `run` trains from one file. Of a run that you have, `inspect` says whether it can be
 read and `advise` what to do with it. In your own TRL script it is one line: nextrl.attach(trainer, every=10).

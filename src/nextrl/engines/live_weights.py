@@ -48,7 +48,9 @@ class LiveWeights:
         """
         for name, p in self.parameters.items():
             if name not in state:
-                raise InputError(f"the leap has no tensor for {name}: it was made from another adapter or model")
+                raise InputError(
+                    f"the leap has no tensor for {name}: it was made from another adapter or model"
+                )
             if state[name].shape != (expected := sharded.shape(p)):
                 raise InputError(
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"

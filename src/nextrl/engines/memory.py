@@ -94,8 +94,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     tensors |= more
     origin, more = _split_origin(memory.origin)
     tensors |= more
-    # Copies: a checkpoint of the history may be the very tensor where the window began, which safetensors refuses.
-    write_tensors(folder / TENSORS, {name: t.detach().cpu().clone() for name, t in tensors.items()})
+    write_tensors(folder / TENSORS, tensors)
     window = {
         "rewards": memory.rewards,
         "rate": memory.rate,

@@ -100,9 +100,18 @@ class RunRate:
         run.release_rate(memory.factor)
         _forget_factor(memory)
 
-    def step_begins(self) -> None:
-        """Remember where the first step after a change of the rate begins."""
-        self._began = (self._run.adapter.read(), self._run.rate) if self._follows.waiting else None
+    @property
+    def waits(self) -> bool:
+        """Whether the coming step is the first one after a change of the rate, whose length is looked at."""
+        return self._follows.waiting
+
+    def step_begins(self, state: State) -> None:
+        """Remember where the first step after a change of the rate begins.
+
+        Args:
+            state: what is trained, there; not looked at unless the rate `waits`.
+        """
+        self._began = (state, self._run.rate) if self.waits else None
 
     def step_ended(self, step: int, memory: Memory) -> None:
         """See whether the first step at another rate had the length that belongs to it; where not, leave the rate."""

@@ -176,10 +176,12 @@ class Session:
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
-        self._rate.step_begins()
-        if ends or self._rate.checks(step + 1):
+        watched = ends or self._rate.checks(step + 1)
+        state = run.adapter.read() if watched or self._rate.waits else {}
+        self._rate.step_begins(state)
+        if watched:
             moments = apply_leap.moments_of(run)
-            self._watched = _Beginning(run.adapter.read(), moments, run.rate, share, ends)
+            self._watched = _Beginning(state, moments, run.rate, share, ends)
             run.tools.fresh.listen(moments)
 
     def weights_updated(self, step: int) -> None:

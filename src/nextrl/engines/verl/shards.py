@@ -194,14 +194,11 @@ class Shards:
             path: the file, this process's own.
             copies, moments: name in the file -> the copy's key.
         """
-        # Copies of them: a run's beginning may be that of the window, and safetensors refuses a tensor twice.
-        tensors = {
-            f"{name}/{n}": t.clone() for name, key in copies.items() for n, t in self._copies[key].items()
-        }
+        tensors = {f"{name}/{n}": t for name, key in copies.items() for n, t in self._copies[key].items()}
         numbers: dict[str, Any] = {}
         for name, key in moments.items():
             values, own = split(self._moments[key], name)
-            tensors |= {n: t.clone() for n, t in own.items()}
+            tensors |= own
             numbers |= {f"{name}/{index}": value for index, value in enumerate(values)}
         tensors[_NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
         write_tensors(Path(path), tensors)
