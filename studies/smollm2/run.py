@@ -1,12 +1,12 @@
-"""SmolLM2-135M-Instruct by GRPO + LoRA: what is `auto` worth on a real language model, beside its controls?
+"""SmolLM2-135M-Instruct by GRPO: what is `auto` worth on a real language model, beside its controls?
 
     python -m studies.smollm2.run           # goes on where it was stopped, arm by arm
     python -m studies.smollm2.table         # of the published records, or of the folder named
 
-Two tasks, seeds 0 and 1, 100 steps of 8 prompts x 8 completions, rank 8 on all linear layers, evaluated on 256
-held-out prompts; shared prefixes make a step a sixth as long. Arms come in the order of what they tell: all of seed 0
-first. A finished arm leaves one JSON file in --out and is not run again; checkpoints stay under --runs. Leap arms go on
-from step 60 of the plain run at 1e-5.
+Two tasks, seeds 0 and 1, 100 steps of 8 prompts x 8 completions, rank 8 on all linear layers or (`all-`) all weights,
+evaluated on 256 held-out prompts; shared prefixes make a step a sixth as long. Arms come in the order of what they
+tell: all of seed 0 first. A finished arm leaves one JSON file in --out and is not run again; checkpoints stay under
+--runs. Leap arms go on from step 60 of the plain run at 1e-5.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines.settings import TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
 from nextrl.trajectory.persistence import adam_persistence, excess
@@ -31,8 +31,12 @@ EVALUATIONS = (20, 40, 60, 80, 100)
 
 
 def arm(task: str, name: str, seed: int) -> ArmSettings:
-    """One arm by name: `plain-RATE`, `auto-RATE`, `prodigy-schedulefree`, `next-H` or `linear-H`."""
-    kind, _, number = name.partition("-")
+    """One arm by name: `plain-RATE`, `auto-RATE`, `prodigy-schedulefree`, `next-H` or `linear-H`.
+
+    `all-` before either of the first two trains all weights, without checkpoints: each would take 3 GB.
+    """
+    every = name.startswith("all-")
+    kind, _, number = name.removeprefix("all-").partition("-")
     rate = float(number) if kind in ("plain", "auto") else 1e-3 if kind == "prodigy" else 1e-5
     leaping = kind in ("next", "linear")
     return ArmSettings(
@@ -51,12 +55,13 @@ def arm(task: str, name: str, seed: int) -> ArmSettings:
             optimizer="prodigy-schedulefree" if kind == "prodigy" else "adamw",
             seed=seed,
         ),
+        lora=None if every else LoraSettings(),
         auto=kind == "auto",
         leap=LeapSettings(method=kind, horizon=int(number), alphas=WIDE_ALPHAS, accept="argmax")
         if leaping
         else None,
         start=LEAP_AT if leaping else 0,
-        save=True,
+        save=not every,
         eval_at=EVALUATIONS,
         eval_prompts=256,
     )
@@ -66,6 +71,7 @@ def wanted(seeds: list[int], tasks: list[str], only: list[str]) -> list[ArmSetti
     """The arms to run, most telling first; a leap arm after the plain run that it goes on from."""
     names = ["plain-3e-4", "plain-1e-5", "auto-1e-5", "prodigy-schedulefree"]
     names += ["plain-1e-3", "next-20", "linear-20", "auto-3e-4", "auto-1e-3"]
+    names += ["all-auto-1e-6", "all-plain-1e-5", "all-plain-3e-5", "all-plain-1e-6"]
     return [arm(t, n, seed) for seed in seeds for t in tasks for n in names if not only or n in only]
 
 
@@ -90,7 +96,8 @@ def summary(settings: ArmSettings, record: ArmRecord, run: Path) -> dict:
     kept = record.model_dump()
     kept["settings"] = settings.model_dump(mode="json")
     # A leap is a jump in the path, and a window across it says nothing.
-    kept["persistence"] = persistence(run) if settings.kind in ("plain", "control") else []
+    straight = settings.save and settings.kind in ("plain", "control")
+    kept["persistence"] = persistence(run) if straight else []
     return kept
 
 
