@@ -122,6 +122,9 @@ def main() -> None:
     """All tables."""
     folder = records_to_read("grid", __doc__)
     print_starts(read(folder, "starts"))
+    if whole := read(folder, "weights"):
+        print("\n## All weights")
+        print_starts(whole)
     print_options(read(folder, "options"))
     print_watched(read(folder, "watched"))
 
