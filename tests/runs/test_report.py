@@ -457,6 +457,22 @@ def test_a_tile_says_the_rate_that_auto_came_to() -> None:
     assert note({**bare, "leaps": {}})[0] == "–"
 
 
+def test_the_tile_of_a_run_has_its_greedy_accuracy_beside_the_sampled_one() -> None:
+    run = one_run()
+    arm = run["arms"]["run"]
+    tile = single_tiles(parse_result(run), read_arms(parse_result(run))[0])[0]
+    assert tile.note.endswith(f"greedy {arm['greedy'][-1]:.3f}, and {arm['greedy'][0]:.3f} at the start")
+    del arm["greedy"]
+    tile = single_tiles(parse_result(run), read_arms(parse_result(run))[0])[0]
+    assert tile.note == f"at the end; {arm['accuracy'][0]:.3f} at the start"
+
+
+def test_a_score_is_not_divided_from_its_alpha(result: dict[str, Any]) -> None:
+    columns, found = decisions(parse_result(result), read_arms(parse_result(result)))
+    scores = found[0].cells[columns.index("alpha: score on validation prompts")]
+    assert scores.split(" ") == ["0:\u00a00.360,", "8:\u00a00.480,", "32:\u00a00.640,", "128:\u00a00.020"]
+
+
 def test_every_decision_is_told_by_what_was_done() -> None:
     page = render(auto_run())
     words = " ".join(" ".join(Page(page).words).split())

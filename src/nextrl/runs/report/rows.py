@@ -170,7 +170,8 @@ def _decided(leap: LeapEntry) -> tuple[str, ...]:
         rate(leap.learning_rate),
         _shown(leap.divergence, ".2g"),
         fixed(leap.excess, 2),
-        "  ".join(f"{alpha}: {fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
+        # A score stays in the line of its alpha.
+        ", ".join(f"{alpha}:\u00a0{fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
         written(leap.reason) or NONE,
     )
 
@@ -246,11 +247,21 @@ def evaluations(arm: Arm) -> list[tuple[str, ...]]:
 
 def single_tiles(result: Result, arm: Arm) -> list[Tile]:
     """Headline figures of one run: where it ended, its leaps, what they cost."""
-    first = next((a for a in arm.accuracy if a is not None), None)
+    first, greedy = (
+        next((a for a in series if a is not None), None) for series in (arm.accuracy, arm.greedy)
+    )
+    answers = (
+        "" if greedy is None else f"; greedy {fixed(arm.last('greedy'))}, and {fixed(greedy)} at the start"
+    )
     leaps = result.leaps.get(arm.name, [])
     taken = sum(leap.taken for leap in leaps)
     found = [
-        Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role),
+        Tile(
+            "Sampled accuracy",
+            fixed(arm.last()),
+            f"at the end; {fixed(first)} at the start{answers}",
+            arm.role,
+        ),
     ]
     costs = result.costs.get(arm.name)
     spent = (costs.search_completions if costs else None) or 0.0
