@@ -2,7 +2,8 @@
 
     python docs/make_readme_picture.py demo-out/result.json docs/demo.png
 
-Four arms: the run as configured, the tuned rate, the best learning-rate-free optimizer, auto. Every number in the
+Four arms: the run as configured, the tuned rate, the best learning-rate-free optimizer, auto; a thin line is the base's
+greedy accuracy, so that a reader sees how much of a gain in sampled accuracy may be sharpening. Every number in the
 picture is the result's own.
 """
 
@@ -18,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from nextrl.palette import AXIS, GRID, INK, LIGHT, SOFT
-from nextrl.runs.report.arms import Arm, read_arms
+from nextrl.runs.report.arms import Arm, base_greedy, read_arms
 from nextrl.runs.result import Result, Saved, SearchCosts, read_result
 
 # Dash and width tell the arms apart without any colour.
@@ -89,8 +90,26 @@ def draw(result: Result, axes: Axes) -> None:
             axes.plot(spent, there, "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
     if target is not None:
         axes.axhline(target, color=SOFT, lw=1, ls=(0, (5, 4)), zorder=1)
+    draw_base(axes, base_greedy(read_arms(result)))
     if lowest:
         axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
+
+
+def draw_base(axes: Axes, greedy: float | None) -> None:
+    """What the base answers without sampling: a gain below it may be that the model grew surer of what it knew."""
+    if greedy is None:
+        return
+    axes.axhline(greedy, color=SOFT, lw=0.8, ls=":", zorder=1)
+    place = {"xy": (0.97, greedy), "xycoords": axes.get_yaxis_transform(), "xytext": (-4, 3)}
+    axes.annotate(
+        f"the base, greedy: {greedy:.3f}",
+        **place,
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=SOFT,
+        fontsize=9,
+    )
 
 
 def given(result: Result) -> str:
@@ -105,7 +124,7 @@ def given(result: Result) -> str:
 def dress(axes: Axes, result: Result) -> None:
     """Axes that stay behind the data, and a legend below it, where it covers nothing."""
     axes.set_xlabel("completions generated, training and search together", color=SOFT)
-    axes.set_ylabel("held-out accuracy, ± 1 standard error", color=SOFT)
+    axes.set_ylabel("sampled held-out accuracy, ± 1 standard error", color=SOFT)
     axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
     axes.grid(axis="y", color=GRID, lw=1)
     axes.set_axisbelow(True)

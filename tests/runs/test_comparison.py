@@ -102,7 +102,11 @@ def test_leaps_say_which_were_accepted() -> None:
     auto = record(
         "auto", [0.5], [0], decisions=[{"step": 10, "alpha": a, "reason": "", "scores": s} for a, s in tried]
     )
-    assert [entry.accepted for entry in comparison.leaps(auto)] == [True, False, True]
+    assert [entry.accepted for entry in comparison.leaps(auto)] == [True, False, False, True]
+    quiet = record(
+        "next", [0.5], [0], decisions=[{"step": 10, "method": "next", "alpha": 0.0, "reason": "not due"}]
+    )
+    assert comparison.leaps(quiet) == []
     back = {"step": 20, "alpha": 0.0, "reason": "rolled back", "rolled_back": 10}
     assert [entry.reason for entry in comparison.leaps(record("auto", [0.5], [0], decisions=[back]))] == [
         "rolled back"

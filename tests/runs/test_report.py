@@ -20,7 +20,7 @@ from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.runs import report
 from nextrl.runs.report.arms import read_arms, tuned_arm
 from nextrl.runs.report.charts import chart_data, embed
-from nextrl.runs.report.rows import comparison, count, fixed, lengths, percent, tiles
+from nextrl.runs.report.rows import comparison, count, decisions, fixed, lengths, percent, single_tiles, tiles
 from nextrl.runs.result import parse_result
 from synthetic_result import synthetic_result
 
@@ -307,6 +307,11 @@ def test_a_browser_draws_every_chart(result: dict[str, Any], tmp_path: Path, cas
         drawn = re.findall(r'<path class="curve" d="([^"]*)"[^>]*var\(--c-auto\)', rates)
         wanted = len(result["arms"]["auto"]["steps"]) + len(result["leaps"]["auto"])
         assert [len(re.findall("[MH]", path)) for path in drawn] == [wanted]
+        # The decisions stand under the rates, on the same axis.
+        leaps = done.stdout[done.stdout.index('id="leaps"') : done.stdout.index("The comparison")]
+        steps = [re.findall(r"<text [^>]*>(\d+)</text>", chart) for chart in (rates, leaps)]
+        assert all(str(max(result["arms"]["plain"]["steps"])) in shown for shown in steps)
+        assert "base, greedy" in done.stdout
 
 
 def one_run() -> dict[str, Any]:
@@ -384,6 +389,122 @@ def test_the_page_says_why_the_arms_end_at_different_steps(result: dict[str, Any
     words = " ".join(" ".join(Page(render(result)).words).split())
     assert lengths(arms) in words
     assert lengths([arm for arm in arms if arm.role != "auto"]) == ""
+
+
+def auto_run() -> dict[str, Any]:
+    """What `nextrl run` writes of `auto`: the rate raised, a step taken back, and the rate cooled at the end."""
+    decided = [
+        {"step": 1, "alpha": 0.0, "learning_rate": 2e-3, "rate_factor": 40.0, "reason": "too little"},
+        {
+            "step": 2,
+            "alpha": -1.0,
+            "learning_rate": 1e-3,
+            "rate_factor": 0.5,
+            "back": "step",
+            "reason": "too far",
+        },
+        {
+            "step": 10,
+            "alpha": 0.0,
+            "learning_rate": 1e-3,
+            "rate_factor": 1.0,
+            "reason": "nothing speaks for another",
+        },
+    ]
+    whole = one_run()
+    arm = {
+        **whole["arms"]["run"],
+        "steps": [0, 10, 20],
+        "learning_rate": [5e-5, 1e-3, 2e-4],
+        "rate_steps": [1, 2, 3, 17, 18, 19, 20],
+        "rates": [5e-5, 2e-3, 1e-3, 8e-4, 6e-4, 4e-4, 2e-4],
+    }
+    for leap in decided:
+        leap["accepted"] = leap["alpha"] != 0.0
+    return {
+        **whole,
+        "arms": {"run": arm},
+        "leaps": {"run": decided},
+        "costs": {"run": {"search_seconds": 1.0}},
+    }
+
+
+def test_the_rate_is_drawn_from_the_steps_that_were_taken_at_it() -> None:
+    parsed = parse_result(auto_run())
+    (arm,) = read_arms(parsed)
+    assert arm.rate_path == [
+        (0, 5e-5), (1, 2e-3), (2, 1e-3), (16, 8e-4), (17, 6e-4), (18, 4e-4), (19, 2e-4), (20, 2e-4)
+    ]  # fmt: skip
+    old = auto_run()
+    del old["arms"]["run"]["rate_steps"], old["arms"]["run"]["rates"]
+    (arm,) = read_arms(parse_result(old))
+    assert arm.rate_path == [(0, 5e-5), (1, 2e-3), (2, 1e-3), (10, 1e-3), (10, 1e-3), (20, 2e-4)]
+
+
+def test_a_tile_says_the_rate_that_auto_came_to() -> None:
+    def note(value: dict[str, Any]) -> tuple[str, str]:
+        parsed = parse_result(value)
+        tile = single_tiles(parsed, read_arms(parsed)[0])[-1]
+        return tile.figure, tile.note
+
+    figure, told = note(auto_run())
+    assert figure == "0.001"
+    assert told.startswith(
+        "before the end of the run cooled it to 0.0002; 5e-05 at the start; highest at 0.002 from step 1"
+    )
+    bare = auto_run()
+    bare["arms"]["run"] |= {"learning_rate": [], "rate_steps": [], "rates": []}
+    assert note({**bare, "leaps": {}})[0] == "–"
+
+
+def test_the_tile_of_a_run_has_its_greedy_accuracy_beside_the_sampled_one() -> None:
+    run = one_run()
+    arm = run["arms"]["run"]
+    tile = single_tiles(parse_result(run), read_arms(parse_result(run))[0])[0]
+    assert tile.note.endswith(f"greedy {arm['greedy'][-1]:.3f}, and {arm['greedy'][0]:.3f} at the start")
+    del arm["greedy"]
+    tile = single_tiles(parse_result(run), read_arms(parse_result(run))[0])[0]
+    assert tile.note == f"at the end; {arm['accuracy'][0]:.3f} at the start"
+
+
+def test_a_score_is_not_divided_from_its_alpha(result: dict[str, Any]) -> None:
+    columns, found = decisions(parse_result(result), read_arms(parse_result(result)))
+    scores = found[0].cells[columns.index("alpha: score on validation prompts")]
+    assert scores.split(" ") == ["0:\u00a00.360,", "8:\u00a00.480,", "32:\u00a00.640,", "128:\u00a00.020"]
+
+
+def test_every_decision_is_told_by_what_was_done() -> None:
+    page = render(auto_run())
+    words = " ".join(" ".join(Page(page).words).split())
+    assert "Every decision, in words" in words
+    for absent in ("taken back", "decision on a leap", "<th>taken</th>"):
+        assert (absent in page) == (absent == "taken back")
+    columns, found = decisions(parse_result(auto_run()), read_arms(parse_result(auto_run())))
+    assert columns == (
+        "step",
+        "what was done",
+        "learning rate after",
+        "reason",
+    )  # nothing was scored under auto
+    assert [row.cells[:2] for row in found] == [
+        ("1", "learning rate times 40"), ("2", "the step is taken back"), ("10", "nothing changed")
+    ]  # fmt: skip
+    drawn = json.loads(Page(page).data)["leaps"]["run"]
+    assert [leap["shape"] for leap in drawn] == ["triangle", "cross", None]
+
+
+def test_an_older_file_s_leaps_are_told_too(result: dict[str, Any]) -> None:
+    _, found = decisions(parse_result(result), read_arms(parse_result(result)))
+    assert [row.cells[1] for row in found[:3]] == ["leapt, alpha 32", "leapt, alpha 8", "nothing changed"]
+
+
+def test_the_base_s_greedy_accuracy_stands_beside_the_sampled_one(result: dict[str, Any]) -> None:
+    page = render(result)
+    assert json.loads(Page(page).data)["base_greedy"] == result["arms"]["plain"]["greedy"][0]
+    assert "the base model&#39;s greedy accuracy" in page
+    late = {"arms": {"next": {"kind": "leap", "steps": [200], "accuracy": [0.5], "greedy": [0.7]}}}
+    assert json.loads(Page(render(late)).data)["base_greedy"] is None
+    assert "the base model&#39;s greedy accuracy" not in render(late)
 
 
 def test_numbers_are_not_divided_at_a_line_s_end() -> None:

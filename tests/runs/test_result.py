@@ -72,7 +72,7 @@ def test_the_contract_s_keys_are_all_there(plain_run: Path) -> None:
     result = summary(plain_run)
     wanted = "target arms saved regime verdict seed task config costs leaps after trajectory"
     assert set(wanted.split()) <= result.keys()
-    series = "steps accuracy se greedy completions seconds learning_rate kind label"
+    series = "steps accuracy se greedy completions seconds learning_rate rate_steps rates kind label"
     for arm in result["arms"].values():
         assert set(series.split()) == arm.keys()
     assert result["target"] == 0.7
@@ -163,7 +163,7 @@ def test_demo_run_report_and_advise_call_a_run_by_one_regime(tmp_path: Path, sha
             result.verdict
         )
         page = html.unescape(render(result))
-        assert f"Regime: <b>{wanted}</b> ({MEANING[wanted]})" in page
+        assert f"at its end: <b>{wanted}</b> ({MEANING[wanted]})" in page
 
 
 def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_what_auto_changed_and_took_back_is_told(plain_run: Path) -> None:
     assert "auto changed the learning rate 2 times, and took back what had done harm at step 11" in str(
         result.verdict
     )
-    assert [entry.step for entry in result.leaps["run"]] == [1, 11]
+    assert [entry.step for entry in result.leaps["run"]] == [1, 11, 21]
     decided[1] |= {"back": "run", "rate_factor": 0.2}
     again = summarise_run(
         record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided), arm, {}, Trajectory.load(plain_run)
@@ -218,6 +218,63 @@ def test_what_auto_changed_and_took_back_is_told(plain_run: Path) -> None:
     assert "2 times, and began again at step 11, since its first step had gone too far; it" in str(
         again.verdict
     )
+
+
+ROSE = [{"step": 1, "alpha": 0.0, "reason": "r", "rate_factor": 40.0, "learning_rate": 2e-3}]
+OVERSHOT = [
+    *ROSE,
+    {"step": 2, "alpha": -1.0, "reason": "r", "rate_factor": 0.5, "back": "step", "learning_rate": 1e-3},
+]
+
+
+@pytest.mark.parametrize(
+    ("decided", "rates", "told"),
+    [
+        (
+            ROSE,
+            ([1, 2, 33, 34, 40], [5e-5, 2e-3, 1e-3, 9e-4, 1e-4]),
+            "began at 5e-05, was highest at 0.002 (from step 1 on) and was brought down to 0.0001 by the cooldown that "
+            "ends a run over the last 8 steps.",
+        ),
+        (
+            OVERSHOT,
+            ([1, 2, 3, 33, 40], [5e-5, 2e-3, 1e-3, 9e-4, 1e-4]),
+            "began at 5e-05, was highest at 0.002 (from step 1 on), stood at 0.001 and was brought down to 0.0001 by "
+            "the cooldown that ends a run over the last 8 steps.",
+        ),
+        (
+            OVERSHOT,
+            ([1, 2, 3], [5e-5, 2e-3, 1e-3]),
+            "began at 5e-05, was highest at 0.002 (from step 1 on) and ended at 0.001.",
+        ),
+        # A record of an earlier version knows the rates of its evaluations and decisions alone.
+        (
+            ROSE,
+            ([], []),
+            "began at 5e-05, was highest at 0.002 (from step 1 on) and was brought down to 0.0001 by the cooldown that "
+            "ends a run.",
+        ),
+    ],
+)
+def test_the_way_of_auto_s_rate_is_told_with_its_height_and_its_cooldown(
+    plain_run: Path, decided: list[dict[str, Any]], rates: tuple[list[int], list[float]], told: str
+) -> None:
+    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    run = record("run", "auto", [0, 20, 40], [0.3, 0.4, 0.9], decisions=decided)
+    run.rate_steps, run.rates = rates
+    run.learning_rate = [5e-5, decided[-1]["learning_rate"], rates[1][-1] if rates[1] else 1e-4]
+    result = summarise_run(run, arm, {}, Trajectory.load(plain_run))
+    assert f"Its learning rate {told}" in str(result.verdict)
+    assert "went from 5e-05" not in str(result.verdict)
+
+
+def test_the_regime_is_no_headline_of_a_run_whose_rate_was_changed_on_the_way(plain_run: Path) -> None:
+    arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
+    run = record("run", "auto", [0, 40], [0.3, 0.9], decisions=ROSE)
+    result = summarise_run(run, arm, {}, Trajectory.load(plain_run))
+    assert result.regime is not None
+    assert "Regime" not in render(result)
+    assert "at its end" in str(result.verdict)
 
 
 def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:

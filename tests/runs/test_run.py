@@ -106,6 +106,14 @@ def test_a_result_has_the_contract_s_keys_and_says_what_it_cannot(whole: tuple[s
     series = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
     assert len({len(arm[key]) for key in series}) == 1
     assert (arm["steps"][0], arm["steps"][-1]) == (0, 6)
+    # The rate of each step, in which a decision's shows from the next step on.
+    rate_of = dict(zip(arm["rate_steps"], arm["rates"], strict=True))
+    assert rate_of[1] == arm["learning_rate"][0]
+    changed = [
+        leap for leap in result["leaps"].get("run", []) if leap["rate_factor"] != 1.0 and leap["step"] < 6
+    ]
+    assert [rate_of[leap["step"] + 1] for leap in changed] == [leap["learning_rate"] for leap in changed]
+    assert bool(changed) == (kind == "auto")
     assert arm["completions"][-1] == 6 * 16 + result["costs"]["run"]["search_completions"]
     assert ("only the same run with leap.method=none can say" in result["verdict"]) == (kind != "none")
 

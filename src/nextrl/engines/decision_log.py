@@ -6,10 +6,12 @@ import logging
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from nextrl.checkpoints.atomic import write_bytes, writing
+from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json, read_text
 from nextrl.judge.decision import DecisionRecord
@@ -35,8 +37,10 @@ class Costs:
     """What the callback has cost and claims to have won so far.
 
     Attributes:
-        search_completions: completions generated, searches included.
-        search_seconds: seconds spent at the ends of windows, fits included.
+        search_completions: completions that were sampled to compare candidates for a leap. Those that training samples
+            are not among them, and `auto` samples none.
+        search_seconds: seconds that deciding took, whether or not anything was searched: fits and searches of a named
+            method, and the passes by which `auto` looks at a step or a window again on what training has sampled.
         fit_seconds: seconds of them that fitting a named method took.
         leapt_steps: optimizer steps that accepted leaps claim to have skipped (alpha windows, or alpha horizons of a
             named method); undone windows and leaps rolled back, with the window that showed it, are subtracted.
@@ -88,25 +92,42 @@ def read(output_dir: Path) -> list[DecisionRecord]:
             first = error.errors()[0]
             raise InputError(f"{path}, line {number}: no decision ({first['loc']}: {first['msg']})") from None
     if rest:
-        log.warning("%s: the last line is cut off, and left out", path)
+        say(log, "%s: the last line is cut off, and left out", path)
     return found
+
+
+class Told(Protocol):
+    """What a decision's words are made of; `DecisionRecord` has it, and an entry of `result.json`."""
+
+    @property
+    def back(self) -> str | None: ...
+    @property
+    def rolled_back(self) -> float | None: ...
+    @property
+    def alpha(self) -> float | None: ...
+    @property
+    def rate_factor(self) -> float | None: ...
+
+
+def done(decision: Told) -> str | None:
+    """What was done, as a clause; None where nothing was."""
+    if decision.back == "run":
+        return "the run begins again"
+    if decision.back:
+        return f"the {decision.back} is taken back"
+    if decision.rolled_back is not None:
+        return f"the leap of step {decision.rolled_back:g} is taken back"
+    if decision.alpha:
+        return f"leapt, alpha {decision.alpha:g}"
+    if decision.rate_factor is not None and decision.rate_factor != 1.0:
+        return f"learning rate times {decision.rate_factor:.3g}"
+    return None
 
 
 def line(decision: DecisionRecord) -> str | None:
     """One line for people about what was done; None where nothing was."""
-    if decision.back == "run":
-        done = "the run begins again"
-    elif decision.back:
-        done = f"the {decision.back} is taken back"
-    elif decision.rolled_back is not None:
-        done = f"the leap of step {decision.rolled_back} is taken back"
-    elif decision.alpha:
-        done = f"leapt, alpha {decision.alpha:g}"
-    elif decision.rate_factor != 1.0:
-        done = f"learning rate times {decision.rate_factor:.3g}"
-    else:
-        return None
-    return f"nextrl, step {decision.step}: {done}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
+    what = done(decision)
+    return what and f"{what}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
 
 
 def show(metrics: MutableMapping[str, list[float]], decision: DecisionRecord) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nextrl.engines import apply_leap
+from nextrl.engines.say import say
 from nextrl.engines.schedules import RateCheck
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nextrl.engines.memory import Memory
     from nextrl.engines.policies import Policy
 
-log = logging.getLogger("nextrl.engines.session")
+log = logging.getLogger(__name__)
 
 
 def _lowered(share: float) -> bool:
@@ -90,12 +91,12 @@ class RunRate:
         self.adapts = False
         # A named method's policy never touches the rate, and has nothing to say of it.
         if run.ranks.leader and (self._policy.undoes or memory.factor != 1.0):
-            log.warning(
-                "nextrl, step %d: something other than the schedule has set the learning rate to %.3g; auto leaves it "
-                "alone from now on, and the schedule's own rates are again what they were without auto: let one of the "
-                "two set it",
-                step,
+            say(
+                log,
+                "something other than the schedule has set the learning rate to %.3g; auto leaves it alone from now "
+                "on, and the schedule's own rates are again what they were without auto: let one of the two set it",
                 run.rate,
+                step=step,
             )
         run.release_rate(memory.factor)
         _forget_factor(memory)
@@ -123,12 +124,13 @@ class RunRate:
             return
         self.adapts = False
         if run.ranks.leader:
-            log.warning(
-                "nextrl, step %d: the learning rate was multiplied by %.3g, and the steps stayed as long as they were: "
-                "%s does not take its rate from its param_groups, so that auto leaves it alone from now on",
-                step,
+            say(
+                log,
+                "the learning rate was multiplied by %.3g, and the steps stayed as long as they were: %s does not take "
+                "its rate from its param_groups, so that auto leaves it alone from now on",
                 memory.factor,
                 run.optimizer_name,
+                step=step,
             )
         apply_leap.scale_rate(run, memory, 1.0 / memory.factor)
         _forget_factor(memory)

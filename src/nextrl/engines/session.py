@@ -27,6 +27,7 @@ from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.run_rate import RunRate
+from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
@@ -101,7 +102,7 @@ class Session:
         policy.begin(len(rows))
         said = policy.announced(run.max_steps - step, run.completions_per_step, run.group)
         if said and run.ranks.leader:
-            log.warning("nextrl: %s", said)
+            say(log, "%s", said)
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
         self.decisions: list[DecisionRecord] = []
         self.costs = Costs()

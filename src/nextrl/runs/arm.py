@@ -98,9 +98,11 @@ class ArmSettings(BaseModel):
 
 
 class ArmRecord(BaseModel):
-    """What an arm did; lists have one entry per evaluation, and costs add up.
+    """What an arm did; lists have one entry per evaluation where nothing else is said, and costs add up.
 
     Attributes:
+        rate_steps, rates: the steps that were taken at another learning rate than the step before, and that rate; empty
+            in records of earlier versions.
         decisions: what was decided at the ends of windows and at named steps, in order.
         search_completions, search_seconds: what deciding took, the fits of methods included.
         fit_seconds: the part of `search_seconds` that fits took.
@@ -117,6 +119,8 @@ class ArmRecord(BaseModel):
     completions: list[int] = []
     seconds: list[float] = []
     learning_rate: list[float] = []
+    rate_steps: list[int] = []
+    rates: list[float] = []
     rewards: list[float] = []
     decisions: list[DecisionRecord] = []
     search_completions: int = 0

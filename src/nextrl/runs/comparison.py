@@ -55,8 +55,8 @@ def costs(record: ArmRecord, per_step: int) -> SearchCosts:
 
 
 def leaps(record: ArmRecord) -> list[LeapEntry]:
-    """The decisions of an arm that cost something or moved something, and those that a named method was asked for."""
-    asked = [decision for decision in record.decisions if decision.asked]
+    """All decisions of `auto`; of a named method those for which a leap was due, or that changed something."""
+    asked = [d for d in record.decisions if d.asked or d.method == "auto"]
     return [LeapEntry(**decision.model_dump(mode="json"), accepted=decision.accepted) for decision in asked]
 
 

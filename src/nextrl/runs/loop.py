@@ -161,6 +161,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     _update(record, leaper, trainer.state)
     if arm.merge:
         record.steps = [step + arm.start for step in record.steps]
+        record.rate_steps = [step + arm.start for step in record.rate_steps]
         record.fit_seconds = record.search_seconds = start.fit_seconds
     write_bytes(done, record.model_dump_json(indent=1).encode())
     return record

@@ -54,6 +54,15 @@ class Meter(TrainerCallback):
             self._offset = state.global_step
             self.evaluate(state.global_step, kwargs["model"], kwargs["optimizer"])
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the rate of the step where it is another one than before; `LeapCallback`, asked first, has set it."""
+        rate = _rate(kwargs["optimizer"])
+        if self.record.rates[-1:] != [rate]:
+            self.record.rate_steps.append(state.global_step + 1)
+            self.record.rates.append(rate)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -87,8 +96,12 @@ class Meter(TrainerCallback):
         trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
         record.completions.append(self._completions + trained + self.costs().search_completions)
         record.seconds.append(round(self._seconds, 3))
-        record.learning_rate.append(float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"]))
+        record.learning_rate.append(_rate(optimizer))
         self._mark = time.perf_counter()
+
+
+def _rate(optimizer: Any) -> float:
+    return float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"])
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class _Part(BaseModel):
 
 
 class ArmSeries(_Part):
-    """One arm, every list with one entry per evaluation; costs are the arm's so far.
+    """One arm, every list but the last two with one entry per evaluation; costs are the arm's so far.
 
     Attributes:
         kind: "plain", "control", "leap" or "auto".
@@ -116,6 +116,8 @@ class ArmSeries(_Part):
         completions: generated so far, for training and for searches.
         seconds: of training, fits and searches so far.
         learning_rate: as it was set at that step.
+        rate_steps, rates: the steps that were taken at another rate than the step before, and that rate; empty in files
+            of earlier versions.
     """
 
     kind: StrictStr | None = None
@@ -128,6 +130,8 @@ class ArmSeries(_Part):
     completions: list[Figure] = []
     seconds: list[Figure] = []
     learning_rate: list[Figure] = []
+    rate_steps: list[Figure] = []
+    rates: list[Figure] = []
 
 
 class Spent(_Part):
@@ -164,13 +168,17 @@ class SearchCosts(_Part):
 
 
 class LeapEntry(_Part):
-    """A decision on a leap that cost something or moved something.
+    """A decision: each one of `auto`; of a named method one on a leap that was due, or that changed something.
 
     Attributes:
         step: where it was taken.
         alpha: how far the adapter moved; 0 stayed put.
         horizon: steps that alpha = 1 stands for, of a named method.
         learning_rate: after it.
+        rate_factor: what it multiplied the rate by; None in files of earlier versions.
+        back: what was taken back, "step", "window" or "run"; empty where nothing was.
+        rolled_back: the step of a leap that was.
+        divergence: what the window, or the step, moved the policy by, nats per token.
         excess: excess persistence that it rested on.
         reason: one clause.
         scores: candidate -> mean reward or accuracy on validation prompts.
@@ -181,6 +189,10 @@ class LeapEntry(_Part):
     alpha: Figure = None
     horizon: Figure = None
     learning_rate: Figure = None
+    rate_factor: Figure = None
+    back: StrictStr | None = None
+    rolled_back: Figure = None
+    divergence: Figure = None
     excess: Figure = None
     reason: StrictStr | None = None
     scores: dict[str, Figure] = {}

@@ -23,7 +23,9 @@ WINDOWS = (DEFAULT_WINDOW, 20, 50)
 
 # Leaps, and a rate that follows them, change a run as it goes: only its last windows speak about where it stands.
 _LAST_WINDOWS = 5
-_SERIES = ("steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate")
+_SERIES = (
+    "steps", "accuracy", "se", "greedy", "completions", "seconds", "learning_rate", "rate_steps", "rates"
+)  # fmt: skip
 
 
 def summarise(
@@ -194,7 +196,7 @@ def provenance() -> dict[str, str]:
 
 
 def series(arm: ArmRecord) -> ArmSeries:
-    """An arm as a result lists it: one entry per evaluation."""
+    """An arm as a result lists it: one entry per evaluation, and its rates."""
     return ArmSeries(kind=arm.kind, label=arm.label, **{key: getattr(arm, key) for key in _SERIES})
 
 

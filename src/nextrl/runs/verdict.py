@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from nextrl.engines.decision_log import done
 from nextrl.judge.advice import Advice
 from nextrl.judge.regime import MEANING, Regime, regime_of
 from nextrl.runs import comparison
 from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.runs.rate_path import Cooling, cooling, rate_path
 from nextrl.runs.rate_rule import RULE
 from nextrl.runs.result import LeapEntry, Result
 
@@ -15,7 +17,7 @@ from nextrl.runs.result import LeapEntry, Result
 _STANDING: Mapping[Regime, str] = {
     "signal": "; the learning rate is still low",
     "mixed": "",
-    "noise": ", which is what a rate that is high enough shows",
+    "noise": ", which is what a rate that is high enough shows, and says nothing of what was learned",
 }
 
 
@@ -71,16 +73,15 @@ def of_run(
         sentences.append("No leap was asked for.")
     else:
         sentences.append(_about_leaps(record, arm, taken))
-        if record.learning_rate[-1] != record.learning_rate[0]:
-            sentences.append(
-                f"Its learning rate went from {record.learning_rate[0]:.2g} to {record.learning_rate[-1]:.2g}."
-            )
+        sentences.extend(_about_rate(record))
         sentences.append(
             "Whether that saved anything, only the same run with leap.method=none can say: there is no plain arm here."
         )
     if excess is not None:
         regime = regime_of(excess)
-        standing = _STANDING[regime] if advice is None else ""
+        # A rate that the end of the run brought down is low there by design.
+        low = regime == "signal" and _cooling(record) is not None
+        standing = _STANDING[regime] if advice is None and not low else ""
         sentences.append(f"Its excess persistence is {excess:.2f} at its end: {MEANING[regime]}{standing}.")
     return " ".join((*sentences, *_advised("it", advice)))
 
@@ -155,13 +156,43 @@ def _about_leaps(record: ArmRecord, arm: ArmSettings, taken: Sequence[LeapEntry]
     return f"{name} tried candidates for a leap {looked} and {outcome}; the search took {cost}."
 
 
+def _rate_path(record: ArmRecord) -> list[tuple[float, float]]:
+    decided = [(d.step, d.learning_rate) for d in record.decisions]
+    return rate_path(record.steps, record.learning_rate, record.rate_steps, record.rates, decided)
+
+
+def _cooling(record: ArmRecord) -> Cooling | None:
+    changed = [d.step for d in record.decisions if done(d) is not None]
+    return cooling(_rate_path(record), changed)
+
+
+def _about_rate(record: ArmRecord) -> list[str]:
+    """Where the learning rate began, its height, where it stood before the end of the run, and where that left it."""
+    path, cooled = _rate_path(record), _cooling(record)
+    if len({rate for _, rate in path}) < 2:
+        return []
+    (_, first), (_, last) = path[0], path[-1]
+    step, highest = max(path, key=lambda pair: pair[1])
+    told = [f"Its learning rate began at {first:.2g}"]
+    if highest > first:
+        told.append(f"was highest at {highest:.2g} (from step {step:g} on)")
+    stood = last if cooled is None else cooled.rate
+    if stood != max(first, highest):
+        told.append(f"{'ended' if cooled is None else 'stood'} at {stood:.2g}")
+    if cooled is not None:
+        steps = record.steps[-1] - cooled.begins
+        over = f" over the last {steps:g} steps" if record.rates else ""
+        told.append(f"was brought down to {last:.2g} by the cooldown that ends a run{over}")
+    return [f"{', '.join(told[:-1])} and {told[-1]}." if len(told) > 1 else f"{told[0]}."]
+
+
 def _about_auto(record: ArmRecord) -> str:
     changes = [d for d in record.decisions if d.rate_factor != 1.0]
     back = [str(d.step) for d in record.decisions if d.back in ("step", "window")]
     again = [str(d.step) for d in record.decisions if d.back == "run"]
     if not changes and not back:
         return "auto saw no reason to change anything."
-    times = f"{len(changes)} time{'' if len(changes) == 1 else 's'}"
+    times = "once" if len(changes) == 1 else f"{len(changes)} times"
     undone = f", and took back what had done harm at step {', '.join(back)}" if back else ""
     begun = (
         f", and began again at step {', '.join(again)}, since its first step had gone too far"

@@ -156,12 +156,14 @@ def test_steps_that_never_come_are_said_once(
     assert [d.step for d in callback.decisions if d.alpha] == [2]
 
 
-def test_the_price_counts_the_steps_that_come() -> None:
+def test_the_price_counts_the_named_steps_that_the_run_comes_to() -> None:
     policy = LeapCallback(1, "secant", at=range(2, 100, 2))._policy
     policy.refuse_impossible(0, 8, 16)
     assert "; a search" not in str(policy.announced(0, 32, 4))
     assert "at most 4 in this run" in str(policy.announced(8, 32, 4))
-    assert "at most 2 in this run" in str(policy.announced(4, 32, 4))  # resumed after step 4
+    assert "at most 4 in this run" in str(
+        policy.announced(4, 32, 4)
+    )  # the whole of it, though resumed after step 4
 
 
 @pytest.mark.parametrize("at", [2, (2,), {2}, np.array([2]), (np.int64(step) for step in [2]), [2.0]])
@@ -358,6 +360,21 @@ def test_without_a_word_on_searches_they_take_a_tenth_of_what_was_trained_on(
     assert all(d.cost_completions <= 0.1 * 96 * d.step for d in long.decisions)
 
 
+def priced_at(policy: AtSteps, step: int, steps: int) -> str | None:
+    """What is said of a run of so many steps that goes on after one of them."""
+    policy.refuse_impossible(0, steps, 16)
+    return policy.announced(steps - step, 32, 4)
+
+
+@pytest.mark.parametrize("options", [{"at": [20, 40, 60]}, {"every": 10}, {"share": 0.1}])
+def test_a_run_that_goes_on_names_the_price_that_it_named_at_its_beginning(options: dict[str, Any]) -> None:
+    policy = AtSteps("linear", **options)
+    begun = priced_at(policy, 0, 100)
+    assert begun is not None
+    assert "too short" not in begun
+    assert [priced_at(policy, step, 100) for step in (50, 99)] == [begun, begun]
+
+
 def test_a_run_that_is_over_has_no_price() -> None:
     assert AtSteps("linear").announced(0, 32, 4) is None
     assert "at most" in str(AtSteps("linear").announced(1, 32, 4))
@@ -373,7 +390,7 @@ def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for
 ) -> None:
     callback = LeapCallback(2, "secant", at=[2], horizon=50, alpha=1.0)
     run(tmp_path, callback, max_steps=2)
-    assert "no leap at step 2: secant needs" in caplog.text
+    assert "nextrl, step 2: no leap: secant needs" in caplog.text
     patient = LeapCallback(2, "secant", horizon=4, alpha=1.0)
     run(tmp_path, patient, max_steps=6)
     assert [d.alpha for d in patient.decisions] == [0.0, 1.0, 0.0]

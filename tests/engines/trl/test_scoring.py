@@ -245,8 +245,8 @@ def test_what_nothing_could_grade_is_no_number_and_is_counted_with_one_line(
     assert (rollouts.unscored, rollouts.completions) == (4, 16)
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("nextrl")]
     assert lines == [
-        "no reward function graded 2 of 8 completions of held-out prompts: such completions are left out where leaps "
-        "are compared"
+        "nextrl: no reward function graded 2 of 8 completions of held-out prompts: such completions are left out where "
+        "leaps are compared"
     ]
 
 

@@ -65,7 +65,9 @@ def test_of_repeated_prompts_a_tenth_of_the_rows_is_held_back_and_said(
     assert len(seen.trained) == 45
     assert seen.run.state.global_step == 400 // 8
     (line,) = held_back(caplog)
-    assert line.startswith("held back 5 of 50 prompts (40 of 400 rows) from training, to validate leaps on")
+    assert line.startswith(
+        "nextrl: held back 5 of 50 prompts (40 of 400 rows) from training, to validate leaps on"
+    )
     # Shown by a program that has not set up logging.
     assert [r.levelno for r in caplog.records if r.getMessage() == line] == [logging.WARNING]
     assert logging.getLogger("nextrl.engines.trl.validation").isEnabledFor(logging.WARNING)
@@ -257,8 +259,8 @@ def test_an_eval_dataset_with_fewer_columns_is_pointed_out(
     searched_at_the_end(tmp_path, eval_dataset=bare, rewards=[long]).train()
     said = [r.getMessage() for r in caplog.records if "has no answer" in r.getMessage()]
     assert said == [
-        "the eval_dataset, on which leaps are validated, has no answer, which the training dataset has: a search ends "
-        "in an error if a reward function reads it"
+        "nextrl: the eval_dataset, on which leaps are validated, has no answer, which the training dataset has: a "
+        "search ends in an error if a reward function reads it"
     ]
 
 

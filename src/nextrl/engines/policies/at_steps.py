@@ -14,6 +14,7 @@ from nextrl.engines.history import DiskHistory
 from nextrl.engines.live_adapter import leap_into
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha, fixed_at
@@ -175,16 +176,16 @@ class AtSteps(LeapsOnly):
         )
 
     def _announced_price(self, steps: int, per_step: int) -> str:
-        """What searches will take of the run's completions, of which so many steps are still to come."""
-        price, whole = self._price, steps * per_step
+        """What searches take of the whole run's completions: a run that goes on says what it said at its beginning."""
+        ends = steps if self._ends is None else self._ends
+        price, whole = self._price, ends * per_step
         one = (
             f"{self.method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
             "steps' worth"
         )
         if self._share is None:
-            ends = steps if self._ends is None else self._ends
-            due = [step for step in self._at or () if ends - steps < step <= ends]
-            most = len(due) if self._at is not None else max(0, steps // self.every - 1)
+            due = [step for step in self._at or () if step <= ends]
+            most = len(due) if self._at is not None else max(0, ends // self.every - 1)
             share = most * price / whole
             return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
@@ -218,7 +219,7 @@ class AtSteps(LeapsOnly):
                 raise
             # Found out in the middle of a run: an adapter that did not move is no reason to throw the run away.
             if self._at is not None:
-                log.warning("no leap at step %d: %s", step, error)
+                say(log, "no leap: %s", error, step=step)
             return replace(stay(f"{self.method}: {error}"), horizon=self._horizon), nothing
         seconds = time.perf_counter() - began
         self._fitted, candidate = fitted, partial(leap_into, view.adapter, fitted)

@@ -29,6 +29,7 @@ from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, Policy, policy_of
 from nextrl.engines.policies.arguments import trainer_itself
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.say import say
 from nextrl.engines.schedules import heights_of
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
@@ -174,7 +175,8 @@ class LeapCallback(TrainerCallback):
         if self._policy.searches or not Seam(trainer).generates:
             rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
         elif self._validation is not None:
-            log.warning(
+            say(
+                log,
                 "validation= is not used: %s",
                 "auto judges by the completions that training samples"
                 if self._policy.method == "auto"
@@ -320,7 +322,7 @@ class LeapCallback(TrainerCallback):
                 "callback was added, copied before the callback had put it there (the Hub's copies are), or the run "
                 "was killed while it was being saved"
             )
-        log.warning("%s %s; leaps begin anew with the next full window", folder, why)
+        say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
 
 class _Delivers(TrainerCallback):

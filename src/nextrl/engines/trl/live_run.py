@@ -16,6 +16,7 @@ from nextrl.engines.live_weights import LiveWeights, State, length_and_shrinking
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, read_moments, trained_beside, values_of, whole, write_moments
+from nextrl.engines.say import say
 from nextrl.engines.schedules import (
     base_rate,
     falls_by_itself,
@@ -30,7 +31,7 @@ from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import DecisionRecord
 
-log = logging.getLogger("nextrl.engines.session")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -172,4 +173,4 @@ class LiveRun:
         if self.trainer.args.should_save:
             decision_log.append(Path(self.trainer.args.output_dir), record)
             if said := decision_log.line(record):
-                log.warning("%s", said)
+                say(log, "%s", said, step=record.step)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from nextrl.engines.candidate_scores import Row, divergence_sums, mean_divergence
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.say import say
 from nextrl.engines.trl.seam import Scored, Seam
 from nextrl.tasks.evaluate import inference, seeded
 
@@ -141,7 +142,8 @@ class TrainerRollouts:
         tokens = [part.tokens for part in scored if part.tokens is not None]
         self._latest = tokens if len(tokens) == len(scored) else None
         if unscored and not self.unscored and self._ranks.leader:
-            log.warning(
+            say(
+                log,
                 "no reward function graded %d of %d completions of held-out prompts: such completions are left out "
                 "where leaps are compared",
                 unscored,

@@ -19,6 +19,7 @@ from typing import Any
 
 import trl
 
+from nextrl.engines.say import say
 from nextrl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ def _mention_newer(installed: str) -> None:
     release = re.match(r"(\d+)\.(\d+)", installed)
     newest = tuple(int(number) for number in WORKS.split("."))
     if release and (int(release[1]), int(release[2])) > newest:
-        log.warning(
+        say(
+            log,
             "TRL %s is newer than TRL %s, which nextrl was written against; all that leaps lean on is there",
             installed,
             READ_IN,

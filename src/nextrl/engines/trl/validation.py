@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
+from nextrl.engines.say import say
 from nextrl.engines.trl.likelihood import tokenised
 from nextrl.engines.trl.rollouts import InGroups
 from nextrl.engines.trl.samplers import dataset_sampler, replace_dataset_sampler, training_loader
@@ -51,7 +52,8 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
     if given is not None:
         _check(trainer, rows, "validation" if own else "the eval_dataset, on which leaps are validated,")
     if prompts < 2 * group:
-        log.warning(
+        say(
+            log,
             "a search of %d completions in groups of %d sees a single prompt, which no leap can be accepted on: give "
             "LeapCallback(prompts=%d) or more",
             prompts,
@@ -99,7 +101,8 @@ def _check(trainer: Any, rows: Sequence[Row], what: str) -> None:
                 "dataset have: give validation rows the same columns, since reward functions read them"
             )
         if missing and trainer.is_world_process_zero():
-            log.warning(
+            say(
+                log,
                 "%s has no %s, which the training dataset has: a search ends in an error if a reward function reads it",
                 what,
                 ", ".join(sorted(missing)),
@@ -188,7 +191,8 @@ def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:
     replace_dataset_sampler(loader, _Without(sampler, barred, len(dataset)))
     if trainer.is_world_process_zero():
         # A warning, because a run has fewer rows than its owner gave it, and INFO is not shown by default.
-        log.warning(
+        say(
+            log,
             "held back %d of %d prompts (%d of %d rows) from training, to validate leaps on; with an eval_dataset, or "
             "LeapCallback(validation=rows), nothing is held back",
             len(held),

@@ -26,6 +26,7 @@ from nextrl.engines import decision_log
 from nextrl.engines.live_weights import length_and_shrinking
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.say import say
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 
@@ -412,4 +413,4 @@ class VerlRun:
         self.metrics |= decision_log.logged(record)
         decision_log.append(self.folder, record)
         if said := decision_log.line(record):
-            log.warning("%s", said)
+            say(log, "%s", said, step=record.step)

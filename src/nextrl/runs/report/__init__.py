@@ -22,7 +22,7 @@ from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.nested import dotted
 from nextrl.palette import css
 from nextrl.runs.report import rows
-from nextrl.runs.report.arms import read_arms, written
+from nextrl.runs.report.arms import base_greedy, read_arms, written
 from nextrl.runs.report.charts import chart_data, embed
 from nextrl.runs.result import Result
 from nextrl.version import VERSION
@@ -69,7 +69,11 @@ def render(result: Result) -> str:
 def _context(result: Result, environment: Environment) -> dict[str, Any]:
     arms = read_arms(result)
     charged, free = rows.costs(result, arms)
+    columns, decided = rows.decisions(result, arms)
     regime, advice = written(result.regime), written(result.advice)
+    # Of a run whose rate or weights were changed on the way it says where that left them, which the verdict explains.
+    if result.single and arms[0].role != "plain":
+        regime = None
     data = chart_data(result, arms)
     recommended = result.recommendation
     return {
@@ -88,7 +92,9 @@ def _context(result: Result, environment: Environment) -> dict[str, Any]:
         "comparison": rows.comparison(result, arms),
         "costs": charged,
         "free": free,
-        "decisions": rows.decisions(result, arms),
+        "columns": columns,
+        "decisions": decided,
+        "base_greedy": base_greedy(arms) is not None,
         "config": _settings(result.config),
         "provenance": _provenance(result),
         "has": {key: bool(data[key]) for key in ("leaps", "persistence", "excess")}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nextrl.runs.rate_path import rate_path
 from nextrl.runs.rate_rule import RULE
 from nextrl.runs.result import ArmSeries, Result
 
@@ -35,6 +36,7 @@ class Arm:
         role: names the colour: plain, auto, tuned, free, control, leap or other.
         key: drawn in full when the page opens.
         dash, marker: SVG stroke-dasharray and the name of a marker.
+        rate_path: the learning rate over steps, see `runs.rate_path`.
         greedy_se: binomial standard error, from the number of prompts, where that is known.
     """
 
@@ -53,6 +55,7 @@ class Arm:
     completions: list[float | None]
     seconds: list[float | None]
     learning_rate: list[float | None]
+    rate_path: list[tuple[float, float]]
 
     def last(self, series: str = "accuracy") -> float | None:
         """The last number of a series, or None."""
@@ -78,7 +81,9 @@ def read_arms(result: Result) -> list[Arm]:
         counts[role] = counts.get(role, 0) + (name != leap)
         key = role in ("plain", "auto", "tuned", "free") or name in (leap, RULE)
         prompts = result.config.get("test_prompts")
-        arms.append(_arm(name, curves, prompts, group=group, role=role, key=key, index=index))
+        decided = [(leap.step, leap.learning_rate) for leap in result.leaps.get(name, [])]
+        path = rate_path(curves.steps, curves.learning_rate, curves.rate_steps, curves.rates, decided)
+        arms.append(_arm(name, curves, prompts, path, group=group, role=role, key=key, index=index))
     order = list(GROUPS)
     return sorted(arms, key=lambda arm: order.index(arm.group))
 
@@ -89,6 +94,12 @@ def tuned_arm(result: Result) -> str | None:
         return result.tuned
     sweep = {name: _end(curves) for name, curves in result.arms.items() if name.startswith("lr-")}
     return _highest(sweep)
+
+
+def base_greedy(arms: Sequence[Arm]) -> float | None:
+    """The base model's greedy accuracy: that of an arm before its first step."""
+    before = (arm.greedy[0] for arm in arms if arm.steps[:1] == [0.0])
+    return next((value for value in before if value is not None), None)
 
 
 def written(text: str | None) -> str | None:
@@ -121,7 +132,15 @@ def _group(curves: ArmSeries) -> str:
 
 
 def _arm(
-    name: str, curves: ArmSeries, prompts: object, *, group: str, role: str, key: bool, index: int
+    name: str,
+    curves: ArmSeries,
+    prompts: object,
+    path: list[tuple[float, float]],
+    *,
+    group: str,
+    role: str,
+    key: bool,
+    index: int,
 ) -> Arm:
     keep = [i for i, step in enumerate(curves.steps) if step is not None]
 
@@ -146,6 +165,7 @@ def _arm(
         completions=series(curves.completions),
         seconds=series(curves.seconds),
         learning_rate=series(curves.learning_rate),
+        rate_path=path,
     )
 
 

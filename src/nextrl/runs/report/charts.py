@@ -9,17 +9,19 @@ from dataclasses import asdict
 from typing import Any
 
 from nextrl.judge.regime import OSCILLATES, SIGNAL
-from nextrl.runs.report.arms import GROUPS, Arm, written
+from nextrl.runs.report.arms import GROUPS, Arm, base_greedy, written
+from nextrl.runs.report.rows import what_was_done
 from nextrl.runs.result import LeapEntry, Result, TrajectoryFigures
 
 _PALETTE = 7
 
 
 def chart_data(result: Result, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Arms, target, leaps, sigma, persistence, excess and what regimes begin at, ready for `report.js`."""
+    """All that `report.js` draws: arms, reference lines, decisions, and what the checkpoints show."""
     figures = result.trajectory
     return {
         "target": _float(result.target),
+        "base_greedy": base_greedy(arms),
         "groups": {key: title for key, title in GROUPS.items() if any(arm.group == key for arm in arms)},
         "arms": [asdict(arm) for arm in arms],
         "reach": _reach(result, arms),
@@ -68,13 +70,26 @@ def _leap(leap: LeapEntry) -> dict[str, Any]:
     return {
         "step": _float(leap.step),
         "alpha": _float(leap.alpha),
+        "rate_factor": _float(leap.rate_factor),
+        "divergence": _float(leap.divergence),
         "horizon": _float(leap.horizon),
         "learning_rate": _float(leap.learning_rate),
         "excess": _float(leap.excess),
         "reason": written(leap.reason),
         "scores": [[alpha, _float(score)] for alpha, score in leap.scores.items()],
-        "accepted": leap.taken,
+        "done": what_was_done(leap),
+        "shape": _shape(leap),
     }
+
+
+def _shape(leap: LeapEntry) -> str | None:
+    """The mark of what was done; None where nothing was."""
+    if leap.back or leap.rolled_back is not None:
+        return "cross"
+    if leap.taken:
+        return "circle"
+    factor = 1.0 if leap.rate_factor is None else leap.rate_factor
+    return None if factor == 1.0 else "triangle" if factor > 1.0 else "down"
 
 
 def _sigma(figures: TrajectoryFigures) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from nextrl.engines.decision_log import done
+from nextrl.runs.rate_path import cooling
 from nextrl.runs.report.arms import GROUPS, Arm, is_free, tuned_arm, written
 from nextrl.runs.result import AccuracyAfter, LeapEntry, Result, Saved, SearchCosts, Spent
 
@@ -135,25 +137,48 @@ def costs(result: Result, arms: Sequence[Arm]) -> tuple[list[TableRow], list[str
     return rows, free
 
 
-def decisions(result: Result, arms: Sequence[Arm]) -> list[TableRow]:
-    """Every decision on a leap: step, alpha, whether taken, learning rate after it, excess, scores, reason."""
-    return [
+DECIDED = (
+    "step",
+    "what was done",
+    "learning rate after",
+    "moved, nats per token",
+    "excess",
+    "alpha: score on validation prompts",
+    "reason",
+)
+"""Columns of the table of decisions."""
+
+
+def decisions(result: Result, arms: Sequence[Arm]) -> tuple[tuple[str, ...], list[TableRow]]:
+    """The columns of `DECIDED` that hold anything, and a row for each decision."""
+    rows = [
         TableRow(arm.label, "", arm.role, _decided(leap))
         for arm in arms
         for leap in result.leaps.get(arm.name, [])
     ]
+    kept = [i for i in range(len(DECIDED)) if any(row.cells[i] != NONE for row in rows)]
+    return (
+        tuple(DECIDED[i] for i in kept),
+        [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows],
+    )
 
 
 def _decided(leap: LeapEntry) -> tuple[str, ...]:
     return (
         count(leap.step),
-        _shown(leap.alpha, "g"),
-        "yes" if leap.taken else "no",
+        what_was_done(leap),
         rate(leap.learning_rate),
+        _shown(leap.divergence, ".2g"),
         fixed(leap.excess, 2),
-        "  ".join(f"{alpha}: {fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
+        # A score stays in the line of its alpha.
+        ", ".join(f"{alpha}:\u00a0{fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
         written(leap.reason) or NONE,
     )
+
+
+def what_was_done(leap: LeapEntry) -> str:
+    """What a decision did, in the words of the run's own log."""
+    return done(leap) or ("leapt" if leap.taken else "nothing changed")
 
 
 def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
@@ -222,18 +247,26 @@ def evaluations(arm: Arm) -> list[tuple[str, ...]]:
 
 def single_tiles(result: Result, arm: Arm) -> list[Tile]:
     """Headline figures of one run: where it ended, its leaps, what they cost."""
-    first = next((a for a in arm.accuracy if a is not None), None)
+    first, greedy = (
+        next((a for a in series if a is not None), None) for series in (arm.accuracy, arm.greedy)
+    )
+    answers = (
+        "" if greedy is None else f"; greedy {fixed(arm.last('greedy'))}, and {fixed(greedy)} at the start"
+    )
     leaps = result.leaps.get(arm.name, [])
     taken = sum(leap.taken for leap in leaps)
     found = [
-        Tile("Sampled accuracy", fixed(arm.last()), f"at the end; {fixed(first)} at the start", arm.role),
+        Tile(
+            "Sampled accuracy",
+            fixed(arm.last()),
+            f"at the end; {fixed(first)} at the start{answers}",
+            arm.role,
+        ),
     ]
     costs = result.costs.get(arm.name)
     spent = (costs.search_completions if costs else None) or 0.0
     if arm.role == "auto" and not spent:
-        first_rate = next((value for value in arm.learning_rate if value is not None), None)
-        note = f"at the end; {rate(first_rate)} at the start; auto searches no completions"
-        return [*found, Tile("Learning rate", rate(arm.last("learning_rate")), note, arm.role)]
+        return [*found, _rate_tile(arm, leaps)]
     note = f"of {len(leaps)} times that candidates were tried"
     found.append(Tile("Leaps taken", str(taken), note, arm.role))
     whole = arm.last("completions")
@@ -241,6 +274,23 @@ def single_tiles(result: Result, arm: Arm) -> list[Tile]:
         note = f"{count(spent)} of {count(whole)} completions"
         found.append(Tile("Search", percent(spent / whole), note, arm.role))
     return found
+
+
+def _rate_tile(arm: Arm, leaps: Sequence[LeapEntry]) -> Tile:
+    """The learning rate that `auto` came to, which is not the one that it ends at, and its way there."""
+    if not arm.rate_path:
+        return Tile("Learning rate", NONE, "auto searches no completions", arm.role)
+    cooled = cooling(arm.rate_path, [leap.step for leap in leaps if leap.step is not None and done(leap)])
+    (_, first), (_, last) = arm.rate_path[0], arm.rate_path[-1]
+    stood = last if cooled is None else cooled.rate
+    step, highest = max(arm.rate_path, key=lambda pair: pair[1])
+    notes = ["at the end" if cooled is None else f"before the end of the run cooled it to {rate(last)}"]
+    notes.append(f"{rate(first)} at the start")
+    if highest > first:
+        notes.append(
+            f"highest{'' if highest == stood else f' at {rate(highest)}'} from step {count(step)} on"
+        )
+    return Tile("Learning rate", rate(stood), "; ".join([*notes, "auto searches no completions"]), arm.role)
 
 
 def _completions_saved(result: Result, arm: Arm) -> float | None:

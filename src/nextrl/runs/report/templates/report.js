@@ -36,11 +36,13 @@ function accuracyChart(axis, label, format, big) {
       points: arm.steps.map((_, i) => ({ x: arm[axis][i], y: arm[measure][i], e: (measure === "accuracy" ? arm.se : arm.greedy_se)[i], tip: () => armTip(arm, i) })),
     }));
     const points = curves.flatMap((c) => c.points.filter((p) => known(p.x) && known(p.y)));
-    const [low, high] = extent([...points.flatMap((p) => [p.y - (p.e || 0), p.y + (p.e || 0)]), data.target], 0.03);
+    const base = measure === "accuracy" ? data.base_greedy : null;
+    const [low, high] = extent([...points.flatMap((p) => [p.y - (p.e || 0), p.y + (p.e || 0)]), data.target, base], 0.03);
     // One arm that trained a hundred times longer must not squeeze the rest: the axis ends with the chosen arms.
     const shown = curves.filter((c) => !c.faint).flatMap((c) => c.points).concat(chosen.size ? [] : points);
     const last = Math.max(1, ...shown.map((p) => p.x || 0));
     const lines = known(data.target) ? [{ y: data.target, dash: "5 4", end: `target ${data.target.toFixed(3)}` }] : [];
+    if (known(base)) lines.push({ y: base, dash: "1 3", width: 1, [w > 640 ? "end" : "label"]: `base, greedy ${base.toFixed(3)}` });
     for (const c of curves) c.points = c.points.filter((p) => !known(p.x) || p.x <= last * 1.001);
     return {
       title: `${measure === "accuracy" ? "Sampled" : "Greedy"} accuracy against ${axis}`,
@@ -69,10 +71,10 @@ function ratesChart(w) {
   const arms = data.arms.filter((arm) => arm.learning_rate.some((v) => known(v) && v > 0) && !own(arm));
   const curves = arms.map((arm) => ({
     name: arm.name, role: arm.role, dash: arm.dash, width: width(arm), front: front(arm), faint: !chosen.has(arm.name), stepped: true, end: brief(arm),
-    points: arm.steps.map((step, i) => ({ x: step, y: arm.learning_rate[i] > 0 ? arm.learning_rate[i] : null, tip: () => armTip(arm, i) })).concat(ratesSet(arm)).sort((a, b) => a.x - b.x),
+    points: arm.rate_path.map(([x, y]) => ({ x, y, tip: () => ({ title: arm.label, rows: [["from step", whole(x)], ["learning rate", rate(y)]] }) })),
   }));
-  const marks = arms.flatMap((arm) => (data.leaps[arm.name] || []).filter((l) => l.accepted && l.learning_rate > 0).map((leap) => ({
-    name: arm.name, x: leap.step, y: leap.learning_rate, shape: "triangle", size: arm.role === "auto" ? 6 : 4, role: arm.role, faint: !chosen.has(arm.name), tip: () => leapTip(arm, leap),
+  const marks = arms.flatMap((arm) => (data.leaps[arm.name] || []).filter((l) => l.shape && l.learning_rate > 0).map((leap) => ({
+    name: arm.name, x: leap.step, y: leap.learning_rate, shape: leap.shape, size: arm.role === "auto" ? 6 : 4, role: arm.role, faint: !chosen.has(arm.name), tip: () => leapTip(arm, leap),
   })));
   const values = curves.flatMap((c) => c.points.map((p) => p.y)).concat(marks.map((m) => m.y)).filter((v) => v > 0);
   return {
@@ -81,35 +83,36 @@ function ratesChart(w) {
   };
 }
 
-// A rate that a decision set holds from its own step on, not from the next evaluation.
-function ratesSet(arm) {
-  return (data.leaps[arm.name] || []).filter((leap) => leap.learning_rate > 0).map((leap) => ({ x: leap.step, y: leap.learning_rate, tip: () => leapTip(arm, leap) }));
-}
-
 function stepAxis() {
   const shown = data.arms.filter((arm) => chosen.has(arm.name) || !chosen.size);
   return { domain: [0, Math.max(1, ...shown.flatMap((arm) => arm.steps))], label: "optimizer steps", format: short };
 }
 
 function leapTip(arm, leap) {
-  const rows = [["step", whole(leap.step)], ["alpha", known(leap.alpha) ? plainNumber(leap.alpha) : "–"], ["taken", leap.accepted ? "yes" : "no"]];
+  const rows = [["step", whole(leap.step)], ["done", leap.done]];
   if (known(leap.horizon)) rows.push(["horizon", whole(leap.horizon)]);
   if (known(leap.learning_rate)) rows.push(["learning rate after", rate(leap.learning_rate)]);
+  if (known(leap.divergence)) rows.push(["moved, nats per token", `${+leap.divergence.toPrecision(2)}`]);
   if (known(leap.excess)) rows.push(["excess", leap.excess.toFixed(2)]);
   for (const [alpha, score] of leap.scores) rows.push([`score at alpha ${alpha}`, known(score) ? score.toFixed(3) : "–"]);
   return { title: arm.label, rows, text: leap.reason };
 }
 
+// The number beside a decision's mark: the alpha of a leap, or what the learning rate was multiplied by.
+function beside(leap) {
+  if (leap.shape === "circle") return known(leap.alpha) ? plainNumber(leap.alpha) : null;
+  return leap.shape && known(leap.rate_factor) && leap.rate_factor !== 1 ? `×${+leap.rate_factor.toPrecision(2)}` : null;
+}
+
 function leapsChart(w) {
   const arms = data.arms.filter((arm) => data.leaps[arm.name]), n = arms.length;
-  const steps = arms.flatMap((arm) => data.leaps[arm.name].map((l) => l.step));
   const marks = arms.flatMap((arm, row) => data.leaps[arm.name].map((leap) => ({
-    name: arm.name, x: leap.step, y: n - row, shape: "circle", size: leap.accepted ? 5 : 4, hollow: !leap.accepted, role: arm.role,
-    text: leap.accepted && known(leap.alpha) ? plainNumber(leap.alpha) : null, tip: () => leapTip(arm, leap),
+    name: arm.name, x: leap.step, y: n - row, shape: leap.shape || "circle", size: leap.shape ? 5 : 4, hollow: !leap.shape, role: arm.role,
+    text: beside(leap), tip: () => leapTip(arm, leap),
   })));
   return {
-    title: "Accepted alphas against steps", height: 62 + 34 * n, labels: 0,
-    x: { domain: [0, Math.max(...steps) * 1.04], label: "optimizer steps", format: short },
+    title: "Decisions against steps", height: 62 + 34 * n, labels: 0,
+    x: stepAxis(),
     y: { domain: [0.6, n + 0.75], rows: arms.map((arm, row) => [n - row, arm.name]), left: Math.min(w / 3, 18 + 7 * Math.max(...arms.map((a) => a.name.length))) }, marks,
   };
 }
@@ -174,7 +177,7 @@ function legend() {
   const choose = (names) => { chosen.clear(); names.forEach((n) => chosen.add(n)); refresh(); };
   if (data.arms.some((arm) => arm.greedy.some(known))) segments(box, "Accuracy", [["sampled", "accuracy"], ["greedy", "greedy"]], (v) => { measure = v; refresh(); });
   const sets = { key: (a) => a.key, all: () => true };
-  const show = segments(box, "Arms in full", [["key", "key"], ["all", "all"]], (v) => choose(data.arms.filter(sets[v]).map((a) => a.name)));
+  const show = data.arms.length < 2 ? () => {} : segments(box, "Arms in full", [["key", "key"], ["all", "all"]], (v) => choose(data.arms.filter(sets[v]).map((a) => a.name)));
   for (const [group, title] of Object.entries(data.groups)) {
     const members = data.arms.filter((arm) => arm.group === group);
     const head = html("button", "group", title, box);
