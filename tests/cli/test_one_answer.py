@@ -21,6 +21,7 @@ from nextrl.cli.backtest import backtest
 from nextrl.cli.leap import leap as leap_verb
 from nextrl.engines.offline import AlphaChoice
 from nextrl.engines.settings import TrainSettings
+from nextrl.errors import InputError
 from nextrl.extrapolators import names, resolve, tags_of
 from nextrl.leaps.leap import Leap
 from nextrl.runs.arm import ArmRecord, ArmSettings
@@ -56,6 +57,16 @@ def call(verb: Callable[..., None], *arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.exception
     return result.stdout
+
+
+def refusal(verb: Callable[..., None], *arguments: str) -> str:
+    """The line that a refused call ends in; nothing is on stdout."""
+    app = Typer()
+    app.command()(verb)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+    assert isinstance(result.exception, InputError), result.output
+    assert result.stdout == ""
+    return str(result.exception)
 
 
 def words(text: str) -> str:
@@ -131,6 +142,40 @@ def test_four_verbs_one_answer(
 
     for shown in (call(advise, run), call(backtest, run), call(leap_verb, *options)):
         assert answer in words(shown)
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_leap_that_nobody_named_needs_an_advice_for_it(
+    name: str, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, out = str(runs(name)), tmp_path / "out"
+    advised = json.loads(call(advise, run, "--json"))
+    options = (run, "--horizon", "50", "--out", str(out))
+    if advised["recommended"] != "none":
+        leapt = json.loads(call(leap_verb, *options, "--json"))
+        assert (leapt["method"], leapt["horizon"]) == (advised["recommended"], 50)
+        assert leapt["reason"] == advised["answer"]
+        return
+    for more in ((), ("--json",)):
+        refused = refusal(leap_verb, *options, *more)
+        assert advised["answer"][:100] in refused
+        assert "--method" in refused
+        assert "--alpha auto --task TASK" in refused
+    assert not out.exists()
+    for named in (("--method", "secant"), ("--alpha", "1")):
+        assert json.loads(call(leap_verb, *options, *named, "--json"))["alpha"] == 1.0
+
+
+def test_a_run_that_cannot_be_judged_is_leapt_from_by_name_only(tmp_path: Path) -> None:
+    run = synthetic.write(tmp_path / "run", synthetic.line, lambda t: 0.3)
+    out = ("--at", "10", "--out", str(tmp_path / "out"))
+    for given in ((), ("--alpha", "auto", "--task", "chain")):
+        refused = refusal(leap_verb, str(run), *given, *out)
+        assert "cannot be judged: advice needs 3 checkpoints" in refused
+        assert "name a method with --method" in refused
+    assert not (tmp_path / "out").exists()
+    leapt = json.loads(call(leap_verb, str(run), "--method", "window", "--horizon", "10", *out, "--json"))
+    assert leapt["method"] == "window"
 
 
 @pytest.mark.parametrize("name", REGIMES)

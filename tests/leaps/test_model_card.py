@@ -170,7 +170,7 @@ def pushed(tmp_path: Path, endpoint: str, **environment: str) -> subprocess.Comp
     }
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     return subprocess.run(
-        [*command, "--horizon", "20", "--push-to-hub", "leap", "--private"],
+        [*command, "--method", "secant", "--horizon", "20", "--push-to-hub", "leap", "--private"],
         capture_output=True,
         text=True,
         check=False,

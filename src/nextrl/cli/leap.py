@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
 
 
+_ALL_THE_SAME = (
+    "Nothing was written: name a method with --method to have a leap all the same, and add --alpha auto --task TASK to "
+    "have its length tested on held-out prompts first"
+)
+"""What to do where nothing speaks for a leap."""
+
+
 class As(StrEnum):
     """What is written."""
 
@@ -43,7 +50,7 @@ def leap(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Extrapolator, factors by default; with --alpha auto what `nextrl advise` recommends."
+            help="Extrapolator. Without it what `nextrl advise` recommends; factors where --alpha is a number."
         ),
     ] = None,
     horizon: Annotated[
@@ -94,9 +101,10 @@ def leap(
 ) -> None:
     """Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.
 
-    With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task, and nothing
-    is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a trainer.
-    Method and horizon are then those of `nextrl advise`; where it sees no leap, nothing is tried unless you name one.
+    Without --method, method and horizon are those of `nextrl advise`; where it sees no leap, none is made unless you
+    name one. With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task,
+    and nothing is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a
+    trainer.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
@@ -125,11 +133,13 @@ def leap(
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
     reason = ""
-    if searches and method is None:
-        advice = _advice(traj, at)
-        if advice.recommended == NONE:
+    if method is None and fixed is None:
+        advice = _advice(run, traj, at)
+        if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
+        if advice.recommended == NONE:
+            raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed)
@@ -200,12 +210,22 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(traj: Trajectory, at: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
+    """What `nextrl advise` says of the run up to the checkpoint that is leapt from.
+
+    Raises:
+        InputError: it cannot judge this run, or there is no such checkpoint.
+    """
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
         traj = traj.upto(at)
-    return advise(traj)
+    try:
+        return advise(traj)
+    except InputError as error:
+        raise InputError(
+            f"{run}: whether a leap may pay cannot be judged: {error}. {_ALL_THE_SAME}"
+        ) from error
 
 
 def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
