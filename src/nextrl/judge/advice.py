@@ -12,7 +12,7 @@ This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap --
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
@@ -190,11 +190,47 @@ def advise(traj: Trajectory, tested: Backtest | None = None) -> Advice:
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
+    The thresholds are of constant rates. Where `auto` set the rate its word stands, since it saw single steps and fresh
+    batches; where a schedule did, the advice stands with little confidence.
+
     Args:
         f: measurements, from `features` or from a stored table.
         thresholds: where it turns.
     """
-    t = thresholds
+    advice = _of_a_constant_rate(f, thresholds)
+    if f.auto:
+        return _beside_auto(advice, f, thresholds)
+    return _of_a_schedule(advice, f, thresholds) if f.steady is False else advice
+
+
+def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
+    """The advice for a run whose rate `auto` set: no other rate, but where nothing is left to lose."""
+    first, *rest = advice.reasons
+    said = f"This run was under auto, which sets the rate by itself: {f.auto}."
+    if _ruined(f, t):
+        return replace(advice, reasons=(first, said, *rest))
+    if advice.factor is None:
+        return replace(advice, confidence="low", reasons=(first, said, *rest))
+    said = (
+        f"{said} At a constant rate such checkpoints would say to {WORDS[advice.advice]}; of a rate that auto moved "
+        "they say less than it saw."
+    )
+    return Advice(advice.regime, "continue", "low", (first, said), f)
+
+
+def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
+    """The advice for a run whose rate was not constant."""
+    if f.rate is None or f.rate_now is None or _ruined(f, t):
+        return advice
+    said = (
+        f"The learning rate was not constant ({f.rate:.3g} at its highest, {f.rate_now:.3g} at last), and the "
+        "thresholds are of constant rates: the confidence is low."
+    )
+    return replace(advice, confidence="low", reasons=(*advice.reasons, said))
+
+
+def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
+    """What to do where the rate was constant."""
     regime = regime_of(f.excess)
     reasons = [_persistence_sentence(f)]
     danger = _too_high(f, t)
