@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 from nextrl.extrapolators.predictions import Prediction
 from nextrl.registry import Registry
 from nextrl.trajectory.combinations import known_steps, moves
@@ -145,6 +145,8 @@ def get(name: str, **params: Any) -> Extrapolator:
         InputError: unknown name (the message offers the nearest and lists all), unknown parameter, or a
             plugin that fails to load.
     """
+    if not isinstance(name, str):
+        raise InputError(f"a method is named by text, one of {', '.join(names())}, not {shown(name)}")
     if name not in METHODS and name in _plugins():
         try:
             _plugins()[name].load()

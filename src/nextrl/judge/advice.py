@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
+from nextrl.errors import InputError, shown
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, Regime, regime_of
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.given import Run, trajectory_of
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 
@@ -174,17 +175,19 @@ class Advice:
         return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)
 
 
-def advise(traj: Trajectory, tested: Backtest | None = None) -> Advice:
+def advise(traj: Run, tested: Backtest | None = None) -> Advice:
     """Measure and decide.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
-        InputError: fewer than three known checkpoints, or a run that does not move.
+        InputError: no run that can be read, fewer than three known checkpoints, or a run that does not move.
     """
-    return decide(features(traj, tested))
+    if tested is not None and not isinstance(tested, Backtest):
+        raise InputError(f"tested must be what nextrl.backtest returned, not {shown(tested)}")
+    return decide(features(trajectory_of(traj), tested))
 
 
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:

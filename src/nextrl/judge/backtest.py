@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
-from nextrl.errors import InputError, MissingExtra, needs
+from nextrl.errors import InputError, MissingExtra, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -37,8 +37,10 @@ from nextrl.extrapolators import (
 )
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
 from nextrl.palette import SERIES
+from nextrl.scalars import MAX_SEED, several, whole
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import check_grid, known_steps
+from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -128,7 +130,7 @@ class Backtest:
 
 
 def backtest(
-    traj: Trajectory,
+    traj: Run,
     horizon: int | Sequence[int] | None = None,
     methods: str | Sequence[str] | Sequence[Extrapolator] | None = None,
     *,
@@ -138,7 +140,7 @@ def backtest(
     """Score extrapolators on the run's own past.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
         methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
@@ -146,10 +148,13 @@ def backtest(
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never moves, a
-            method asked for by name whose package is not installed.
+        InputError: an argument is not of its kind, no run that can be read, too few checkpoints (says which horizon
+            would work), unknown method, a run that never moves, a method asked for by name whose package is not
+            installed.
     """
-    chosen = _methods(methods)
+    horizon = None if horizon is None else several(whole(1))("horizon", horizon)
+    max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
+    chosen, traj = _methods(methods), trajectory_of(traj)
     horizons = _horizons(traj, horizon)
     named = methods is not None
     scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
@@ -189,13 +194,17 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
         methods = methods.split(",")
         if not any(name.strip() for name in methods):
             raise InputError("the list of methods is empty: name some, as in secant,ols, or leave it out")
+    if not isinstance(methods, Iterable) or isinstance(methods, bytes | type):
+        raise InputError(f"methods must be names, or extrapolators, not {shown(methods)}")
     chosen: list[Extrapolator] = []
     for method in methods:
+        if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "fit")):
+            raise InputError(f"each of methods must be a name, or an extrapolator, not {shown(method)}")
         chosen += resolve(method) if isinstance(method, str) else [method]
     return chosen if any(m.name == NONE for m in chosen) else [*resolve(NONE), *chosen]
 
 
-def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int]:
+def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     check_grid(traj)
     k, known = traj.spacing, known_steps(traj)
     longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
@@ -206,15 +215,14 @@ def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int
         )
     if horizon is None:
         return [h for h in (k, 2 * k, 5 * k) if h <= longest]
-    wanted = [horizon] if isinstance(horizon, int) else list(horizon)
-    for h in wanted:
-        if h < 1 or not origins_for(traj, h):
+    for h in horizon:
+        if not origins_for(traj, h):
             raise InputError(
                 f"no backtest at a horizon of {h}: it needs checkpoints {h} steps before and after an origin "
                 f"(about {2 * h // k + 1} checkpoints {k} steps apart, this run has {len(known)}); "
                 f"horizons up to {longest} would work"
             )
-    return wanted
+    return list(horizon)
 
 
 def _at_horizon(

@@ -23,7 +23,9 @@ from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
+from nextrl.scalars import MAX_SEED, number, whole
 from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -190,7 +192,7 @@ class Leap:
 
 
 def leap(
-    traj: Trajectory,
+    traj: Run,
     method: str = DEFAULT_METHOD,
     horizon: int | None = None,
     alpha: float | None = None,
@@ -201,7 +203,7 @@ def leap(
     """Extrapolate a run.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
         alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back. None
@@ -211,11 +213,15 @@ def leap(
         params: the method's own parameters.
 
     Raises:
-        InputError: unknown method or parameter, too few checkpoints for the horizon, alpha out of range, no
-            checkpoint at `at`, an adapter that does not move.
+        InputError: an argument is not of its kind, no run that can be read, unknown method or parameter, too few
+            checkpoints for the horizon, alpha out of range, no checkpoint at `at`, an adapter that does not move.
     """
-    own = fixed_alpha(method)
-    alpha = check_alpha(alpha if alpha is not None else 1.0 if own is None else own)
+    horizon = None if horizon is None else whole(1)("horizon", horizon)
+    at, seed = None if at is None else whole(0)("at", at), whole(0, MAX_SEED)("seed", seed)
+    # Before the method is fitted, which may take long; so is what the method itself is asked for.
+    fitting, own = get(method, **params), fixed_alpha(method)
+    alpha = check_alpha(number("alpha", alpha) if alpha is not None else 1.0 if own is None else own)
+    traj = trajectory_of(traj)
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
@@ -224,6 +230,6 @@ def leap(
     if horizon is None:
         horizon = max(1, min(DEFAULT_HORIZON, known[-1] - known[0]))
     started = time.perf_counter()
-    prediction = get(method, **params).fit(traj, horizon, seed=seed)
+    prediction = fitting.fit(traj, horizon, seed=seed)
     seconds = time.perf_counter() - started
     return Leap(traj, prediction, method, traj.steps[-1], horizon, alpha, seconds)
