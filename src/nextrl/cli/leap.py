@@ -16,6 +16,7 @@ from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
+from nextrl.cli.next_step import task_of
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators.alphas import PAPER_ALPHA
@@ -150,7 +151,7 @@ def leap(
     if not staying and kind is As.merged and base:
         _save_merged(result, out, base, task)
     elif not staying:
-        result.save_adapter(out, rank)
+        result.save_adapter(out, rank, task or task_of(run))
     sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
     if as_json:
         facts = _facts(result, None if staying else out, choice)

@@ -64,7 +64,7 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
 
 
 def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) -> NextStep:
-    task = _task(run)
+    task = task_of(run)
     there = () if at is None else ("--at", str(at))
     base = () if _names_its_base(traj) else ("--base", "BASE")
     command = _line(
@@ -145,7 +145,7 @@ def _config(run: Path) -> Path | None:
     return next((p / CONFIG for p in (run, run.parent) if (p / CONFIG).is_file()), None)
 
 
-def _task(run: Path) -> str | None:
+def task_of(run: Path) -> str | None:
     """The task that the run's config, or the result of its demo, names."""
     if (config := _config(run)) is not None:
         try:

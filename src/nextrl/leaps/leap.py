@@ -20,7 +20,7 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
 from nextrl.extrapolators.alphas import fixed_alpha
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
-from nextrl.leaps.hub import push
+from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
 from nextrl.scalars import MAX_SEED, number, whole
@@ -121,8 +121,13 @@ class Leap:
             "discarded_energy": self.discarded,
         }
 
-    def save_adapter(self, out: str | Path, rank: int | None = None) -> None:
+    def save_adapter(self, out: str | Path, rank: int | None = None, task: str | None = None) -> None:
         """Write the leap as a PEFT adapter at the rank it has, or at `rank` (best approximation).
+
+        Args:
+            out: the folder to write.
+            rank: of the adapter; None for the run's.
+            task: what the run was trained on, for the model card.
 
         Raises:
             InputError: the folder cannot be written, or rank < 1.
@@ -132,11 +137,11 @@ class Leap:
         notes = self.provenance()
         if rank is None:
             factors = {module: self.factors(module) for module in self.traj.modules}
-            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes)
+            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes, task=task)
             return
         targets = {module: self.target(module) for module in self.traj.modules}
         del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
-        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
+        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes, task=task)
 
     def save_merged(self, out: str | Path, base: str | Path, name: str | None = None) -> None:
         """Write the base model with the leap added to its weights.
@@ -156,9 +161,11 @@ class Leap:
         Raises:
             InputError: as `leaps.hub.push`.
         """
+        check_push(repository)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_adapter(Path(folder) / "adapter")
-            return push(Path(folder) / "adapter", repository, private=private)
+            adapter = Path(folder) / repository.rsplit("/", 1)[-1]  # the card calls it by its folder's name
+            self.save_adapter(adapter)
+            return push(adapter, repository, private=private)
 
     def __repr__(self) -> str:
         return (
