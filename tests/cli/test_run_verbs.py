@@ -20,7 +20,9 @@ from nextrl.cli.advise import advise
 from nextrl.cli.backtest import backtest
 from nextrl.cli.leap import leap as leap_verb
 from nextrl.errors import InputError
+from nextrl.judge.backtest import backtest as run_backtest
 from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,21 @@ def test_backtest_table_and_plot(run_dir: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "recommended:" in result.stdout
     assert plot.exists()
+
+
+def test_backtest_of_one_origin_has_no_spread(run_dir: Path) -> None:
+    options = (str(run_dir), "--horizon", "20", "--methods", "secant,ols", "--origins", "1")
+    shown = call(backtest, *options).stdout
+    assert "±" not in shown
+    assert "one origin" in shown
+    out = json.loads(call(backtest, *options, "--json").stdout)
+    assert set(out["methods"]["secant"]["spread"].values()) == {None}
+    for result in out["methods"].values():
+        assert len(result["origins"]) == 1
+    assert "±" in call(backtest, *options[:-1], "2").stdout
+    one = run_backtest(Trajectory.load(run_dir), 20, "secant", max_origins=1)
+    assert "±" not in one._repr_html_()
+    assert "over one origin" in one.reason
 
 
 def test_advise_json_and_text(run_dir: Path) -> None:

@@ -88,13 +88,15 @@ def _by_type(result: Backtest) -> dict[str, dict[str, float]]:
 def _table(result: Backtest, recommended: str) -> Table:
     """Means and spreads, one line a method; the name is never cut, since it is what one types."""
     origins = ", ".join(map(str, result.origins))
-    title = f"{result.horizon} steps ahead, from {origins}; mean ± spread over them"
+    single = len(result.origins) == 1
+    over = "one origin, so that there is no spread" if single else "mean ± spread over them"
+    title = f"{result.horizon} steps ahead, from {origins}; {over}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for name, score in sorted(result.methods.items(), key=lambda item: -item[1].mean("skill")):
-        figures = (f"{score.mean(f):.2f}±{score.spread(f):.2f}" for f in FIGURES)
+        figures = (score.shown(f) for f in FIGURES)
         style = "bold" if name == recommended else None
         table.add_row(name, *figures, f"{score.best_alpha:.2f}", style=style)
     return table

@@ -35,7 +35,7 @@ from nextrl.extrapolators import (
     resolve,
     tags_of,
 )
-from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
+from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.palette import SERIES
 from nextrl.scalars import MAX_SEED, several, whole
 from nextrl.trajectory import trainer_log
@@ -104,7 +104,7 @@ class Backtest:
         head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
         rows = []
         for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
-            cells = "".join(f"<td>{score.mean(f):.2f} ± {score.spread(f):.2f}</td>" for f in figures)
+            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in figures)
             rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return (
             f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"
@@ -121,7 +121,9 @@ class Backtest:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, name, low in zip(axes, ("cosine", "skill"), (-1.05, -2), strict=True):
             values = [max(low, self.methods[n].mean(name)) for n in order]
-            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color=SERIES[0])
+            spreads = [self.methods[n].spread(name) for n in order]
+            seen = None if all(math.isnan(spread) for spread in spreads) else spreads
+            axis.barh(order, values, xerr=seen, color=SERIES[0])
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
@@ -171,7 +173,7 @@ def backtest(
     score = scores[h].methods[name]
     reason = (
         f"{name} at a horizon of {h} leaves {score.mean('relative_error'):.0%} of the way to go over "
-        f"{len(score.outcomes)} origins (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
+        f"{counted(len(score.outcomes))} (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
     )
     return Backtest(scores, h, name, reason)
 
@@ -338,7 +340,6 @@ def _why_not(scores: HorizonScores) -> str:
     name = max(rivals, key=lambda n: rivals[n].mean("skill"))
     best = rivals[name]
     return (
-        f"nothing beats not leaping (control: {scores.control}) over {len(scores.origins)} origins at a "
-        f"horizon of {scores.horizon}; the best is {name}, skill {best.mean('skill'):.2f} +- "
-        f"{best.spread('skill'):.2f}"
+        f"nothing beats not leaping (control: {scores.control}) over {counted(len(scores.origins))} at a "
+        f"horizon of {scores.horizon}; the best is {name}, skill {best.shown('skill', ' +- ')}"
     )
