@@ -26,9 +26,7 @@ def whole(least: int, most: int | None = None) -> Kind:
     """A whole number, of whatever library; 10.0 is one."""
 
     def read(name: str, value: Any) -> int:
-        number = _int(value)
-        if number is None:
-            raise InputError(f"{name} must be a whole number, not {shown(value)}")
+        number = integer(name, value)
         if number < least:
             raise InputError(f"{name} must be at least {least}, not {shown(number)}")
         if most is not None and number > most:
@@ -36,6 +34,14 @@ def whole(least: int, most: int | None = None) -> Kind:
         return number
 
     return read
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number of any sign, of whatever library."""
+    found = _int(value)
+    if found is None:
+        raise InputError(f"{name} must be a whole number, not {shown(value)}")
+    return found
 
 
 def number(name: str, value: Any) -> float:

@@ -11,6 +11,7 @@ from rich.table import Table
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
@@ -31,6 +32,7 @@ def backtest(
         ),
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; default: all but next-paper.")] = None,
+    param: Params = None,
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,
     plot: Annotated[
@@ -55,8 +57,9 @@ def backtest(
         raise InputError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
     if plot is not None:
         require("matplotlib", "plots", "--plot")
+    chosen = methods_with(methods, param)
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
-    result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
+    result = run_backtest(traj, horizon, chosen, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)
     advice = _advice(traj, result)

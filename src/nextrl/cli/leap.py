@@ -16,6 +16,7 @@ from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
+from nextrl.cli.method_params import Params, params_of
 from nextrl.cli.next_step import task_of
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
@@ -54,6 +55,7 @@ def leap(
             help="Extrapolator. Without it what `nextrl advise` recommends; factors where --alpha is a number."
         ),
     ] = None,
+    param: Params = None,
     horizon: Annotated[
         int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
     ] = None,
@@ -109,6 +111,7 @@ def leap(
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
+    params = params_of(method, param)
     searches = alpha == "auto"
     fixed = None if alpha is None or searches else _number(alpha)
     if searches and task is None:
@@ -143,7 +146,7 @@ def leap(
             raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
-    result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed)
+    result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
     choice = _search(result, base, task, device, prompts, level, seed) if searches and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)

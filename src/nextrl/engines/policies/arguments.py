@@ -45,6 +45,13 @@ def method(name: str, value: Any) -> str:
     return value
 
 
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """A method's own parameters by name; which there are is the method's to say."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{name} must be a dict of a method's own parameters by name, not {shown(value)}")
+    return dict(value)
+
+
 def rows(name: str, value: Any) -> Any:
     """Something that rows can come from; what they are like is seen when training begins."""
     indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
@@ -103,6 +110,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "method": method,
         "at": _or_none(several(whole(1))),
         "horizon": _or_none(whole(1)),
+        "params": _or_none(mapping),
         "alpha": _or_none(number),
         "alphas": _or_none(candidates),
         "validation": _or_none(rows),
@@ -126,8 +134,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 BOUNDS = ("longest", "truncated", "divergence")
 """What a leap that is searched may not do (`Guard`)."""
 
-_DECIDES = ("every", "method", "at", "horizon", "alpha", "alphas", "prompts", "config")
-_OF_NAMED = ("at", "horizon", "alpha", "alphas", "prompts", "rollback", *BOUNDS, "keep")
+_DECIDES = ("every", "method", "at", "horizon", "params", "alpha", "alphas", "prompts", "config")
+_OF_NAMED = ("at", "horizon", "params", "alpha", "alphas", "prompts", "rollback", *BOUNDS, "keep")
 _OF_SEARCH = ("prompts", *BOUNDS)
 _LEFT_OUT = {"method": "auto", "rollback": True}  # what an argument is where nobody gave it, if not None
 
@@ -140,6 +148,7 @@ class Arguments:
     method: str
     at: tuple[int, ...] | None
     horizon: int | None
+    params: Mapping[str, Any] | None
     alpha: float | None
     alphas: tuple[float, ...] | None
     validation: Any

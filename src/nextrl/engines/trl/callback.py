@@ -12,7 +12,7 @@ a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class LeapCallback(TrainerCallback):
         at: the step, or the steps, at which a named method leaps; None at the end of every window, as soon as its
             horizon allows (`next-paper`: once, at step 150).
         horizon: steps ahead that a named method's alpha = 1 stands for (default: 50).
+        params: a named method's own parameters by name (docs/extrapolators.md).
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put; None for `extrapolators.alphas.ALPHAS`, or for the one
             that the method takes unseen (`next-paper`: 1.5).
@@ -103,6 +104,7 @@ class LeapCallback(TrainerCallback):
         *,
         at: int | Iterable[int] | None = None,
         horizon: int | None = None,
+        params: Mapping[str, Any] | None = None,
         alpha: float | None = None,
         alphas: float | Iterable[float] | None = None,
         validation: Sequence[Row] | Any = None,
@@ -121,10 +123,10 @@ class LeapCallback(TrainerCallback):
         on_leap: Callable[[int, Any, Any], None] | None = None,
     ) -> None:
         given = Arguments.of(
-            every=every, method=method, at=at, horizon=horizon, alpha=alpha, alphas=alphas, validation=validation,
-            prompts=prompts, config=config, policy=policy, adapt_lr=adapt_lr, leaps=leaps, rollback=rollback,
-            longest=longest, truncated=truncated, divergence=divergence, keep=keep, seed=seed, trainer=trainer,
-            on_leap=on_leap,
+            every=every, method=method, at=at, horizon=horizon, params=params, alpha=alpha, alphas=alphas,
+            validation=validation, prompts=prompts, config=config, policy=policy, adapt_lr=adapt_lr, leaps=leaps,
+            rollback=rollback, longest=longest, truncated=truncated, divergence=divergence, keep=keep, seed=seed,
+            trainer=trainer, on_leap=on_leap,
         )  # fmt: skip
         self._policy, self._guard = policy_of(given), given.guard
         self._validation = given.validation
