@@ -81,8 +81,7 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
         raise InputError(f"the horizon must be at least 1 step, not {horizon}")
     known, k = known_steps(traj), traj.spacing
     reach = known[-1] - known[0]
-    needed = method.min_checkpoints(horizon, k)
-    if len(known) < method.min_checkpoints(1, k) or reach < (needed - 1) * k - k / 2:
+    if needed := lacking(method, known, k, horizon):
         raise InputError(
             f"{method.name} needs {needed} checkpoints {k} steps apart for a horizon of {horizon}; this run "
             f"has {len(known)} (steps {known[0]} to {known[-1]}); "
@@ -93,6 +92,21 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
             f"the adapter does not move between steps {known[-2]} and {known[-1]}: "
             "there is nothing to extrapolate"
         )
+
+
+def lacking(method: Extrapolator, known: Sequence[int], spacing: int, horizon: int) -> int:
+    """How many checkpoints the method needs, where those known are too few for the horizon; 0 where they are enough.
+
+    Args:
+        method: which is to be fitted.
+        known: steps of the checkpoints, ascending.
+        spacing: their most common distance.
+        horizon: steps ahead.
+    """
+    needed = method.min_checkpoints(horizon, spacing)
+    reach = known[-1] - known[0]
+    few = len(known) < method.min_checkpoints(1, spacing) or reach < (needed - 1) * spacing - spacing / 2
+    return max(needed, 1) if few else 0
 
 
 def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> str:

@@ -203,10 +203,7 @@ class Trajectory:
     def spacing(self) -> int:
         """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
         steps = self.steps
-        if len(steps) == 1:
-            return max(steps[0] - self.start, 1)
-        counts = Counter(b - a for a, b in itertools.pairwise(steps))
-        return min(counts, key=lambda gap: (-counts[gap], gap))
+        return max(steps[0] - self.start, 1) if len(steps) == 1 else common_gap(steps)
 
     def shape(self, module: str) -> tuple[int, int, int]:
         """(m, n, r) of a module."""
@@ -384,6 +381,12 @@ class Trajectory:
             f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
             "unknown; save the initial adapter as checkpoint-0"
         )
+
+
+def common_gap(steps: Sequence[int]) -> int:
+    """The most common difference of two or more successive steps; the smaller on a tie."""
+    counts = Counter(b - a for a, b in itertools.pairwise(steps))
+    return min(counts, key=lambda gap: (-counts[gap], gap))
 
 
 def _source(given: str | Path | Mapping[int, str | Path]) -> Path | dict[int, Path]:

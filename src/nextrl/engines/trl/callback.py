@@ -171,8 +171,9 @@ class LeapCallback(TrainerCallback):
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
             )
         rows: Sequence[Row] = []
+        keep_out: Callable[[], None] | None = None
         if self._policy.searches or not Seam(trainer).generates:
-            rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
+            rows, keep_out = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
         elif self._validation is not None:
             log.warning(
                 "validation= is not used: %s",
@@ -199,6 +200,9 @@ class LeapCallback(TrainerCallback):
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if resumed is not None:
             self._resume(resumed, state.global_step)
+        # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
+        if keep_out is not None and not getattr(self._policy, "never_searches", False):
+            keep_out()
         if args.should_save:
             memory.forget_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)
