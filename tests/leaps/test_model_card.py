@@ -75,10 +75,10 @@ def test_a_base_of_ours_is_loaded_as_ours(tmp_path: Path) -> None:
 
 
 def test_what_is_known_is_filled_in(tmp_path: Path) -> None:
-    text = written(tmp_path, "tiny", "/home/anna/chain-wrong-rule.py").text
+    text = written(tmp_path, "tiny", "/models/anna/chain-wrong-rule.py").text
     assert "bases.load('tiny', 'chain-wrong-rule.py')" in text
     assert "from_pretrained(base, 'out')" in text
-    for blank in ("TASK", "PATH", "/home"):
+    for blank in ("TASK", "PATH", "/models"):
         assert blank not in text
     assert "TASK: the run's" in written(tmp_path, "tiny").text
 
