@@ -86,19 +86,29 @@ def write(
     *,
     beta1: float = 0.9,
     more: Sequence[dict[str, Any]] = (),
+    logged_rates: Sequence[dict[str, Any]] | None = None,
+    initial_lr: float | None = None,
 ) -> pathlib.Path:
     """The run on disk, on the base `tiny`, with the log and the optimizer's state that a trainer leaves beside it.
 
     Args:
         more: entries of the log beside those of the rewards.
+        logged_rates: entries that hold the learning rate; 5e-5 with each reward by default.
+        initial_lr: the rate that the optimizer remembers its schedule to have begun from.
     """
     config = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": "tiny"}
     traj = run(path, adapter_config=config)
-    rewards = [{"step": t, "reward": reward(t), "learning_rate": 5e-5} for t in range(1, traj.steps[-1] + 1)]
+    constant = {"learning_rate": 5e-5} if logged_rates is None else {}
+    rewards = [{"step": t, "reward": reward(t), **constant} for t in range(1, traj.steps[-1] + 1)]
+    group = {"betas": (beta1, 0.999)} | ({} if initial_lr is None else {"initial_lr": initial_lr})
     for step in traj.steps:
         place = folder / f"checkpoint-{step}"
         leap(traj, "none", at=step).save_adapter(place)
-        state = {"log_history": [entry for entry in (*rewards, *more) if entry["step"] <= step]}
+        state = {
+            "log_history": [
+                entry for entry in (*rewards, *(logged_rates or ()), *more) if entry["step"] <= step
+            ]
+        }
         (place / "trainer_state.json").write_text(json.dumps(state))
-        torch.save({"param_groups": [{"betas": (beta1, 0.999)}]}, place / "optimizer.pt")
+        torch.save({"param_groups": [group]}, place / "optimizer.pt")
     return folder

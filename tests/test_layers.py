@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "nextrl"
 # From the bottom up. A room is a package or a module of src/nextrl; rooms on one floor do not import each other.
 FLOORS = (
     {"errors", "version", "nested", "palette"},
-    {"files", "registry"},
+    {"files", "registry", "scalars"},
     {"checkpoints", "tasks"},
     {"trajectory"},
     {"extrapolators"},

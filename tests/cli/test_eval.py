@@ -38,6 +38,22 @@ def test_json_is_what_python_says() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("config", "base"), [('{"base_model_name_or_path": "tiny"}', "tiny"), ("{}", "BASE"), ("{", "BASE")]
+)
+def test_an_adapter_in_the_place_of_a_model_is_told_how_it_is_measured(
+    tmp_path: Path, config: str, base: str
+) -> None:
+    folder = tmp_path / "my adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(config)
+    error = call(str(folder), "--task", "chain-wrong-rule").exception
+    assert isinstance(error, InputError)
+    assert "is an adapter and no model" in str(error)
+    assert f"nextrl eval {base} --adapter '{folder}' --task chain-wrong-rule" in str(error)
+    assert ("(BASE: " in str(error)) == (base == "BASE")
+
+
 @pytest.mark.parametrize("device", ["no such device", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
     with pytest.raises(InputError, match=f"^'{device}' is not a device that this PyTorch can use") as error:

@@ -19,9 +19,12 @@ from nextrl.cli import VERBS
 from nextrl.cli.advise import advise
 from nextrl.cli.backtest import backtest
 from nextrl.cli.leap import leap as leap_verb
+from nextrl.engines import decision_log
 from nextrl.engines.offline import AlphaChoice
 from nextrl.engines.settings import TrainSettings
+from nextrl.errors import InputError
 from nextrl.extrapolators import names, resolve, tags_of
+from nextrl.judge.decision import DecisionRecord
 from nextrl.leaps.leap import Leap
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.report import render
@@ -56,6 +59,16 @@ def call(verb: Callable[..., None], *arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.exception
     return result.stdout
+
+
+def refusal(verb: Callable[..., None], *arguments: str) -> str:
+    """The line that a refused call ends in; nothing is on stdout."""
+    app = Typer()
+    app.command()(verb)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+    assert isinstance(result.exception, InputError), result.output
+    assert result.stdout == ""
+    return str(result.exception)
 
 
 def words(text: str) -> str:
@@ -134,6 +147,40 @@ def test_four_verbs_one_answer(
 
 
 @pytest.mark.parametrize("name", REGIMES)
+def test_a_leap_that_nobody_named_needs_an_advice_for_it(
+    name: str, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, out = str(runs(name)), tmp_path / "out"
+    advised = json.loads(call(advise, run, "--json"))
+    options = (run, "--horizon", "50", "--out", str(out))
+    if advised["recommended"] != "none":
+        leapt = json.loads(call(leap_verb, *options, "--json"))
+        assert (leapt["method"], leapt["horizon"]) == (advised["recommended"], 50)
+        assert leapt["reason"] == advised["answer"]
+        return
+    for more in ((), ("--json",)):
+        refused = refusal(leap_verb, *options, *more)
+        assert advised["answer"][:100] in refused
+        assert "--method" in refused
+        assert "--alpha auto --task TASK" in refused
+    assert not out.exists()
+    for named in (("--method", "secant"), ("--alpha", "1")):
+        assert json.loads(call(leap_verb, *options, *named, "--json"))["alpha"] == 1.0
+
+
+def test_a_run_that_cannot_be_judged_is_leapt_from_by_name_only(tmp_path: Path) -> None:
+    run = synthetic.write(tmp_path / "run", synthetic.line, lambda t: 0.3)
+    out = ("--at", "10", "--out", str(tmp_path / "out"))
+    for given in ((), ("--alpha", "auto", "--task", "chain")):
+        refused = refusal(leap_verb, str(run), *given, *out)
+        assert "cannot be judged: advice needs 3 checkpoints" in refused
+        assert "name a method with --method" in refused
+    assert not (tmp_path / "out").exists()
+    leapt = json.loads(call(leap_verb, str(run), "--method", "window", "--horizon", "10", *out, "--json"))
+    assert leapt["method"] == "window"
+
+
+@pytest.mark.parametrize("name", REGIMES)
 def test_advice_ends_with_what_to_type(name: str, runs: Callable[[str], Path]) -> None:
     action, run = REGIMES[name][2], runs(name)  # a folder with a blank in its name
     step = json.loads(call(advise, str(run), "--json"))["next"]
@@ -147,6 +194,42 @@ def test_advice_ends_with_what_to_type(name: str, runs: Callable[[str], Path]) -
     program, verb, named, *_ = shlex.split(step["command"])
     assert (program, named) == ("nextrl", str(run))
     assert verb in VERBS
+
+
+def under_auto(folder: Path, regime: str) -> Path:
+    """A run of that regime whose rate `auto` set; what it decided later than the run's last step is not the run's."""
+    run = synthetic.write(folder, *REGIMES[regime][:2])
+    words = {100: "nothing speaks for another rate", 10_000: "a later run's word"}
+    records = [DecisionRecord(step=s, alpha=0.0, reason=why, learning_rate=5e-5) for s, why in words.items()]
+    decision_log.begin(run, records)
+    return run
+
+
+@pytest.mark.parametrize("regime", ["signal", "mixed", "fallen"])
+def test_a_rate_that_auto_set_is_not_gainsaid(regime: str, tmp_path: Path) -> None:
+    run = under_auto(tmp_path / "run", regime)
+    advised = json.loads(call(advise, str(run), "--json"))
+    assert (advised["advice"], advised["factor"], advised["recommended"]) == ("continue", None, "none")
+    assert "This run was under auto" in advised["answer"]
+    assert "at step 100 its word was: nothing speaks for another rate" in advised["answer"]
+    assert "attach" not in advised["answer"] + advised["next"]["what"]
+    assert "under auto" in refusal(leap_verb, str(run), "--out", str(tmp_path / "out"))
+
+
+def test_a_run_that_auto_lost_is_begun_again_lower_and_not_under_auto(tmp_path: Path) -> None:
+    advised = json.loads(call(advise, str(under_auto(tmp_path / "run", "ruined")), "--json"))
+    assert (advised["advice"], advised["confidence"]) == ("lower_lr", "high")
+    assert "This run was under auto" in advised["answer"]
+    assert "attach" not in advised["next"]["what"]
+
+
+def test_of_a_decayed_rate_the_highest_is_named_and_little_is_sure(tmp_path: Path) -> None:
+    decay = [{"step": t, "learning_rate": 5e-5 * (1 - t / 200)} for t in range(10, 201, 10)]
+    run = synthetic.write(tmp_path / "run", *REGIMES["mixed"][:2], logged_rates=decay, initial_lr=5e-5)
+    advised = json.loads(call(advise, str(run), "--json"))
+    assert (advised["advice"], advised["confidence"]) == ("raise_lr", "low")
+    assert "not constant (5e-05 at its highest, " in advised["answer"]
+    assert "(it was 5e-5 at its highest)" in advised["next"]["what"]
 
 
 def test_the_next_command_of_our_own_run_names_its_config_and_its_task(tmp_path: Path) -> None:

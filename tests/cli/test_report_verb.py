@@ -50,6 +50,18 @@ def test_bad_folders(tmp_path: Path, content: str | None, says: str) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_only_a_run_of_ours_has_not_finished(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    (ours / "trajectory").mkdir(parents=True)
+    (ours / "config.yaml").write_text("task: chain\n")
+    (theirs / "checkpoint-10").mkdir(parents=True)
+    (theirs / "config.yaml").write_text("of: another trainer\n")
+    assert "run the same command again" in str(run(app, [str(ours)]).exception)
+    said = str(run(app, [str(theirs)]).exception)
+    assert "not finished" not in said
+    assert "a folder that `nextrl demo` or `nextrl run` wrote" in said
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     done = run(app, [str(tmp_path / "nowhere")])
     assert isinstance(done.exception, InputError)

@@ -64,6 +64,8 @@ def test_a_run_and_the_same_command_again(nextrl_run: Any, config: Path, tmp_pat
     card = ModelCard.load(tmp_path / "out" / "final" / "README.md")
     assert "| base model | tiny |" in card.text
     assert "| steps | 4 |" in card.text
+    assert "bases.load('tiny', 'chain')" in card.text
+    assert "from_pretrained(base, 'final')" in card.text
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Every evaluation" in page
     assert "Target:" not in page

@@ -20,7 +20,9 @@ from nextrl.cli.advise import advise
 from nextrl.cli.backtest import backtest
 from nextrl.cli.leap import leap as leap_verb
 from nextrl.errors import InputError
+from nextrl.judge.backtest import backtest as run_backtest
 from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,58 @@ def test_backtest_table_and_plot(run_dir: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "recommended:" in result.stdout
     assert plot.exists()
+
+
+def test_backtest_of_one_origin_has_no_spread(run_dir: Path) -> None:
+    options = (str(run_dir), "--horizon", "20", "--methods", "secant,ols", "--origins", "1")
+    shown = call(backtest, *options).stdout
+    assert "±" not in shown
+    assert "one origin" in shown
+    out = json.loads(call(backtest, *options, "--json").stdout)
+    assert set(out["methods"]["secant"]["spread"].values()) == {None}
+    for result in out["methods"].values():
+        assert len(result["origins"]) == 1
+    assert "±" in call(backtest, *options[:-1], "2").stdout
+    one = run_backtest(Trajectory.load(run_dir), 20, "secant", max_origins=1)
+    assert "±" not in one._repr_html_()
+    assert "over one origin" in one.reason
+
+
+def test_a_method_s_own_parameters_reach_the_verbs(run_dir: Path, tmp_path: Path) -> None:
+    out = ("--horizon", "20", "--out", str(tmp_path / "out"), "--json")
+    made = {}
+    for rank in ("1", "2"):
+        done = call(leap_verb, str(run_dir), "--method", "window", "--param", f"rank={rank}", *out)
+        assert done.exit_code == 0, done.output
+        made[rank] = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any(not made["1"][key].equal(made["2"][key]) for key in made["1"])
+    skills = []
+    for rank in ("1", "2"):
+        named = ("--horizon", "20", "--methods", "window,secant", "--param", f"rank={rank}", "--json")
+        skills.append(json.loads(call(backtest, str(run_dir), *named).stdout)["methods"])
+    assert skills[0]["window"]["skill"] != skills[1]["window"]["skill"]
+    assert skills[0]["secant"] == skills[1]["secant"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "says"),
+    [
+        (leap_verb, ("--param", "rank=2"), "name it with --method"),
+        (leap_verb, ("--method", "linear", "--param", "foo=1"), "has no parameter 'foo'; it takes none"),
+        (leap_verb, ("--method", "window", "--param", "rank"), "must be key=value"),
+        (leap_verb, ("--method", "window", "--param", "rank=x"), "rank must be a whole number, not 'x'"),
+        (backtest, ("--param", "rank=2"), "name them with --methods"),
+        (backtest, ("--methods", "linear,window", "--param", "foo=1"), "linear: none; window: rank"),
+    ],
+)
+def test_a_parameter_that_nothing_reads_is_refused(
+    verb, options: tuple[str, ...], says: str, run_dir: Path, tmp_path: Path
+) -> None:
+    out = ("--out", str(tmp_path / "out")) if verb is leap_verb else ()
+    done = call(verb, str(run_dir), *options, *out)
+    assert isinstance(done.exception, InputError)
+    assert says in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_advise_json_and_text(run_dir: Path) -> None:

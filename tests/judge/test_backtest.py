@@ -159,7 +159,7 @@ def test_plot(tmp_path) -> None:
     ("run", "horizon", "words"),
     [
         (synthetic.run(synthetic.line), 100, "horizons up to 80 would work"),
-        (synthetic.run(synthetic.line), 0, "no backtest at a horizon of 0"),
+        (synthetic.run(synthetic.line), 0, "horizon must be at least 1, not 0"),
         (synthetic.run(synthetic.line, (10,)), None, "at least 3 checkpoints"),
         (synthetic.run(lambda t, p, q, noise: p), 20, "does not move"),
     ],

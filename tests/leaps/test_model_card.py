@@ -18,16 +18,17 @@ from huggingface_hub import ModelCard
 
 import synthetic_runs as synthetic
 from lora_runs import write_run
+from nextrl.cli.leap import leap as leap_verb
 from nextrl.leaps.leap import leap
 from nextrl.leaps.model_card import base_name
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 
 
-def written(tmp_path: Path, base: str | None) -> ModelCard:
+def written(tmp_path: Path, base: str | None, task: str | None = None) -> ModelCard:
     config: dict[str, Any] = {"target_modules": ["q_proj", "up_proj"], "base_model_name_or_path": base}
     traj = synthetic.run(synthetic.line, adapter_config=config)
-    leap(traj, "secant", horizon=20, alpha=2.0).save_adapter(tmp_path / "out")
+    leap(traj, "secant", horizon=20, alpha=2.0).save_adapter(tmp_path / "out", task=task)
     return ModelCard.load(tmp_path / "out" / "README.md")
 
 
@@ -71,6 +72,25 @@ def test_a_base_of_ours_is_loaded_as_ours(tmp_path: Path) -> None:
     names: dict[str, Any] = {"bases": bases, "TASK": "chain"}
     exec(load, names)
     assert names["base"].config.model_type == "llama"
+
+
+def test_what_is_known_is_filled_in(tmp_path: Path) -> None:
+    text = written(tmp_path, "tiny", "/models/anna/chain-wrong-rule.py").text
+    assert "bases.load('tiny', 'chain-wrong-rule.py')" in text
+    assert "from_pretrained(base, 'out')" in text
+    for blank in ("TASK", "PATH", "/models"):
+        assert blank not in text
+    assert "TASK: the run's" in written(tmp_path, "tiny").text
+
+
+def test_the_verb_knows_the_task_of_our_own_run(tmp_path: Path) -> None:
+    run = synthetic.write(tmp_path / "run" / "trajectory", synthetic.line, lambda t: 0.3)
+    (tmp_path / "run" / "config.yaml").write_text(
+        "model: tiny\ntask: chain-wrong-rule\nleap: {method: none}\n"
+    )
+    for named, task in ((None, "chain-wrong-rule"), ("chain", "chain")):
+        leap_verb(run, tmp_path / "out", method="secant", task=named)
+        assert f"bases.load('tiny', '{task}')" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_path_is_in_no_card(tmp_path: Path) -> None:
@@ -170,7 +190,7 @@ def pushed(tmp_path: Path, endpoint: str, **environment: str) -> subprocess.Comp
     }
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     return subprocess.run(
-        [*command, "--horizon", "20", "--push-to-hub", "leap", "--private"],
+        [*command, "--method", "secant", "--horizon", "20", "--push-to-hub", "leap", "--private"],
         capture_output=True,
         text=True,
         check=False,

@@ -67,6 +67,23 @@ def test_yaml_and_back_is_the_same_config(tmp_path: Path) -> None:
     assert "seed" not in yaml.safe_load(one.as_yaml())["train"]
 
 
+def test_a_method_s_own_parameters_reach_the_arm(tmp_path: Path) -> None:
+    named = ("leap.method=window", "leap.at=[100]", "leap.params={rank: 2}")
+    one = loaded(tmp_path, "", *named)
+    assert one.arm().leap is not None
+    assert one.arm().leap.params == {"rank": 2}
+    assert loaded(tmp_path, one.as_yaml()) == one
+    assert "leap.params.rank" in one.differences(loaded(tmp_path, "", *named[:2]))
+    for text, says in {
+        "leap.params={foo: 1}": "method 'window' has no parameter 'foo'; it takes rank",
+        "leap.params={rank: many}": "method 'window': rank must be a whole number",
+        "leap.params={rank: [1]}": "leap.params",
+        "leap.params=3": "leap.params",
+    }.items():
+        assert says in refused(tmp_path, "", *named[:2], text)
+    assert "leap.params: auto decides" in refused(tmp_path, "", "leap.params={rank: 2}")
+
+
 def test_the_seed_at_the_top_is_the_trainer_s() -> None:
     assert config(seed=7).train.seed == 7
     assert config(seed=7).arm().train.seed == 7

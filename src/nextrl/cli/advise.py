@@ -10,7 +10,7 @@ import typer
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json, say_command
-from nextrl.cli.next_step import next_step
+from nextrl.cli.next_step import next_step, task_of
 from nextrl.errors import InputError
 from nextrl.judge.advice import advise as ask
 from nextrl.judge.regime import MEANING
@@ -43,7 +43,7 @@ def advise(
     advice = ask(traj)
     written = None
     if out is not None and advice.advice == "average":
-        leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out)
+        leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out, task=task_of(run))
         written = str(out)
     step = next_step(advice, run, traj, at)
     if as_json:

@@ -11,6 +11,7 @@ from rich.table import Table
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
@@ -31,6 +32,7 @@ def backtest(
         ),
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; default: all but next-paper.")] = None,
+    param: Params = None,
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,
     plot: Annotated[
@@ -55,8 +57,9 @@ def backtest(
         raise InputError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
     if plot is not None:
         require("matplotlib", "plots", "--plot")
+    chosen = methods_with(methods, param)
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
-    result = run_backtest(traj, horizon, methods, max_origins=origins, seed=seed)
+    result = run_backtest(traj, horizon, chosen, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)
     advice = _advice(traj, result)
@@ -88,13 +91,15 @@ def _by_type(result: Backtest) -> dict[str, dict[str, float]]:
 def _table(result: Backtest, recommended: str) -> Table:
     """Means and spreads, one line a method; the name is never cut, since it is what one types."""
     origins = ", ".join(map(str, result.origins))
-    title = f"{result.horizon} steps ahead, from {origins}; mean ± spread over them"
+    single = len(result.origins) == 1
+    over = "one origin, so that there is no spread" if single else "mean ± spread over them"
+    title = f"{result.horizon} steps ahead, from {origins}; {over}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for name, score in sorted(result.methods.items(), key=lambda item: -item[1].mean("skill")):
-        figures = (f"{score.mean(f):.2f}±{score.spread(f):.2f}" for f in FIGURES)
+        figures = (score.shown(f) for f in FIGURES)
         style = "bold" if name == recommended else None
         table.add_row(name, *figures, f"{score.best_alpha:.2f}", style=style)
     return table

@@ -27,12 +27,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "run": (),
     "inspect": ("--layout",),
     "analyze": ("--out", "--horizon", "--windows", "--beta1", "--plots", "--layout", "--base", "--rank"),
-    "backtest": ("--horizon", "--methods", "--origins", "--plot", "--layout", "--seed"),
+    "backtest": ("--horizon", "--methods", "--param", "--origins", "--plot", "--layout", "--seed"),
     "advise": ("--at", "--out", "--layout"),
     "leap": (
         *(
             "--out",
             "--method",
+            "--param",
             "--horizon",
             "--device",
             "--alpha",

@@ -16,6 +16,8 @@ from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
+from nextrl.cli.method_params import Params, params_of
+from nextrl.cli.next_step import task_of
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators.alphas import PAPER_ALPHA
@@ -28,6 +30,13 @@ from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
+
+
+_ALL_THE_SAME = (
+    "Nothing was written: name a method with --method to have a leap all the same, and add --alpha auto --task TASK to "
+    "have its length tested on held-out prompts first"
+)
+"""What to do where nothing speaks for a leap."""
 
 
 class As(StrEnum):
@@ -43,9 +52,10 @@ def leap(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Extrapolator, factors by default; with --alpha auto what `nextrl advise` recommends."
+            help="Extrapolator. Without it what `nextrl advise` recommends; factors where --alpha is a number."
         ),
     ] = None,
+    param: Params = None,
     horizon: Annotated[
         int | None, typer.Option(help="Steps ahead; 50 or what the run has.", callback=values.steps)
     ] = None,
@@ -94,12 +104,14 @@ def leap(
 ) -> None:
     """Write the extrapolated adapter (it loads in PEFT as it is) or the merged model.
 
-    With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task, and nothing
-    is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a trainer.
-    Method and horizon are then those of `nextrl advise`; where it sees no leap, nothing is tried unless you name one.
+    Without --method, method and horizon are those of `nextrl advise`; where it sees no leap, none is made unless you
+    name one. With --alpha auto several step lengths, a step back included, are scored on held-out prompts of --task,
+    and nothing is written unless one of them beats staying put past the noise. The same rule accepts leaps inside a
+    trainer.
 
     Example: nextrl leap runs/grpo --method factors --horizon 50 --alpha 2 --out runs/leap
     """
+    params = params_of(method, param)
     searches = alpha == "auto"
     fixed = None if alpha is None or searches else _number(alpha)
     if searches and task is None:
@@ -125,14 +137,16 @@ def leap(
     if kind is As.merged and rank is not None:
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
     reason = ""
-    if searches and method is None:
-        advice = _advice(traj, at)
-        if advice.recommended == NONE:
+    if method is None and fixed is None:
+        advice = _advice(run, traj, at)
+        if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
+        if advice.recommended == NONE:
+            raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
-    result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed)
+    result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
     choice = _search(result, base, task, device, prompts, level, seed) if searches and task else None
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
@@ -140,7 +154,7 @@ def leap(
     if not staying and kind is As.merged and base:
         _save_merged(result, out, base, task)
     elif not staying:
-        result.save_adapter(out, rank)
+        result.save_adapter(out, rank, task or task_of(run))
     sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
     if as_json:
         facts = _facts(result, None if staying else out, choice)
@@ -200,12 +214,22 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(traj: Trajectory, at: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
+    """What `nextrl advise` says of the run up to the checkpoint that is leapt from.
+
+    Raises:
+        InputError: it cannot judge this run, or there is no such checkpoint.
+    """
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
         traj = traj.upto(at)
-    return advise(traj)
+    try:
+        return advise(traj)
+    except InputError as error:
+        raise InputError(
+            f"{run}: whether a leap may pay cannot be judged: {error}. {_ALL_THE_SAME}"
+        ) from error
 
 
 def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:

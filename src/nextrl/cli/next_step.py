@@ -17,7 +17,6 @@ from nextrl.judge.advice import Advice
 from nextrl.runs import config_file
 from nextrl.runs.result import RESULT
 from nextrl.tasks import bases
-from nextrl.trajectory import trainer_log
 from nextrl.trajectory.trajectory import Trajectory
 
 CONFIG = "config.yaml"
@@ -49,7 +48,7 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
     if advice.advice == "leap":
         return _test_a_leap(advice, run, traj, at)
     if advice.factor is not None:
-        return _other_rate(advice, advice.factor, run, traj)
+        return _other_rate(advice, advice.factor, run)
     if advice.advice == "average":
         horizon = str(5 * traj.spacing)
         command = _line(
@@ -65,7 +64,7 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
 
 
 def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) -> NextStep:
-    task = _task(run)
+    task = task_of(run)
     there = () if at is None else ("--at", str(at))
     base = () if _names_its_base(traj) else ("--base", "BASE")
     command = _line(
@@ -73,7 +72,7 @@ def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) ->
     )
     unknown = "" if task else _WHAT_TASK
     unknown += " (BASE: the folder of the model that was trained)" if base else ""
-    rate = _rate(traj, advice.factor or 1.0)
+    rate = _rate(advice, advice.factor or 1.0)
     return NextStep(
         command,
         f"tries {advice.recommended}, {advice.horizon} steps ahead, at five step lengths on at most 64 held-out "
@@ -82,21 +81,25 @@ def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) ->
     )
 
 
-def _other_rate(advice: Advice, factor: float, run: Path, traj: Trajectory) -> NextStep:
-    rate, config = trainer_log.peak_learning_rate(traj), _config(run)
+def _other_rate(advice: Advice, factor: float, run: Path) -> NextStep:
+    rate, config = advice.features.rate, _config(run)
     if rate is not None and config is not None:
         new = rate_text(rate * factor)
         out = _beside(config.parent, f"lr-{new}")
         command = _line("run", config, f"train.learning_rate={new}", f"output_dir={out}")
         return NextStep(
             command,
-            f"trains the same run anew at {new} instead of {rate_text(rate)}, in a folder of its own."
+            f"trains the same run anew at {new} instead of {rate_text(rate)}{_highest(advice)}, in a folder of its own."
             f"{_seen(advice, rate)}",
         )
+    there = (
+        f"in your training script, set the learning rate{_rate(advice, factor)} and train on, then ask again"
+    )
+    if advice.features.auto:  # it has been asked
+        return NextStep("", f"{there}.")
     return NextStep(
         "",
-        f"in your training script, set the learning rate{_rate(traj, factor)} and train on, then ask again; or let "
-        "`nextrl.attach(trainer, every=10)` find it while the run trains (docs/callback.md).",
+        f"{there}; or let `nextrl.attach(trainer, every=10)` find it while the run trains (docs/callback.md).",
     )
 
 
@@ -109,13 +112,18 @@ def _seen(advice: Advice, rate: float) -> str:
     return f" That is the cautious end: for {seen.cases} tiny runs that looked like this, {low} to {high} was best."
 
 
-def _rate(traj: Trajectory, factor: float) -> str:
+def _rate(advice: Advice, factor: float) -> str:
     """ " at a learning rate of ...", from the run's own where its trainer left it."""
-    rate = trainer_log.peak_learning_rate(traj)
+    rate = advice.features.rate
     bound = "more" if factor > 1 else "less"
     if rate is None:
         return f" to {factor:.2g} times what it was, or {bound}"
-    return f" to {rate_text(rate * factor)} or {bound} (it was {rate_text(rate)})"
+    return f" to {rate_text(rate * factor)} or {bound} (it was {rate_text(rate)}{_highest(advice)})"
+
+
+def _highest(advice: Advice) -> str:
+    """Which of the run's rates is meant, where there were several."""
+    return " at its highest" if advice.features.steady is False else ""
 
 
 def _line(verb: str, *words: str | Path) -> str:
@@ -137,7 +145,7 @@ def _config(run: Path) -> Path | None:
     return next((p / CONFIG for p in (run, run.parent) if (p / CONFIG).is_file()), None)
 
 
-def _task(run: Path) -> str | None:
+def task_of(run: Path) -> str | None:
     """The task that the run's config, or the result of its demo, names."""
     if (config := _config(run)) is not None:
         try:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import ValidationError
-
 from nextrl.checkpoints.atomic import write_bytes, writing
-from nextrl.engines.say import say
-from nextrl.errors import InputError
-from nextrl.files import NoSuchFile, parse_json, read_text
 from nextrl.judge.decision import DecisionRecord
-
-log = logging.getLogger(__name__)
-
-DECISIONS = "nextrl_decisions.jsonl"
+from nextrl.judge.decision_file import DECISIONS as DECISIONS
+from nextrl.judge.decision_file import read as read
 
 # Field of a decision -> its name in the trainer's log. What is None there is not logged.
 _LOGGED = {
@@ -71,29 +63,6 @@ def append(output_dir: Path, decision: DecisionRecord) -> None:
     path = output_dir / DECISIONS
     with writing(path, "the lines before are unchanged"), path.open("ab", buffering=0) as file:
         file.write((decision.model_dump_json() + "\n").encode())
-
-
-def read(output_dir: Path) -> list[DecisionRecord]:
-    """The decisions that a folder holds, none where it has no such file; a killed process's half line is left out.
-
-    Raises:
-        InputError: another line is none, or it is no file.
-    """
-    path = output_dir / DECISIONS
-    try:
-        *lines, rest = read_text(path).split("\n")
-    except NoSuchFile:
-        return []
-    found = []
-    for number, text in enumerate(lines, 1):
-        try:
-            found.append(DecisionRecord.model_validate(parse_json(text.encode(), f"{path}, line {number}")))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{path}, line {number}: no decision ({first['loc']}: {first['msg']})") from None
-    if rest:
-        say(log, "%s: the last line is cut off, and left out", path)
-    return found
 
 
 class Told(Protocol):

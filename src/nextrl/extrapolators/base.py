@@ -6,12 +6,14 @@ An extrapolator is fitted on a trajectory up to its last checkpoint T, and what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.extrapolators.parameters import checked, from_text
 from nextrl.extrapolators.predictions import Prediction
 from nextrl.registry import Registry
 from nextrl.trajectory.combinations import known_steps, moves
@@ -79,8 +81,7 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
         raise InputError(f"the horizon must be at least 1 step, not {horizon}")
     known, k = known_steps(traj), traj.spacing
     reach = known[-1] - known[0]
-    needed = method.min_checkpoints(horizon, k)
-    if len(known) < method.min_checkpoints(1, k) or reach < (needed - 1) * k - k / 2:
+    if needed := lacking(method, known, k, horizon):
         raise InputError(
             f"{method.name} needs {needed} checkpoints {k} steps apart for a horizon of {horizon}; this run "
             f"has {len(known)} (steps {known[0]} to {known[-1]}); "
@@ -91,6 +92,21 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
             f"the adapter does not move between steps {known[-2]} and {known[-1]}: "
             "there is nothing to extrapolate"
         )
+
+
+def lacking(method: Extrapolator, known: Sequence[int], spacing: int, horizon: int) -> int:
+    """How many checkpoints the method needs, where those known are too few for the horizon; 0 where they are enough.
+
+    Args:
+        method: which is to be fitted.
+        known: steps of the checkpoints, ascending.
+        spacing: their most common distance.
+        horizon: steps ahead.
+    """
+    needed = method.min_checkpoints(horizon, spacing)
+    reach = known[-1] - known[0]
+    few = len(known) < method.min_checkpoints(1, spacing) or reach < (needed - 1) * spacing - spacing / 2
+    return max(needed, 1) if few else 0
 
 
 def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> str:
@@ -105,14 +121,15 @@ def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> st
 
 METHODS: Registry[type[Any]] = Registry("method")
 M = TypeVar("M", bound=type)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 
 
 def register(cls: M) -> M:
     """Class decorator: make a method known under its `name` (letters, digits and hyphens).
 
     Raises:
-        ValueError: an attribute of the interface is missing, `tags` are no `Tags`, or the name is taken
-            by another class.
+        ValueError: an attribute of the interface is missing, `tags` are no `Tags`, or the name is of other characters
+            or taken by another class.
     """
     missing = [a for a in ("name", "reference", "summary", "min_checkpoints", "fit") if not hasattr(cls, a)]
     if missing:
@@ -122,6 +139,11 @@ def register(cls: M) -> M:
         raise ValueError(f"extrapolator {cls.__name__}: tags must be nextrl.extrapolators.Tags, not {tags!r}")
     cls.tags = tags  # type: ignore[attr-defined]
     name: str = cls.name  # type: ignore[attr-defined]
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        # A list of names is written with commas, and a name stands in commands and in files.
+        raise ValueError(
+            f"extrapolator {cls.__name__}: its name must be letters, digits and hyphens, not {shown(name)}"
+        )
     taken = METHODS.get(name) if name in METHODS else cls
     if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
@@ -142,9 +164,36 @@ def get(name: str, **params: Any) -> Extrapolator:
     """A method by name, built with its own parameters (its dataclass fields).
 
     Raises:
-        InputError: unknown name (the message offers the nearest and lists all), unknown parameter, or a
-            plugin that fails to load.
+        InputError: unknown name (the message offers the nearest and lists all), unknown parameter (the message lists
+            those that there are) or one of another kind, or a plugin that fails to load.
     """
+    method = class_of(name)
+    try:
+        built: Extrapolator = method(**checked(name, method, params))
+    except (
+        TypeError
+    ) as error:  # a parameter that has no default, and whatever a stranger's class makes of its own
+        raise InputError(f"method {name!r}: {error}") from error
+    return built
+
+
+def params_from_text(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """A method's parameters from `key=value` texts, each read by the kind of its parameter.
+
+    Raises:
+        InputError: as `get`, and for a text that is no `key=value`.
+    """
+    return from_text(name, class_of(name), texts)
+
+
+def class_of(name: str) -> type[Any]:
+    """The class of a method, its plugin loaded where it is one's.
+
+    Raises:
+        InputError: unknown name, or a plugin that fails to load.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"a method is named by text, one of {', '.join(names())}, not {shown(name)}")
     if name not in METHODS and name in _plugins():
         try:
             _plugins()[name].load()
@@ -152,11 +201,7 @@ def get(name: str, **params: Any) -> Extrapolator:
             raise InputError(f"the plugin for method {name!r} does not load: {error}") from error
     if name not in METHODS:
         raise METHODS.unknown(name, known=names())
-    try:
-        method: Extrapolator = METHODS.get(name)(**params)
-    except TypeError as error:
-        raise InputError(f"method {name!r}: {error}") from error
-    return method
+    return METHODS.get(name)
 
 
 def resolve(methods: str | Sequence[str] | None) -> list[Extrapolator]:

@@ -12,15 +12,16 @@ This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap --
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
+from nextrl.errors import InputError, shown
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, Regime, regime_of
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.given import Run, trajectory_of
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 
@@ -174,27 +175,65 @@ class Advice:
         return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)
 
 
-def advise(traj: Trajectory, tested: Backtest | None = None) -> Advice:
+def advise(traj: Run, tested: Backtest | None = None) -> Advice:
     """Measure and decide.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
-        InputError: fewer than three known checkpoints, or a run that does not move.
+        InputError: no run that can be read, fewer than three known checkpoints, or a run that does not move.
     """
-    return decide(features(traj, tested))
+    if tested is not None and not isinstance(tested, Backtest):
+        raise InputError(f"tested must be what nextrl.backtest returned, not {shown(tested)}")
+    return decide(features(trajectory_of(traj), tested))
 
 
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
+    The thresholds are of constant rates. Where `auto` set the rate its word stands, since it saw single steps and fresh
+    batches; where a schedule did, the advice stands with little confidence.
+
     Args:
         f: measurements, from `features` or from a stored table.
         thresholds: where it turns.
     """
-    t = thresholds
+    advice = _of_a_constant_rate(f, thresholds)
+    if f.auto:
+        return _beside_auto(advice, f, thresholds)
+    return _of_a_schedule(advice, f, thresholds) if f.steady is False else advice
+
+
+def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
+    """The advice for a run whose rate `auto` set: no other rate, but where nothing is left to lose."""
+    first, *rest = advice.reasons
+    said = f"This run was under auto, which sets the rate by itself: {f.auto}."
+    if _ruined(f, t):
+        return replace(advice, reasons=(first, said, *rest))
+    if advice.factor is None:
+        return replace(advice, confidence="low", reasons=(first, said, *rest))
+    said = (
+        f"{said} At a constant rate such checkpoints would say to {WORDS[advice.advice]}; of a rate that auto moved "
+        "they say less than it saw."
+    )
+    return Advice(advice.regime, "continue", "low", (first, said), f)
+
+
+def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
+    """The advice for a run whose rate was not constant."""
+    if f.rate is None or f.rate_now is None or _ruined(f, t):
+        return advice
+    said = (
+        f"The learning rate was not constant ({f.rate:.3g} at its highest, {f.rate_now:.3g} at last), and the "
+        "thresholds are of constant rates: the confidence is low."
+    )
+    return replace(advice, confidence="low", reasons=(*advice.reasons, said))
+
+
+def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
+    """What to do where the rate was constant."""
     regime = regime_of(f.excess)
     reasons = [_persistence_sentence(f)]
     danger = _too_high(f, t)

@@ -11,11 +11,15 @@ import torch
 from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
+from nextrl.judge.decision_file import last_of_auto
 from nextrl.judge.regime import PersistenceWindow, displacement, even_gram, mean_excess, recent_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
+
+_STEADY = 0.9
+"""Share of the highest rate lately that the lowest one has where the rate counts as constant."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class AdviceFeatures:
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
         first: mean reward of the first window.
+        rate: the highest learning rate of the run, None (like the next two) if none was logged.
+        rate_now: the rate that was logged last.
+        steady: whether the rate was constant, within a tenth, over the steps that `windows` span.
+        auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
     """
 
     step: int
@@ -52,6 +60,10 @@ class AdviceFeatures:
     best: float | None = None
     rise: float | None = None
     first: float | None = None
+    rate: float | None = None
+    rate_now: float | None = None
+    steady: bool | None = None
+    auto: str = ""
 
     @property
     def closing(self) -> float:
@@ -88,7 +100,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         traj, tested: as `advise` takes them.
 
     Raises:
-        InputError: fewer than three known checkpoints, or a run that does not move.
+        InputError: fewer than three known checkpoints, a run that does not move, or a file of decisions that cannot be
+            read.
     """
     known = known_steps(traj)
     if len(known) < 3:
@@ -108,6 +121,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
     reward, best, rise, first = _rewards(traj)
+    rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
     return AdviceFeatures(
         traj.steps[-1],
         windows,
@@ -119,6 +133,10 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         best=best,
         rise=rise,
         first=first,
+        rate=rate,
+        rate_now=rate_now,
+        steady=steady,
+        auto=_auto(traj),
     )
 
 
@@ -155,6 +173,24 @@ def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None
     smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
     rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
     return smooth[-1], max(smooth), rise, means[0]
+
+
+def _rates(traj: Trajectory, span: int) -> tuple[float | None, float | None, bool | None]:
+    """(highest rate, last one, whether those of the last `span` steps are the same within a tenth)."""
+    logged, peak = trainer_log.learning_rates(traj), trainer_log.peak_learning_rate(traj)
+    if not logged or peak is None:
+        return peak, None, None
+    lately = [rate for step, rate in logged.items() if step > traj.steps[-1] - span]
+    seen = lately if len(lately) > 1 else [peak, *logged.values()]
+    return peak, list(logged.values())[-1], min(seen) >= _STEADY * max(seen)
+
+
+def _auto(traj: Trajectory) -> str:
+    last = last_of_auto(traj)
+    if last is None:
+        return ""
+    rate = "" if last.learning_rate is None else f", and the rate stood at {last.learning_rate:.3g}"
+    return f"at step {last.step} its word was: {last.reason}{rate}"
 
 
 def _share(part: float, whole: float) -> float:

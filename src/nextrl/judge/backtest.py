@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
-from nextrl.errors import InputError, MissingExtra, needs
+from nextrl.errors import InputError, MissingExtra, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -35,10 +35,12 @@ from nextrl.extrapolators import (
     resolve,
     tags_of,
 )
-from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore
+from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.palette import SERIES
+from nextrl.scalars import MAX_SEED, several, whole
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import check_grid, known_steps
+from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -102,7 +104,7 @@ class Backtest:
         head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
         rows = []
         for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
-            cells = "".join(f"<td>{score.mean(f):.2f} ± {score.spread(f):.2f}</td>" for f in figures)
+            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in figures)
             rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return (
             f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"
@@ -119,7 +121,9 @@ class Backtest:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, name, low in zip(axes, ("cosine", "skill"), (-1.05, -2), strict=True):
             values = [max(low, self.methods[n].mean(name)) for n in order]
-            axis.barh(order, values, xerr=[self.methods[n].spread(name) for n in order], color=SERIES[0])
+            spreads = [self.methods[n].spread(name) for n in order]
+            seen = None if all(math.isnan(spread) for spread in spreads) else spreads
+            axis.barh(order, values, xerr=seen, color=SERIES[0])
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
@@ -128,7 +132,7 @@ class Backtest:
 
 
 def backtest(
-    traj: Trajectory,
+    traj: Run,
     horizon: int | Sequence[int] | None = None,
     methods: str | Sequence[str] | Sequence[Extrapolator] | None = None,
     *,
@@ -138,7 +142,7 @@ def backtest(
     """Score extrapolators on the run's own past.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
         methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
@@ -146,10 +150,13 @@ def backtest(
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: too few checkpoints (says which horizon would work), unknown method, a run that never moves, a
-            method asked for by name whose package is not installed.
+        InputError: an argument is not of its kind, no run that can be read, too few checkpoints (says which horizon
+            would work), unknown method, a run that never moves, a method asked for by name whose package is not
+            installed.
     """
-    chosen = _methods(methods)
+    horizon = None if horizon is None else several(whole(1))("horizon", horizon)
+    max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
+    chosen, traj = _methods(methods), trajectory_of(traj)
     horizons = _horizons(traj, horizon)
     named = methods is not None
     scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
@@ -166,7 +173,7 @@ def backtest(
     score = scores[h].methods[name]
     reason = (
         f"{name} at a horizon of {h} leaves {score.mean('relative_error'):.0%} of the way to go over "
-        f"{len(score.outcomes)} origins (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
+        f"{counted(len(score.outcomes))} (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
     )
     return Backtest(scores, h, name, reason)
 
@@ -189,13 +196,17 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
         methods = methods.split(",")
         if not any(name.strip() for name in methods):
             raise InputError("the list of methods is empty: name some, as in secant,ols, or leave it out")
+    if not isinstance(methods, Iterable) or isinstance(methods, bytes | type):
+        raise InputError(f"methods must be names, or extrapolators, not {shown(methods)}")
     chosen: list[Extrapolator] = []
     for method in methods:
+        if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "fit")):
+            raise InputError(f"each of methods must be a name, or an extrapolator, not {shown(method)}")
         chosen += resolve(method) if isinstance(method, str) else [method]
     return chosen if any(m.name == NONE for m in chosen) else [*resolve(NONE), *chosen]
 
 
-def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int]:
+def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     check_grid(traj)
     k, known = traj.spacing, known_steps(traj)
     longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
@@ -206,15 +217,14 @@ def _horizons(traj: Trajectory, horizon: int | Sequence[int] | None) -> list[int
         )
     if horizon is None:
         return [h for h in (k, 2 * k, 5 * k) if h <= longest]
-    wanted = [horizon] if isinstance(horizon, int) else list(horizon)
-    for h in wanted:
-        if h < 1 or not origins_for(traj, h):
+    for h in horizon:
+        if not origins_for(traj, h):
             raise InputError(
                 f"no backtest at a horizon of {h}: it needs checkpoints {h} steps before and after an origin "
                 f"(about {2 * h // k + 1} checkpoints {k} steps apart, this run has {len(known)}); "
                 f"horizons up to {longest} would work"
             )
-    return wanted
+    return list(horizon)
 
 
 def _at_horizon(
@@ -330,7 +340,6 @@ def _why_not(scores: HorizonScores) -> str:
     name = max(rivals, key=lambda n: rivals[n].mean("skill"))
     best = rivals[name]
     return (
-        f"nothing beats not leaping (control: {scores.control}) over {len(scores.origins)} origins at a "
-        f"horizon of {scores.horizon}; the best is {name}, skill {best.mean('skill'):.2f} +- "
-        f"{best.spread('skill'):.2f}"
+        f"nothing beats not leaping (control: {scores.control}) over {counted(len(scores.origins))} at a "
+        f"horizon of {scores.horizon}; the best is {name}, skill {best.shown('skill', ' +- ')}"
     )

@@ -83,9 +83,14 @@ class MethodScore:
         return statistics.fmean(getattr(o, figure) for o in self.outcomes.values())
 
     def spread(self, figure: str) -> float:
-        """Standard deviation over origins, 0 for a single one."""
+        """Standard deviation over origins, NaN for a single one."""
         values = [getattr(o, figure) for o in self.outcomes.values()]
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+    def shown(self, figure: str, between: str = "±") -> str:
+        """The mean to two digits, with its spread where there is one."""
+        spread = self.spread(figure)
+        return f"{self.mean(figure):.2f}" + ("" if math.isnan(spread) else f"{between}{spread:.2f}")
 
     @property
     def best_alpha(self) -> float:
@@ -104,10 +109,16 @@ class MethodScore:
         """Figures for `--json`."""
         figures = ("cosine", "norm_ratio", "relative_error", "skill")
         out: dict[str, Any] = {f: self.mean(f) for f in figures}
-        out["spread"] = {f: self.spread(f) for f in figures}
+        single = len(self.outcomes) == 1
+        out["spread"] = {f: None if single else self.spread(f) for f in figures}
         out |= {"origins": list(self.outcomes), "best_alpha": self.best_alpha, "gain": self.gain}
         out["gain_error"] = None if math.isnan(self.error) else self.error
         return out
+
+
+def counted(origins: int) -> str:
+    """So many origins, in words."""
+    return "one origin" if origins == 1 else f"{origins} origins"
 
 
 @dataclass(frozen=True)

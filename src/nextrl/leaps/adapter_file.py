@@ -34,6 +34,7 @@ def write_adapter(
     out: str | Path,
     rank: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    task: str | None = None,
 ) -> Path:
     """Write a PEFT adapter that loads with `PeftModel.from_pretrained` as it is, and `nextrl.json` beside it.
 
@@ -48,6 +49,7 @@ def write_adapter(
         rank: recompress every module to this rank; None keeps (A, B) as given and a LowRank exact, so a leap
             of rank 1 beside an adapter of rank r makes rank r + 1. The scaling of each module stays the same.
         provenance: more entries for `nextrl.json`.
+        task: what the run was trained on, for the model card.
 
     Raises:
         InputError: a module that the run does not have, rank < 1, or a folder that holds another adapter.
@@ -77,7 +79,7 @@ def write_adapter(
         write_json(folder / CONFIG, config)
         _check_written(folder, traj, step, ranks)
         if not own_card(out):
-            write_card(folder, traj, step, details)
+            write_card(folder, traj, step, details, out=out, task=task)
         write_provenance(traj, step, folder, details)
     return out
 

@@ -20,10 +20,12 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
 from nextrl.extrapolators.alphas import fixed_alpha
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
-from nextrl.leaps.hub import push
+from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
+from nextrl.scalars import MAX_SEED, number, whole
 from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -119,8 +121,13 @@ class Leap:
             "discarded_energy": self.discarded,
         }
 
-    def save_adapter(self, out: str | Path, rank: int | None = None) -> None:
+    def save_adapter(self, out: str | Path, rank: int | None = None, task: str | None = None) -> None:
         """Write the leap as a PEFT adapter at the rank it has, or at `rank` (best approximation).
+
+        Args:
+            out: the folder to write.
+            rank: of the adapter; None for the run's.
+            task: what the run was trained on, for the model card.
 
         Raises:
             InputError: the folder cannot be written, or rank < 1.
@@ -130,11 +137,11 @@ class Leap:
         notes = self.provenance()
         if rank is None:
             factors = {module: self.factors(module) for module in self.traj.modules}
-            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes)
+            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes, task=task)
             return
         targets = {module: self.target(module) for module in self.traj.modules}
         del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
-        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes)
+        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes, task=task)
 
     def save_merged(self, out: str | Path, base: str | Path, name: str | None = None) -> None:
         """Write the base model with the leap added to its weights.
@@ -154,9 +161,11 @@ class Leap:
         Raises:
             InputError: as `leaps.hub.push`.
         """
+        check_push(repository)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_adapter(Path(folder) / "adapter")
-            return push(Path(folder) / "adapter", repository, private=private)
+            adapter = Path(folder) / repository.rsplit("/", 1)[-1]  # the card calls it by its folder's name
+            self.save_adapter(adapter)
+            return push(adapter, repository, private=private)
 
     def __repr__(self) -> str:
         return (
@@ -190,7 +199,7 @@ class Leap:
 
 
 def leap(
-    traj: Trajectory,
+    traj: Run,
     method: str = DEFAULT_METHOD,
     horizon: int | None = None,
     alpha: float | None = None,
@@ -201,7 +210,7 @@ def leap(
     """Extrapolate a run.
 
     Args:
-        traj: the run.
+        traj: the run, or its folder.
         method: an extrapolator's name, see `nextrl.extrapolators.names()`.
         horizon: h in steps; by default 50, or what a shorter run has.
         alpha: step length; 1 is h steps further by the method's own reckoning, 0 to stay, negative to go back. None
@@ -211,11 +220,15 @@ def leap(
         params: the method's own parameters.
 
     Raises:
-        InputError: unknown method or parameter, too few checkpoints for the horizon, alpha out of range, no
-            checkpoint at `at`, an adapter that does not move.
+        InputError: an argument is not of its kind, no run that can be read, unknown method or parameter, too few
+            checkpoints for the horizon, alpha out of range, no checkpoint at `at`, an adapter that does not move.
     """
-    own = fixed_alpha(method)
-    alpha = check_alpha(alpha if alpha is not None else 1.0 if own is None else own)
+    horizon = None if horizon is None else whole(1)("horizon", horizon)
+    at, seed = None if at is None else whole(0)("at", at), whole(0, MAX_SEED)("seed", seed)
+    # Before the method is fitted, which may take long; so is what the method itself is asked for.
+    fitting, own = get(method, **params), fixed_alpha(method)
+    alpha = check_alpha(number("alpha", alpha) if alpha is not None else 1.0 if own is None else own)
+    traj = trajectory_of(traj)
     if at is not None:
         if at not in traj.steps:
             raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
@@ -224,6 +237,6 @@ def leap(
     if horizon is None:
         horizon = max(1, min(DEFAULT_HORIZON, known[-1] - known[0]))
     started = time.perf_counter()
-    prediction = get(method, **params).fit(traj, horizon, seed=seed)
+    prediction = fitting.fit(traj, horizon, seed=seed)
     seconds = time.perf_counter() - started
     return Leap(traj, prediction, method, traj.steps[-1], horizon, alpha, seconds)

@@ -65,7 +65,7 @@ def write_merged(
                 write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
         _check_written(place, model)
         if not own_card(out):
-            write_card(place, traj, step, details)
+            write_card(place, traj, step, details, out=out)
         write_provenance(traj, step, place, details)
     return out
 

@@ -27,29 +27,39 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "PATH")  # this folder, or its name on the Hub
+model = PeftModel.from_pretrained(base, {place})  # this folder, or its name on the Hub
 ```"""
 _LOAD_ON_OURS = """```python
 from nextrl.tasks import bases
 from peft import PeftModel
 
-base, tokenizer = bases.load({base}, TASK)  # a base that nextrl ships; TASK: the run's, such as "chain"
-model = PeftModel.from_pretrained(base, "PATH")  # this folder, or its name on the Hub
+base, tokenizer = bases.load({base}, {task})  # a base that nextrl ships{which}
+model = PeftModel.from_pretrained(base, {place})  # this folder, or its name on the Hub
 ```"""
 _LOAD_MERGED = """```python
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("PATH")  # this folder, or its name on the Hub
+model = AutoModelForCausalLM.from_pretrained({place})  # this folder, or its name on the Hub
 ```"""
 
 
-def write_card(folder: Path, traj: Trajectory, step: int, details: Mapping[str, Any]) -> Path:
+def write_card(
+    folder: Path,
+    traj: Trajectory,
+    step: int,
+    details: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    task: str | None = None,
+) -> Path:
     """Write `folder/README.md` of an adapter or a merged model that was made from a run.
 
     Args:
         folder: what holds the weights.
         traj, step: the run and the checkpoint that was leapt from.
         details: as `nextrl.json` has them (`kind`, `method`, `alpha`, `horizon`, ...).
+        out: what the folder will be called, where it has another name until it is whole.
+        task: what the run was trained on, where it is known.
     """
     base = base_name(details.get("base") or traj.adapter_config.get("base_model_name_or_path"))
     merged = details.get("kind") == "merged"
@@ -76,13 +86,22 @@ def write_card(folder: Path, traj: Trajectory, step: int, details: Mapping[str, 
         "checkpoint is for held-out prompts to say. `nextrl.json` beside this file has every setting, and the SHA-256 "
         "of each file that was read."
     )
-    text = card_text(about, base, rows, merged=merged)
+    place = folder if out is None else out
+    text = card_text(about, base, rows, merged=merged, place=place.resolve().name, task=base_name(task))
     path = folder / CARD
     write_bytes(path, text.encode())
     return path
 
 
-def card_text(about: str, base: str | None, rows: Mapping[str, object], *, merged: bool) -> str:
+def card_text(
+    about: str,
+    base: str | None,
+    rows: Mapping[str, object],
+    *,
+    merged: bool,
+    place: str = "",
+    task: str | None = None,
+) -> str:
     """The card.
 
     Args:
@@ -90,6 +109,8 @@ def card_text(about: str, base: str | None, rows: Mapping[str, object], *, merge
         base: the base model's name, as `base_name` gives it.
         rows: of its table; None is left out.
         merged: a whole model, and not an adapter.
+        place: the last part of the folder's path.
+        task: the run's, as `base_name` gives it.
     """
     meta: dict[str, Any] = {
         "library_name": "transformers" if merged else "peft",
@@ -100,7 +121,12 @@ def card_text(about: str, base: str | None, rows: Mapping[str, object], *, merge
         meta["base_model"] = base
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
     onto = _LOAD_ON_OURS if base in bases.names() else _LOAD_ADAPTER
-    load = _LOAD_MERGED if merged else onto.format(base=repr(base or "BASE"))
+    load = (_LOAD_MERGED if merged else onto).format(
+        base=repr(base or "BASE"),
+        place=repr(place or "PATH"),
+        task=repr(task) if task else "TASK",
+        which="" if task else '; TASK: the run\'s, such as "chain"',
+    )
     return (
         f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n\n"
         f"# {'Merged model' if merged else 'LoRA adapter'} written by nextrl\n\n{about}\n\n"

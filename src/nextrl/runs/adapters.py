@@ -53,10 +53,10 @@ def write_final(model: Any, tokenizer: Any, folder: Path, arm: ArmSettings, reco
         name_base(temporary, arm.model)
         if arm.lora is None:
             tokenizer.save_pretrained(str(temporary))
-        write_bytes(temporary / CARD, _card(arm, record).encode())
+        write_bytes(temporary / CARD, _card(arm, record, folder.resolve().name).encode())
 
 
-def _card(arm: ArmSettings, record: ArmRecord) -> str:
+def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
     leap = "auto" if arm.auto else arm.leap.method if arm.leap else "none"
     rows: dict[str, object] = {
         "base model": base_name(arm.model),
@@ -73,4 +73,6 @@ def _card(arm: ArmSettings, record: ArmRecord) -> str:
     }
     kind = "model" if arm.lora is None else "LoRA adapter"
     about = f"A {kind} trained with reinforcement learning from verifiable rewards."
-    return card_text(about, base_name(arm.model), rows, merged=arm.lora is None)
+    return card_text(
+        about, base_name(arm.model), rows, merged=arm.lora is None, place=place, task=base_name(arm.task)
+    )

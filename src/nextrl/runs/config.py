@@ -83,6 +83,9 @@ class LeapSection(BaseModel):
         le=MAX_STEPS,
         description=f"steps ahead; null: half the way between two leaps, {DEFAULT_HORIZON} at most",
     )
+    params: dict[str, bool | int | float | str | None] | None = Field(
+        None, description="a named method's own parameters, `{rank: 2}`; null: its defaults"
+    )
     alpha: float | Literal["auto"] | None = Field(
         None,
         description="`auto`: searched on validation prompts; a number: taken without asking; null: what the method "
@@ -235,7 +238,7 @@ class RunConfig(BaseModel):
             raise ValueError("lora: null is for engine trl; engine verl trains an adapter")
 
     def _check_auto(self) -> None:
-        for key in ("at", "horizon"):
+        for key in ("at", "horizon", "params"):
             if getattr(self.leap, key) is not None:
                 raise ValueError(f"leap.{key}: auto decides that itself; leave it out or name a method")
         if self.leap.alpha not in ("auto", None):
@@ -270,7 +273,7 @@ class RunConfig(BaseModel):
         if (alpha := self.alpha()) is not None:
             check_alpha(alpha)
         have = self._shortest_gap() // save_every + 1
-        need = method_of(method).min_checkpoints(self.horizon(), save_every)
+        need = method_of(method, **(self.leap.params or {})).min_checkpoints(self.horizon(), save_every)
         if need > have:
             raise ValueError(
                 f"leap.method {method} needs {need} checkpoints for a horizon of {self.horizon()} steps and has {have} "
@@ -336,6 +339,7 @@ class RunConfig(BaseModel):
             more["leap"] = LeapSettings(
                 method=leap.method,
                 horizon=self.horizon(),
+                params=self.leap.params or {},
                 alphas=candidate_alphas(leap.method) if alpha is None else (alpha,),
                 prompts=leap.prompts or 128,
                 at=self.leap_steps(),

@@ -106,7 +106,7 @@ def _leap_to_merge(
     """Write the leap as an adapter that holds all of it, whatever rank that takes: it is merged, and not trained on."""
     traj, alpha = DiskHistory(plain, place.parent).trajectory(arm.start), settings.alphas[0]
     made = leap(traj, settings.method, settings.horizon, alpha, seed=arm.train.seed, **settings.params)
-    made.save_adapter(place, rank=max(made.target(module).rank for module in traj.modules))
+    made.save_adapter(place, max(made.target(module).rank for module in traj.modules), arm.task)
     decision = DecisionRecord(
         step=arm.start,
         method=settings.method,

@@ -319,15 +319,25 @@ def read_result(path: Path) -> Result:
     try:
         value = read_json(path)
     except NoSuchFile:
-        raise InputError(
-            f"{path.parent} holds no {path.name}: its run has not finished; run the same command again"
-        ) from None
+        raise InputError(f"{path.parent} holds no {path.name}{_why_no_result(path.parent)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object: it is no result of nextrl")
     try:
         return parse_result(value)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _why_no_result(folder: Path) -> str:
+    """Whether a run of ours has not finished there, or there was none."""
+    # What they leave first; other trainers have a config.yaml, too, and no such folder beside it.
+    run, demo = (folder / "config.yaml").is_file() and (folder / "trajectory").is_dir(), folder / "demo.json"
+    if run or demo.is_file():
+        return ": its run has not finished; run the same command again"
+    return (
+        ": a report is of a folder that `nextrl demo` or `nextrl run` wrote; of checkpoints of a trainer of your own "
+        "`nextrl advise` and `nextrl analyze` say what there is to say"
+    )
 
 
 def write_result(path: Path, result: Result) -> None:

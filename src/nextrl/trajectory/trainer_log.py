@@ -33,11 +33,19 @@ def rewards(traj: Trajectory) -> dict[int, float]:
 
 
 def peak_learning_rate(traj: Trajectory) -> float | None:
-    """The highest learning rate that was logged up to the trajectory's last step; None where none was.
+    """The highest learning rate up to the trajectory's last step; None where none is known.
 
     The highest and not the last one: where a schedule decays, the last says nothing about the rate that was asked for.
+    A trainer that logs every tenth step has logged no rate from before the tenth, so the one that its schedule began
+    from, which the optimizer remembers, counts as well.
     """
-    return max((rate for rate in _logged(traj, ("learning_rate",)).values() if rate > 0.0), default=None)
+    known = (*learning_rates(traj).values(), _of_group(traj, "initial_lr"))
+    return max((float(rate) for rate in known if is_number(rate) and rate > 0.0), default=None)
+
+
+def learning_rates(traj: Trajectory) -> dict[int, float]:
+    """Learning rate by optimizer step, up to the trajectory's last step; empty where none was logged."""
+    return _logged(traj, ("learning_rate",))
 
 
 def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
@@ -76,6 +84,13 @@ def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict
 
 def adam_beta1(traj: Trajectory) -> float | None:
     """beta1 from the param groups of `optimizer.pt`, or None where the file is absent or of another kind."""
+    betas = _of_group(traj, "betas")
+    beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
+    return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
+
+
+def _of_group(traj: Trajectory, key: str) -> object:
+    """A value of the first param group in `optimizer.pt`; None where the file is absent or of another kind."""
     place = folder(traj)
     if place is None:
         return None
@@ -85,9 +100,7 @@ def adam_beta1(traj: Trajectory) -> float | None:
         return None
     groups = state.get("param_groups") if isinstance(state, dict) else None
     first = groups[0] if isinstance(groups, list) and groups else None
-    betas = first.get("betas") if isinstance(first, dict) else None
-    beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
-    return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
+    return first.get(key) if isinstance(first, dict) else None
 
 
 def beta1_or_default(traj: Trajectory) -> float:

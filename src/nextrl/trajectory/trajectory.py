@@ -7,6 +7,7 @@ ever formed, and a view (`upto`, `at`) reads no checkpoint outside itself. `chec
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.checkpoints.lora_settings import starts_at_zero
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
+from nextrl.files import usable_path
+from nextrl.scalars import whole
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
@@ -91,9 +94,9 @@ class Trajectory:
                 a leap wrote it (`nextrl.json` beside it says so), and 0 otherwise.
 
         Raises:
-            InputError: nothing found, or a checkpoint is broken and may not be left out.
+            InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
         """
-        source = {int(s): Path(f) for s, f in path.items()} if isinstance(path, Mapping) else Path(path)
+        source = _source(path)
         run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle)
         fatal = [problem for problem in run.problems if problem.fatal]
         good = list(run.checkpoints)
@@ -200,10 +203,7 @@ class Trajectory:
     def spacing(self) -> int:
         """The most common difference of successive steps (the smaller on a tie); the step itself if there is one."""
         steps = self.steps
-        if len(steps) == 1:
-            return max(steps[0] - self.start, 1)
-        counts = Counter(b - a for a, b in itertools.pairwise(steps))
-        return min(counts, key=lambda gap: (-counts[gap], gap))
+        return max(steps[0] - self.start, 1) if len(steps) == 1 else common_gap(steps)
 
     def shape(self, module: str) -> tuple[int, int, int]:
         """(m, n, r) of a module."""
@@ -381,3 +381,27 @@ class Trajectory:
             f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
             "unknown; save the initial adapter as checkpoint-0"
         )
+
+
+def common_gap(steps: Sequence[int]) -> int:
+    """The most common difference of two or more successive steps; the smaller on a tie."""
+    counts = Counter(b - a for a, b in itertools.pairwise(steps))
+    return min(counts, key=lambda gap: (-counts[gap], gap))
+
+
+def _source(given: str | Path | Mapping[int, str | Path]) -> Path | dict[int, Path]:
+    """Where a run is to be read from.
+
+    Raises:
+        InputError: it is no path, and no mapping from steps to paths.
+    """
+    if isinstance(given, Mapping):
+        return {whole(0)("a step of a run", step): _path(folder) for step, folder in given.items()}
+    return _path(given)
+
+
+def _path(given: object) -> Path:
+    place = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(place, str):
+        raise InputError(f"a run's folder must be a path, not {shown(given)}")
+    return usable_path(place)

@@ -637,6 +637,13 @@ def test_rloo_works_too(tmp_path: Path) -> None:
         ({"method": "linear", "longest": None, "truncated": "all"}, "truncated must be a number, not 'all'"),
         ({"method": "linear", "validation": "rows.jsonl"}, "validation must be rows .* not 'rows.jsonl'"),
         ({"method": "linear", "validation": 5}, "validation must be rows .* not 5"),
+        (
+            {"method": "window", "params": 3},
+            "params must be a dict of a method's own parameters by name, not 3",
+        ),
+        ({"method": "window", "params": {1: 2}}, "params must be a dict"),
+        ({"method": "window", "params": {"foo": 1}}, "method 'window' has no parameter 'foo'; it takes rank"),
+        ({"policy": Scripted(), "params": {"rank": 2}}, "in place of params=: give the one"),
         ({"trainer": "x"}, "trainer must be the trainer itself"),
         ({"policy": "next"}, "policy must be an object with the members of Policy, not 'next'"),
         ({"policy": Searching}, "policy must be an object with the members of Policy"),
@@ -651,7 +658,8 @@ def test_bad_settings_are_named_at_once(options: dict[str, Any], message: str) -
 # What each would say to auto, to a method that takes its alpha unseen, and beside a policy.
 FOR_SEARCHES: dict[str, Any] = {"prompts": 64, "longest": 2.0, "truncated": 0.1, "divergence": 1.0}
 FOR_NAMED: dict[str, Any] = {
-    **FOR_SEARCHES, "at": [3], "horizon": 50, "alpha": 1.0, "alphas": [1.0], "rollback": False, "keep": 16,
+    **FOR_SEARCHES, "at": [3], "horizon": 50, "params": {}, "alpha": 1.0, "alphas": [1.0], "rollback": False,
+    "keep": 16,
 }  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def test_steps_that_never_come_are_said_once(
 
 
 def test_the_price_counts_the_named_steps_that_the_run_comes_to() -> None:
-    policy = LeapCallback(1, "secant", at=range(2, 100, 2))._policy
+    policy = LeapCallback(1, "secant", at=range(2, 100, 2), horizon=1)._policy
     policy.refuse_impossible(0, 8, 16)
     assert "; a search" not in str(policy.announced(0, 32, 4))
     assert "at most 4 in this run" in str(policy.announced(8, 32, 4))
@@ -385,12 +385,63 @@ def test_auto_says_no_price(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert priced(caplog) == []
 
 
-def test_too_few_checkpoints_are_waited_for_and_named_where_a_step_was_asked_for(
+@pytest.mark.parametrize("search", [{}, {"alpha": 1.0}])
+def test_a_named_step_with_too_few_checkpoints_is_refused_before_anything_is_done(
+    search: dict[str, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError) as error:
+        trainer(tmp_path, [LeapCallback(2, "secant", at=[4], horizon=50, **search)], max_steps=8).train()
+    assert str(error.value) == (
+        "secant: at step 4, which at= names, there are 3 checkpoints (every=2, keep=16), and a horizon of 50 steps "
+        "needs 26: change every=, keep= or horizon=, or leap later"
+    )
+    assert caplog.text == ""  # nothing is announced, and nothing held back
+
+
+def test_what_was_refused_could_not_have_been_fitted_and_what_was_not_is(tmp_path: Path) -> None:
+    fitted = {}
+    for at in (2, 3, 4, 5, 6, 7):
+        callback = LeapCallback(2, "secant", at=at, horizon=4, alpha=1.0)
+        try:
+            run(tmp_path / str(at), callback, max_steps=at)
+            fitted[at] = callback.decisions[-1].alpha
+        except InputError:
+            fitted[at] = None
+    assert fitted == {2: None, 3: None, 4: 1.0, 5: 1.0, 6: 1.0, 7: 1.0}
+
+
+def test_one_of_several_named_steps_with_too_few_checkpoints_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    callback = LeapCallback(2, "secant", at=[2], horizon=50, alpha=1.0)
-    run(tmp_path, callback, max_steps=2)
+    callback = LeapCallback(2, "secant", at=[2, 6], horizon=4, alpha=1.0)
+    run(tmp_path, callback, max_steps=6)
+    assert "at step 2, which at= names, there are 2 checkpoints (every=2, keep=16)" in caplog.text
     assert "nextrl, step 2: no leap: secant needs" in caplog.text
+    assert [d.step for d in callback.decisions if d.alpha] == [6]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"horizon": 50}, "before there are checkpoints enough (every=2, keep=16) for a horizon of 50 steps"),
+        ({"horizon": 1}, "for which this run is too short: no leap will be made"),
+    ],
+)
+def test_nothing_is_held_back_for_a_run_in_which_nothing_is_searched(
+    options: dict[str, int], says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = LeapCallback(2, "factors", **options)
+    trainer(tmp_path, [callback], max_steps=8).train()
+    assert says in caplog.text
+    assert caplog.text.count("no leap will be made") == 1
+    assert "held back" not in caplog.text
+    assert callback.costs.search_completions == 0
+    caplog.clear()
+    trainer(tmp_path / "named", [LeapCallback(2, "factors", horizon=1, at=4)], max_steps=4).train()
+    assert "held back" in caplog.text
+
+
+def test_too_few_checkpoints_are_waited_for_where_no_step_was_named(tmp_path: Path) -> None:
     patient = LeapCallback(2, "secant", horizon=4, alpha=1.0)
     run(tmp_path, patient, max_steps=6)
     assert [d.alpha for d in patient.decisions] == [0.0, 1.0, 0.0]

@@ -76,7 +76,7 @@ def test_of_repeated_prompts_a_tenth_of_the_rows_is_held_back_and_said(
 def test_no_more_is_held_back_than_searches_need(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.callback_handler.train_dataloader = run.get_train_dataloader()
-    rows = validation_rows(run, None, 16)  # completions, of four prompts
+    rows, _ = validation_rows(run, None, 16)  # completions, of four prompts
     assert len({row["prompt"] for row in rows}) == 8 * 4
     assert len(rows) == 8 * 16
 
@@ -149,7 +149,7 @@ def test_rows_with_pictures_are_each_a_question_of_their_own(tmp_path: Path) -> 
     run = trainer(tmp_path)
     run.train_dataset = Mapped(rows)
     run.callback_handler.train_dataloader = run.get_train_dataloader()
-    assert len({row["image"] for row in validation_rows(run, None, 16)}) == 4
+    assert len({row["image"] for row in validation_rows(run, None, 16)[0]}) == 4
 
 
 def test_a_stream_cannot_be_held_back_and_says_what_to_do(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ GIVEN = {
 @pytest.mark.parametrize("kind", GIVEN)
 def test_what_is_given_to_validate_on_may_be_of_any_kind(tmp_path: Path, kind: str) -> None:
     given = GIVEN[kind]
-    rows = validation_rows(trainer(tmp_path), given, 256)
+    rows, _ = validation_rows(trainer(tmp_path), given, 256)
     mixed = "dict" in kind.lower()
     order = [half * 32 + i for i in range(32) for half in (0, 1)] if mixed else range(64)
     assert [rows[i] for i in range(0, len(rows), 4)] == [VALIDATION[i] for i in order]

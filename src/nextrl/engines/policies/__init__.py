@@ -25,7 +25,7 @@ def policy_of(given: Arguments) -> Policy:
     """The policy that the arguments of `LeapCallback` describe.
 
     Raises:
-        InputError: no method has that name, or an alpha is out of range.
+        InputError: no method has that name, or not these parameters, or an alpha is out of range.
     """
     if given.policy is not None:
         return given.policy
@@ -40,5 +40,6 @@ def policy_of(given: Arguments) -> Policy:
         at=given.at,
         every=DEFAULT_WINDOW if given.every is None else given.every,
         acceptance=Acceptance() if given.prompts is None else Acceptance(stages_up_to(given.prompts)),
+        params=given.params,
         share=SEARCHED if given.prompts is None else None,
     )

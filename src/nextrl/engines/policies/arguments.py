@@ -7,8 +7,6 @@ nothing would read is refused, since its owner believes in it.
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -22,50 +20,7 @@ from nextrl.errors import InputError, shown
 from nextrl.extrapolators.alphas import fixed_alpha
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.guard import Guard
-
-Kind = Callable[[str, Any], Any]
-"""(an argument's name, what was given) -> what is gone on with, or an InputError."""
-
-
-def whole(least: int, most: int | None = None) -> Kind:
-    """A whole number, of whatever library; 10.0 is one."""
-
-    def read(name: str, value: Any) -> int:
-        number = _int(value)
-        if number is None:
-            raise InputError(f"{name} must be a whole number, not {shown(value)}")
-        if number < least:
-            raise InputError(f"{name} must be at least {least}, not {shown(number)}")
-        if most is not None and number > most:
-            raise InputError(f"{name} must be at most {most}, not {shown(number)}")
-        return number
-
-    return read
-
-
-def number(name: str, value: Any) -> float:
-    """A number, of whatever library, and not NaN."""
-    found = _float(value)
-    if found is None:
-        raise InputError(f"{name} must be a number, not {shown(value)}")
-    return found
-
-
-def several(kind: Kind) -> Kind:
-    """One or more of a kind; a single one may stand by itself."""
-
-    def read(name: str, value: Any) -> tuple[Any, ...]:
-        if isinstance(value, str | bytes | Mapping):
-            raise InputError(f"{name} must be a list of numbers, not {shown(value)}")
-        try:
-            values = tuple(value)
-        except TypeError:
-            return (kind(name, value),)
-        if not values:
-            raise InputError(f"{name} is empty: name at least one, or leave {name}= out")
-        return tuple(kind(f"each of {name}", one) for one in values)
-
-    return read
+from nextrl.scalars import Kind, number, several, whole
 
 
 def candidates(name: str, value: Any) -> tuple[float, ...]:
@@ -88,6 +43,13 @@ def method(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} must be 'auto' or an extrapolator's name, not {shown(value)}")
     return value
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """A method's own parameters by name; which there are is the method's to say."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{name} must be a dict of a method's own parameters by name, not {shown(value)}")
+    return dict(value)
 
 
 def rows(name: str, value: Any) -> Any:
@@ -142,39 +104,13 @@ def _or_none(kind: Kind) -> Kind:
     return lambda name, value: None if value is None else kind(name, value)
 
 
-def _float(value: Any) -> float | None:
-    """The number that a value is; None where it is none, or NaN."""
-    if isinstance(value, bool | np.bool_ | str | bytes):
-        return None
-    try:
-        found = float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # the last is torch's, of more than one number
-        return None
-    return None if math.isnan(found) else found
-
-
-def _int(value: Any) -> int | None:
-    """The whole number that a value is; None where it is none."""
-    if isinstance(value, bool | np.bool_):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        found = _float(value)
-    return int(found) if found is not None and found.is_integer() else None
-
-
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "every": _or_none(whole(1)),
         "method": method,
         "at": _or_none(several(whole(1))),
         "horizon": _or_none(whole(1)),
+        "params": _or_none(mapping),
         "alpha": _or_none(number),
         "alphas": _or_none(candidates),
         "validation": _or_none(rows),
@@ -198,8 +134,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 BOUNDS = ("longest", "truncated", "divergence")
 """What a leap that is searched may not do (`Guard`)."""
 
-_DECIDES = ("every", "method", "at", "horizon", "alpha", "alphas", "prompts", "config")
-_OF_NAMED = ("at", "horizon", "alpha", "alphas", "prompts", "rollback", *BOUNDS, "keep")
+_DECIDES = ("every", "method", "at", "horizon", "params", "alpha", "alphas", "prompts", "config")
+_OF_NAMED = ("at", "horizon", "params", "alpha", "alphas", "prompts", "rollback", *BOUNDS, "keep")
 _OF_SEARCH = ("prompts", *BOUNDS)
 _LEFT_OUT = {"method": "auto", "rollback": True}  # what an argument is where nobody gave it, if not None
 
@@ -212,6 +148,7 @@ class Arguments:
     method: str
     at: tuple[int, ...] | None
     horizon: int | None
+    params: Mapping[str, Any] | None
     alpha: float | None
     alphas: tuple[float, ...] | None
     validation: Any

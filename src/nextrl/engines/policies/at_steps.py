@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.history import DiskHistory
+from nextrl.engines.history import AdapterHistory, DiskHistory
 from nextrl.engines.live_adapter import leap_into
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
@@ -18,12 +19,13 @@ from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha, fixed_at
+from nextrl.extrapolators.base import lacking
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
 from nextrl.leaps.leap import DEFAULT_HORIZON, Leap, leap
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import Trajectory, common_gap
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class AtSteps(LeapsOnly):
         self._fruitless = self._wait = 0
         self._group = 1
         self._ends: int | None = None
+        self._said: str | None = None
         self._fitted: Leap | None = None
 
     @property
@@ -122,35 +125,84 @@ class AtSteps(LeapsOnly):
         """See to it that the run comes to a step that was named for a leap, with enough to fit on; note where it ends.
 
         Raises:
-            InputError: it comes to none of them, or to the method's own one with too few checkpoints.
+            InputError: it comes to none of them, or to each with too few checkpoints.
         """
-        self._ends = ends
-        if not self._at:
+        self._ends, self._said = ends, None
+        if self._at is None:
+            self._said = self._no_window_will_do(begins, ends, keep)
             return
-        due = [step for step in self._at if begins < step <= ends]
+        due = sorted(step for step in self._at if begins < step <= ends)
         if due:
-            if self._own_step and self._disk is None:
-                self._refuse_too_few(min(due), begins, keep)
+            if self._disk is None:
+                self._refuse_too_few(due, begins, keep)
             return
         named = ", ".join(map(str, sorted(self._at)))
-        where = "where it leaps if nothing else is said" if self._own_step else "which at= names"
-        if begins < min(self._at):
+        if begins < min(self._at, default=begins):
             why, instead = f"this run ends at step {ends}, before step {named}", "train longer"
         else:
             why = f"this run goes on after step {begins}, with no memory of a leap, and does not come to step {named}"
             instead = "leave the callback out"
-        raise InputError(f"{self.method}: {why}, {where}: give steps of the run with at=, or {instead}")
+        raise InputError(f"{self.method}: {why}, {self._where}: give steps of the run with at=, or {instead}")
 
-    def _refuse_too_few(self, step: int, begins: int, keep: int) -> None:
-        """A step that nobody named is not waited for in vain."""
-        there = min((step - begins) // self.every + 1, keep)
-        needed = get(self.method, **self._params).min_checkpoints(self._horizon, self.every)
-        if there < needed:
-            raise InputError(
-                f"{self.method}: at step {step}, where it leaps if nothing else is said, there are {there} checkpoints "
-                f"(every={self.every}, keep={keep}), and a horizon of {self._horizon} steps needs {needed}: change "
-                "every=, keep= or horizon=, or give at="
-            )
+    @property
+    def _where(self) -> str:
+        """Who named the steps of the leaps."""
+        return "where it leaps if nothing else is said" if self._own_step else "which at= names"
+
+    def _refuse_too_few(self, due: Sequence[int], begins: int, keep: int) -> None:
+        """A step is not waited for in vain where all is known that the method will have there."""
+        kept = self._kept(begins, due[-1], keep)
+        wanting = {step: needed for step in due if (needed := self._lacks(kept[step]))}
+        if not wanting:
+            return
+        step, needed = next(iter(wanting.items()))
+        short = (
+            f"at step {step}, {self._where}, there are {len(kept[step])} checkpoints (every={self.every}, "
+            f"keep={keep}), and a horizon of {self._horizon} steps needs {needed}"
+        )
+        if len(wanting) == len(due):
+            instead = "or give at=" if self._own_step else "or leap later"
+            raise InputError(f"{self.method}: {short}: change every=, keep= or horizon=, {instead}")
+        self._said = f"{self.method}: {short}: no leap is made there"
+
+    def _no_window_will_do(self, begins: int, ends: int, keep: int) -> str | None:
+        """Why no window of the run ends with enough to fit on and another one to come; None where one does."""
+        last = (ends - self.every) // self.every * self.every
+        if self._disk is not None:
+            return None
+        kept = self._kept(begins, last, keep)
+        if any(not self._lacks(steps) for steps in kept.values()):
+            return None
+        return (
+            f"{self.method}: this run ends at step {ends}, before there are checkpoints enough (every={self.every}, "
+            f"keep={keep}) for a horizon of {self._horizon} steps with a window to follow: no leap will be made"
+        )
+
+    def _kept(self, begins: int, last: int, keep: int) -> dict[int, tuple[int, ...]]:
+        """Step at which a window ends -> the checkpoints that are in memory there, if nothing leaps before."""
+        # Where a run goes on without its memory, the history begins with the next full window.
+        first = -(-begins // self.every) * self.every if self._windows else begins
+        windows = range(first + self.every, last + 1, self.every) if self._windows else ()
+        history, kept = AdapterHistory(most=keep), {}
+        history.begin(first, {})
+        for step in sorted({*windows, *(step for step in self._at or () if first < step <= last)}):
+            history.add(step, {}, math.nan)
+            kept[step] = tuple(history.steps)
+        # A named step before that window ends has nothing but its own beginning.
+        return {step: (step,) for step in self._at or () if begins < step <= first} | kept
+
+    def _lacks(self, steps: Sequence[int]) -> int:
+        """Checkpoints that the method needs where these are too few; 0 where they are enough."""
+        method = get(self.method, **self._params)
+        if len(steps) < 2:
+            return max(2, method.min_checkpoints(self._horizon, self.every))
+        needed = lacking(method, steps, common_gap(steps), self._horizon)
+        if (
+            self._own_step and not needed
+        ):  # a step that nobody named has every checkpoint, or is not waited for
+            needed = method.min_checkpoints(self._horizon, self.every)
+            return needed if len(steps) < needed else 0
+        return needed
 
     @property
     def _price(self) -> int:
@@ -162,7 +214,12 @@ class AtSteps(LeapsOnly):
         self._group = group
         if self._disk is not None or steps < 1:
             return None
-        said = [self._never_come(), self._announced_price(steps, per_step) if self.searches else None]
+        said = [self._never_come(), self._said]
+        self.never_searches = self._at is None and (
+            self._said is not None or self._too_short(per_step, steps)
+        )
+        if self.searches and not (self._at is None and self._said):
+            said.append(self._announced_price(steps, per_step))
         return "; ".join(part for part in said if part) or None
 
     def _never_come(self) -> str | None:
@@ -189,9 +246,14 @@ class AtSteps(LeapsOnly):
             share = most * price / whole
             return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
-        if price > self._share * whole:
+        if self._too_short(per_step, steps):
             return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
         return bound
+
+    def _too_short(self, per_step: int, steps: int) -> bool:
+        """Whether not even all of the run's completions together pay for one search; asked of searches with a share."""
+        whole = steps if self._ends is None else self._ends
+        return self.searches and self._share is not None and self._price > self._share * whole * per_step
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""

@@ -175,9 +175,15 @@ class Policy(Protocol):
 
 
 class LeapsOnly:
-    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no."""
+    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no.
+
+    Attributes:
+        never_searches: whether a policy that searches has found, when it was asked what is to be announced, that none
+            of its searches will come about in this run: no rows are held back from training for it then.
+    """
 
     may_begin_again = False
+    never_searches = False
 
     def begin(self, rows: int) -> None:
         """Nothing is remembered."""

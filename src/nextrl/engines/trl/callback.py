@@ -12,7 +12,7 @@ a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class LeapCallback(TrainerCallback):
         at: the step, or the steps, at which a named method leaps; None at the end of every window, as soon as its
             horizon allows (`next-paper`: once, at step 150).
         horizon: steps ahead that a named method's alpha = 1 stands for (default: 50).
+        params: a named method's own parameters by name (docs/extrapolators.md).
         alpha: a named method's alpha, taken unseen: no search, no completions. None searches `alphas`.
         alphas: a named method's candidates beside staying put; None for `extrapolators.alphas.ALPHAS`, or for the one
             that the method takes unseen (`next-paper`: 1.5).
@@ -106,6 +107,7 @@ class LeapCallback(TrainerCallback):
         *,
         at: int | Iterable[int] | None = None,
         horizon: int | None = None,
+        params: Mapping[str, Any] | None = None,
         alpha: float | None = None,
         alphas: float | Iterable[float] | None = None,
         validation: Sequence[Row] | Any = None,
@@ -124,10 +126,10 @@ class LeapCallback(TrainerCallback):
         on_leap: Callable[[int, Any, Any], None] | None = None,
     ) -> None:
         given = Arguments.of(
-            every=every, method=method, at=at, horizon=horizon, alpha=alpha, alphas=alphas, validation=validation,
-            prompts=prompts, config=config, policy=policy, adapt_lr=adapt_lr, leaps=leaps, rollback=rollback,
-            longest=longest, truncated=truncated, divergence=divergence, keep=keep, seed=seed, trainer=trainer,
-            on_leap=on_leap,
+            every=every, method=method, at=at, horizon=horizon, params=params, alpha=alpha, alphas=alphas,
+            validation=validation, prompts=prompts, config=config, policy=policy, adapt_lr=adapt_lr, leaps=leaps,
+            rollback=rollback, longest=longest, truncated=truncated, divergence=divergence, keep=keep, seed=seed,
+            trainer=trainer, on_leap=on_leap,
         )  # fmt: skip
         self._policy, self._guard = policy_of(given), given.guard
         self._validation = given.validation
@@ -172,8 +174,9 @@ class LeapCallback(TrainerCallback):
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
             )
         rows: Sequence[Row] = []
+        keep_out: Callable[[], None] | None = None
         if self._policy.searches or not Seam(trainer).generates:
-            rows = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
+            rows, keep_out = validation_rows(trainer, self._validation, self._policy.acceptance.prompts)
         elif self._validation is not None:
             say(
                 log,
@@ -201,6 +204,9 @@ class LeapCallback(TrainerCallback):
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if resumed is not None:
             self._resume(resumed, state.global_step)
+        # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
+        if keep_out is not None and not getattr(self._policy, "never_searches", False):
+            keep_out()
         if args.should_save:
             memory.forget_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,14 @@ _PICTURES = ("image", "images")
 _NOT_READ = {"completion", "completion_ids", *_PICTURES}
 
 
-def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
-    """Rows to validate on: `given`, else the trainer's eval_dataset, else rows held back from its training data.
+def validation_rows(trainer: Any, given: Any, prompts: int) -> tuple[Sequence[Row], Callable[[], None]]:
+    """Rows to validate on: `given`, else the trainer's eval_dataset, else some of its training data.
 
     Each of them comes as often as a training batch has it (`InGroups`), one after the other.
+
+    Returns:
+        The rows, and what is to be called to hold them back from training, once it is known that anything will be
+        searched; it does nothing where they were none of training's.
 
     Args:
         given: a list of rows, a dataset with or without a transform, a stream (its first rows are taken), a dict of
@@ -44,7 +48,9 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
     group, own = Seam(trainer).group, given is not None
     given = given if own else getattr(trainer, "eval_dataset", None)
     wanted = _SEARCHES * -(-prompts // group)
-    rows = hold_back(trainer, wanted) if given is None else _indexable(given, wanted)
+    rows, keep_out = (
+        _to_hold_back(trainer, wanted) if given is None else (_indexable(given, wanted), _nothing)
+    )
     if len(rows) < 2:
         raise InputError(
             f"validation has {len(rows)} rows: give at least 2, better {max(2, 4 * prompts // group)}"
@@ -60,7 +66,11 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> Sequence[Row]:
             group,
             8 * group,
         )
-    return rows if group == 1 else InGroups(rows, group)
+    return rows if group == 1 else InGroups(rows, group), keep_out
+
+
+def _nothing() -> None:
+    """Rows that were given are not trained on."""
 
 
 def _indexable(given: Any, most: int) -> Sequence[Row]:
@@ -160,8 +170,8 @@ class _Mixed(Sequence[Row]):
         return self.parts[part][place]
 
 
-def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:
-    """One row of each of some prompts of the training dataset, which the trainer will not train on from now on.
+def _to_hold_back(trainer: Any, wanted: int) -> tuple[Sequence[Row], Callable[[], None]]:
+    """One row of each of some prompts of the training dataset, and what has the trainer not train on them.
 
     They are spread evenly over the dataset. With all their copies they are a tenth of it at most. Where the sampler
     draws one of them, a row that stays takes its place, so that the length of an epoch, and with it the number of steps
@@ -169,6 +179,9 @@ def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:
 
     Args:
         wanted: prompts to hold back, at most.
+
+    Returns:
+        The rows, and the call from which on they are not trained on.
 
     Raises:
         InputError: the dataset is a stream, or has too few rows or prompts to give any away.
@@ -188,19 +201,22 @@ def hold_back(trainer: Any, wanted: int) -> Sequence[Row]:
             "tenth of the rows: give the trainer an eval_dataset, or LeapCallback(validation=rows)"
         )
     barred = sorted(itertools.chain.from_iterable(held))
-    replace_dataset_sampler(loader, _Without(sampler, barred, len(dataset)))
-    if trainer.is_world_process_zero():
-        # A warning, because a run has fewer rows than its owner gave it, and INFO is not shown by default.
-        say(
-            log,
-            "held back %d of %d prompts (%d of %d rows) from training, to validate leaps on; with an eval_dataset, or "
-            "LeapCallback(validation=rows), nothing is held back",
-            len(held),
-            len(copies),
-            len(barred),
-            len(dataset),
-        )
-    return [dataset[places[0]] for places in held]
+
+    def keep_out() -> None:
+        replace_dataset_sampler(loader, _Without(sampler, barred, len(dataset)))
+        if trainer.is_world_process_zero():
+            # A warning, because a run has fewer rows than its owner gave it, and INFO is not shown by default.
+            say(
+                log,
+                "held back %d of %d prompts (%d of %d rows) from training, to validate leaps on; with an eval_dataset, "
+                "or LeapCallback(validation=rows), nothing is held back",
+                len(held),
+                len(copies),
+                len(barred),
+                len(dataset),
+            )
+
+    return [dataset[places[0]] for places in held], keep_out
 
 
 def _places_by_prompt(dataset: Any) -> dict[str, list[int]]:

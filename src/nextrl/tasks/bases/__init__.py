@@ -6,14 +6,19 @@ fetched from a hub.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nextrl.files import usable_path
+from nextrl.errors import InputError
+from nextrl.files import read_json, usable_path
 from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
 from nextrl.tasks.bases.folder import load_folder
+
+ADAPTER = "adapter_config.json"
+"""PEFT's file that makes a folder an adapter's; `checkpoints.adapter` stands beside this room and has the same."""
 
 Load = Callable[[str], tuple[Any, Any]]
 """Task name -> (model, tokenizer)."""
@@ -53,11 +58,30 @@ def load(name: str, task: str) -> tuple[Any, Any]:
         task: the task's name, which some models depend on (`tiny` ships one base per task).
 
     Raises:
-        InputError: neither a known name nor a folder with a config.json.
+        InputError: neither a known name nor a folder with a config.json; of an adapter's folder the line says how the
+            adapter is loaded.
     """
     if name in _MODELS:
         return _MODELS.get(name)(task)
     name = str(usable_path(name))
     if not (Path(name) / "config.json").is_file():
+        if (Path(name) / ADAPTER).is_file():
+            raise _is_an_adapter(name, task)
         raise _MODELS.unknown(name, otherwise="a local folder with a config.json")
     return load_folder(Path(name))
+
+
+def _is_an_adapter(folder: str, task: str) -> InputError:
+    """What to type instead of an adapter's folder in the place of a model."""
+    try:
+        config = read_json(Path(folder) / ADAPTER)
+    except InputError:
+        config = None
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    base = named if isinstance(named, str) and named else "BASE"
+    unknown = " (BASE: the model that it was trained on)" if base == "BASE" else ""
+    command = shlex.join(["nextrl", "eval", base, "--adapter", folder, "--task", task])
+    return InputError(
+        f"{folder} is an adapter and no model: name the model that it was trained on; the two together are measured by "
+        f"{command}{unknown}"
+    )

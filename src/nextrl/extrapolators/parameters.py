@@ -1,0 +1,159 @@
+"""A method's own parameters: which there are, whether values are of their kinds, and values written as text.
+
+The parameters are those of the class's constructor, which a dataclass makes of its fields. What a method says of its
+values beyond their kinds (a range) it checks itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from nextrl.errors import InputError, shown
+from nextrl.registry import nearest
+from nextrl.scalars import integer, number
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
+
+
+def accepted(method: type) -> dict[str, tuple[Any, ...]] | None:
+    """Parameter -> the kinds that it may be of, empty where nothing is said; None where any name is taken."""
+    try:
+        given = inspect.signature(method).parameters.values()
+    except ValueError:  # a class whose constructor is not Python's own
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given):
+        return None
+    hints = _hints(method)
+    named = [parameter for parameter in given if parameter.kind is not parameter.VAR_POSITIONAL]
+    return {parameter.name: _kinds(parameter, hints) for parameter in named}
+
+
+def checked(name: str, method: type, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's parameters as they were given, each of its kind.
+
+    Args:
+        name: the method's.
+        method: its class.
+        params: parameter -> value, a number of whatever library.
+
+    Raises:
+        InputError: the method has no such parameter (the message lists those it has), or a value is of another kind.
+    """
+    known = accepted(method)
+    if known is None:
+        return dict(params)
+    for unknown in (parameter for parameter in params if parameter not in known):
+        raise _unknown(name, unknown, known)
+    return {key: _value(f"method {name!r}: {key}", value, known[key]) for key, value in params.items()}
+
+
+def from_text(name: str, method: type, texts: Sequence[str]) -> dict[str, Any]:
+    """A method's parameters written as `key=value`; a value is read by the kind of its parameter.
+
+    Args:
+        name, method: as `checked` takes them.
+        texts: one parameter each; the last of a key counts.
+
+    Raises:
+        InputError: a text is no `key=value`, the method has no such parameter, or the value is of another kind.
+    """
+    known, found = accepted(method), {}
+    for text in texts:
+        key, value = split(text)
+        if known is not None and key not in known:
+            raise _unknown(name, key, known)
+        found[key] = _read(f"method {name!r}: {key}", value, () if known is None else known[key])
+    return found
+
+
+def split(text: str) -> tuple[str, str]:
+    """(key, value) of `key=value`.
+
+    Raises:
+        InputError: it is none.
+    """
+    key, sign, value = text.partition("=")
+    if not (key.strip() and sign and value.strip()):
+        raise InputError(f"--param {shown(text)}: must be key=value, as in rank=2")
+    return key.strip(), value.strip()
+
+
+def _unknown(name: str, key: str, known: Mapping[str, Any]) -> InputError:
+    near = nearest(key, known)
+    hint = "" if near is None else f" did you mean {near}?"
+    there = f"it takes {', '.join(known)}" if known else "it takes none"
+    return InputError(f"method {name!r} has no parameter {shown(key)};{hint} {there}")
+
+
+def _hints(method: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(method.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # of what is imported for type checkers only
+        return {}
+
+
+def _kinds(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> tuple[Any, ...]:
+    hint, default = hints.get(parameter.name), parameter.default
+    if hint is None:
+        return () if default is parameter.empty or default is None else (type(default),)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _choices(kinds: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(v for kind in kinds if typing.get_origin(kind) is Literal for v in typing.get_args(kind))
+
+
+def _plain(kinds: Sequence[Any]) -> bool:
+    """Whether a value's kind can be told: numbers, truth values, text, none, and named choices."""
+    return bool(kinds) and all(kind in _KINDS or typing.get_origin(kind) is Literal for kind in kinds)
+
+
+def _value(what: str, value: Any, kinds: Sequence[Any]) -> Any:
+    if not _plain(kinds):
+        return value
+    if (value is None and type(None) in kinds) or (isinstance(value, bool) and bool in kinds):
+        return value
+    if isinstance(value, str):
+        if value in _choices(kinds) or str in kinds:
+            return value
+        raise InputError(f"{what} must be {_said(kinds)}, not {shown(value)}")
+    for kind, read in ((int, integer), (float, number)):
+        if kind in kinds:
+            try:
+                return read(what, value)
+            except InputError:
+                continue
+    if value in _choices(kinds):
+        return value
+    raise InputError(f"{what} must be {_said(kinds)}, not {shown(value)}")
+
+
+def _read(what: str, text: str, kinds: Sequence[Any]) -> Any:
+    if not kinds:
+        return text
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in kinds or text in _choices(kinds):
+        return text
+    if not any(kind in _KINDS and kind is not type(None) for kind in kinds) and not _choices(kinds):
+        raise InputError(f"{what} cannot be written as text: give it in Python")
+    raise InputError(f"{what} must be {_said(kinds)}, not {shown(text)}")
+
+
+def _said(kinds: Sequence[Any]) -> str:
+    """The kinds in words, as a message lists them."""
+    named = [_KINDS[kind] for kind in kinds if kind in _KINDS]
+    return " or ".join([*map(str, _choices(kinds)), *named])

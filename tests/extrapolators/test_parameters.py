@@ -1,0 +1,122 @@
+"""A method's name and its own parameters: what is refused, in which words, and values written as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+
+from nextrl.errors import InputError
+from nextrl.extrapolators import get, names, register
+from nextrl.extrapolators.base import METHODS, params_from_text
+from nextrl.extrapolators.parameters import accepted, from_text
+
+
+class Named:
+    reference: ClassVar[str] = "this test"
+    summary: ClassVar[str] = "of a name"
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        return 2
+
+    def fit(self, traj: Any, horizon: int, *, seed: int = 0) -> Any:
+        raise AssertionError("never fitted")
+
+
+@pytest.mark.parametrize("name", ["x y, z", "", "a,b", "-a", "a_b", "a.b", "../a", "a\n", "\u00e9", 3, None])
+def test_a_name_of_other_characters_is_refused(name: object) -> None:
+    with pytest.raises(ValueError, match="letters, digits and hyphens"):
+        register(type("Odd", (Named,), {"name": name}))
+    assert name not in METHODS
+
+
+def test_every_name_that_is_known_would_be_taken() -> None:
+    for name in names():
+        assert register(METHODS.get(name)) is METHODS.get(name)
+
+
+class Many(Named):
+    name: ClassVar[str] = "many"
+
+    def __init__(
+        self,
+        count: int = 1,
+        share: float = 0.5,
+        wide: bool = False,
+        kind: Literal["a", "b"] = "a",
+        note: str = "",
+        memory: int | None = None,
+        seen: Mapping[int, float] | None = None,
+        bare=2.0,
+    ) -> None:
+        self.given = (count, share, wide, kind, note, memory, bare)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "says"),
+    [
+        ("linear", {"foo": 1}, "method 'linear' has no parameter 'foo'; it takes none"),
+        ("window", {"rnk": 1}, "method 'window' has no parameter 'rnk'; did you mean rank? it takes rank"),
+        ("bema", {"x": 1}, "it takes eta, kappa, rho, gamma"),
+        ("window", {"rank": "2"}, "method 'window': rank must be a whole number, not '2'"),
+        ("window", {"rank": 2.5}, "method 'window': rank must be a whole number, not 2.5"),
+        ("window", {"rank": True}, "method 'window': rank must be a whole number, not True"),
+        ("lawa", {"count": "all"}, "method 'lawa': count must be a whole number or none, not 'all'"),
+        ("next-paper", {"inputs": "c"}, "method 'next-paper': inputs must be "),
+    ],
+)
+def test_a_parameter_that_a_method_lacks_or_of_another_kind(
+    method: str, params: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        get(method, **params)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "__init__" not in str(error.value)
+
+
+def test_numbers_of_any_library_are_taken() -> None:
+    assert get("window", rank=np.int64(2)).rank == 2  # type: ignore[attr-defined]
+    assert get("ema", memory=20).memory == 20.0  # type: ignore[attr-defined]
+    assert get("lawa", count=None).count is None  # type: ignore[attr-defined]
+
+
+def test_text_is_read_by_the_parameter_s_own_kind() -> None:
+    texts = ["count=3", "share=1e-2", "wide=TRUE", "kind=b", "note=3", "memory=none", "bare=4"]
+    read = from_text("many", Many, texts)
+    assert read == {
+        "count": 3, "share": 0.01, "wide": True, "kind": "b", "note": "3", "memory": None, "bare": 4.0
+    }  # fmt: skip
+    assert Many(**read).given == (3, 0.01, True, "b", "3", None, 4.0)
+    assert from_text("many", Many, ["memory=7", "count=1", "count=2"]) == {"memory": 7, "count": 2}
+    assert params_from_text("linear", []) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("count", "must be key=value"),
+        ("=3", "must be key=value"),
+        ("count=", "must be key=value"),
+        ("cuont=3", "has no parameter 'cuont'; did you mean count?"),
+        ("count=3.5", "count must be a whole number, not '3.5'"),
+        ("wide=1", "wide must be true or false, not '1'"),
+        ("kind=c", "kind must be a or b, not 'c'"),
+        ("memory=x", "memory must be a whole number or none, not 'x'"),
+        ("seen=1", "seen cannot be written as text"),
+    ],
+)
+def test_text_that_is_no_such_value_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        from_text("many", Many, [text])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_parameters_of_our_own_methods_have_kinds() -> None:
+    for name in names():
+        known = accepted(METHODS.get(name))
+        assert known is not None
+        assert all(known.values()), name
