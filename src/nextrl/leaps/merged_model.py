@@ -6,6 +6,7 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def write_merged(
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
     details = {"kind": "merged", "base": str(base), **(provenance or {})}
-    with leap_folder(out) as place:
+    with leap_folder(out, traj) as place:
         for file in {id(f): f for f in model.places.values()}.values():
             shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
             write_tensors(place / file.path.name, shard)
@@ -204,6 +205,8 @@ def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
         raise InputError(
             f"{out}: is the base itself, and would hold the leap twice next time; name another --out"
         )
+    if Path(os.path.realpath(out)) in Path(os.path.realpath(base)).parents:
+        raise InputError(f"{out}: holds the base, and would be replaced as a whole; name another --out")
     try:
         note = read_json(base / NOTE)
     except InputError:
