@@ -118,14 +118,7 @@ class AdapterCheckpoint:
         Raises:
             InputError: `nextrl.json` beside it is damaged.
         """
-        path = self.folder / NOTE
-        try:
-            note = read_json(path)
-        except NoSuchFile:
-            return False
-        # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
-        moved = isinstance(note, dict) and note.get("alpha") and note.get("method") not in (None, "none")
-        return bool(moved)
+        return leapt(self.folder)
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n) and B (m, r) in the stored dtype.
@@ -196,6 +189,21 @@ class AdapterCheckpoint:
         """Names of all factors' dtypes ("bfloat16")."""
         found = {dtype for module in self.slots for dtype in self.dtypes_of(module)}
         return frozenset(str(dtype).removeprefix("torch.") for dtype in found)
+
+
+def leapt(folder: Path) -> bool:
+    """Whether a leap wrote the adapter in a folder, by the note beside it; the adapter itself may be damaged.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    path = folder / NOTE
+    try:
+        note = read_json(path)
+    except NoSuchFile:
+        return False
+    # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
+    return isinstance(note, dict) and bool(note.get("alpha")) and note.get("method") not in (None, "none")
 
 
 class Header(Protocol):
