@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +234,31 @@ def _remove_left_over(parent: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """`replacing` for several files: none gets its name before all are on the disk.
+
+    Raises:
+        InputError: as `replacing`.
+    """
+    paths = list(paths)
+    with contextlib.ExitStack() as stack:
+        temporary = [stack.enter_context(replacing(path)) for path in paths]
+        yield temporary
+        for path, written in zip(paths, temporary, strict=True):
+            with writing(path), written.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, indented; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """A JSON object as it is written to files."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_tensors(
