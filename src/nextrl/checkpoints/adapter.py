@@ -88,6 +88,7 @@ class AdapterCheckpoint:
             InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not
                 linear, factors that do not fit together.
         """
+        _say_where_it_lies(folder)
         settings = AdapterConfig.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
         keys, slots, shapes = arrange(file, settings)
@@ -275,6 +276,25 @@ def stored(
         stack_b = torch.stack([part[1] for part in parts], -1)
         return stack_a.flatten(0, 1), stack_b.flatten(1)
     return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
+
+
+def _say_where_it_lies(folder: Path) -> None:
+    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards.
+
+    Raises:
+        InputError: it is one of the two.
+    """
+    if not (folder / CONFIG).exists() and (named := sorted(folder.glob(f"*/{CONFIG}"))):
+        inner = " and ".join(path.parent.name for path in named[:3])
+        raise InputError(
+            f"{folder}: holds no adapter itself, but in {inner} (PEFT saves an adapter that is not named default so): "
+            f'give a JSON file that names the folder of each step, like {{"10": "{named[0].parent}"}}'
+        )
+    if (folder / f"{WEIGHTS}.index.json").exists() and not weights_path(folder).exists():
+        raise InputError(
+            f"{folder}: its adapter is in shards ({WEIGHTS}.index.json), which PEFT does not load; save it as one "
+            f"{WEIGHTS}"
+        )
 
 
 def weights_path(folder: Path) -> Path:

@@ -76,7 +76,7 @@ def _of_another_run(opened: Sequence[AdapterCheckpoint]) -> dict[int, str]:
                 here, other = (shown(c.settings.raw.get(option)) for c in (checkpoint, there))
                 found[checkpoint.step] = (
                     f"{checkpoint.settings.path}: {option} is {here}, at step {there.step} it is {other}, so the "
-                    "two are of different runs; leave it out (--skip-bad-checkpoints), or make them agree if it is wrong"
+                    "two are of different runs; leave it out (--skip-bad-checkpoints), or make them agree"
                 )
     return found
 
