@@ -51,7 +51,7 @@ def test_a_checkpoint_of_another_run_is_named(
 @pytest.mark.parametrize(
     "values",
     [
-        ["/scratch/a/Llama-1B", "/home/b/Llama-1B/", "meta/Llama-1B", None],
+        ["/scratch/a/Llama-1B", "/data/b/Llama-1B/", "meta/Llama-1B", None],
         ["meta/Llama-1B", "/c/hub/models--meta--Llama-1B/snapshots/0a1b", "", "Llama-1B"],
     ],
 )
