@@ -12,6 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -48,23 +50,27 @@ PLACES = {
 
 
 @functools.cache
-def _model(kind: str) -> PreTrainedModel:
+def _model(kind: str, tied: bool) -> PreTrainedModel:
     torch.manual_seed(0)
+    small = {**SMALL, "tie_word_embeddings": tied}
     if kind == "gpt2":
         config = GPT2Config(
-            n_embd=16, n_layer=2, n_head=2, vocab_size=30, n_positions=16, bos_token_id=1, eos_token_id=2
-        )
+            n_embd=16, n_layer=2, n_head=2, vocab_size=30, n_positions=16, bos_token_id=1, eos_token_id=2,
+            tie_word_embeddings=tied,
+        )  # fmt: skip
         return GPT2LMHeadModel(config)
     if kind == "mixtral":
-        return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=3))
+        return MixtralForCausalLM(MixtralConfig(**small, num_local_experts=3))
     if kind == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SMALL))
-    return LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True))
+        return Qwen2ForCausalLM(Qwen2Config(**small))
+    if kind == "gemma":
+        return GemmaForCausalLM(GemmaConfig(**small, head_dim=8))
+    return LlamaForCausalLM(LlamaConfig(**small, attention_bias=True))
 
 
-def model(kind: str = "llama") -> PreTrainedModel:
-    """A fresh copy of a tiny model with random weights, the same every time."""
-    return copy.deepcopy(_model(kind))
+def model(kind: str = "llama", tied: bool | None = None) -> PreTrainedModel:
+    """A fresh copy of a tiny model with random weights, the same every time; None: only GPT-2's head is tied."""
+    return copy.deepcopy(_model(kind, kind == "gpt2" if tied is None else tied))
 
 
 def lora(**options: Any) -> LoraConfig:
@@ -81,6 +87,7 @@ def write_run(
     layout: str = "trl",
     steps: Sequence[int] = STEPS,
     start: bool = False,
+    base: PreTrainedModel | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PeftModel, list[dict[str, Tensor]]]:
     """Train (by drift and noise) and save with PEFT; returns the model as it ended and, for each step,
@@ -88,9 +95,10 @@ def write_run(
 
     Args:
         start: save the untouched adapter as step 0 too.
+        base: the model to put the adapter on, of another kind.
     """
     torch.manual_seed(1)
-    peft_model = get_peft_model(model(kind), config or lora()).to(dtype)
+    peft_model = get_peft_model(copy.deepcopy(base) if base else model(kind), config or lora()).to(dtype)
     drift = {n: torch.randn_like(p) * 0.02 for n, p in peft_model.named_parameters() if p.requires_grad}
     deltas = []
     for step in ([0] if start else []) + list(steps):

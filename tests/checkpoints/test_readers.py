@@ -154,3 +154,22 @@ def test_a_run_further_down_is_named(tmp_path, inside):
     assert str(error.value) == (
         f"{tmp_path}: no LoRA checkpoints here, but in {tmp_path / inside}: give that folder"
     )
+
+
+def test_where_an_adapter_lies_that_is_not_read_is_said(tmp_path):
+    write_run(tmp_path / "run", steps=(10, 20))
+    named = tmp_path / "run" / "checkpoint-10" / "policy"
+    named.mkdir()
+    for file in list(named.parent.glob("adapter_*")):
+        file.rename(named / file.name)
+    with pytest.raises(
+        InputError, match=r"checkpoint-10: holds no adapter itself, but in policy .* JSON file"
+    ):
+        Trajectory.load(tmp_path / "run")
+    folders = {10: named, 20: tmp_path / "run" / "checkpoint-20"}
+    assert Trajectory.load(folders).steps == (10, 20)
+    weights = folders[20] / "adapter_model.safetensors"
+    weights.rename(folders[20] / "adapter_model-00001-of-00001.safetensors")
+    (folders[20] / "adapter_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match="its adapter is in shards"):
+        Trajectory.load(folders)

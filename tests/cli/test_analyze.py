@@ -1,11 +1,14 @@
 """`nextrl analyze`: table, JSON, files, bad options."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 import torch
 import typer
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from lora_runs import model, write_run
@@ -30,6 +33,27 @@ def test_json_is_one_object_and_files_are_written(run, tmp_path):
     assert json.loads(result.stdout) == json.loads((tmp_path / "a" / "analysis.json").read_text())
     names = {p.name for p in (tmp_path / "a").iterdir()}
     assert {"dominance.png", "modules.svg", "persistence.png", "path.png", "directions.svg"} <= names
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_on_a_full_disk_all_files_stay_as_they_were(run, tmp_path, monkeypatch, old):
+    out, drawn, draw = tmp_path / "a", [], Figure.savefig
+    if old:
+        out.mkdir()
+        (out / "analysis.json").write_text("mine")
+
+    def full(self, *arguments, **options):
+        drawn.append(self)
+        if len(drawn) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        draw(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    result = CliRunner().invoke(APP, [str(run), "--out", str(out)])
+    assert isinstance(result.exception, InputError)
+    assert "No space left on device" in str(result.exception)
+    left = {p.name: p.read_text() for p in out.iterdir()} if out.exists() else None
+    assert left == ({"analysis.json": "mine"} if old else None)
 
 
 def test_without_plots_the_numbers_are_written_alone(run, tmp_path):

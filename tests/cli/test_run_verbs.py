@@ -210,6 +210,18 @@ def test_leap_reads_a_pickle_only_when_told(run_dir: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
 
 
+def test_what_is_broken_after_the_checkpoint_that_is_leapt_from_is_not_read(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "run", tmp_path / "leapt"
+    shutil.copytree(run_dir, copy)
+    (copy / "checkpoint-80" / "adapter_model.safetensors").write_bytes(b"")
+    assert call(leap_verb, str(copy), "--at", "80", "--out", str(out)).exit_code != 0
+    result = call(leap_verb, str(copy), "--at", "70", "--out", str(out))
+    assert result.exit_code == 0, result.exception
+    assert json.loads((out / "nextrl.json").read_text())["from_step"] == 70
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

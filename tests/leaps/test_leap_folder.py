@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import hostile_inputs as hostile
 import lora_runs
@@ -19,6 +20,7 @@ from nextrl.checkpoints.adapter import NOTE
 from nextrl.checkpoints.atomic import replacing_folder, sha256
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import write_adapter
+from nextrl.leaps.merged_model import write_merged
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -30,10 +32,15 @@ def traj(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
 
 
 def whole(folder: Path) -> int:
-    """The step of a leap whose every file is what its note says."""
+    """The step of a leap whose every file is what its note says, and there is no other."""
+    return whole_but(folder)
+
+
+def whole_but(folder: Path, *mine: str) -> int:
+    """The same with files of a user's beside it."""
     note = json.loads((folder / NOTE).read_text())
     assert note["sha256"] == {"adapter_model.safetensors": sha256(folder / "adapter_model.safetensors")}
-    assert sorted(note["files"]) == sorted(p.name for p in folder.iterdir() if p.name != NOTE)
+    assert sorted(note["files"]) == sorted(p.name for p in folder.iterdir() if p.name not in (NOTE, *mine))
     return int(note["from_step"])
 
 
@@ -83,6 +90,86 @@ def test_what_a_user_keeps_beside_a_leap_stays(tmp_path: Path, traj: Trajectory)
     assert json.loads((out / NOTE).read_text())["from_step"] == 20
 
 
+def test_only_what_the_note_lists_is_replaced(tmp_path: Path, traj: Trajectory) -> None:
+    out = write_adapter(traj, 10, {}, tmp_path / "leap")
+    mine = (
+        "value_head.safetensors",
+        "adapter_model.v1.bak",
+        "pytorch_model_mine.bin",
+        "x.safetensors.index.json",
+    )
+    for name in mine:
+        (out / name).write_text("mine")
+    write_adapter(traj, 20, {}, out)
+    assert [(out / name).read_text() for name in mine] == ["mine"] * 4
+    assert json.loads((out / NOTE).read_text())["from_step"] == 20
+
+
+def test_a_file_that_the_leap_would_take_the_place_of_is_refused(tmp_path: Path, traj: Trajectory) -> None:
+    lora_runs.model().save_pretrained(tmp_path / "base")
+    out = write_adapter(traj, 10, {}, tmp_path / "leap")
+    (out / "config.json").write_text("mine")
+    with pytest.raises(InputError, match=r"already holds config.json, not written by nextrl"):
+        write_merged(traj, 20, {}, tmp_path / "base", out)
+    assert (out / "config.json").read_text() == "mine"
+    assert whole_but(out, "config.json") == 10
+
+
+def test_weights_that_were_trained_on_are_not_replaced(tmp_path: Path, traj: Trajectory) -> None:
+    out = write_adapter(traj, 10, {}, tmp_path / "leap")
+    weights = out / "adapter_model.safetensors"
+    atomic.write_tensors(weights, {key: tensor + 1 for key, tensor in load_file(weights).items()})
+    trained = weights.read_bytes()
+    with pytest.raises(InputError, match=r"adapter_model.safetensors was changed since nextrl wrote it"):
+        write_adapter(traj, 20, {}, out)
+    assert weights.read_bytes() == trained
+
+
+@pytest.mark.parametrize("note", ["{", "[]", "{}"])
+def test_weights_under_a_note_that_is_not_ours_are_not_replaced(
+    tmp_path: Path, traj: Trajectory, note: str
+) -> None:
+    out = write_adapter(traj, 10, {}, tmp_path / "leap")
+    (out / NOTE).write_text(note)
+    with pytest.raises(InputError, match="not written by nextrl"):
+        write_adapter(traj, 20, {}, out)
+    assert (out / NOTE).read_text() == note
+
+
+def test_a_folder_that_holds_the_run_or_the_base_is_not_replaced(tmp_path: Path) -> None:
+    lora_runs.write_run(tmp_path / "all" / "run")
+    lora_runs.model().save_pretrained(tmp_path / "bases" / "base")
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    traj = Trajectory.load(tmp_path / "all" / "run")
+    before = sorted(tmp_path.rglob("*"))
+    for out in (tmp_path / "all" / "run", tmp_path / "all", tmp_path / "link"):
+        with pytest.raises(InputError, match="which the leap is made from"):
+            write_adapter(traj, 20, {}, out)
+    with pytest.raises(InputError, match="holds the base"):
+        write_merged(traj, 20, {}, tmp_path / "bases" / "base", tmp_path / "bases")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert whole(write_adapter(traj, 20, {}, tmp_path / "all" / "run" / "leap")) == 20
+
+
+def test_a_folder_in_which_something_is_written_meanwhile_is_left_alone(
+    tmp_path: Path, traj: Trajectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_adapter(traj, 10, {}, tmp_path / "leap")
+    (out / "logs").mkdir()
+    copy = atomic.shutil.copytree
+
+    def copied(*arguments: object, **options: object) -> None:
+        copy(*arguments, **options)
+        (out / "logs" / "late").write_text("mine")
+
+    monkeypatch.setattr(atomic.shutil, "copytree", copied)
+    with pytest.raises(InputError, match="something writes there") as error:
+        write_adapter(traj, 20, {}, out)
+    assert ".partial" not in str(error.value)
+    assert (out / "logs" / "late").read_text() == "mine"
+    assert json.loads((out / NOTE).read_text())["from_step"] == 10
+
+
 def test_without_the_exchange_of_linux_it_is_renamed(
     tmp_path: Path, traj: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +196,7 @@ def test_a_disk_that_refuses_is_one_line_and_changes_nothing(
     with pytest.raises(InputError, match=os.strerror(code)) as error:
         write_adapter(traj, 20, {}, out)
     assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{out}/adapter_model.safetensors: cannot be written")
     assert (whole(out) == 10) if old else (list(tmp_path.iterdir()) == [])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from leapt_runs import MODULE, leapt_run
+from lora_runs import write_run
 from nextrl.checkpoints import open_run
 from nextrl.cli.inspect import describe
 from nextrl.errors import InputError
@@ -123,9 +124,12 @@ def test_what_begins_a_stretch_and_what_does_not(tmp_path: Path) -> None:
     # A run whose first checkpoint is far from zero and nobody says why: W_0 is the base model, as ever.
     assert Trajectory.load(later).start == 0
     assert known_steps(Trajectory.load(later))[:2] == (0, 110)
-    # The whole run, leap and all: it begins at 0.
+    # What comes before the leap is no part of what was trained from it.
     whole = {s: tmp_path / f"checkpoint-{s}" for s in (90, 110)} | {100: folders[100]}
-    assert Trajectory.load(whole).start == 0
+    traj = Trajectory.load(whole)
+    assert (traj.start, traj.steps) == (100, (100, 110))
+    assert "checkpoint-90: comes before the leap that wrote step 100" in traj.skipped[0]
+    assert Trajectory.load(whole, start=0).steps == (90, 100, 110)  # unless the caller knows better
     # Staying put and a zero alpha are no leaps.
     for name, alpha in (("none", 1.0), ("secant", 0.0)):
         traj = Trajectory.load(later).upto(150)
@@ -152,3 +156,34 @@ def test_a_damaged_note_beside_the_first_checkpoint_is_named(tmp_path: Path) -> 
     (folders[100] / "nextrl.json").write_text("{")
     with pytest.raises(InputError, match=r"leap-100/nextrl\.json: not readable as JSON"):
         Trajectory.load(folders)
+    assert describe(open_run(folders))["problems"] == [str(p) for p in open_run(folders).problems if p.fatal]
+    traj = Trajectory.load(folders, skip_bad_checkpoints=True)
+    assert traj.steps[0] == 110
+    assert "nextrl.json" in traj.skipped[0]
+
+
+@pytest.mark.parametrize("place", ["in the middle", "at the end"])
+def test_a_leap_among_the_checkpoints_is_not_taken_for_training(tmp_path: Path, place: str) -> None:
+    write_run(tmp_path, steps=(10, 20, 30, 40, *((90, 100) if place == "in the middle" else ())))
+    made = leap(Trajectory.load(tmp_path, steps=[10, 20, 30, 40]), "secant", horizon=10)
+    made.save_adapter(tmp_path / "checkpoint-80")
+    traj, facts = Trajectory.load(tmp_path), describe(open_run(tmp_path))
+    steps = (80, 90, 100) if place == "in the middle" else (10, 20, 30, 40)
+    assert traj.steps == tuple(facts["steps"]) == steps
+    assert traj.start == (80 if place == "in the middle" else 0)
+    assert facts["skipped"] == list(traj.skipped)
+    assert len(traj.skipped) == (4 if place == "in the middle" else 1)
+    assert facts["problems"] == [] or "follows step 80" in facts["problems"][0]
+    assert Trajectory.load({80: tmp_path / "checkpoint-80"}).steps == (80,)
+
+
+def test_a_damaged_leap_at_the_beginning_is_not_made_the_base(tmp_path: Path) -> None:
+    folders = leapt_run(tmp_path)
+    weights = folders[100] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    traj = Trajectory.load(folders, skip_bad_checkpoints=True)
+    assert traj.steps[0] == 110
+    with pytest.raises(InputError, match="began at step 100, whose checkpoint is not there"):
+        traj.gram(MODULE)
+    facts = describe(open_run(folders), skip_bad_checkpoints=True)
+    assert "begins with the leap that wrote step 100" in facts["problems"][0]

@@ -16,6 +16,7 @@ from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
+from nextrl.checkpoints.stretch import Stretch, stretch_of
 from nextrl.errors import InputError
 from nextrl.files import usable_path
 from nextrl.registry import Registry
@@ -47,12 +48,17 @@ class OpenedRun:
         source: the directory (or list file), None for a mapping.
         checkpoints: those that could be opened, by step.
         problems: everything that is wrong, fatal or not.
+        start: the step of the leap that the run, as far as it is here, begins with; 0 without one.
+        left_out: checkpoints that are no part of it, and why: leaps that nothing was trained after, and all before the
+            leap that it begins with.
     """
 
     layout: str
     source: Path | None
     checkpoints: tuple[AdapterCheckpoint, ...]
     problems: tuple[Problem, ...]
+    start: int = 0
+    left_out: tuple[Problem, ...] = ()
 
 
 def open_run(
@@ -61,8 +67,12 @@ def open_run(
     layout: str | None = None,
     steps: Sequence[int] | None = None,
     allow_pickle: bool = False,
+    whole: bool = False,
 ) -> OpenedRun:
     """Find and open the checkpoints of a run; problems are collected, not raised.
+
+    Args:
+        whole: whatever leaps wrote some of them, all are of the run; where it begins is the caller's to say.
 
     Raises:
         InputError: `source` is no run at all (missing, unknown layout, two layouts in one folder), or has no
@@ -77,9 +87,14 @@ def open_run(
         raise InputError(f"{path}: no checkpoint of step {missing[0]}; there are {there}")
     wanted = have if steps is None else set(steps)
     problems = [p for p in found.problems if steps is None or p.step in wanted]
+    located = [where for where in found.located if where.step in wanted]
+    stretch = Stretch() if whole else stretch_of(located)
+    apart = {problem.step for problem in stretch.left_out}
+    problems = [*(p for p in problems if p.step not in apart), *stretch.damaged]
+    unknown = {problem.step for problem in stretch.damaged}
     opened = []
-    for where in found.located:
-        if where.step not in wanted:
+    for where in located:
+        if where.step in apart | unknown:
             continue
         try:
             opened.append(
@@ -90,7 +105,7 @@ def open_run(
         except InputError as error:
             problems.append(Problem(where.folder, str(error), where.step))
     problems += disagreements(opened)
-    return OpenedRun(found.name, path, tuple(opened), tuple(problems))
+    return OpenedRun(found.name, path, tuple(opened), tuple(problems), stretch.start, tuple(stretch.left_out))
 
 
 _LOOKED_AT = 100

@@ -88,6 +88,7 @@ class AdapterCheckpoint:
             InputError: a missing or truncated file, a pickle that is not allowed, an adapter that is not
                 linear, factors that do not fit together.
         """
+        _say_where_it_lies(folder)
         settings = AdapterConfig.read(folder / CONFIG, overrides)
         file = TensorFile(weights_path(folder), allow_pickle=allow_pickle)
         keys, slots, shapes = arrange(file, settings)
@@ -118,14 +119,7 @@ class AdapterCheckpoint:
         Raises:
             InputError: `nextrl.json` beside it is damaged.
         """
-        path = self.folder / NOTE
-        try:
-            note = read_json(path)
-        except NoSuchFile:
-            return False
-        # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
-        moved = isinstance(note, dict) and note.get("alpha") and note.get("method") not in (None, "none")
-        return bool(moved)
+        return leapt(self.folder)
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n) and B (m, r) in the stored dtype.
@@ -198,6 +192,21 @@ class AdapterCheckpoint:
         return frozenset(str(dtype).removeprefix("torch.") for dtype in found)
 
 
+def leapt(folder: Path) -> bool:
+    """Whether a leap wrote the adapter in a folder, by the note beside it; the adapter itself may be damaged.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    path = folder / NOTE
+    try:
+        note = read_json(path)
+    except NoSuchFile:
+        return False
+    # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
+    return isinstance(note, dict) and bool(note.get("alpha")) and note.get("method") not in (None, "none")
+
+
 class Header(Protocol):
     """The tensors of an adapter by name, shape and dtype, in a file or in a live model.
 
@@ -267,6 +276,25 @@ def stored(
         stack_b = torch.stack([part[1] for part in parts], -1)
         return stack_a.flatten(0, 1), stack_b.flatten(1)
     return a.reshape(-1, *shape_a[1:]), b.reshape(shape_b[0], -1, *shape_b[2:])
+
+
+def _say_where_it_lies(folder: Path) -> None:
+    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards.
+
+    Raises:
+        InputError: it is one of the two.
+    """
+    if not (folder / CONFIG).exists() and (named := sorted(folder.glob(f"*/{CONFIG}"))):
+        inner = " and ".join(path.parent.name for path in named[:3])
+        raise InputError(
+            f"{folder}: holds no adapter itself, but in {inner} (PEFT saves an adapter that is not named default so): "
+            f'give a JSON file that names the folder of each step, like {{"10": "{named[0].parent}"}}'
+        )
+    if (folder / f"{WEIGHTS}.index.json").exists() and not weights_path(folder).exists():
+        raise InputError(
+            f"{folder}: its adapter is in shards ({WEIGHTS}.index.json), which PEFT does not load; save it as one "
+            f"{WEIGHTS}"
+        )
 
 
 def weights_path(folder: Path) -> Path:

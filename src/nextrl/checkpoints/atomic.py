@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def replacing_folder(path: Path, replaced: Callable[[Path], bool]) -> Iterator[P
         _remove_left_over(path.parent, prefix)
         temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=path.parent))
         try:
-            with _held(temporary):
+            with _held(temporary), _named(temporary, given):
                 yield temporary
                 if path.is_dir():
                     _carry_over(path, temporary, replaced)
@@ -134,8 +134,42 @@ def replacing_folder(path: Path, replaced: Callable[[Path], bool]) -> Iterator[P
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _named(temporary: Path, given: Path) -> Iterator[None]:
+    """Refusals name the folder that was asked for, not the hidden one that is being filled for it."""
+    try:
+        yield
+    except InputError as error:
+        if str(temporary) not in str(error):
+            raise
+        raise InputError(str(error).replace(str(temporary), str(given))) from error
+
+
 def _carry_over(old: Path, new: Path, replaced: Callable[[Path], bool]) -> None:
-    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail."""
+    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail.
+
+    Raises:
+        InputError: something was written in a folder in it meanwhile, which the copy may lack.
+    """
+    before = _inside(old)
+    _link_over(old, new, replaced)
+    if _inside(old) != before:
+        raise InputError(
+            f"{old}: something writes there, and would be lost when the folder is replaced; name another folder"
+        )
+
+
+def _inside(folder: Path) -> set[tuple[str, int, int]]:
+    """Name, size and time of everything that lies deeper than in the folder itself; links are not followed."""
+    found = set()
+    for place, folders, files in os.walk(folder):
+        for name in [] if place == str(folder) else [*folders, *files]:
+            status = os.lstat(os.path.join(place, name))
+            found.add((os.path.join(place, name), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _link_over(old: Path, new: Path, replaced: Callable[[Path], bool]) -> None:
     for entry in old.iterdir():
         target = new / entry.name
         if replaced(entry) or os.path.lexists(target):
@@ -200,10 +234,31 @@ def _remove_left_over(parent: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """`replacing` for several files: none gets its name before all are on the disk.
+
+    Raises:
+        InputError: as `replacing`.
+    """
+    paths = list(paths)
+    with contextlib.ExitStack() as stack:
+        temporary = [stack.enter_context(replacing(path)) for path in paths]
+        yield temporary
+        for path, written in zip(paths, temporary, strict=True):
+            with writing(path), written.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, indented; a crash leaves the old file or the new one."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """A JSON object as it is written to files."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_tensors(

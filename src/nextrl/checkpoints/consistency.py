@@ -1,13 +1,16 @@
-"""Do the checkpoints of a run belong together? Modules, ranks, scalings, dtypes and steps compared."""
+"""Do the checkpoints of a run belong together? Modules, ranks, scalings, base, dtypes and steps compared."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.run import Problem
+from nextrl.errors import shown
 
 
 def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
@@ -17,6 +20,7 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
     shapes = [tuple(sorted(c.shapes.items())) for c in opened]
     usual = Counter(shapes).most_common(1)[0][0]  # the first met, where several are as frequent
     reference = opened[shapes.index(usual)]
+    foreign = _of_another_run(opened)
     problems = []
     for checkpoint, shape in zip(opened, shapes, strict=True):
         if shape != usual:
@@ -25,6 +29,8 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
             problems.append(Problem(path, text, checkpoint.step))
         elif differs := _scaling_differs(checkpoint, reference):
             problems.append(Problem(checkpoint.settings.path, differs, checkpoint.step))
+        elif checkpoint.step in foreign:
+            problems.append(Problem(checkpoint.settings.path, foreign[checkpoint.step], checkpoint.step))
         elif checkpoint.dtypes != reference.dtypes:
             text = (
                 f"{checkpoint.file.path}: stored as {_join(checkpoint.dtypes)}, step {reference.step} as "
@@ -55,6 +61,41 @@ def _scaling_differs(checkpoint: AdapterCheckpoint, reference: AdapterCheckpoint
                 f"{there:g}; make lora_alpha, r and use_rslora agree"
             )
     return None
+
+
+def _of_another_run(opened: Sequence[AdapterCheckpoint]) -> dict[int, str]:
+    """Step -> what its configuration says otherwise than most others', of what training never changes."""
+    found: dict[int, str] = {}
+    for option, value_of in _FIXED.items():
+        values = [value_of(checkpoint.settings) for checkpoint in opened]
+        known = [value for value in values if value is not None]
+        usual = Counter(known).most_common(1)[0][0] if known else None
+        for checkpoint, value in zip(opened, values, strict=True):
+            if value not in (None, usual):
+                there = opened[values.index(usual)]
+                here, other = (shown(c.settings.raw.get(option)) for c in (checkpoint, there))
+                found[checkpoint.step] = (
+                    f"{checkpoint.settings.path}: {option} is {here}, at step {there.step} it is {other}, so the "
+                    "two are of different runs; leave it out (--skip-bad-checkpoints), or make them agree"
+                )
+    return found
+
+
+def _base_name(settings: AdapterConfig) -> str | None:
+    """The base model's own name: the folder that it is in, or the cache, may be another after a move."""
+    named = settings.raw.get("base_model_name_or_path")
+    if not isinstance(named, str) or not (parts := Path(named).parts):
+        return None
+    cached = next((part for part in parts if part.startswith("models--")), None)
+    return cached.rsplit("--", 1)[-1] if cached else parts[-1]
+
+
+_FIXED: dict[str, Callable[[AdapterConfig], object]] = {
+    "base_model_name_or_path": _base_name,
+    "fan_in_fan_out": lambda settings: settings.transposed,
+    "init_lora_weights": lambda settings: settings.starts_at_zero,
+}
+"""Option -> what of it all checkpoints of a run have in common; None where it says nothing."""
 
 
 def _gaps(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:

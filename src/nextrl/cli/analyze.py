@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nextrl.checkpoints.atomic import replacing, write_json
+from nextrl.checkpoints.atomic import json_text, replacing_all, writing
 from nextrl.cli import values
 from nextrl.cli.analysis_text import conclusion, sentences, spread_out, tables
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
@@ -90,14 +90,15 @@ def analyze(
 
 
 def save(result: Analysis, out: Path, formats: list[str]) -> None:
-    """Write `analysis.json` and one file per figure and format into `out`, each whole or not at all."""
-    write_json(out / "analysis.json", result.to_json())
-    if not formats:
-        return
-    for name, figure in analysis_figures(result).items():
-        for kind in formats:
-            with replacing(out / f"{name}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, dpi=130)
+    """Write `analysis.json` and one file per figure and format into `out`: all of them, or none."""
+    figures = analysis_figures(result) if formats else {}
+    drawn = [(f"{name}.{kind}", figure, kind) for name, figure in figures.items() for kind in formats]
+    with replacing_all([out / "analysis.json", *(out / name for name, _, _ in drawn)]) as (facts, *plots):
+        for place, (name, figure, kind) in zip(plots, drawn, strict=True):
+            with writing(out / name):
+                figure.savefig(place, format=kind, dpi=130)
+        with writing(out / "analysis.json"):
+            facts.write_text(json_text(result.to_json()), encoding="utf-8")
 
 
 def _lengths(text: str | None) -> list[int] | None:

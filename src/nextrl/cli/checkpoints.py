@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from nextrl.checkpoints import detect
 from nextrl.cli.console import err_console
 from nextrl.cli.values import MAX_SEED, path
-from nextrl.errors import one_line
+from nextrl.errors import InputError, one_line
 from nextrl.trajectory.trajectory import Trajectory
 
 RunFolder = Annotated[
@@ -27,18 +28,38 @@ AllowPickle = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of methods that draw random numbers.")]
 
 
-def load_run(run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool) -> Trajectory:
+def load_run(
+    run: Path,
+    layout: str | None,
+    skip_bad_checkpoints: bool,
+    allow_pickle: bool,
+    upto: int | None = None,
+) -> Trajectory:
     """The run's trajectory; what was left out is said on stderr, a line each.
 
+    Args:
+        upto: read nothing later than this checkpoint, so that nothing later can be wrong.
+
     Raises:
-        InputError: as `Trajectory.load`.
+        InputError: as `Trajectory.load`, or there is no checkpoint of step `upto`.
     """
     traj = Trajectory.load(
-        run, layout=layout, skip_bad_checkpoints=skip_bad_checkpoints, allow_pickle=allow_pickle
+        run,
+        layout=layout,
+        steps=None if upto is None else _steps_upto(run, layout, upto),
+        skip_bad_checkpoints=skip_bad_checkpoints,
+        allow_pickle=allow_pickle,
     )
     for line in traj.skipped:
         say_left_out(line)
     return traj
+
+
+def _steps_upto(run: Path, layout: str | None, last: int) -> list[int]:
+    steps = [where.step for where in detect(run, layout).located]
+    if last not in steps:
+        raise InputError(f"no checkpoint at step {last}; there are {', '.join(map(str, steps))}")
+    return [step for step in steps if step <= last]
 
 
 def say_left_out(reason: str) -> None:

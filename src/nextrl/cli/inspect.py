@@ -56,14 +56,19 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     dropped = bad if skip_bad_checkpoints else set()
     checkpoints = [c for c in found.checkpoints if c.step not in dropped]
     skipped = [str(problem) for problem in known if skip_bad_checkpoints and problem.fatal]
+    skipped += map(str, found.left_out)
     problems = [str(problem) for problem in known if not (skip_bad_checkpoints and problem.fatal)]
     last = checkpoints[-1] if checkpoints else None
-    if last is not None and not (
-        last.starts_at_zero or checkpoints[0].step == 0 or checkpoints[0].begins_stretch
-    ):
-        init = last.settings.raw.get("init_lora_weights")
+    # As `Trajectory.knows_start`.
+    if last is not None and found.start not in (0, checkpoints[0].step):
         problems.append(
-            f"{last.settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
+            f"{found.source}: begins with the leap that wrote step {found.start}, which is not among its usable "
+            "checkpoints, so that deltas from the start are unknown; restore it"
+        )
+    elif last is not None and not (checkpoints[0].starts_at_zero or checkpoints[0].step == found.start):
+        init = checkpoints[0].settings.raw.get("init_lora_weights")
+        problems.append(
+            f"{checkpoints[0].settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
             "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
         )
     ranks = sorted({r for c in checkpoints for _, _, r in c.shapes.values()})

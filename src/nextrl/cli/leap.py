@@ -123,7 +123,7 @@ def leap(
         require("huggingface_hub", "trl", "--push-to-hub")
         check_push(push_to_hub)
     try:
-        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
     except InputError as error:
         if not dense.find(run):
             raise

@@ -74,7 +74,7 @@ def write_adapter(
         if discarded > 0:
             lost[module] = discarded
     details = {"kind": "adapter", "discarded_energy": max(lost.values(), default=0.0), **(provenance or {})}
-    with leap_folder(out) as folder:
+    with leap_folder(out, traj) as folder:
         write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
         write_json(folder / CONFIG, config)
         _check_written(folder, traj, step, ranks)

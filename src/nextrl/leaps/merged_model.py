@@ -6,6 +6,7 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import AdapterCheckpoint, finite
-from nextrl.checkpoints.atomic import write_bytes, write_tensors
+from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint, finite
+from nextrl.checkpoints.atomic import sha256, write_bytes, write_tensors
 from nextrl.checkpoints.dense import FullModel
 from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, needs, shown
 from nextrl.files import read_bytes, read_json, usable_path
+from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
@@ -50,12 +52,15 @@ def write_merged(
         InputError: no such base, a module that it lacks, stacked experts, tied embeddings that were adapted.
     """
     out, folder = usable_path(out), find_base(base)
+    _refuse_in_place(traj, out, folder)
     model = FullModel.open(folder)
-    changes = _changes(traj, step, weights, model)
+    layers = BaseLayers(model)
+    changes = _changes(traj, step, weights, layers)
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
+    _refuse_tied(traj, layers, changes, replaced)
     details = {"kind": "merged", "base": str(base), **(provenance or {})}
-    with leap_folder(out) as place:
+    with leap_folder(out, traj) as place:
         for file in {id(f): f for f in model.places.values()}.values():
             shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
             write_tensors(place / file.path.name, shard)
@@ -110,7 +115,7 @@ def find_base(base: str | Path) -> Path:
 
 
 def _changes(
-    traj: Trajectory, step: int, weights: Mapping[str, LowRank], model: FullModel
+    traj: Trajectory, step: int, weights: Mapping[str, LowRank], layers: BaseLayers
 ) -> dict[str, LowRank]:
     """Base tensor key -> what is added to it, oriented as the base stores it."""
     changes: dict[str, LowRank] = {}
@@ -121,11 +126,7 @@ def _changes(
             slot = last.slots[module]
             if slot.experts > 1:
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
-            m, n = delta.shape
-            stored = model.places[key].entries[key][0] if key in model.places else ()
-            # fan_in_fan_out is one flag for the whole adapter, but a plain Linear in it (lm_head) is not turned.
-            turned = last.settings.transposed and (m == n or stored == (n, m))
-            if slot.keys.embedding or turned:
+            if slot.keys.embedding or layers.turned(key, delta.shape, last.settings.transposed):
                 delta = LowRank(delta.right, delta.left)
         changes[key] = delta
     return changes
@@ -172,11 +173,53 @@ def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
                 f"{model.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
                 "model's float weights, or use --as adapter"
             )
-    embeddings = isinstance(last, AdapterCheckpoint) and any(s.keys.embedding for s in last.slots.values())
-    if embeddings and config.get("tie_word_embeddings"):
+
+
+def _refuse_tied(
+    traj: Trajectory, layers: BaseLayers, changes: Iterable[str], replaced: Iterable[str]
+) -> None:
+    """Refuse to move a tensor that is the weight of two layers, of which the adapter moves one.
+
+    PEFT gives the layer that it adapts, or its copy in modules_to_save, a weight of its own. A tensor that is only
+    saved beside the adapter (resized embeddings) is loaded into the base, and so into both layers.
+    """
+    last = traj.checkpoints[-1]
+    saved = last.settings.raw.get("modules_to_save") if isinstance(last, AdapterCheckpoint) else None
+    saved = saved if isinstance(saved, list) else []
+    copies = [key for key in replaced if any(f".{key}".endswith(f".{name}.weight") for name in saved)]
+    for key in [*changes, *copies]:
+        if (other := layers.tied(key)) is not None:
+            raise InputError(
+                f"{layers.model.folder / 'config.json'}: {shown(key)}, which the adapter moves, is tied to "
+                f"{shown(other)}; merging would move both: use --as adapter"
+            )
+
+
+def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
+    """Refuse to take the place of the base, and to add a leap to what it was added to before.
+
+    Raises:
+        InputError: `out` is the base, or the base is a merge of the same run.
+    """
+    if out.exists() and out.samefile(base):
         raise InputError(
-            f"{config_file}: embeddings are tied to the output layer, but the adapter moves only the embeddings; "
-            "merging would move both: use --as adapter"
+            f"{out}: is the base itself, and would hold the leap twice next time; name another --out"
+        )
+    if Path(os.path.realpath(out)) in Path(os.path.realpath(base)).parents:
+        raise InputError(f"{out}: holds the base, and would be replaced as a whole; name another --out")
+    try:
+        note = read_json(base / NOTE)
+    except InputError:
+        return  # none, or none that can be read
+    if not isinstance(note, dict) or note.get("kind") != "merged":
+        return
+    earlier = note.get("source_sha256")
+    digests = set(map(str, earlier.values())) if isinstance(earlier, dict) else set()
+    here = {sha256(c.file.path) for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)}
+    if digests & here:
+        raise InputError(
+            f"{base}: holds a leap of this run already ({NOTE} there says so); give --base the model that the run was "
+            "trained on"
         )
 
 

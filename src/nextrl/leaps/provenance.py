@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,28 @@ WEIGHTS = (
 
 
 @contextlib.contextmanager
-def leap_folder(out: Path) -> Iterator[Path]:
+def leap_folder(out: Path, traj: Trajectory) -> Iterator[Path]:
     """A temporary folder that becomes `out` when everything in it is written; an older leap there stays until then.
 
-    What else a user keeps in an older leap's folder is carried over.
+    Only files that the older leap's `nextrl.json` lists are replaced or removed; the others are carried over.
+
+    Args:
+        traj: what the leap is made of; `out` may hold none of its checkpoints.
 
     Raises:
-        InputError: `out` is somebody else's, or cannot be written.
+        InputError: `out` is somebody else's, was trained on since, holds the run, or cannot be written.
     """
     with writing(out):
         refuse_foreign_folder(out)
+        _refuse_sources(out, traj)
     ours = _files_of(out / NOTE) - ({CARD} if own_card(out) else set())
-
-    def replaced(entry: Path) -> bool:
-        return entry.name in ours or any(entry.match(pattern) for pattern in WEIGHTS)
-
-    with replacing_folder(out, replaced) as folder:
+    with replacing_folder(out, lambda entry: entry.name in ours) as folder:
         yield folder
+        for file in folder.iterdir():
+            if file.name not in ours and os.path.lexists(out / file.name):
+                raise InputError(
+                    f"{out}: already holds {file.name}, not written by nextrl; move it or choose another --out"
+                )
 
 
 def own_card(out: Path) -> bool:
@@ -61,8 +67,13 @@ def _files_of(note: Path) -> set[str]:
         value = read_json(note)
     except InputError:
         return {NOTE}
-    listed = value.get("files") if isinstance(value, dict) else None
-    return {NOTE, *(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))}
+    found = {NOTE}
+    for key in ("files", "sha256"):  # the second alone in notes of the first versions
+        listed = value.get(key) if isinstance(value, dict) else None
+        found |= {
+            name for name in (listed if isinstance(listed, list | dict) else ()) if isinstance(name, str)
+        }
+    return found
 
 
 def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[str, Any]) -> Path:
@@ -103,12 +114,47 @@ def refuse_foreign_folder(out: Path) -> None:
     """Refuse to write into a folder that holds somebody else's model or adapter.
 
     Raises:
-        InputError: `out` is a file, or holds weights without a `nextrl.json`.
+        InputError: `out` is a file, holds weights without a `nextrl.json` that lists files, or weights of ours that are
+            other ones since.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
-    if (out / NOTE).exists():
-        return
+    digests = _digests(out / NOTE)
     for pattern in WEIGHTS:
-        for file in out.glob(pattern):
-            raise InputError(f"{out}: already holds {file.name}, not written by nextrl; choose another --out")
+        for file in sorted(out.glob(pattern)):
+            if digests is None:
+                raise InputError(
+                    f"{out}: already holds {file.name}, not written by nextrl; choose another --out"
+                )
+            if file.name in digests and sha256(file) != digests[file.name]:
+                raise InputError(
+                    f"{out}: {file.name} was changed since nextrl wrote it (its SHA-256 is not the one in {NOTE}), by "
+                    "training perhaps; choose another --out"
+                )
+
+
+def _digests(note: Path) -> dict[str, str] | None:
+    """File -> SHA-256 as a note of ours says; None where there is no such note, or none that can be read."""
+    try:
+        value = read_json(note)
+    except InputError:
+        return None
+    if not isinstance(value, dict) or value.get("written_by") != "nextrl":
+        return None
+    digests = value.get("sha256")
+    return {str(name): str(text) for name, text in digests.items()} if isinstance(digests, dict) else {}
+
+
+def _refuse_sources(out: Path, traj: Trajectory) -> None:
+    """Refuse a folder that holds the run: a trainer may be writing there while the whole of it is replaced."""
+    place = Path(os.path.realpath(out))
+    read = [c.folder for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
+    if traj.source is not None and traj.source.is_dir():
+        read.append(traj.source)
+    for source in read:
+        real = Path(os.path.realpath(source))
+        if place == real or place in real.parents:
+            raise InputError(
+                f"{out}: holds {source}, which the leap is made from, and would be replaced as a whole; choose another "
+                "--out (a folder inside the run will do)"
+            )

@@ -39,7 +39,7 @@ class Trajectory:
         source: the directory, or None for factors in memory.
         adapter_config: `adapter_config.json` of the last checkpoint.
         layout: name of the reader.
-        skipped: what `skip_bad_checkpoints` left out, one line each.
+        skipped: what `skip_bad_checkpoints` and `load` left out, one line each.
         start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
             this stretch of the run begins with. W_0 is the checkpoint of that step, or, for 0 without one, the
             base model where the adapter is known to start at zero.
@@ -90,14 +90,15 @@ class Trajectory:
             steps: only these checkpoints.
             skip_bad_checkpoints: leave broken checkpoints out (this reads all values once, to find NaN).
             allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
-            start: the step at which this stretch of the run began; by default that of the first checkpoint where
-                a leap wrote it (`nextrl.json` beside it says so), and 0 otherwise.
+            start: the step at which this stretch of the run began; by default that of the last checkpoint that a
+                leap wrote (`nextrl.json` beside it says so) and that training went on from, and 0 otherwise. What
+                comes before it is left out, and so is a leap that nothing was trained from.
 
         Raises:
             InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
         """
         source = _source(path)
-        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle)
+        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, whole=start is not None)
         fatal = [problem for problem in run.problems if problem.fatal]
         good = list(run.checkpoints)
         if skip_bad_checkpoints:
@@ -108,10 +109,8 @@ class Trajectory:
             raise InputError(f"{fatal[0]}{more}")
         if not good:
             raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
-        skipped = tuple(str(problem) for problem in fatal)
-        if start is None:
-            first = run.checkpoints[0]
-            start = first.step if first.begins_stretch else 0
+        skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
+        start = run.start if start is None else start
         return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, start)
 
     @classmethod

@@ -31,11 +31,7 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     """
     with needs("trl", f"model '{folder}'"):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    # transformers waits for a pipe, reads a device for ever, and takes a folder for no file.
-    for kind in ("[!.]*", "additional_chat_templates/[!.]*"):
-        for file in sorted(folder.glob(kind)):
-            if file.name in _READ or file.suffix in (".json", ".jinja"):
-                regular_file(file)
+    _refuse_no_files(folder)
     _check_numbers(folder, *(stored := _stored(folder)))
     options: dict[str, Any] = {"local_files_only": True}
     try:
@@ -78,6 +74,42 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
             )
     tokenizer.padding_side = "left"
     return model, tokenizer
+
+
+def bare_model(folder: Path) -> Any:
+    """The model that a folder's config.json describes, as transformers builds it, without weights.
+
+    It is of the class that the config names, so that what that class ties or turns is as it will be when loaded.
+
+    Raises:
+        InputError: transformers cannot build it, or its numbers are not those of the weights beside it.
+    """
+    with needs("trl", "a merge of embeddings, output layers or GPT-2's square layers"):
+        import transformers
+    _refuse_no_files(folder)
+    _check_numbers(folder, *_stored(folder))
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        named = getattr(transformers, str((getattr(config, "architectures", None) or [""])[0]), None)
+        with torch.device("meta"):
+            if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+                build: Any = named
+                return build._from_config(config)
+            return transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever transformers makes of a config of no use to it
+        line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(
+            f"{folder / 'config.json'}: transformers cannot build this model ({line}), so which of its weights are "
+            "tied or stored turned is unknown: use --as adapter"
+        ) from error
+
+
+def _refuse_no_files(folder: Path) -> None:
+    """Refuse what is no file where one is read: transformers waits for a pipe, and takes a folder for no file."""
+    for kind in ("[!.]*", "additional_chat_templates/[!.]*"):
+        for file in sorted(folder.glob(kind)):
+            if file.name in _READ or file.suffix in (".json", ".jinja"):
+                regular_file(file)
 
 
 def _stored(folder: Path) -> tuple[int, int]:

@@ -1,0 +1,120 @@
+"""A merged model is the base with the adapter on it, whatever the base ties or stores turned; or it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import lora_runs
+from lora_runs import lora, write_run
+from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
+
+EMBEDDINGS = {"llama": "embed_tokens", "qwen2": "embed_tokens", "gemma": "embed_tokens", "gpt2": "wte"}
+SQUARE = {"llama": "o_proj", "qwen2": "o_proj", "gemma": "o_proj", "gpt2": "attn.c_proj"}
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(3, 15)[None]).logits
+
+
+def bases(folder: Path, kind: str, tied: bool, config: LoraConfig) -> tuple[Path, Path]:
+    """(run, base): an adapter's run on a base that ties its output layer to its embeddings, or does not."""
+    model = lora_runs.model(kind, tied)
+    model.save_pretrained(folder / "base")
+    write_run(folder / "run", config, base=model)
+    return folder / "run", folder / "base"
+
+
+def difference(run: Path, base: Path, folder: Path) -> tuple[float, float]:
+    """Of the merged model from the adapter on its base, and of that from the base: largest logits."""
+    made = leap(Trajectory.load(run), "none", horizon=10)
+    made.save_merged(folder / "merged", base)
+    made.save_adapter(folder / "adapter")
+    alone = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(alone)
+    beside = logits(PeftModel.from_pretrained(alone, str(folder / "adapter")))
+    within = logits(AutoModelForCausalLM.from_pretrained(folder / "merged"))
+    return float((within - beside).abs().max()), float((beside - before).abs().max())
+
+
+LAYERS = {
+    "a square layer": lambda kind: {"target_modules": [SQUARE[kind]]},
+    "a square layer and the head": lambda kind: {"target_modules": [SQUARE[kind], "lm_head"]},
+    "all linear layers and the head": lambda kind: {"target_modules": ["c_attn", "c_proj", "q_proj", "lm_head"]},
+    "the embeddings": lambda kind: {"target_modules": [EMBEDDINGS[kind]]},
+    "the embeddings and a square layer": lambda kind: {"target_modules": [EMBEDDINGS[kind], SQUARE[kind]]},
+    "a copy of the embeddings": lambda kind: {
+        "target_modules": [SQUARE[kind]], "modules_to_save": [EMBEDDINGS[kind]]
+    },
+    "a copy of the head": lambda kind: {"target_modules": [SQUARE[kind]], "modules_to_save": ["lm_head"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_merged_it_is_what_the_adapter_is_on_its_base(
+    tmp_path: Path, kind: str, layers: str, tied: bool
+) -> None:
+    run, base = bases(tmp_path, kind, tied, lora(**LAYERS[layers](kind)))
+    if tied and layers != "a square layer":
+        with pytest.raises(InputError, match=r"is tied to|has no 'lm_head.weight'"):
+            difference(run, base, tmp_path)
+        assert not (tmp_path / "merged").exists()
+        return
+    error, moved = difference(run, base, tmp_path)
+    assert error < 1e-5 < 0.01 < moved
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma"])
+def test_tied_is_what_transformers_says_not_a_key_of_the_config(tmp_path: Path, kind: str) -> None:
+    run, base = bases(tmp_path, kind, True, lora(target_modules=[EMBEDDINGS[kind]]))
+    config = json.loads((base / "config.json").read_text())
+    assert config.pop("tie_word_embeddings") is True
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"is tied to 'lm_head.weight'"):
+        difference(run, base, tmp_path)
+
+
+def test_a_tied_head_that_is_stored_once_more_is_refused_too(tmp_path: Path) -> None:
+    """transformers 4 ties it again when it loads, and so do engines that serve the model."""
+    run, base = bases(tmp_path, "llama", True, lora(target_modules=["lm_head"]))
+    stored = load_file(base / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"'lm_head.weight', which the adapter moves, is tied to"):
+        difference(run, base, tmp_path)
+
+
+def test_without_a_config_whether_it_is_tied_is_unknown(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "llama", False, lora(target_modules=["embed_tokens"]))
+    (base / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config.json"):
+        difference(run, base, tmp_path)
+
+
+def test_the_place_of_the_base_is_not_taken(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "llama", False, lora())
+    made, out = leap(Trajectory.load(run), "secant", horizon=10), tmp_path / "out"
+    made.save_merged(out, base)
+    (tmp_path / "link").symlink_to(out)
+    weights = (out / "model.safetensors").read_bytes()
+    for place in (out, tmp_path / "link", tmp_path / "run" / ".." / "out"):
+        with pytest.raises(InputError, match="is the base itself"):
+            made.save_merged(place, out)
+    with pytest.raises(InputError, match="holds a leap of this run already"):
+        made.save_merged(tmp_path / "twice", out)
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "twice").exists()
+    made.save_merged(out, base)  # over an older merge, from the base, is as ever
