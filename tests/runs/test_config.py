@@ -242,3 +242,10 @@ def key_table() -> str:
 def test_the_documentation_has_every_key_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     assert key_table() in page, f"put this table into docs/run.md:\n{key_table()}"
+
+
+def test_a_temperature_has_the_bounds_of_eval() -> None:
+    for value in (1e-40, 0.009, 1001.0):
+        with pytest.raises(ValidationError, match="temperature"):
+            RunConfig.model_validate({"train": {"temperature": value}})
+    assert RunConfig.model_validate({"train": {"temperature": 0.01}}).train.temperature == 0.01

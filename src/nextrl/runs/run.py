@@ -40,6 +40,8 @@ from nextrl.runs.result import RESULT, Result, read_result, write_result
 from nextrl.runs.resume import STOPPED, Checkpoint, last_checkpoint
 from nextrl.runs.summary import summarise_run
 from nextrl.tasks import base, bases
+from nextrl.tasks.base import Split
+from nextrl.tasks.evaluate import check_context
 from nextrl.trajectory.trajectory import Trajectory
 
 CONFIG, LOCK = "config.yaml", ".nextrl.lock"
@@ -97,6 +99,7 @@ def run(
         _check_surroundings(config)
         loaded = bases.load(config.model, config.task)
         _check_adapter(config, loaded[0])
+        _check_context(config, loaded)
         if not begun:
             stack.enter_context(_claimed(out, config))
         found = _checkpoint(config, say)
@@ -181,6 +184,21 @@ def _check_surroundings(config: RunConfig) -> None:
     for split, purpose in needed.items():
         if rows[split] < 2:
             raise InputError(f"task {config.task} has {rows[split]} {split} prompts, 2 are needed {purpose}")
+
+
+def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
+    """Whether the longest prompt and its completion fit into the model, before anything is written.
+
+    Raises:
+        InputError: they do not.
+    """
+    task = base.get(config.task)
+    trained = config.train.max_completion_length or task.max_completion_length
+    sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
+    texts = [example.prompt for split in sampled for example in task.examples(split)]
+    held_out = [example.prompt for example in task.examples("test")[: config.eval.prompts]]
+    for prompts, completion in ((texts, trained), (held_out, task.max_completion_length)):
+        check_context(*loaded, prompts, completion)
 
 
 def _check_adapter(config: RunConfig, model: Any) -> None:
