@@ -126,7 +126,7 @@ def check_context(
 
 def _check_length(model: Any, prompt: int, completion: int) -> None:
     """Learned positions end at the context's end, other models only get worse there, and a million tokens never end."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and prompt + completion > limit:

@@ -191,12 +191,13 @@ def _near_one(stack: Tensor, products: Tensor) -> Tensor:
     size = float(products.diagonal(dim1=1, dim2=2).max()) ** 0.5
     if size == 0 or 1e-9 < size < 1e9:
         return stack
-    return (stack.double() / size).float()
+    scaled: Tensor = (stack.double() / size).float()
+    return scaled
 
 
 def _power_of_two(size: Tensor) -> Tensor:
     """The power of two that brings each size near 1: such a factor rounds nothing. 1 for 0, and for what is NaN."""
-    power = torch.frexp(size).mantissa / size
+    power: Tensor = torch.frexp(size).mantissa / size
     usable: Tensor = torch.where(power.isfinite() & (power > 0), power, 1.0)
     return usable
 
