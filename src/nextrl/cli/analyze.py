@@ -16,6 +16,7 @@ from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.judge.drawing import plain_settings
 from nextrl.leaps.merged_model import find_base
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -94,10 +95,11 @@ def save(result: Analysis, out: Path, formats: list[str]) -> None:
     write_json(out / "analysis.json", result.to_json())
     if not formats:
         return
-    for name, figure in analysis_figures(result).items():
-        for kind in formats:
-            with replacing(out / f"{name}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, dpi=130)
+    with plain_settings():
+        for name, figure in analysis_figures(result).items():
+            for kind in formats:
+                with replacing(out / f"{name}.{kind}") as temporary:
+                    figure.savefig(temporary, format=kind, dpi=130)
 
 
 def _lengths(text: str | None) -> list[int] | None:

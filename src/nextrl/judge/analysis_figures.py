@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextrl.errors import needs
 from nextrl.judge.analysis import Analysis, analyze
+from nextrl.judge.drawing import plain_settings
 from nextrl.judge.regime import MIXED, OSCILLATES
 from nextrl.palette import SERIES
 from nextrl.trajectory.trajectory import Trajectory
@@ -23,8 +23,8 @@ SINGULAR_COLOURS = (SERIES[0], SERIES[5], *("#a9a9a9", "#b5b5b5", "#bdbdbd", "#c
 
 
 def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    with needs("plots", "a figure"):
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, n + 1) for n in range(columns)]
     for axis in axes:
@@ -170,10 +170,11 @@ def module_maps(a: Analysis) -> Figure:
 def analysis_figures(source: Trajectory | Analysis) -> dict[str, Figure]:
     """The plots of an analysis, name -> figure: "dominance", "directions", "persistence", "path", "modules"."""
     result = analyze(source) if isinstance(source, Trajectory) else source
-    return {
-        "dominance": dominance(result),
-        "directions": directions(result),
-        "persistence": persistence(result),
-        "path": path(result),
-        "modules": module_maps(result),
-    }
+    with plain_settings("a figure"):
+        return {
+            "dominance": dominance(result),
+            "directions": directions(result),
+            "persistence": persistence(result),
+            "path": path(result),
+            "modules": module_maps(result),
+        }
