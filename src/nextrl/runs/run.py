@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from nextrl.checkpoints.atomic import making_folder, write_bytes, writing
 from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.trainer import with_adapter
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 from nextrl.files import regular_file
+from nextrl.registry import nearest
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
@@ -214,12 +215,27 @@ def _check_adapter(config: RunConfig, model: Any) -> None:
     if isinstance(wanted, str):
         patterns.check(wanted, where)
         patterns.refuse_slow([wanted], [name for name, _ in model.named_modules()], where)
+    else:
+        _check_modules(wanted, [name for name, _ in model.named_modules()], where)
     with torch.device("meta"):
         bare = type(model)(model.config)
     try:
         with_adapter(bare, config.lora, config.train.seed)
     except (ValueError, TypeError, RuntimeError, LookupError) as error:
         raise InputError(f"lora: no adapter fits {config.model}: {str(error).splitlines()[0]}") from error
+
+
+def _check_modules(wanted: Sequence[str], there: Sequence[str], where: str) -> None:
+    """PEFT takes a list of which one name fits, and leaves the others out without a word.
+
+    Raises:
+        InputError: the model has no module of one of the names.
+    """
+    for name in wanted:
+        if not any(module == name or module.endswith(f".{name}") for module in there):
+            near = nearest(name, sorted({module.rsplit(".", 1)[-1] for module in there}))
+            hint = f"did you mean {near}?" if near else "name modules of the model, or all-linear"
+            raise InputError(f"{where}: the model has no module {shown(name)}; {hint}")
 
 
 @contextlib.contextmanager
