@@ -139,12 +139,12 @@ def parse_json(data: bytes, where: str) -> Any:
         where: file (and line) for messages.
 
     Raises:
-        InputError: it is no JSON, is nested deeper than `MAX_DEPTH`, holds a number of more than `MAX_DIGITS` digits or
-            beyond every float, or text that is half a surrogate pair.
+        InputError: it is no JSON, has a key twice in one object, is nested deeper than `MAX_DEPTH`, holds a number of
+            more than `MAX_DIGITS` digits or beyond every float, or text that is half a surrogate pair.
     """
     text = as_text(data, where)
     try:
-        value = json.loads(text, parse_int=_integer, parse_float=_real)
+        value = json.loads(text, parse_int=_integer, parse_float=_real, object_pairs_hook=_once)
     except RecursionError:
         raise InputError(f"{where}: not readable as JSON (nested too deeply)") from None
     except ValueError as error:
@@ -166,6 +166,16 @@ def parse_json(data: bytes, where: str) -> Any:
             elif halves and isinstance(item, str):
                 _refuse_halves(item, where)
         level = inner
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once each; Python would keep the last value and say nothing."""
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"key {shown(key)} is there twice")
+        value[key] = item
     return value
 
 

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from typer.testing import CliRunner
 
 from lora_runs import model, write_run
 from nextrl.cli.analysis_text import _r2
-from nextrl.cli.analyze import analyze
+from nextrl.cli.analyze import analyze, save
 from nextrl.errors import InputError
+from nextrl.judge.analysis import analyze as analyse
+from nextrl.trajectory.trajectory import Trajectory
 
 APP = typer.Typer()
 APP.command()(analyze)
@@ -172,3 +176,31 @@ def test_of_full_weights_the_shares_are_said_to_be_of_what_was_kept(full_run, ru
 def test_lines_that_fail_say_in_how_many_modules():
     assert _r2({"median": -37.6, "below_0": 0.75}) == "-38 (75% of modules below 0)"
     assert _r2({"median": 0.914, "below_0": 0.0}) == "0.91"
+
+
+@pytest.mark.parametrize(
+    "settings", ["text.usetex: True\ntext.latex.preamble: \\nonsense\n", "font.size: 1000\n"]
+)
+@pytest.mark.parametrize("verb", ["analyze", "backtest"])
+def test_a_user_s_plot_settings_spoil_no_plot(run, tmp_path, settings, verb):
+    (tmp_path / "matplotlibrc").write_text(settings)
+    where = ["--out", "a"] if verb == "analyze" else ["--methods", "secant", "--plot", "a/b.png"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nextrl", verb, str(run), *where],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "nonsense"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "a").glob("*.png"))
+
+
+def test_a_program_s_own_plot_settings_are_as_before(run, tmp_path):
+    from matplotlib import rc_context, rcParams
+
+    with rc_context({"text.usetex": True, "font.size": 7.0}):
+        before = dict(rcParams)
+        save(analyse(Trajectory.load(run)), tmp_path, ["svg"])
+        assert dict(rcParams) == before

@@ -6,10 +6,12 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
 
+from lora_runs import write_run
 from nextrl import cli
 from nextrl.cli import analyze, backtest, completion, console, run
 from nextrl.extrapolators import names
@@ -174,3 +176,51 @@ def test_an_optimizer_that_talks_says_nothing_on_stdout(capsys: pytest.CaptureFi
 
     assert _optimizer("prodigy-schedulefree", torch.nn.Linear(2, 2), 1.0) is not None
     assert capsys.readouterr().out == ""
+
+
+def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a shell's own words, `nextrl` in the place of `NEXTRL`."""
+    words = line.replace("NEXTRL", f"'{sys.executable}' -m nextrl")
+    return subprocess.run(
+        ["sh", "-c", words], capture_output=True, text=True, check=False, env=environment(**more)
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("NEXTRL --help >&-", 0),
+        ("NEXTRL --version >&- 2>&- <&-", 0),
+        ("NEXTRL inspect no-such-folder 2>&-", 2),
+        ("NEXTRL inspect no-such-folder >&-", 2),
+    ],
+)
+def test_a_closed_stream_changes_no_exit_code(line: str, code: int) -> None:
+    done = shell(line)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_written_does_not_depend_on_a_closed_stdout(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    done = shell(f"NEXTRL leap '{tmp_path}/run' --method secant --out '{tmp_path}/leap' >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "leap" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape"])
+def test_an_encoding_without_a_sign_loses_no_result(encoding: str, tmp_path: Path) -> None:
+    folder = tmp_path / "läuft 走"
+    write_run(folder, steps=(10, 20, 30))
+    done = shell(
+        f"NEXTRL backtest '{folder}' --methods secant && NEXTRL inspect '{folder}'", PYTHONIOENCODING=encoding
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recommended: " in done.stdout
+
+
+def test_ctrl_c_before_the_command_line_is_there_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    given = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run([*NEXTRL, "--help"], capture_output=True, text=True, check=False, env=given)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\n")

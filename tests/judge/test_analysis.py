@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lora_runs import lora, write_run
+from nextrl.cli.analysis_text import sentences
 from nextrl.errors import InputError
 from nextrl.judge.analysis import analyze
 from nextrl.judge.analysis_figures import analysis_figures
@@ -95,3 +96,29 @@ def test_lines_are_judged_on_checkpoints_after_the_fit(tmp_path):
 
 def test_a_short_run_has_no_linearity_ahead(result):
     assert result.to_json()["linear_ahead"] == {}
+
+
+def _half_still(moves):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 9, generator=g), torch.randn(7, 2, generator=g)
+    zero = torch.zeros(7, 2)
+    return analyze(
+        Trajectory.from_factors(
+            [10, 20, 30], [{"w": (a, b * n * moves), "still": (a, zero)} for n in (1.0, 2.0, 3.0)]
+        )
+    )
+
+
+def test_modules_that_never_move_have_no_part_in_the_mean_directions():
+    found = _half_still(1.0)
+    assert found.mean_cosine("global", 0) == pytest.approx({20: 1.0, 30: 1.0}, abs=1e-6)
+    assert found.mean_cosine("global", 3) == pytest.approx({10: 1.0, 20: 1.0, 30: 1.0}, abs=1e-6)
+    assert found.still == 1
+    assert "1 of 2 modules never move" in " ".join(sentences(found))
+
+
+def test_a_run_that_never_moves_has_no_directions():
+    found = _half_still(0.0)
+    assert [found.mean_cosine("global", which) for which in range(4)] == [{}] * 4
+    assert found.still == 2
+    analysis_figures(found)

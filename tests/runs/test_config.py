@@ -259,3 +259,32 @@ def key_table() -> str:
 def test_the_documentation_has_every_key_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     assert key_table() in page, f"put this table into docs/run.md:\n{key_table()}"
+
+
+def test_a_temperature_has_the_bounds_of_eval() -> None:
+    for value in (1e-40, 0.009, 1001.0):
+        with pytest.raises(ValidationError, match="temperature"):
+            RunConfig.model_validate({"train": {"temperature": value}})
+    assert RunConfig.model_validate({"train": {"temperature": 0.01}}).train.temperature == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("seed: 1:30", "1:30 is 90 in YAML; write 90"),
+        ("seed: 010", "010 is 8 in YAML; write 8"),
+        ("train: {learning_rate: 1:30.5}", "1:30.5 is a number to the base 60"),
+    ],
+)
+def test_numbers_that_yaml_reads_otherwise_than_people_are_refused(
+    tmp_path: Path, text: str, wanted: str
+) -> None:
+    message = refused(tmp_path, text)
+    assert wanted in message
+    assert "is not YAML" not in message
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "train: {steps: 1e3, learning_rate: 1e-5}", "eval.every=5e1", "leap.every=+2E1")
+    assert (found.train.steps, found.eval.every, found.leap.every) == (1000, 50, 20)
+    assert found.train.learning_rate == 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from nextrl import Trajectory
 from nextrl.engines.settings import TrainSettings
+from nextrl.errors import InputError
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.runs import loop
 from nextrl.runs.loop import (
@@ -202,3 +204,13 @@ def test_any_setting_changes_the_hash() -> None:
 def test_an_arm_s_settings_are_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         arm(**bad)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"leap": 5}, {"leap": {"a": 1}}, {"cycles": None}, {"leap": {"step": 1, "fit_seconds": None}}]
+)
+def test_a_damaged_record_of_an_earlier_version_is_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    record = {"name": "run", "kind": "leap", "label": "x", **wrong}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"record\.json: damaged .*remove it, and the arm is run again"):
+        read_record(tmp_path)

@@ -374,6 +374,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "task": ({"task": "chian"}, "unknown task 'chian'"),
     "model": ({"model": "/no/such/model"}, "unknown model '/no/such/model'"),
     "prompts": ({"train": {"prompts_per_step": 10**6}}, "lower train.prompts_per_step"),
+    "module": (
+        {**SMALL, "lora": {"target_modules": ["q_proj", "v_prj"]}},
+        "no module 'v_prj'; did you mean v_proj",
+    ),
+    "context": ({"train": {**SMALL["train"], "max_completion_length": 60}}, "the model takes 64 together"),
 }
 
 

@@ -114,3 +114,20 @@ def test_other_examples_can_be_graded(loaded: tuple) -> None:
 def test_one_prompt_has_no_error(loaded: tuple) -> None:
     with pytest.raises(InputError, match="at least 2 prompts"):
         evaluate(*loaded, TASK, prompts=1)
+
+
+def test_prompts_and_completions_beyond_the_context_are_refused_before_any_is_answered(
+    loaded: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encode = loaded
+    longest = max(map(len, encode(PROMPTS)["input_ids"]))
+    room = model.config.max_position_embeddings - longest
+    assert len(complete(model, encode, PROMPTS[:2], max_new_tokens=room)) == 2
+    monkeypatch.setattr(
+        nextrl.tasks.evaluate, "sample", lambda *_, **__: pytest.fail("a prompt was answered")
+    )
+    for batch in (None, 1):
+        with pytest.raises(
+            InputError, match=rf"completion may have {room + 1}, and the model takes 64 together"
+        ):
+            complete(model, encode, PROMPTS, max_new_tokens=room + 1, batch=batch)

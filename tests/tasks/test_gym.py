@@ -61,3 +61,11 @@ def test_a_bad_name_is_told_what_is_wrong(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         tasks.get(name)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_dataset_cannot_read_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tasks.get(NAME)
+    answer = task.examples("test")[0].answer
+    monkeypatch.setattr(task.dataset, "score_answer", lambda said, entry: int(said))
+    assert task.reward("9" * 5000, answer) == 0.0
+    assert task.reward("1", answer) == 1.0

@@ -100,3 +100,15 @@ def test_a_file_that_is_empty_small_or_not_there(tmp_path: Path) -> None:
 def test_a_bad_name_is_told_what_is_wrong(tmp_path: Path, ending: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         tasks.get(f"{_write(tmp_path, *GOOD)}{ending}")
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, *GOOD, '{"prompt": "x", "answer": 1, "answer": 2}')
+    with pytest.raises(InputError, match=r"line 201: .*key 'answer' is there twice"):
+        tasks.get(str(path))
+
+
+@pytest.mark.parametrize("tokens", ["0", "1000001", "100000000", "1e3", "true"])
+def test_a_number_of_tokens_has_bounds(tmp_path: Path, tokens: str) -> None:
+    with pytest.raises(InputError, match="of at least 1 and at most 1000000, not"):
+        tasks.get(f"{_write(tmp_path, *GOOD)}:number?tokens={tokens}")

@@ -115,3 +115,24 @@ def test_a_broken_value_in_memory_names_module_and_step(broken):
     traj.factors(20, "w")[0][1, 2] = broken
     with pytest.raises(InputError, match="w at step 20"):
         list(iter_spectra(traj, 10, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("times_a", "times_b"),
+    [(1, 1e-7), (1, 1e-20), (1, 1e-36), (1e7, 1e7), (1e14, 1e14), (1e-4, 1e-4), (1e12, 1e-12)],
+)
+def test_leading_vectors_do_not_depend_on_the_scale(times_a, times_b):
+    traj = run((10, 20, 30, 40), m=60, n=50)
+    factors = [
+        {
+            m: (traj.factors(s, m)[0].double() * times_a, traj.factors(s, m)[1].double() * times_b)
+            for m in traj.modules
+        }
+        for s in traj.steps
+    ]
+    scaled = Trajectory.from_factors(traj.steps, factors)
+    plain = dict(iter_spectra(traj, 20, workers=1))
+    for module, kinds in iter_spectra(scaled, 20, workers=1):
+        for kind, found in kinds.items():
+            for mine, other in ((found.u, plain[module][kind].u), (found.v, plain[module][kind].v)):
+                torch.testing.assert_close((mine * other).sum(1).abs(), torch.ones(len(mine)))

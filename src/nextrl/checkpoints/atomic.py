@@ -76,12 +76,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
 
     Raises:
-        InputError: it cannot be written, or a pipe, folder, device or socket is there, which is not ours to replace.
+        InputError: it cannot be written, or what is there is not ours to replace: a read-only file, a pipe, folder,
+            device or socket.
     """
     path = usable_path(path)
     with writing(path):
-        if path.exists():
-            regular_file(path)
+        if path.exists() and not regular_file(path).stat().st_mode & 0o222:
+            # A rename would replace it all the same, and whoever made it so did not want that.
+            raise InputError(f"{path}: is read-only; make it writable, or remove it")
+        if path.is_symlink():
+            path = Path(os.path.realpath(path))  # the link stays, and leads to the new file
     with writing(path), making_folder(path.parent):
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
         os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -104,7 +105,8 @@ def _placeholder() -> None:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on stderr and exit code 2; other exceptions keep their traceback."""
+    """Bad input is one line on stderr and exit code 2; other exceptions keep their traceback."""
+    _open_streams()
     _quiet()
     if _COMPLETING in os.environ:
         # Answered at every press of a key: by the names alone, without what the verbs import.
@@ -159,6 +161,24 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             raise InputError(f"{where} is empty: give it a value, or leave it out")
         if "\0" in argument:
             raise InputError(f"{argument!r}: an argument cannot hold NUL")
+
+
+def _open_streams() -> None:
+    """Streams that take every text: one that the caller closed leads nowhere, and what an encoding lacks is escaped.
+
+    Nobody loses a measurement because its last line has a sign that the terminal cannot show.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Otherwise the next file that is opened takes this number, and what libraries print goes into it.
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

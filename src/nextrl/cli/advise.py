@@ -56,7 +56,11 @@ def advise(
     )
     if written is not None:
         console.print(f"The averaged adapter is in {written}.", highlight=False)
-    elif step.command:
+    elif out is not None:
+        console.print(f"Nothing was written to {out}: the advice is not to average.", highlight=False)
+    if written is not None:
+        return
+    if step.command:
         say_command("Next:", step.command)
         console.print(f"It {step.what}", highlight=False)
     else:

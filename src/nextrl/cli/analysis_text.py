@@ -65,6 +65,11 @@ def sentences(result: Analysis) -> list[str]:
                 f"Windows of {window} steps at {last}: persistence {result.persistence[window][last]:.2f}, "
                 f"excess over Adam's memory {row[last]:.2f}."
             )
+    if result.still:
+        lines.append(
+            f"{result.still} of {len(result.modules)} modules never move. They have no directions, and means over "
+            "modules leave them out."
+        )
     if result.noisy:
         worst = max(result.noisy, key=lambda name: result.noisy[name])
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
 from nextrl.judge.analysis import analyze as analyse
 from nextrl.judge.analysis_figures import analysis_figures
+from nextrl.judge.drawing import plain_settings
 from nextrl.leaps.merged_model import find_base
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -91,14 +93,15 @@ def analyze(
 
 def save(result: Analysis, out: Path, formats: list[str]) -> None:
     """Write `analysis.json` and one file per figure and format into `out`: all of them, or none."""
-    figures = analysis_figures(result) if formats else {}
-    drawn = [(f"{name}.{kind}", figure, kind) for name, figure in figures.items() for kind in formats]
-    with replacing_all([out / "analysis.json", *(out / name for name, _, _ in drawn)]) as (facts, *plots):
-        for place, (name, figure, kind) in zip(plots, drawn, strict=True):
-            with writing(out / name):
-                figure.savefig(place, format=kind, dpi=130)
-        with writing(out / "analysis.json"):
-            facts.write_text(json_text(result.to_json()), encoding="utf-8")
+    with plain_settings() if formats else nullcontext():
+        figures = analysis_figures(result) if formats else {}
+        drawn = [(f"{name}.{kind}", figure, kind) for name, figure in figures.items() for kind in formats]
+        with replacing_all([out / "analysis.json", *(out / name for name, _, _ in drawn)]) as (facts, *plots):
+            for place, (name, figure, kind) in zip(plots, drawn, strict=True):
+                with writing(out / name):
+                    figure.savefig(place, format=kind, dpi=130)
+            with writing(out / "analysis.json"):
+                facts.write_text(json_text(result.to_json()), encoding="utf-8")
 
 
 def _lengths(text: str | None) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
-from nextrl.cli.console import AsJson, console, emit_json
+from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
 from nextrl.judge.advice import Advice, advise
@@ -59,6 +60,7 @@ def backtest(
         require("matplotlib", "plots", "--plot")
     chosen = methods_with(methods, param)
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+    horizon = _on_grid(traj, horizon)
     result = run_backtest(traj, horizon, chosen, max_origins=origins, seed=seed)
     if plot is not None:
         result.plot(plot)
@@ -82,6 +84,31 @@ def _advice(traj: Trajectory, tested: Backtest) -> Advice | InputError:
         return advise(traj, tested)
     except InputError as error:
         return error
+
+
+def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
+    """The horizons that are measured, which are whole numbers of spacings; what is rounded is said.
+
+    Raises:
+        InputError: one is less than half of the way between two checkpoints.
+    """
+    near = []
+    for h in horizon or []:
+        spacings = math.ceil(
+            h / traj.spacing - 0.5
+        )  # a half goes down, as the backtest takes the earlier checkpoint
+        if 2 * h < traj.spacing:
+            raise InputError(
+                f"--horizon {h}: checkpoints are {traj.spacing} steps apart; give a multiple of {traj.spacing}"
+            )
+        near.append(max(1, spacings) * traj.spacing)
+        if near[-1] != h:
+            err_console.print(
+                f"--horizon {h}: checkpoints are {traj.spacing} steps apart, so {near[-1]} steps are measured",
+                highlight=False,
+                soft_wrap=True,
+            )
+    return None if horizon is None else list(dict.fromkeys(near))
 
 
 def _by_type(result: Backtest) -> dict[str, dict[str, float]]:

@@ -38,7 +38,11 @@ def inspect(
         _show(facts)
     if not facts["steps"]:
         count = len(facts["problems"]) + len(facts["skipped"])
-        raise InputError(f"{run}: no checkpoint can be used ({count} problems, listed above)")
+        raise InputError(f"{run}: no checkpoint can be used ({_counted(count)}, listed above)")
+
+
+def _counted(problems: int) -> str:
+    return "1 problem" if problems == 1 else f"{problems} problems"
 
 
 def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: bool = False) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def _show(facts: dict[str, Any]) -> None:
             )
     console.print(table)
     if facts["problems"]:
-        err_console.print(f"{len(facts['problems'])} problems", style="bold", highlight=False)
+        err_console.print(_counted(len(facts["problems"])), style="bold", highlight=False)
         for problem in facts["problems"]:
             err_console.print(f"- {one_line(problem)}", highlight=False, soft_wrap=True)
     else:

@@ -89,9 +89,10 @@ def _print(settings: RunConfig, as_json: bool) -> None:
     if as_json:
         emit_json({"config": settings.as_dict(), "derived": settings.derived()})
         return
+    derived = settings.derived()  # may refuse: nothing is printed yet
     console.print(settings.as_yaml(), markup=False, highlight=False, soft_wrap=True, end="")
     console.print("# what follows from it", highlight=False)
-    for key, value in settings.derived().items():
+    for key, value in derived.items():
         console.print(f"#   {key}: {value}", markup=False, highlight=False, soft_wrap=True)
 
 

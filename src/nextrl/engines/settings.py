@@ -17,6 +17,8 @@ MAX_STEPS = 10**6
 MAX_PROMPTS = 10**7
 MAX_SEED = 2**32 - 1
 """numpy's, through transformers' `set_seed`."""
+MIN_TEMPERATURE = 0.01
+"""Logits are divided by it; far below it they overflow, and near it sampling is greedy."""
 
 
 class LoraSettings(BaseModel):
@@ -84,7 +86,7 @@ class TrainSettings(BaseModel):
     max_completion_length: int | None = Field(
         None, ge=1, le=10**7, description="most tokens per completion; null: the task's own"
     )
-    temperature: float = Field(1.0, gt=0, le=1e3, description="of the rollouts")
+    temperature: float = Field(1.0, ge=MIN_TEMPERATURE, le=1e3, description="of the rollouts")
     share_prefixes: bool = Field(
         False, description="compute prompts that completions share once; for long prompts without vLLM"
     )

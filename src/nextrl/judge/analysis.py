@@ -45,7 +45,8 @@ class ModuleAnalysis:
     Attributes:
         sigma: kind -> step -> leading singular values, at most 8.
         share: kind -> step -> sigma_1^2 over the delta's energy, or over what was kept of it (`Analysis.kept`).
-        cosines: kind -> step -> (cos of u1 and of v1 with the previous checkpoint's, and with the last's).
+        cosines: kind -> step -> (cos of u1 and of v1 with the previous checkpoint's, and with the last's); NaN where
+            either delta is zero.
         persistence: of the most recent pair of windows, window -> cosine.
         nuclear_share: kind -> step -> sigma_1 over the sum of all singular values, or of the ones that were kept.
         r2: straightness of the coefficient, of the checkpoints that the line was fitted to.
@@ -95,8 +96,16 @@ class Analysis:
     zero: dict[int, float]
     kept: int | None = None
 
+    @property
+    def still(self) -> int:
+        """Modules that are at the start at every checkpoint: they have no directions, and no part in means of them."""
+        return sum(not any(s[0] for s in m.sigma["global"].values()) for m in self.modules)
+
     def mean_cosine(self, kind: str, which: int) -> dict[int, float]:
-        """step -> mean over modules of one of four cosines: of u, v with the previous (0, 1), with the last (2, 3)."""
+        """step -> mean over modules of one of four cosines: of u, v with the previous (0, 1), with the last (2, 3).
+
+        Of the modules where it is defined; a step where it is so in none is left out.
+        """
         found: dict[int, list[float]] = {}
         for module in self.modules:
             for step, values in module.cosines[kind].items():
@@ -278,9 +287,11 @@ def _cosines(spectrum: Spectrum) -> dict[int, tuple[float, float, float, float]]
     if not spectrum.steps:
         return {}
     rows: dict[int, tuple[float, float, float, float]] = {}
-    last_u, last_v = (spectrum.u @ spectrum.u[-1]).abs(), (spectrum.v @ spectrum.v[-1]).abs()
+    # A zero delta has zero vectors: that is no direction, and no right angle to another one either.
+    all_u, all_v = (torch.where(x.any(1, keepdim=True), x, math.nan) for x in (spectrum.u, spectrum.v))
+    last_u, last_v = (all_u @ all_u[-1]).abs(), (all_v @ all_v[-1]).abs()
     for p, step in enumerate(spectrum.steps):
-        u = float((spectrum.u[p] @ spectrum.u[p - 1]).abs()) if p else math.nan
-        v = float((spectrum.v[p] @ spectrum.v[p - 1]).abs()) if p else math.nan
+        u = float((all_u[p] @ all_u[p - 1]).abs()) if p else math.nan
+        v = float((all_v[p] @ all_v[p - 1]).abs()) if p else math.nan
         rows[step] = (u, v, float(last_u[p]), float(last_v[p]))
     return rows

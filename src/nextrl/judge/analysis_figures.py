@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextrl.errors import needs
 from nextrl.judge.analysis import Analysis, analyze
+from nextrl.judge.drawing import plain_settings
 from nextrl.judge.regime import MIXED, OSCILLATES
 from nextrl.palette import SERIES
 from nextrl.trajectory.trajectory import Trajectory
@@ -23,8 +23,8 @@ SINGULAR_COLOURS = (SERIES[0], SERIES[5], *("#a9a9a9", "#b5b5b5", "#bdbdbd", "#c
 
 
 def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    with needs("plots", "a figure"):
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, n + 1) for n in range(columns)]
     for axis in axes:
@@ -39,6 +39,12 @@ def _plot(axis: Any, row: Mapping[int, float], **style: Any) -> None:
         axis.plot(list(row), list(row.values()), **drawn)
 
 
+def _legend(axis: Any) -> None:
+    """A legend where there is something to explain: a run that never moves draws nothing."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
+
+
 def dominance(a: Analysis) -> Figure:
     """Rank-1 and rank-4 energy share of the three deltas; singular values of the module that moved most."""
     figure, (left, middle, right) = _axes(3)
@@ -46,7 +52,7 @@ def dominance(a: Analysis) -> Figure:
         for kind, colour in COLOURS.items():
             _plot(axis, a.energy_share[kind][k], color=colour, marker=MARKERS[kind], label=kind)
         axis.set(title=f"Energy of rank {k}", xlabel="step", ylim=(0, 1.02))
-        axis.legend(frameon=False)
+        _legend(axis)
     left.set_ylabel("share of squared norm, all modules")
     most = max(a.modules, key=lambda m: m.norm)
     values = most.sigma["global"]
@@ -56,7 +62,7 @@ def dominance(a: Analysis) -> Figure:
     right.set(title=f"Spectrum over time\n{most.name}", xlabel="step", ylabel="singular value of $W_t-W_0$")
     right.title.set_fontsize(9)
     right.set_ylim(bottom=0)
-    right.legend(frameon=False)
+    _legend(right)
     return figure
 
 
@@ -164,10 +170,11 @@ def module_maps(a: Analysis) -> Figure:
 def analysis_figures(source: Trajectory | Analysis) -> dict[str, Figure]:
     """The plots of an analysis, name -> figure: "dominance", "directions", "persistence", "path", "modules"."""
     result = analyze(source) if isinstance(source, Trajectory) else source
-    return {
-        "dominance": dominance(result),
-        "directions": directions(result),
-        "persistence": persistence(result),
-        "path": path(result),
-        "modules": module_maps(result),
-    }
+    with plain_settings("a figure"):
+        return {
+            "dominance": dominance(result),
+            "directions": directions(result),
+            "persistence": persistence(result),
+            "path": path(result),
+            "modules": module_maps(result),
+        }

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
-from nextrl.errors import InputError, MissingExtra, needs, shown
+from nextrl.errors import InputError, MissingExtra, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -36,6 +36,7 @@ from nextrl.extrapolators import (
     tags_of,
 )
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
+from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
 from nextrl.scalars import MAX_SEED, several, whole
 from nextrl.trajectory import trainer_log
@@ -111,10 +112,10 @@ class Backtest:
             f"<p>{escape(self.reason)}</p>"
         )
 
+    @plain_settings("a plot of a backtest")
     def plot(self, path: str | Path) -> None:
         """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""
-        with needs("plots", "a plot of a backtest"):
-            from matplotlib.figure import Figure
+        from matplotlib.figure import Figure
 
         order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
         figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")

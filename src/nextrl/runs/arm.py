@@ -135,12 +135,19 @@ class ArmRecord(BaseModel):
         """Records of earlier versions kept leaps of named methods apart, as `leap` and `cycles`."""
         if not isinstance(value, dict) or not {"leap", "cycles"} & set(value):
             return value
-        now = dict(value)
-        leaps = [leap for leap in (now.pop("leap", None), *now.pop("cycles", ())) if leap]
-        rate = (now.get("learning_rate") or [None])[0]
-        now["fit_seconds"] = sum(float(leap.get("fit_seconds", 0.0)) for leap in leaps)
-        now["decisions"] = [*(_named(leap, now["name"], rate) for leap in leaps), *now.get("decisions", ())]
-        return now
+        try:
+            return _with_leaps_among_decisions(value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError("leap or cycles are not as an earlier version wrote them") from error
+
+
+def _with_leaps_among_decisions(value: Mapping[str, Any]) -> dict[str, Any]:
+    now = dict(value)
+    leaps = [leap for leap in (now.pop("leap", None), *now.pop("cycles", ())) if leap]
+    rate = (now.get("learning_rate") or [None])[0]
+    now["fit_seconds"] = sum(float(leap.get("fit_seconds", 0.0)) for leap in leaps)
+    now["decisions"] = [*(_named(leap, now["name"], rate) for leap in leaps), *now.get("decisions", ())]
+    return now
 
 
 def _named(leap: Mapping[str, Any], name: str, rate: float | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,34 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _OddNumberError(ValueError):
+    """A number that YAML 1.1 reads otherwise than people do."""
+
+
+def _integer(loader: _Loader, node: Any) -> int:
+    text = str(node.value)
+    if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+        value = loader.construct_yaml_int(node)
+        raise _OddNumberError(
+            f"{text} is {value} in YAML; write {value} if that is meant, or quotes around a name"
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+def _real(loader: _Loader, node: Any) -> float:
+    if ":" in str(node.value):
+        raise _OddNumberError(f"{node.value} is a number to the base 60 in YAML; write it out, or in quotes")
+    return float(loader.construct_yaml_float(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _real)
+# YAML 1.1 wants a dot in 1e3, and takes it for text without one.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: what JSON could hold, and nothing longer or deeper than a config is.
 
@@ -103,6 +132,8 @@ def parse_yaml(text: str, where: str) -> Any:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not YAML: {error}") from None
+    except _OddNumberError as error:
+        raise InputError(f"{where}: {error}") from None
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         # PyYAML's constructors, given `!!int ""`, `!!timestamp x` or a date that no calendar has.
         raise InputError(f"{where} is not YAML: {error}") from None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from nextrl.checkpoints.atomic import making_folder, write_bytes, writing
 from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.engines.trl.trainer import with_adapter
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 from nextrl.files import regular_file
+from nextrl.registry import nearest
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
@@ -40,6 +41,8 @@ from nextrl.runs.result import RESULT, Result, read_result, write_result
 from nextrl.runs.resume import STOPPED, Checkpoint, last_checkpoint
 from nextrl.runs.summary import summarise_run
 from nextrl.tasks import base, bases
+from nextrl.tasks.base import Split
+from nextrl.tasks.evaluate import check_context
 from nextrl.trajectory.trajectory import Trajectory
 
 CONFIG, LOCK = "config.yaml", ".nextrl.lock"
@@ -97,6 +100,7 @@ def run(
         _check_surroundings(config)
         loaded = bases.load(config.model, config.task)
         _check_adapter(config, loaded[0])
+        _check_context(config, loaded)
         if not begun:
             stack.enter_context(_claimed(out, config))
         found = _checkpoint(config, say)
@@ -183,6 +187,21 @@ def _check_surroundings(config: RunConfig) -> None:
             raise InputError(f"task {config.task} has {rows[split]} {split} prompts, 2 are needed {purpose}")
 
 
+def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
+    """Whether the longest prompt and its completion fit into the model, before anything is written.
+
+    Raises:
+        InputError: they do not.
+    """
+    task = base.get(config.task)
+    trained = config.train.max_completion_length or task.max_completion_length
+    sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
+    texts = [example.prompt for split in sampled for example in task.examples(split)]
+    held_out = [example.prompt for example in task.examples("test")[: config.eval.prompts]]
+    for prompts, completion in ((texts, trained), (held_out, task.max_completion_length)):
+        check_context(*loaded, prompts, completion)
+
+
 def _check_adapter(config: RunConfig, model: Any) -> None:
     """Put the adapter on a copy of the model without weights, before anything is written.
 
@@ -196,12 +215,27 @@ def _check_adapter(config: RunConfig, model: Any) -> None:
     if isinstance(wanted, str):
         patterns.check(wanted, where)
         patterns.refuse_slow([wanted], [name for name, _ in model.named_modules()], where)
+    else:
+        _check_modules(wanted, [name for name, _ in model.named_modules()], where)
     with torch.device("meta"):
         bare = type(model)(model.config)
     try:
         with_adapter(bare, config.lora, config.train.seed)
     except (ValueError, TypeError, RuntimeError, LookupError) as error:
         raise InputError(f"lora: no adapter fits {config.model}: {str(error).splitlines()[0]}") from error
+
+
+def _check_modules(wanted: Sequence[str], there: Sequence[str], where: str) -> None:
+    """PEFT takes a list of which one name fits, and leaves the others out without a word.
+
+    Raises:
+        InputError: the model has no module of one of the names.
+    """
+    for name in wanted:
+        if not any(module == name or module.endswith(f".{name}") for module in there):
+            near = nearest(name, sorted({module.rsplit(".", 1)[-1] for module in there}))
+            hint = f"did you mean {near}?" if near else "name modules of the model, or all-linear"
+            raise InputError(f"{where}: the model has no module {shown(name)}; {hint}")
 
 
 @contextlib.contextmanager

@@ -100,15 +100,40 @@ def complete(
         batch: prompts in one call of `generate`; None for `batch_size`'s answer.
     """
     texts: list[str] = []
+    tokens = check_context(model, tokenizer, prompts, max_new_tokens)  # of all, before any is answered
     if batch is None:
-        longest = max(map(len, tokenizer(list(prompts))["input_ids"]), default=0)
-        batch = batch_size(model, longest + max_new_tokens)
+        batch = batch_size(model, tokens)
     with seeded(seed):
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             found = sample(model, tokenizer, part, max_new_tokens=max_new_tokens, temperature=temperature)
             texts += found.texts
     return texts
+
+
+def check_context(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+) -> int:
+    """Tokens of the longest prompt and its completion together, if the model takes as many.
+
+    Raises:
+        InputError: its context is shorter.
+    """
+    longest = max(map(len, tokenizer(list(prompts))["input_ids"]), default=0) if prompts else 0
+    _check_length(model, longest, max_new_tokens)
+    return longest + max_new_tokens
+
+
+def _check_length(model: Any, prompt: int, completion: int) -> None:
+    """Learned positions end at the context's end, other models only get worse there, and a million tokens never end."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and prompt + completion > limit:
+        raise InputError(
+            f"a prompt has {prompt:,} tokens and its completion may have {completion:,}, and the model takes "
+            f"{limit:,} together: shorten the prompts, or lower the task's number of tokens"
+        )
 
 
 def batch_size(model: Any, tokens: int) -> int:
@@ -137,7 +162,7 @@ def sample(
     """As `complete`, for a single batch and with the tokens; torch's present random state is drawn from.
 
     Raises:
-        InputError: a prompt is longer than the model's context, or the model's output is NaN or Inf.
+        InputError: a prompt and its completion exceed the model's context, or the model's output is NaN or Inf.
     """
     with needs("trl", "generating with a model"):
         from transformers import GenerationConfig
@@ -152,12 +177,7 @@ def sample(
     )
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
     ids, attention = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(limit, int) and ids.shape[1] > limit:
-        # Learned positions end there, and attention over a million tokens ends nowhere.
-        raise InputError(
-            f"a prompt has {ids.shape[1]:,} tokens, and the model takes {limit:,}: shorten the prompts"
-        )
+    _check_length(model, ids.shape[1], max_new_tokens)
     with inference(model):
         try:
             out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)

@@ -16,7 +16,7 @@ from typing import Any
 from nextrl.errors import InputError, needs, require
 from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.jsonl import checked
-from nextrl.tasks.task_name import TaskName, parse
+from nextrl.tasks.task_name import MAX_LENGTH, TaskName, parse
 
 PREFIX = "reasoning_gym:"
 _OWN = ("shots", "size", "seed", "tokens")
@@ -48,7 +48,10 @@ class GymTask:
         # The prompt ends in "Answer:", and a model that has answered writes on: the next line, or the next question.
         end = "\n\n" if "\n" in text else "\n"
         said = completion.strip().split(end, 1)[0].strip()
-        score = float(self.dataset.score_answer(said, self.dataset[int(index)]))
+        try:
+            score = float(self.dataset.score_answer(said, self.dataset[int(index)]))
+        except (ValueError, OverflowError):
+            return 0.0  # some datasets call int or float on whatever was said; of 5000 digits too
         return min(1.0, max(0.0, score))
 
 
@@ -84,7 +87,7 @@ def _build(name: str) -> GymTask:
         prompt = before + render(entry["question"])
         splits[split_of(prompt)].append(Example(prompt, f"{index}: {entry['answer']}"))
     longest = max(len(str(e["answer"])) for e in entries)
-    tokens = parts.whole_number("tokens", min(longest + _EXTRA_TOKENS, _MOST_TOKENS), 1)
+    tokens = parts.whole_number("tokens", min(longest + _EXTRA_TOKENS, _MOST_TOKENS), 1, MAX_LENGTH)
     return GymTask(name, tokens, dataset, checked(f"task '{name}'", splits))
 
 

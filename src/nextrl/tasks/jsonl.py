@@ -16,7 +16,7 @@ from nextrl.errors import InputError, shown
 from nextrl.files import is_number, parse_json, read_bytes, usable_path
 from nextrl.tasks import verifiers
 from nextrl.tasks.base import Example, Split, register_source, split_of
-from nextrl.tasks.task_name import parse
+from nextrl.tasks.task_name import MAX_LENGTH, parse
 
 _NAME = re.compile(r"(?P<file>.*\.jsonl)(?::(?P<verifier>[^:]*))?")
 MAX_BYTES = 2**28
@@ -55,7 +55,7 @@ def build(name: str) -> JsonlTask:
         raise InputError(f"task '{name}' is no FILE.jsonl:VERIFIER")
     verifier = verifiers.get(match["verifier"] if match["verifier"] is not None else "exact")
     path = usable_path(match["file"])
-    return JsonlTask(name, parts.whole_number("tokens", 256, 1), verifier, _splits(path))
+    return JsonlTask(name, parts.whole_number("tokens", 256, 1, MAX_LENGTH), verifier, _splits(path))
 
 
 def _splits(path: Path) -> dict[Split, list[Example]]:

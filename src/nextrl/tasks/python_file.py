@@ -28,13 +28,10 @@ from nextrl.errors import InputError, one_line, shown
 from nextrl.files import NoSuchFile, encodable, regular_file, usable_path
 from nextrl.tasks.base import Example, Split, register_source
 from nextrl.tasks.jsonl import SPLITS, checked
+from nextrl.tasks.task_name import MAX_LENGTH
 
 MAX_EXAMPLES = 1_000_000
 """Of a split; an `examples` that never ends would fill the memory."""
-
-
-MAX_LENGTH = 1_000_000
-"""Tokens of a completion; contexts of models end there."""
 
 
 @dataclass(frozen=True)

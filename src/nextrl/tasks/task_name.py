@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 from nextrl.registry import nearest
 
 Value = int | float | bool | str
+
+MAX_LENGTH = 1_000_000
+"""Tokens of a completion; contexts of models end there."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,20 @@ class TaskName:
     source: str
     options: Mapping[str, Value]
 
-    def whole_number(self, key: str, default: int, least: int) -> int:
+    def whole_number(self, key: str, default: int, least: int, most: int | None = None) -> int:
         """An option that counts something.
 
         Raises:
-            InputError: it is no whole number or below `least`.
+            InputError: it is no whole number, below `least` or above `most`.
         """
         value = self.options.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
+            bound = "" if most is None else f" and at most {most}"
             raise InputError(
-                f"task '{self.full}': {key} must be a whole number of at least {least}, not {value}"
+                f"task '{self.full}': {key} must be a whole number of at least {least}{bound}, not {shown(value)}"
             )
-        return value
+        return int(value)
 
     def only(self, *known: str) -> None:
         """Check that no other options were given.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from fractions import Fraction
+from decimal import Decimal
 
 from nextrl.errors import needs, require
 from nextrl.registry import Registry
@@ -28,10 +28,11 @@ def first_line(completion: str, answer: str) -> bool:
     return completion.lstrip("\n").split("\n", 1)[0].strip() == answer.strip()
 
 
-def last_number(text: str) -> Fraction | None:
+def last_number(text: str) -> Decimal | None:
     """The last number in a text, exactly (`1,234.5` and `1e3` are numbers), or None."""
     found = _NUMBER.findall(text)
-    return Fraction(found[-1].replace(",", "")) if found else None
+    # A model may repeat one digit to the end of its completion; Python's int takes 4300 of them at most.
+    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def number(completion: str, answer: str) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from nextrl.errors import InputError
 from nextrl.trajectory.blocks import pair_products, weighted_sums
@@ -39,7 +39,7 @@ class Spectrum:
         sigma: (P, q) float64, descending; q = r for global deltas from B_0 = 0, else 2r. Only sigma_1 is
             accurate to 1e-8; values below 1e-8 sigma_1 are rounding.
         u: (P, m) float32, left vector of sigma_1, unit length; v: (P, n) the right one. Signs are defined
-            together, and arbitrary.
+            together, and arbitrary. Both are zero where the delta is, which has no direction.
     """
 
     steps: tuple[int, ...]
@@ -118,6 +118,7 @@ def module_spectra(traj: Trajectory, module: str, horizon: int) -> dict[str, Spe
     left, right = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
     if not bool(torch.isfinite(left.sum() + right.sum())):
         _refuse(traj, module)
+    stack_a, stack_b = _near_one(stack_a, right), _near_one(stack_b, left)
     left *= traj.scaling(module) ** 2
     cores = {
         kind: _leading(_gram(left, found, place, -1.0), _gram(right, found, place, 1.0))
@@ -157,7 +158,10 @@ def _refuse(traj: Trajectory, module: str) -> NoReturn:
 def _vectors(
     stack: Tensor, ends: dict[str, list[tuple[int, int]]], toward: dict[str, Tensor], sign: float
 ) -> dict[str, Tensor]:
-    """For each kind (P, n) float32, unit rows: `toward` (P, q) applied to [X_i, sign X_j]."""
+    """For each kind (P, n) float32, unit rows: `toward` (P, q) applied to [X_i, sign X_j].
+
+    The sums are float32, so both sides have to come to them near 1, whatever the run's scale is.
+    """
     count, rank = stack.shape[:2]
     uses: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     for row, (i, j) in enumerate(pair for found in ends.values() for pair in found):
@@ -170,11 +174,38 @@ def _vectors(
     parts = [pad(t, (0, 2 * rank - t.shape[1])) for t in toward.values()]
     coefficients = torch.cat([*parts, torch.zeros(1, 2 * rank, dtype=torch.float64)]).view(-1, 2, rank)
     coefficients[:, 1] *= sign
+    coefficients *= _power_of_two(coefficients.abs().amax((1, 2), keepdim=True))
     rows = len(coefficients) - 1
     weights = coefficients[table[..., 0], table[..., 1]]
     flat = weighted_sums(stack, weights, table[..., 0] % (rows + 1), rows + 1)[:rows]
-    pieces = torch.split(normalize(flat, dim=1), [len(found) for found in ends.values()])
+    pieces = torch.split(_unit(flat), [len(found) for found in ends.values()])
     return dict(zip(ends, pieces, strict=True))
+
+
+def _near_one(stack: Tensor, products: Tensor) -> Tensor:
+    """The factors as they are, or divided by their size where float32's squares would under- or overflow.
+
+    Args:
+        products: of the same factors, whose diagonals hold their squares.
+    """
+    size = float(products.diagonal(dim1=1, dim2=2).max()) ** 0.5
+    if size == 0 or 1e-9 < size < 1e9:
+        return stack
+    scaled: Tensor = (stack.double() / size).float()
+    return scaled
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two that brings each size near 1: such a factor rounds nothing. 1 for 0, and for what is NaN."""
+    power: Tensor = torch.frexp(size).mantissa / size
+    usable: Tensor = torch.where(power.isfinite() & (power > 0), power, 1.0)
+    return usable
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1, however short or long they were; NaN for a row of zeros."""
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return unit
 
 
 def _ends(steps: Sequence[int], horizon: int, base: int) -> dict[str, list[tuple[int, int]]]:
@@ -243,5 +274,5 @@ def _first_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
     vector = torch.ones(*matrices.shape[:2], 1, dtype=matrices.dtype)
     vector[:, ::2] *= 0.5  # no direction of symmetry, to which the sought vector might be orthogonal
     for _ in range(2):
-        vector = normalize(torch.linalg.lu_solve(factor, pivots, vector), dim=1)
+        vector = _unit(torch.linalg.lu_solve(factor, pivots, vector))
     return values, vector

@@ -42,6 +42,8 @@ def read_list(path: Path) -> Layout:
         raise InputError(
             f'{path}: must map steps (up to {MAX_STEP:,}) to adapter folders, like {{"10": "runs/a", "20": "runs/b"}}'
         )
+    if not raw:
+        raise InputError(f'{path}: names no checkpoint; write steps and folders, like {{"10": "runs/a"}}')
     by_step: dict[int, Path] = {}
     for key, folder in raw.items():
         if int(key) in by_step:
