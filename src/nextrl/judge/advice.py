@@ -19,7 +19,7 @@ from typing import Any, Literal
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
-from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, Regime, regime_of
+from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
 from nextrl.trajectory.trajectory import Trajectory
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
@@ -182,7 +182,7 @@ def advise(traj: Trajectory, tested: Backtest | None = None) -> Advice:
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
-        InputError: fewer than three known checkpoints, or a run that does not move.
+        InputError: as `features`.
     """
     return decide(features(traj, tested))
 
@@ -272,7 +272,11 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
         reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
         return Advice(regime, "continue", _sure(f, t), tuple(reasons), f)
     if len(f.windows) < 2 or regime != "noise":
-        why = "The run is too short to average" if len(f.windows) < 2 else "The path still has a direction"
+        why = (
+            "Too few windows lie between the checkpoints to average"
+            if len(f.windows) < 2
+            else "The path still has a direction"
+        )
         reasons.append(f"{why}: go on.")
         return Advice(regime, "continue", "low", tuple(reasons), f)
     if f.rise is None:
@@ -296,7 +300,12 @@ def _sure(f: AdviceFeatures, t: Thresholds) -> str:
 
 
 def _persistence_sentence(f: AdviceFeatures) -> str:
-    parts = ", ".join(f"{w.c:.2f} over {w.steps} steps (Adam alone: {w.c0:.2f})" for w in f.windows)
+    parts = ", ".join(f"{w.c:.2f} over {_length(w)} (Adam alone: {w.c0:.2f})" for w in f.windows)
     source = "optimizer.pt" if f.beta1_known else "assumed; no optimizer.pt"
     at = f"Persistence at step {f.step} is {parts}"
     return f"{at}; excess {f.excess:+.2f} with beta1 = {f.beta1:g} ({source})."
+
+
+def _length(window: PersistenceWindow) -> str:
+    after = "" if window.before is None else f" after {window.before}"
+    return f"{window.steps} steps{after}"

@@ -11,9 +11,9 @@ import torch
 from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
-from nextrl.judge.regime import PersistenceWindow, displacement, even_gram, mean_excess, recent_windows
+from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -88,7 +88,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         traj, tested: as `advise` takes them.
 
     Raises:
-        InputError: fewer than three known checkpoints, or a run that does not move.
+        InputError: fewer than three known checkpoints, a run that does not move, or one whose last checkpoints are so
+            unevenly spaced that no two windows can be compared.
     """
     known = known_steps(traj)
     if len(known) < 3:
@@ -97,12 +98,9 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    gram = even_gram(traj)
-    windows = recent_windows(gram, traj.spacing, used)
+    windows = recent_windows(traj, used)
     if not windows:
-        raise InputError(
-            f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
-        )
+        raise InputError(f"{no_windows(traj)}: there is nothing to advise on")
     if not all(math.isfinite(window.e) for window in windows):
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
@@ -113,7 +111,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         windows,
         used,
         beta1 is not None,
-        _drift_to_noise(gram),
+        _drift_to_noise(traj),
         *_backtest(traj, tested),
         reward=reward,
         best=best,
@@ -122,11 +120,21 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
     )
 
 
-def _drift_to_noise(gram: torch.Tensor) -> float:
-    """|mean window|^2 over the windows' scatter, over the last half of an even grid's (G, G) inner products."""
-    size = len(gram)
-    moves = torch.stack([displacement(size, i - 1, i) for i in range(size // 2, size)])
-    inner = moves @ gram @ moves.mT
+def _drift_to_noise(traj: Trajectory) -> float:
+    """|mean window|^2 over the windows' scatter, between the checkpoints of the last half.
+
+    A window of another length than the run's spacing k counts as k steps of its own mean, and not as several windows:
+    those would agree with each other.
+    """
+    known = known_steps(traj)
+    ends = range(len(known) // 2, len(known))
+    moves = torch.stack(
+        [
+            (unit(traj, known[i]) - unit(traj, known[i - 1])) * (traj.spacing / (known[i] - known[i - 1]))
+            for i in ends
+        ]
+    )
+    inner = moves @ pooled_gram(traj) @ moves.mT
     n, mean_square = len(moves), float(inner.mean())
     noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
     drift = (mean_square - noise / n) / noise if noise > 0 else math.inf

@@ -339,13 +339,21 @@ class Trajectory:
                 raise InputError(
                     f"persistence over windows of {window} steps at {last} needs step {step}: not there"
                 )
+        dot, late, early = self.window_products(first, middle, last)
+        return dot / (late * early) ** 0.5 if late > 0 and early > 0 else float("nan")
+
+    def window_products(self, first: int, middle: int, last: int) -> tuple[float, float, float]:
+        """(<l, e>, |l|^2, |e|^2) of e = W_middle - W_first and l = W_last - W_middle, all modules together.
+
+        Read from the factors, so that short windows of a long path keep their digits.
+        """
         dot = late = early = 0.0
         for module in self.modules:
             now, before = self.delta(module, middle, last), self.delta(module, first, middle)
             dot += float(now.inner(before))
             late += float(now.norm()) ** 2
             early += float(before.norm()) ** 2
-        return dot / (late * early) ** 0.5 if late > 0 and early > 0 else float("nan")
+        return dot, late, early
 
     def groups(self) -> dict[tuple[int, int, int], list[str]]:
         """Modules of equal (m, n, r), for batching."""
