@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -12,6 +11,7 @@ from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
+from nextrl.judge.reward_windows import reward_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
@@ -35,6 +35,8 @@ class AdviceFeatures:
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
         first: mean reward of the first window.
+        fall_by_chance, rise_by_chance: how far below `best`, and how high a `rise`, chance alone brings a reward that
+            stands still (`reward_windows`); None where the windows are too few to tell, or nobody measured it.
     """
 
     step: int
@@ -52,6 +54,8 @@ class AdviceFeatures:
     best: float | None = None
     rise: float | None = None
     first: float | None = None
+    fall_by_chance: float | None = None
+    rise_by_chance: float | None = None
 
     @property
     def closing(self) -> float:
@@ -105,7 +109,6 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
-    reward, best, rise, first = _rewards(traj)
     return AdviceFeatures(
         traj.steps[-1],
         windows,
@@ -113,10 +116,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         beta1 is not None,
         _drift_to_noise(traj),
         *_backtest(traj, tested),
-        reward=reward,
-        best=best,
-        rise=rise,
-        first=first,
+        **_rewards(traj),
     )
 
 
@@ -154,15 +154,13 @@ def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, floa
     return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
 
 
-def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None, float | None]:
-    """(last window, best window, rise over the last three, first window); a window ends at each checkpoint."""
-    means = list(trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj)).values())
-    if not means:
-        return None, None, None, None
-    # The best of many noisy windows is mostly luck, so pairs of windows are compared once there are four.
-    smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
-    rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
-    return smooth[-1], max(smooth), rise, means[0]
+def _rewards(traj: Trajectory) -> dict[str, float | None]:
+    """The fields about rewards; a window ends at each checkpoint. Nothing where none was logged."""
+    windows = trainer_log.rewards_by_window(traj, trainer_log.rewards(traj))
+    if not windows:
+        return {}
+    found = asdict(reward_windows(list(windows.values())))
+    return {"reward": found.pop("last"), **found}
 
 
 def _share(part: float, whole: float) -> float:

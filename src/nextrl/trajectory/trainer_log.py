@@ -68,18 +68,23 @@ def _of_training(entry: Mapping[str, Any]) -> bool:
     return "loss" in entry or not other
 
 
-def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
-    """Mean reward of the steps between each checkpoint and the one before it; those without any are left out.
+def rewards_by_window(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, list[float]]:
+    """The rewards logged between each checkpoint and the one before it; checkpoints without any are left out.
 
     Where the run begins with a leap, what was earned before it is left out too.
     """
-    means, before = {}, traj.start or -1
+    found, before = {}, traj.start or -1
     for step in traj.steps:
         window = [r for s, r in by_step.items() if before < s <= step]
         if window:
-            means[step] = sum(window) / len(window)
+            found[step] = window
         before = step
-    return means
+    return found
+
+
+def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
+    """The mean of each of `rewards_by_window`."""
+    return {step: sum(window) / len(window) for step, window in rewards_by_window(traj, by_step).items()}
 
 
 def adam_beta1(traj: Trajectory) -> float | None:
