@@ -10,7 +10,7 @@ from torch import Tensor
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.extrapolators import get, next_paper
+from nextrl.extrapolators import get, names, next_paper
 from nextrl.extrapolators.next_paper import Inputs, PaperNet
 from nextrl.extrapolators.triples import Features
 from nextrl.trajectory.combinations import even_grid, even_points
@@ -217,3 +217,27 @@ def test_a_second_triple_is_added_to_the_first_and_not_in_its_place(monkeypatch:
     for module in traj.modules:
         more = both.delta(module).dense() - one.delta(module).dense()
         assert torch.linalg.matrix_rank(more, rtol=1e-6) == 1
+
+
+FAST = {"next-paper": {"epochs": 5}, "next": {"updates": 20}, "nowcast": {"updates": 20}}
+
+
+# `nowcast` forecasts A and B for themselves, and A_0 is known from a checkpoint alone.
+@pytest.mark.parametrize("name", [name for name in names() if name != "nowcast"])
+@pytest.mark.parametrize("horizon", [40, 70])
+def test_a_method_does_not_care_whether_step_0_lies_on_disk(name: str, horizon: int) -> None:
+    """W_0 is known either way: in a trainer's memory it is there, in its folder of checkpoints it is not."""
+    steps = range(10, 161, 10)
+    without = synthetic.run(synthetic.saturating(60.0), steps)
+    factors = [{m: without.factors(s, m) for m in without.modules} for s in steps]
+    zero = {m: (a, torch.zeros_like(b)) for m, (a, b) in factors[0].items()}
+    scaling = {m: without.scaling(m) for m in without.modules}
+    with_it = Trajectory.from_factors((0, *steps), [zero, *factors], scaling=scaling)
+    params: dict[str, Any] = dict(FAST.get(name, {}))
+    if name == "alpharl":
+        params["accuracy"] = {s: 0.2 + s / 400 for s in steps}
+    module = without.modules[0]
+    here, there = (
+        get(name, **params).fit(traj, horizon).delta(module).dense() for traj in (without, with_it)
+    )
+    torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
