@@ -260,10 +260,15 @@ class Trajectory:
         return self.at([s for s in self.steps if s <= step])
 
     def at(self, steps: Sequence[int]) -> Trajectory:
-        """A view of these checkpoints only. Inner products already computed are shared with it."""
+        """A view of these checkpoints only. Inner products already computed are shared with it.
+
+        A view without the checkpoint that is W_0 takes the base model for it, as any run without one does, and
+        computes its own.
+        """
         kept = tuple(self._at(step) for step in sorted(set(steps)))
         own = (self.source, self.adapter_config, self.layout, self.skipped, self.start)
-        return Trajectory(kept, *own, self._products, self._sizes)
+        same = kept and (kept[0].step == self.start) == (self.steps[0] == self.start)
+        return Trajectory(kept, *own, self._products if same else {}, self._sizes)
 
     def gram(self, module: str) -> Tensor:
         """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
