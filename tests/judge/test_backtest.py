@@ -218,3 +218,16 @@ def test_the_controls_do_not_care_whether_step_0_lies_on_disk() -> None:
             for traj in (without, with_it)
         )
         assert here == pytest.approx(there)
+
+
+def test_a_recommendation_on_a_handful_of_weights_says_that_it_may_be_chance() -> None:
+    a, b = torch.ones(1, 4), torch.ones(3, 1)
+    steps = range(10, 121, 10)
+    few = Trajectory.from_factors(steps, [{"q_proj": (a, b * s)} for s in steps])
+    assert backtest(few, methods="secant").reason.endswith("with 12 weights in all, that may well be chance")
+    assert "chance" not in backtest(synthetic.run(synthetic.line), methods="secant").reason
+
+
+def test_the_gate_is_what_the_page_says() -> None:
+    assert not MethodScore({}, {}, 0.08, 0.03).convincing
+    assert MethodScore({}, {}, 0.08, 0.01).convincing

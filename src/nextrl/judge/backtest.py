@@ -49,6 +49,9 @@ NOT_BY_DEFAULT = ("next-paper",)
 # What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
 # the latest three origins alone, too few to set one above the others.
 CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
+# In fewer dimensions random directions agree by chance: a random walk of 3 x 4 weights was recommended a leap in 13 of
+# 40 runs (docs/backtest.md).
+FEW_WEIGHTS = 100
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
@@ -169,6 +172,9 @@ def backtest(
         f"{name} at a horizon of {h} leaves {score.mean('relative_error'):.0%} of the way to go over "
         f"{len(score.outcomes)} origins (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
     )
+    weights = sum(m * n for m, n, _ in map(traj.shape, traj.modules))
+    if weights < FEW_WEIGHTS:
+        reason += f"; with {weights} weights in all, that may well be chance"
     return Backtest(scores, h, name, reason)
 
 
