@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
-from nextrl.judge.reward_windows import reward_windows
+from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
@@ -109,14 +109,25 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
-    return AdviceFeatures(
+    seen = AdviceFeatures(
         traj.steps[-1],
         windows,
         used,
         beta1 is not None,
         _drift_to_noise(traj),
         *_backtest(traj, tested),
-        **_rewards(traj),
+    )
+    rewards = _rewards(traj)
+    if rewards is None:
+        return seen
+    return replace(
+        seen,
+        reward=rewards.last,
+        best=rewards.best,
+        rise=rewards.rise,
+        first=rewards.first,
+        fall_by_chance=rewards.fall_by_chance,
+        rise_by_chance=rewards.rise_by_chance,
     )
 
 
@@ -154,13 +165,10 @@ def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, floa
     return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
 
 
-def _rewards(traj: Trajectory) -> dict[str, float | None]:
-    """The fields about rewards; a window ends at each checkpoint. Nothing where none was logged."""
+def _rewards(traj: Trajectory) -> RewardWindows | None:
+    """What the rewards say; a window ends at each checkpoint. None where no reward was logged."""
     windows = trainer_log.rewards_by_window(traj, trainer_log.rewards(traj))
-    if not windows:
-        return {}
-    found = asdict(reward_windows(list(windows.values())))
-    return {"reward": found.pop("last"), **found}
+    return reward_windows(list(windows.values())) if windows else None
 
 
 def _share(part: float, whole: float) -> float:
