@@ -113,3 +113,22 @@ def test_an_unknown_variant_is_refused() -> None:
     traj = wandering()
     with pytest.raises(InputError, match="variant must be paper or code, not 'both'"):
         get("alpharl", accuracy=accuracy(traj), variant="both").fit(traj, 40)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_rewards_beyond_1_do_not_turn_the_leap_back(scale: float) -> None:
+    """Only accuracies end at 1: a reward of 60 is no accuracy, and 1 is far behind it."""
+    traj = synthetic.run(synthetic.rank_one_line)
+    given = {t: scale * (0.2 + t / 400) for t in traj.steps}
+    prediction = get("alpharl", accuracy=given).fit(traj.upto(AT), 40)
+    for module in traj.modules:
+        expected = traj.delta(module, AT, AT + 40).dense()
+        torch.testing.assert_close(prediction.delta(module).dense(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_line_that_lies_above_1_already_leaves_nothing_to_gain() -> None:
+    traj = synthetic.run(synthetic.rank_one_line).upto(AT)
+    given = {t: min(1.0, 0.1 + t / 90) for t in traj.steps}
+    prediction = get("alpharl", accuracy=given).fit(traj, 40)
+    assert prediction.accuracy > 1.0
+    assert prediction._goal(1.0) == prediction.accuracy

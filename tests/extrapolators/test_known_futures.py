@@ -10,9 +10,10 @@ from torch import Tensor
 
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
-from nextrl.extrapolators import get, next_paper
+from nextrl.extrapolators import get, names, next_paper
 from nextrl.extrapolators.next_paper import Inputs, PaperNet
 from nextrl.extrapolators.triples import Features
+from nextrl.trajectory.combinations import even_grid, even_points
 from nextrl.trajectory.trajectory import Trajectory
 from synthetic_runs import error
 
@@ -69,6 +70,39 @@ def test_dmd_is_exact_on_linear_dynamics(path: synthetic.Path, delays: int) -> N
     traj = synthetic.run(path)
     assert relative_error(traj, "dmd", energy=1.0, delays=delays) < 1e-4
     assert relative_error(traj, "secant") > 0.2
+
+
+GAPS = {
+    "what a trainer keeps in memory": (10, *range(170, 301, 10)),
+    "some missing": (*range(10, 151, 10), *range(230, 301, 10)),
+    "a last one at max_steps": (*range(10, 291, 10), 295),
+}
+
+
+@pytest.mark.parametrize("steps", GAPS.values(), ids=GAPS)
+def test_dmd_is_exact_across_a_gap(steps: tuple[int, ...]) -> None:
+    whole = synthetic.run(synthetic.rotation, (*steps, steps[-1] + 40))
+    kept = whole.upto(steps[-1])
+    prediction = get("dmd", energy=1.0).fit(kept, 40)
+    assert error(whole, prediction, steps[-1], steps[-1] + 40) < 1e-4
+    assert prediction.delta(kept.modules[0], 0.0).norm() == 0.0
+
+
+@pytest.mark.parametrize("name", ["dmd", "rna"])
+def test_what_lies_before_a_gap_does_not_change_the_answer(name: str) -> None:
+    steps = (10, *range(170, 301, 10))
+    whole = synthetic.run(synthetic.saturating(150.0), steps)
+    params = {"energy": 1.0} if name == "dmd" else {}
+    both = (get(name, **params).fit(traj, 40) for traj in (whole, whole.at(steps[1:])))
+    here, there = (prediction.delta(whole.modules[0]) for prediction in both)
+    assert float((here - there).norm()) < 1e-6 * float(here.norm())
+
+
+def test_points_are_interpolated_only_where_no_stretch_is_long_enough() -> None:
+    traj = synthetic.run(synthetic.line, (10, 15, 30, 40, 70, 80, 90, 100, 140))
+    points, beyond = even_points(traj, 4)
+    assert (points.argmax(1).tolist(), points.sum(1).tolist(), beyond) == ([4, 5, 6, 7], [1.0] * 4, 40)
+    assert even_points(traj, 5)[0].equal(even_grid(traj))
 
 
 def test_dmd_keeps_two_time_scales_apart() -> None:
@@ -183,3 +217,27 @@ def test_a_second_triple_is_added_to_the_first_and_not_in_its_place(monkeypatch:
     for module in traj.modules:
         more = both.delta(module).dense() - one.delta(module).dense()
         assert torch.linalg.matrix_rank(more, rtol=1e-6) == 1
+
+
+FAST = {"next-paper": {"epochs": 5}, "next": {"updates": 20}, "nowcast": {"updates": 20}}
+
+
+# `nowcast` forecasts A and B for themselves, and A_0 is known from a checkpoint alone.
+@pytest.mark.parametrize("name", [name for name in names() if name != "nowcast"])
+@pytest.mark.parametrize("horizon", [40, 70])
+def test_a_method_does_not_care_whether_step_0_lies_on_disk(name: str, horizon: int) -> None:
+    """W_0 is known either way: in a trainer's memory it is there, in its folder of checkpoints it is not."""
+    steps = range(10, 161, 10)
+    without = synthetic.run(synthetic.saturating(60.0), steps)
+    factors = [{m: without.factors(s, m) for m in without.modules} for s in steps]
+    zero = {m: (a, torch.zeros_like(b)) for m, (a, b) in factors[0].items()}
+    scaling = {m: without.scaling(m) for m in without.modules}
+    with_it = Trajectory.from_factors((0, *steps), [zero, *factors], scaling=scaling)
+    params: dict[str, Any] = dict(FAST.get(name, {}))
+    if name == "alpharl":
+        params["accuracy"] = {s: 0.2 + s / 400 for s in steps}
+    module = without.modules[0]
+    here, there = (
+        get(name, **params).fit(traj, horizon).delta(module).dense() for traj in (without, with_it)
+    )
+    torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)

@@ -133,6 +133,24 @@ def test_reads_what_the_trainer_left(saved: Trajectory) -> None:
     assert max(early) == 50
 
 
+def test_an_evaluation_and_the_summary_at_the_end_are_no_training_rewards(tmp_path) -> None:
+    # As TRL logs them: after the step's own entry, under its step.
+    more = [{"step": t, "eval_reward": 0.1, "eval_loss": 0.0} for t in (50, 100, 150, 160)]
+    more += [{"step": t, "eval_loss": 0.0, "reward": 0.1, "learning_rate": 9.0} for t in (50, 100, 150, 160)]
+    more += [{"step": 160, "train_runtime": 1.0, "train_loss": 0.0, "reward": 0.1, "learning_rate": 9.0}]
+    synthetic.write(tmp_path, synthetic.walk(2.0), lambda t: 0.5 + t / 400, more=more)
+    traj = Trajectory.load(tmp_path)
+    assert trainer_log.rewards(traj) == {t: 0.5 + t / 400 for t in range(1, 161)}
+    assert trainer_log.peak_learning_rate(traj) == 5e-5
+    assert advise(traj).advice != "lower_lr"
+
+
+def test_what_the_trainer_evaluated_in_the_same_entry_takes_nothing_from_training(tmp_path) -> None:
+    more = [{"step": 160, "loss": 0.0, "reward": 0.75, "eval_reward": 0.1}]
+    synthetic.write(tmp_path, synthetic.walk(2.0), lambda t: 0.5, more=more)
+    assert trainer_log.rewards(Trajectory.load(tmp_path))[160] == 0.75
+
+
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"log_history": 3}', b"\xff\xfe"])
 def test_broken_side_files_are_as_if_absent(saved: Trajectory, broken: bytes) -> None:
     place = trainer_log.folder(saved)

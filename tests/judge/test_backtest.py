@@ -7,6 +7,7 @@ import math
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 import synthetic_runs as synthetic
 from nextrl import extrapolators
@@ -16,6 +17,8 @@ from nextrl.extrapolators.secant import Secant
 from nextrl.judge import backtest as backtest_module
 from nextrl.judge.backtest import Backtest, backtest, origins_for
 from nextrl.judge.backtest_scores import ForecastScore, MethodScore
+from nextrl.trajectory.combinations import pooled_gram
+from nextrl.trajectory.persistence import adam_carry
 from nextrl.trajectory.trajectory import Trajectory
 
 QUICK = tuple(n for n in extrapolators.names() if not get(n).tags.trains)
@@ -187,3 +190,44 @@ def test_a_notebook_shows_the_table() -> None:
     assert html.count("<tr>") == 1 + len(result.methods)
     assert "<th>secant</th>" in html
     assert len(repr(result)) < 120
+
+
+def test_the_momentum_control_takes_a_window_that_is_there_where_early_checkpoints_are_gone() -> None:
+    """It took the origin itself for the start of its window, and so stood still."""
+    traj = synthetic.run(synthetic.line, range(400, 511, 10))
+    gram = pooled_gram(traj)
+    for horizon in (10, 20):
+        for t, later in backtest_module.origins_for(traj, horizon):
+            before = min((s for s in (0, *traj.steps) if s < t), key=lambda s: (abs(s - (2 * t - later)), s))
+            carried = adam_carry(later - t, 0.9, t - before) * (t - before) / (later - t)
+            found = backtest_module._not_leaping(traj, gram, t, later, 0.9)["momentum"]
+            assert found == pytest.approx(1 - (1 - carried) ** 2)
+            assert found > 0
+
+
+def test_the_controls_do_not_care_whether_step_0_lies_on_disk() -> None:
+    steps = range(10, 121, 10)
+    without = synthetic.run(synthetic.saturating(60.0), steps)
+    factors = [{m: without.factors(s, m) for m in without.modules} for s in steps]
+    zero = {m: (a, torch.zeros_like(b)) for m, (a, b) in factors[0].items()}
+    scaling = {m: without.scaling(m) for m in without.modules}
+    with_it = Trajectory.from_factors((0, *steps), [zero, *factors], scaling=scaling)
+    for t, later in backtest_module.origins_for(without, 20):
+        here, there = (
+            backtest_module._not_leaping(traj, pooled_gram(traj), t, later, 0.9)
+            for traj in (without, with_it)
+        )
+        assert here == pytest.approx(there)
+
+
+def test_a_recommendation_on_a_handful_of_weights_says_that_it_may_be_chance() -> None:
+    a, b = torch.ones(1, 4), torch.ones(3, 1)
+    steps = range(10, 121, 10)
+    few = Trajectory.from_factors(steps, [{"q_proj": (a, b * s)} for s in steps])
+    assert backtest(few, methods="secant").reason.endswith("with 12 weights in all, that may well be chance")
+    assert "chance" not in backtest(synthetic.run(synthetic.line), methods="secant").reason
+
+
+def test_the_gate_is_what_the_page_says() -> None:
+    assert not MethodScore({}, {}, 0.08, 0.03).convincing
+    assert MethodScore({}, {}, 0.08, 0.01).convincing

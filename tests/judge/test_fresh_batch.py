@@ -25,6 +25,7 @@ from nextrl.judge.fresh_batch import (
     Estimate,
     batch_gain,
     batch_sums,
+    likelihood_gain,
     merge,
 )
 
@@ -645,3 +646,16 @@ def test_an_error_that_is_not_known_makes_nothing_certain() -> None:
     assert math.isnan(Estimate(1.0, math.nan).z)
     assert math.isnan(Estimate(math.nan, 0.5).z)
     assert math.isnan(Estimate(math.nan, 0.0).z)
+
+
+def test_texts_that_are_left_out_or_have_no_tokens_take_no_part_in_the_likelihood() -> None:
+    mask, ratios = torch.ones(5, 10), torch.full((5, 10), 0.1)
+    three = likelihood_gain(ratios[:3], mask[:3])
+    assert three.nats_k2 == pytest.approx(0.1**2 / 2)
+    ratios[3], mask[4] = -math.inf, 0.0
+    found = likelihood_gain(ratios, mask)
+    assert (found.completions, found.left_out) == (3, 1)
+    for name in ("gain", "nats_k2", "nats_k3"):
+        assert getattr(found, name) == getattr(three, name)
+    nothing = likelihood_gain(ratios, torch.zeros(5, 10))
+    assert (nothing.completions, nothing.left_out, nothing.gain.error) == (0, 0, math.inf)

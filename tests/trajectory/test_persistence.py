@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nextrl.trajectory import persistence
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
-from nextrl.trajectory.persistence import adam_persistence, excess, measured_persistence
+from nextrl.trajectory.persistence import adam_carry, adam_persistence, excess, measured_persistence
 from nextrl.trajectory.trajectory import Trajectory
 
 WINDOWS = (10, 20, 50)
@@ -120,6 +120,22 @@ def test_against_simulated_momentum():
     windows = torch.stack(updates[20:]).view(-1, 12, 4000).sum(1)
     cosines = torch.nn.functional.cosine_similarity(windows[1:], windows[:-1], dim=1)
     assert float(cosines.mean()) == pytest.approx(adam_persistence(12, 0.8), abs=0.01)
+
+
+@pytest.mark.parametrize(("window", "before"), [(5, 12), (15, 10), (1, 30)])
+def test_windows_of_two_lengths_against_simulated_momentum(window, before):
+    g = torch.Generator().manual_seed(1)
+    momentum, updates = torch.zeros(4000), []
+    for row in torch.randn(40 * (window + before), 4000, generator=g):
+        momentum = 0.8 * momentum + 0.2 * row
+        updates.append(momentum.clone())
+    rows = torch.stack(updates[window + before :]).view(-1, window + before, 4000)
+    early, late = rows[:, :before].sum(1), rows[:, before:].sum(1)
+    cosines = torch.nn.functional.cosine_similarity(early, late, dim=1)
+    assert float(cosines.mean()) == pytest.approx(adam_persistence(window, 0.8, before), abs=0.01)
+    share = (early * late).sum() / early.square().sum()
+    assert float(share) == pytest.approx(adam_carry(window, 0.8, before), abs=0.01)
+    assert adam_carry(window, 0.8, window) == pytest.approx(adam_persistence(window, 0.8))
 
 
 def test_excess_and_bad_arguments():

@@ -106,3 +106,18 @@ def test_loading_a_subset_and_a_mapping(tmp_path):
     assert Trajectory.load(mapping).steps == (7, 14)
     with pytest.raises(InputError, match="no checkpoint of step 25; there are 10, 20, 30, 40"):
         Trajectory.load(tmp_path, steps=[25])
+
+
+def test_what_a_view_says_does_not_depend_on_what_was_asked_before() -> None:
+    """Its W_0 is the base model where the checkpoint of step 0 is not in it."""
+    g = torch.Generator().manual_seed(0)
+    factors = [{"w": (torch.randn(2, 5, generator=g), torch.randn(6, 2, generator=g))} for _ in range(4)]
+    steps, later = (0, 10, 20, 30), (10, 20, 30)
+    alone = Trajectory.from_factors(later, factors[1:]).gram("w")
+    first, after = Trajectory.from_factors(steps, factors), Trajectory.from_factors(steps, factors)
+    whole = after.gram("w")
+    for traj in (first, after):
+        torch.testing.assert_close(traj.at(later).gram("w"), alone)
+        torch.testing.assert_close(traj.at(later).upto(20).gram("w"), alone[:2, :2])
+        torch.testing.assert_close(traj.gram("w"), whole)
+        torch.testing.assert_close(traj.at((0, 20)).gram("w"), whole[::2, ::2])

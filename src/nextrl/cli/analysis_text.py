@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nextrl.judge.analysis import Analysis
-from nextrl.judge.regime import MEANING, even_gram, mean_excess, recent_windows, regime_of
+from nextrl.judge.regime import MEANING, mean_excess, no_windows, recent_windows, regime_of
+from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.linearity import AHEAD, FIT
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -135,10 +136,10 @@ def _cut_off(result: Analysis) -> list[str]:
 
 
 def conclusion(traj: Trajectory, used_beta1: float) -> list[str]:
-    """The regime at the run's end, measured as `nextrl advise` does; nothing where the run is too short to show it."""
-    windows = recent_windows(even_gram(traj), traj.spacing, used_beta1)
+    """The regime at the run's end, measured as `nextrl advise` does, or why there is none; nothing of a short run."""
+    windows = recent_windows(traj, used_beta1)
     if not windows:
-        return []
+        return [f"No regime: {no_windows(traj)}."] if len(known_steps(traj)) > 2 else []
     mean = mean_excess(windows)
     regime = regime_of(mean)
     return [

@@ -144,8 +144,18 @@ class AlphaRL:
             if float(spans.sigma.min()) > 0:
                 left[module] = _invert(size[:-1], y, scale=self.variant == "code")
         level, rate = _line(steps, y, traj.steps[-1])
-        gain, most = (horizon * rate, 1.0) if self.target is None else (self.target - level, math.inf)
+        gain, most = (
+            (horizon * rate, _end(y, level)) if self.target is None else (self.target - level, math.inf)
+        )
         return AlphaPrediction(self.variant, left, now, level, gain, most)
+
+
+def _end(y: NDArray[np.float64], level: float) -> float:
+    """The most that a leap may aim at: accuracies end at 1. Of rewards outside 0 to 1 no end is known.
+
+    The line through accuracies near 1 may lie above it at T: then no gain is left, and the leap must not turn back.
+    """
+    return max(1.0, level) if float(y.min()) >= 0.0 and float(y.max()) <= 1.0 else math.inf
 
 
 def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, float]:

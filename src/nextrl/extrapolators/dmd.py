@@ -9,6 +9,11 @@ What is ours: the snapshots are differences of successive checkpoints. Where `W_
 so that the constant b costs nothing: a straight line is one mode of eigenvalue 1, a saturating exponential one below 1,
 a rotation a complex pair (test_known_futures.py holds all three). Growing modes are clipped to the unit circle. U is
 never formed: inner products of differences are all that the reduced operator needs.
+
+The differences are of real checkpoints, the last ones that follow each other at the run's spacing: points interpolated
+across a gap would make identical differences, a mode of eigenvalue 1 that is not in the run. Where T lies beyond them
+(a trainer saves at its end, too), the modes are advanced from the last of them, less what they move up to T.
+Only where no stretch is long enough is the run resampled by linear interpolation.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from torch import Tensor
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import even_grid, pooled_gram
+from nextrl.trajectory.combinations import even_points, pooled_gram
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -58,7 +63,7 @@ class DynamicModes:
             InputError: as `require`, or a run that stood still until its last checkpoint.
         """
         require(self, traj, horizon)
-        grid = even_grid(traj)
+        grid, beyond = even_points(traj, self.min_checkpoints(horizon, traj.spacing))
         moves = grid[1:] - grid[:-1]
         gram = moves @ pooled_gram(traj) @ moves.mT
         # <[d_i, d_i-1], [d_j, d_j-1]>: Gram matrices of shifted differences add up.
@@ -66,8 +71,8 @@ class DynamicModes:
         gram = torch.stack([gram[i : i + size, i : i + size] for i in range(self.delays)]).sum(0)
         if float(gram[:-1, :-1].trace()) <= 0.0:
             raise InputError(
-                f"dmd: the adapter does not move before step {traj.steps[-1] - traj.spacing}, so there is no motion "
-                "to take modes from: train on, or take a method that needs only the last steps (secant, factors)"
+                f"dmd: the adapter does not move before step {traj.steps[-1] - beyond - traj.spacing}, so there is no "
+                "motion to take modes from: train on, or take a method that needs only the last steps (secant, factors)"
             )
         moves = moves[-len(gram) :]
         basis = self._basis(gram[:-1, :-1])
@@ -78,7 +83,9 @@ class DynamicModes:
         back = basis.to(vectors.dtype) @ vectors
 
         def rule(alpha: float) -> Tensor:
-            ahead = _geometric(values, abs(alpha) * horizon / traj.spacing)
+            ahead = _geometric(values, (beyond + abs(alpha) * horizon) / traj.spacing)
+            if beyond:
+                ahead = ahead - _geometric(values, beyond / traj.spacing)
             coordinates = (back @ (ahead * last)).real
             # A step back would make decaying modes explode; it is the forward step with its sign turned.
             sign = 1.0 if alpha >= 0 else -1.0

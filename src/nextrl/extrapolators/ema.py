@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
 def moving_average(traj: Trajectory, memory: float) -> Tensor:
-    """(T,) weights of the EMA at T: from one checkpoint to the next the past fades by `exp(-steps / memory)`."""
-    average = unit(traj, traj.steps[0])
-    for before, step in zip(traj.steps[:-1], traj.steps[1:], strict=True):
+    """(T,) weights of the EMA at T: from one known step to the next the past fades by `exp(-steps / memory)`.
+
+    It begins at W_0 where that is known, whether its checkpoint is there or not.
+    """
+    known = known_steps(traj)
+    average = unit(traj, known[0])
+    for before, step in pairwise(known):
         keep = math.exp(-(step - before) / memory)
         average = keep * average + (1 - keep) * unit(traj, step)
     return average

@@ -16,7 +16,7 @@ import torch
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import unit
+from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -41,12 +41,13 @@ class LatestWeightAverage:
         return 2
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
-        """Equal weights over checkpoints on disk."""
+        """Equal weights over known steps, W_0 among them where it lies in the window and is known."""
         require(self, traj, horizon)
         if self.count is not None and self.count < 1:
             raise InputError(f"lawa: count must be at least 1, not {self.count}")
-        in_window = sum(s >= traj.steps[-1] - horizon for s in traj.steps)
-        used = traj.steps[-(self.count or max(2, in_window)) :]
+        known = known_steps(traj)
+        in_window = sum(s >= traj.steps[-1] - horizon for s in known)
+        used = known[-(self.count or max(2, in_window)) :]
         mean = torch.stack([unit(traj, s) for s in used]).mean(0)
         toward = mean - unit(traj, traj.steps[-1])
         return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)

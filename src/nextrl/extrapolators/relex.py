@@ -1,10 +1,12 @@
 """`relex`: a line along the run's first principal direction, one module at a time.
 
 RELEX (2605.21468; its code, github.com/weizhepei/RELEX at e4548ba, `scripts/svd_extrapolation.py`, was read): the
-rows `W_t - W_0` of one matrix have a dominant right singular vector v; the coordinates `c_t = <W_t - W_0, v>` are
-fitted by a line in t, and `W_0 + c(T + a h) v` is the prediction. With the Gram matrix G of the rows, its leading
+rows `W_t - W_0` of one matrix, t > 0, have a dominant right singular vector v; the coordinates `c_t = <W_t - W_0, v>`
+are fitted by a line in t, and `W_0 + c(T + a h) v` is the prediction. With the Gram matrix G of the rows, its leading
 eigenpair (lambda, e) gives `v = sum_t e_t (W_t - W_0) / sqrt(lambda)` and `c_t = sqrt(lambda) e_t`: no matrix is
 touched.
+
+W_0 itself is no row, there as here: a run whose step 0 lies on disk, or in a trainer's memory, is the same run.
 
 What differs: their t counts checkpoints, one for each step, ours steps; they store rows in float16 and compute in
 float32, we compute in float64; and alpha = 0 stays here, where their line would go to its own point at T. On the same
@@ -37,6 +39,20 @@ def principal(gram: Tensor) -> tuple[Tensor, Tensor]:
     return e / root, e * root
 
 
+def rank_one_line(traj: Trajectory, module: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The direction v as coefficients (T,) over `traj.steps`, and the fitted coordinate at T and its slope per step.
+
+    The rows are the checkpoints after the start.
+    """
+    rows = step_numbers(traj) > traj.start
+    steps = step_numbers(traj)[rows]
+    along, c = principal(traj.gram(module)[rows][:, rows])
+    v = torch.zeros(len(rows), dtype=along.dtype)
+    v[rows] = along
+    slope = slope_weights(steps) @ c
+    return v, c.mean() + slope * (steps[-1] - steps.mean()), slope
+
+
 @register
 @dataclass(frozen=True)
 class Relex:
@@ -58,8 +74,6 @@ class Relex:
         return CombinationOfCheckpoints(traj, by_module=rules)
 
     def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
-        steps, end = step_numbers(traj), unit(traj, traj.steps[-1])
-        v, c = principal(traj.gram(module))
-        slope = slope_weights(steps) @ c
-        at_end = c.mean() + slope * (steps[-1] - steps.mean())
+        end = unit(traj, traj.steps[-1])
+        v, at_end, slope = rank_one_line(traj, module)
         return lambda alpha: (at_end + alpha * horizon * slope) * v - end

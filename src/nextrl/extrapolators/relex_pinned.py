@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from nextrl.extrapolators.base import register
 from nextrl.extrapolators.predictions import Coefficients
-from nextrl.extrapolators.relex import Relex, principal
-from nextrl.trajectory.combinations import slope_weights, step_numbers
+from nextrl.extrapolators.relex import Relex, rank_one_line
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -22,6 +21,6 @@ class RelexPinned(Relex):
     summary: ClassVar[str] = "relex's step, taken from where the run is"
 
     def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
-        v, c = principal(traj.gram(module))
-        step = horizon * (slope_weights(step_numbers(traj)) @ c) * v
+        v, _, slope = rank_one_line(traj, module)
+        step = horizon * slope * v
         return lambda alpha: alpha * step

@@ -5,6 +5,9 @@ Scieur, d'Aspremont and Bach, 1606.04133 (second-hand): with residuals `r_i = W_
 residual is smallest. Theirs is `sum_i c_i W_i` (so says the authors' own code, github.com/windows7lover/
 RegularizedNonlinearAcceleration); here it is `sum_i c_i W_{i+1}`, as in Anderson's mixing, one step further along. It
 aims at the fixed point, not h steps ahead.
+
+The residuals are of the last real checkpoints that follow each other at the run's spacing: across a gap, or over fewer
+steps, a residual is another map's. Only where there are not three is the run resampled by linear interpolation.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import even_grid, pooled_gram, unit
+from nextrl.trajectory.combinations import even_points, pooled_gram, unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -44,7 +47,8 @@ class NonlinearAcceleration:
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """Solve one small linear system."""
         require(self, traj, horizon)
-        grid = even_grid(traj)[-(self.memory + 1) :]
+        points, _ = even_points(traj, self.min_checkpoints(horizon, traj.spacing))
+        grid = points[-(self.memory + 1) :]
         moves = grid[1:] - grid[:-1]
         square = moves @ pooled_gram(traj) @ moves.mT
         square = square / torch.linalg.matrix_norm(square, 2)

@@ -20,7 +20,7 @@ from nextrl.errors import InputError, shown
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
-from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, Regime, regime_of
+from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
 from nextrl.trajectory.given import Run, trajectory_of
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
@@ -38,9 +38,11 @@ class Thresholds:
         oscillates, closing_back: a rate is too high if the excess is below oscillates - closing_back * share.
         learned: share of the room at the start that a run must have closed since; otherwise a path without direction
             is taken for one whose rate was too high from the first window on.
-        fall: fall of the reward below its best window (the lab's controller undoes a window at .08).
+        fall: fall of the reward below its best window (the lab's controller undoes a window at .08) that matters; it
+            counts where chance alone would not bring it, which `AdviceFeatures.fall_by_chance` says.
         ruined: share of its best window below which a reward counts as lost.
-        flat: a rise of the reward, over three windows, that is no rise (the SE of a window of 10 x 128 is .014).
+        flat: a rise of the reward, over three windows, that is no rise, or that chance alone would bring
+            (`rise_by_chance`).
     """
 
     faster: float = 0.2
@@ -183,7 +185,7 @@ def advise(traj: Run, tested: Backtest | None = None) -> Advice:
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
-        InputError: no run that can be read, fewer than three known checkpoints, or a run that does not move.
+        InputError: no run that can be read; and as `features`.
     """
     if tested is not None and not isinstance(tested, Backtest):
         raise InputError(f"tested must be what nextrl.backtest returned, not {shown(tested)}")
@@ -272,7 +274,8 @@ def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
     """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back."""
     start = max((r for r in (f.best, f.first) if r is not None), default=0.0)
-    return f.reward is not None and start > 0.0 and f.reward < t.ruined * start
+    by_chance = start - (f.reward or 0.0) <= (f.fall_by_chance or 0.0)
+    return f.reward is not None and start > 0.0 and f.reward < t.ruined * start and not by_chance
 
 
 def _shakes(f: AdviceFeatures, t: Thresholds) -> bool:
@@ -293,7 +296,11 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
             "rewards there is no gradient, and a straight path is only momentum. Start over, from before the fall, "
             "at about a tenth of the rate."
         )
-    elif f.reward is not None and f.best is not None and f.best - f.reward > t.fall:
+    elif (
+        f.reward is not None
+        and f.best is not None
+        and f.best - f.reward > max(t.fall, f.fall_by_chance or 0.0)
+    ):
         signs.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
     if f.excess < t.oscillates - t.closing_back * f.closing:
         signs.append("Successive windows undo each other: the run oscillates.")
@@ -307,11 +314,15 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
 
 def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) -> Advice:
     """Go on, or average once the reward is flat and the path has no direction."""
-    if f.rise is not None and f.rise > t.flat:
+    if f.rise is not None and f.rise > max(t.flat, f.rise_by_chance or 0.0):
         reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
         return Advice(regime, "continue", _sure(f, t), tuple(reasons), f)
     if len(f.windows) < 2 or regime != "noise":
-        why = "The run is too short to average" if len(f.windows) < 2 else "The path still has a direction"
+        why = (
+            "Too few windows lie between the checkpoints to average"
+            if len(f.windows) < 2
+            else "The path still has a direction"
+        )
         reasons.append(f"{why}: go on.")
         return Advice(regime, "continue", "low", tuple(reasons), f)
     if f.rise is None:
@@ -319,8 +330,9 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
             "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
         )
     else:
+        noise = "" if f.rise <= t.flat else f", and up to {f.rise_by_chance:+.2f} is noise"
         reasons.append(
-            f"The reward is flat ({f.rise:+.2f} over the last windows): average the last checkpoints."
+            f"The reward is flat ({f.rise:+.2f} over the last windows{noise}): average the last checkpoints."
         )
     return Advice(regime, "average", _sure(f, t), tuple(reasons), f, method="lawa")
 
@@ -335,7 +347,12 @@ def _sure(f: AdviceFeatures, t: Thresholds) -> str:
 
 
 def _persistence_sentence(f: AdviceFeatures) -> str:
-    parts = ", ".join(f"{w.c:.2f} over {w.steps} steps (Adam alone: {w.c0:.2f})" for w in f.windows)
+    parts = ", ".join(f"{w.c:.2f} over {_length(w)} (Adam alone: {w.c0:.2f})" for w in f.windows)
     source = "optimizer.pt" if f.beta1_known else "assumed; no optimizer.pt"
     at = f"Persistence at step {f.step} is {parts}"
     return f"{at}; excess {f.excess:+.2f} with beta1 = {f.beta1:g} ({source})."
+
+
+def _length(window: PersistenceWindow) -> str:
+    after = "" if window.before is None else f" after {window.before}"
+    return f"{window.steps} steps{after}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,9 +11,10 @@ from nextrl.errors import InputError
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.decision_file import last_of_auto
-from nextrl.judge.regime import PersistenceWindow, displacement, even_gram, mean_excess, recent_windows
+from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
+from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import known_steps
+from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -43,6 +43,8 @@ class AdviceFeatures:
         rate_now: the rate that was logged last.
         steady: whether the rate was constant, within a tenth, over the steps that `windows` span.
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
+        fall_by_chance, rise_by_chance: how far below `best`, and how high a `rise`, chance alone brings a reward that
+            stands still (`reward_windows`); None where the windows are too few to tell, or nobody measured it.
     """
 
     step: int
@@ -64,6 +66,8 @@ class AdviceFeatures:
     rate_now: float | None = None
     steady: bool | None = None
     auto: str = ""
+    fall_by_chance: float | None = None
+    rise_by_chance: float | None = None
 
     @property
     def closing(self) -> float:
@@ -100,8 +104,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         traj, tested: as `advise` takes them.
 
     Raises:
-        InputError: fewer than three known checkpoints, a run that does not move, or a file of decisions that cannot be
-            read.
+        InputError: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
+            unevenly spaced that no two windows can be compared, or a file of decisions that cannot be read.
     """
     known = known_steps(traj)
     if len(known) < 3:
@@ -110,41 +114,55 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    gram = even_gram(traj)
-    windows = recent_windows(gram, traj.spacing, used)
+    windows = recent_windows(traj, used)
     if not windows:
-        raise InputError(
-            f"the adapter does not move in the last {2 * traj.spacing} steps: there is nothing to advise on"
-        )
+        raise InputError(f"{no_windows(traj)}: there is nothing to advise on")
     if not all(math.isfinite(window.e) for window in windows):
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
-    reward, best, rise, first = _rewards(traj)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
-    return AdviceFeatures(
+    seen = AdviceFeatures(
         traj.steps[-1],
         windows,
         used,
         beta1 is not None,
-        _drift_to_noise(gram),
+        _drift_to_noise(traj),
         *_backtest(traj, tested),
-        reward=reward,
-        best=best,
-        rise=rise,
-        first=first,
         rate=rate,
         rate_now=rate_now,
         steady=steady,
         auto=_auto(traj),
     )
+    rewards = _rewards(traj)
+    if rewards is None:
+        return seen
+    return replace(
+        seen,
+        reward=rewards.last,
+        best=rewards.best,
+        rise=rewards.rise,
+        first=rewards.first,
+        fall_by_chance=rewards.fall_by_chance,
+        rise_by_chance=rewards.rise_by_chance,
+    )
 
 
-def _drift_to_noise(gram: torch.Tensor) -> float:
-    """|mean window|^2 over the windows' scatter, over the last half of an even grid's (G, G) inner products."""
-    size = len(gram)
-    moves = torch.stack([displacement(size, i - 1, i) for i in range(size // 2, size)])
-    inner = moves @ gram @ moves.mT
+def _drift_to_noise(traj: Trajectory) -> float:
+    """|mean window|^2 over the windows' scatter, between the checkpoints of the last half.
+
+    A window of another length than the run's spacing k counts as k steps of its own mean, and not as several windows:
+    those would agree with each other.
+    """
+    known = known_steps(traj)
+    ends = range(len(known) // 2, len(known))
+    moves = torch.stack(
+        [
+            (unit(traj, known[i]) - unit(traj, known[i - 1])) * (traj.spacing / (known[i] - known[i - 1]))
+            for i in ends
+        ]
+    )
+    inner = moves @ pooled_gram(traj) @ moves.mT
     n, mean_square = len(moves), float(inner.mean())
     noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
     drift = (mean_square - noise / n) / noise if noise > 0 else math.inf
@@ -164,15 +182,10 @@ def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, floa
     return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
 
 
-def _rewards(traj: Trajectory) -> tuple[float | None, float | None, float | None, float | None]:
-    """(last window, best window, rise over the last three, first window); a window ends at each checkpoint."""
-    means = list(trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj)).values())
-    if not means:
-        return None, None, None, None
-    # The best of many noisy windows is mostly luck, so pairs of windows are compared once there are four.
-    smooth = [(a + b) / 2 for a, b in pairwise(means)] if len(means) >= 4 else means
-    rise = smooth[-1] - smooth[max(0, len(smooth) - 4)]
-    return smooth[-1], max(smooth), rise, means[0]
+def _rewards(traj: Trajectory) -> RewardWindows | None:
+    """What the rewards say; a window ends at each checkpoint. None where no reward was logged."""
+    windows = trainer_log.rewards_by_window(traj, trainer_log.rewards(traj))
+    return reward_windows(list(windows.values())) if windows else None
 
 
 def _rates(traj: Trajectory, span: int) -> tuple[float | None, float | None, bool | None]:

@@ -7,7 +7,8 @@ beats every way of *not* leaping:
 - standing still;
 - going back, to an average of the past or to the start: on a run that is all noise these predict better than its last
   point, which is a reason to average and not to leap;
-- what Adam's momentum carries on by itself, c0 times the last window (docs/design.md, persistence and its zero point).
+- what Adam's momentum carries on by itself, c0 times the last window, or, where no known step is as far back as the
+  prediction goes, the share of the nearest window that it carries (docs/design.md, persistence and its zero point).
 
 Closeness in weights is not accuracy: `paired_search` asks for that.
 """
@@ -40,10 +41,10 @@ from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
 from nextrl.scalars import MAX_SEED, several, whole
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import check_grid, known_steps
+from nextrl.trajectory.combinations import check_grid, known_steps, unit
 from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.persistence import adam_persistence
+from nextrl.trajectory.persistence import adam_carry
 from nextrl.trajectory.trajectory import Trajectory
 
 # 1000 full-batch epochs of wide networks at every origin: only on request.
@@ -51,6 +52,9 @@ NOT_BY_DEFAULT = ("next-paper",)
 # What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
 # the latest three origins alone, too few to set one above the others.
 CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
+# In fewer dimensions random directions agree by chance: a random walk of 3 x 4 weights was recommended a leap in 13 of
+# 40 runs (docs/backtest.md).
+FEW_WEIGHTS = 100
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
@@ -176,6 +180,9 @@ def backtest(
         f"{name} at a horizon of {h} leaves {score.mean('relative_error'):.0%} of the way to go over "
         f"{counted(len(score.outcomes))} (cosine {score.mean('cosine'):.2f}, skill {score.mean('skill'):.2f})"
     )
+    weights = sum(m * n for m, n, _ in map(traj.shape, traj.modules))
+    if weights < FEW_WEIGHTS:
+        reason += f"; with {weights} weights in all, that may well be chance"
     return Backtest(scores, h, name, reason)
 
 
@@ -242,9 +249,9 @@ def _at_horizon(
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
         raise InputError(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
-    c0 = adam_persistence(horizon, trainer_log.beta1_or_default(traj))
+    beta1 = trainer_log.beta1_or_default(traj)
     pooled = torch.stack(list(grams.values())).sum(0)
-    skills = {t: _not_leaping(traj, pooled, t, later, c0) for t, later in pairs}
+    skills = {t: _not_leaping(traj, pooled, t, later, beta1) for t, later in pairs}
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
     scores, skipped = {}, {}
     for method in methods:
@@ -313,25 +320,29 @@ def _actual(traj: Trajectory, gram: Tensor, t: int, later: int) -> float:
     return max(0.0, float(move @ gram @ move))
 
 
-def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, c0: float) -> dict[str, float]:
+def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, beta1: float) -> dict[str, float]:
     """Skill of each way of not leaping at one origin; `gram` (T, T) of all modules together."""
-    steps = torch.tensor(traj.steps)
-    now, move = (steps == t).double(), _move(traj, t, later)
-    window, past = ((steps >= 2 * t - later) & (steps <= t)).double(), (steps <= t).double()
-    back = int((steps - (2 * t - later)).abs().argmin())
-    before = torch.zeros_like(now)
-    if 2 * t - later > traj.start or traj.steps[0] == traj.start:
-        before[back] = 1.0
+    now, move, begin = unit(traj, t), _move(traj, t, later), 2 * t - later
+    past = [s for s in known_steps(traj) if s <= t]
+    # The window that momentum carries on: as long as the way ahead, or as near to that as the known steps allow.
+    before = min(past[:-1], key=lambda s: (abs(s - begin), s), default=None)
     controls = {
-        "average": window / window.sum() - now,
-        "mean": past / past.sum() - now,
+        "average": _mean(traj, [s for s in past if s >= begin]) - now,
+        "mean": _mean(traj, past) - now,
         "start": -now,
-        "momentum": c0 * (now - before),
+        "momentum": torch.zeros_like(now),
     }
+    if before is not None:
+        controls["momentum"] = adam_carry(later - t, beta1, t - before) * (now - unit(traj, before))
     actual = float(move @ gram @ move)
     return {"stay": 0.0} | {
         n: float(2 * c @ gram @ move - c @ gram @ c) / actual for n, c in controls.items()
     }
+
+
+def _mean(traj: Trajectory, steps: Sequence[int]) -> Tensor:
+    """(T,) coefficients of the mean of `W_s - W_0` over known steps, W_0 among them or not."""
+    return torch.stack([unit(traj, s) for s in steps]).mean(0)
 
 
 def _why_not(scores: HorizonScores) -> str:

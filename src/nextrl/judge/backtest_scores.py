@@ -15,7 +15,8 @@ NONE = "none"
 # A gain in skill below this is not worth the price of a leap (a search costs a few steps' completions).
 LEAST_GAIN = 0.05
 # How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one method. The
-# gain is taken over the best of several controls, which makes the test stricter than that.
+# gain is taken over the best of several controls, which makes the test stricter than that; in a space of few
+# dimensions, where random directions agree by chance, it is looser (docs/backtest.md).
 STANDARD_ERRORS = 2.0
 # With fewer than two independent origins no spread can be measured; then the gain in skill must exceed this.
 UNSEEN_SPREAD = 0.25

@@ -221,18 +221,20 @@ def likelihood_gain(log_ratios: Tensor, mask: Tensor) -> BatchGain:
         log_ratios: (n, L), log p_candidate - log p_T of tokens.
         mask: (n, L), non-zero at the tokens that count.
     """
-    own = mask.double()
-    tokens = torch.where(mask != 0, log_ratios.double(), 0.0)
-    lw, count = tokens.sum(1), float(own.sum()) or math.nan
-    keep = lw.isfinite()
-    n, lw = int(keep.sum()), lw[keep]
+    own = mask != 0
+    tokens = torch.where(own, log_ratios.double(), 0.0)
+    # A row without tokens is no text: neither a gain of 0 nor one that the candidate rules out.
+    lw, texts = tokens.sum(1), own.any(1)
+    keep = lw.isfinite() & texts
+    n, left_out, count = int(keep.sum()), int((texts & ~keep).sum()), float(own[keep].sum()) or math.nan
+    lw = lw[keep]
     error = float(lw.std() / math.sqrt(n)) if n > 1 else math.inf
     gain = Estimate(float(lw.mean()) if n else 0.0, error)
     k2, k3 = (
         float(x[keep].sum()) / count
         for x in (tokens.square() / 2, tokens.clamp_max(_LARGEST_TOKEN).expm1() - tokens)
     )
-    return BatchGain(gain, gain, gain, n, n, len(keep) - n, n, n, float(n), float(n), 1.0, k2, k3, "")
+    return BatchGain(gain, gain, gain, n, n, left_out, n, n, float(n), float(n), 1.0, k2, k3, "")
 
 
 def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:

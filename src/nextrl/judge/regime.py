@@ -14,11 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from nextrl.trajectory.combinations import even_grid, pooled_gram
-from nextrl.trajectory.persistence import adam_persistence, excess
+from nextrl.trajectory.combinations import check_grid, known_steps, moves
+from nextrl.trajectory.persistence import adam_persistence, excess, window_products
 from nextrl.trajectory.trajectory import Trajectory
 
 Regime = Literal["signal", "mixed", "noise"]
@@ -61,16 +58,18 @@ class PersistenceWindow:
     """Persistence over one window length at the end of a run.
 
     Attributes:
-        steps: length of the window.
+        steps: length of the last window.
         c: cosine of the last two windows.
         c0: the cosine that Adam's momentum alone gives.
         e: the excess (c - c0) / (1 - c0).
+        before: length of the window before it where checkpoints are unevenly spaced; None where it is as long.
     """
 
     steps: int
     c: float
     c0: float
     e: float
+    before: int | None = None
 
 
 def mean_excess(windows: Sequence[PersistenceWindow]) -> float:
@@ -78,37 +77,59 @@ def mean_excess(windows: Sequence[PersistenceWindow]) -> float:
     return sum(w.e for w in windows) / len(windows) if windows else 0.0
 
 
-def even_gram(traj: Trajectory) -> Tensor:
-    """(G, G) float64 inner products of the run's points, all modules together, on an even grid of steps."""
-    grid = even_grid(traj)
-    return grid @ pooled_gram(traj) @ grid.mT
-
-
-def recent_windows(gram: Tensor, spacing: int, beta1: float) -> tuple[PersistenceWindow, ...]:
+def recent_windows(traj: Trajectory, beta1: float) -> tuple[PersistenceWindow, ...]:
     """Persistence at the end of a run, for every window length that fits twice and moved.
 
+    Windows lie between checkpoints that are there: a point interpolated between two of them would lie on a straight
+    path. Where checkpoints are unevenly spaced the two windows differ in length, and so does the c0 that they are
+    compared with; one that would end off by more than half its length is left out.
+
     Args:
-        gram: (G, G) inner products on an even grid, from `even_gram`.
-        spacing: steps between two points of the grid.
+        traj: the run.
         beta1: Adam's first momentum coefficient.
+
+    Raises:
+        InputError: as `check_grid`, or W_0 is not known to be one of the checkpoints and takes part.
     """
-    size, windows = len(gram), []
-    for length in WINDOW_LENGTHS:
-        if 2 * length >= size:
+    check_grid(traj)
+    products, windows = window_products(traj), []
+    for first, middle, last in recent_steps(traj):
+        dot, late, early = products(first, middle, last)
+        if late * early <= 0:
             continue
-        late = displacement(size, -1 - length, -1)
-        early = displacement(size, -1 - 2 * length, -1 - length)
-        squares = float(late @ gram @ late) * float(early @ gram @ early)
-        if squares <= 0:
-            continue
-        c, c0 = float(late @ gram @ early) / math.sqrt(squares), adam_persistence(length * spacing, beta1)
-        windows.append(PersistenceWindow(length * spacing, c, c0, excess(c, c0)))
+        steps, before = last - middle, middle - first
+        c, c0 = dot / math.sqrt(late * early), adam_persistence(steps, beta1, before)
+        windows.append(PersistenceWindow(steps, c, c0, excess(c, c0), None if steps == before else before))
     return tuple(windows)
 
 
-def displacement(size: int, start: int, stop: int) -> Tensor:
-    """(size,) float64 coefficients of `W_stop - W_start` on a grid of `size` points."""
-    c = torch.zeros(size, dtype=torch.float64)
-    c[stop] += 1.0
-    c[start] -= 1.0
-    return c
+def recent_steps(traj: Trajectory) -> list[tuple[int, int, int]]:
+    """The known steps that the last two windows of each length lie between, (first, middle, last), shortest first."""
+    known, found = known_steps(traj), dict[int, tuple[int, int, int]]()
+    for length in (n * traj.spacing for n in WINDOW_LENGTHS):
+        if known[-1] - known[0] < 2 * length:
+            continue
+        middle = _near(known, known[-1] - length, length / 2)
+        first = None if middle is None else _near(known, middle - length, length / 2)
+        # Where one checkpoint is the nearest for two lengths, the shorter one has it.
+        if middle is not None and first is not None:
+            found.setdefault(middle, (first, middle, known[-1]))
+    return list(found.values())
+
+
+def _near(known: Sequence[int], step: int, slack: float) -> int | None:
+    """The known step nearest to `step`, the earlier on a tie; None where it is off by more than `slack`."""
+    near = min(known, key=lambda s: (abs(s - step), s))
+    return near if abs(near - step) <= slack else None
+
+
+def no_windows(traj: Trajectory) -> str:
+    """Why `recent_windows` found none, as a clause."""
+    known = known_steps(traj)
+    if recent_steps(traj) or not moves(traj):
+        return f"the adapter does not move in the last {2 * traj.spacing} steps"
+    last = ", ".join(map(str, known[-4:]))
+    return (
+        f"the last checkpoints (steps {last}) are too few or too unevenly spaced to lay two windows of "
+        f"{' or '.join(str(n * traj.spacing) for n in WINDOW_LENGTHS)} steps between them"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from nextrl.errors import InputError
 from nextrl.judge.advice import Advice, advise
-from nextrl.judge.regime import DEFAULT_WINDOW, even_gram, mean_excess, recent_windows, regime_of
+from nextrl.judge.regime import DEFAULT_WINDOW, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.result import FORMAT, ArmSeries, Recommendation, Result, TrajectoryFigures
@@ -48,7 +48,7 @@ def summarise(
     first, plain = settings[0], arms["plain"]
     target, per_step = plain.accuracy[-1], first.train.completions_per_step
     traj = Trajectory.load(plain_run)
-    recent = mean_excess(recent_windows(even_gram(traj), traj.spacing, trainer_log.beta1_or_default(traj)))
+    recent = _excess_at_the_end(traj)
     saved = {
         name: comparison.saved(arm, plain, target, per_step) for name, arm in arms.items() if name != "plain"
     }
@@ -77,7 +77,7 @@ def summarise(
         leaps={name: listed for name, arm in arms.items() if (listed := comparison.leaps(arm))},
         reach={name: comparison.reach(arm, target) for name, arm in arms.items()},
         trajectory=trajectory_figures(traj),
-        regime=regime_of(recent),
+        regime=None if recent is None else regime_of(recent),
         **_recommended(advice),
     )
     result.verdict = verdict.of_comparison(arms, result, recent, advice)
@@ -220,10 +220,15 @@ def _recent_excess(
     run's own windows speak, which a leap never lies in.
     """
     if not leapt:
-        windows = recent_windows(even_gram(traj), traj.spacing, trainer_log.beta1_or_default(traj))
-        return mean_excess(windows) if windows else None
+        return _excess_at_the_end(traj)
     seen: Sequence[float | None] = [decision.excess for decision in record.decisions]
     if all(value is None for value in seen):
         seen = next((list(row.values()) for row in figures.excess.values() if row), [])
     known = [value for value in seen if value is not None][-_LAST_WINDOWS:]
     return sum(known) / len(known) if known else None
+
+
+def _excess_at_the_end(traj: Trajectory) -> float | None:
+    """Mean excess over the last windows, as `nextrl advise` measures it; None where there are none."""
+    windows = recent_windows(traj, trainer_log.beta1_or_default(traj))
+    return mean_excess(windows) if windows else None

@@ -22,14 +22,14 @@ _STANDING: Mapping[Regime, str] = {
 
 
 def of_comparison(
-    arms: Mapping[str, ArmRecord], result: Result, excess: float, advice: Advice | None = None
+    arms: Mapping[str, ArmRecord], result: Result, excess: float | None, advice: Advice | None = None
 ) -> str:
     """What was saved, how it stands against tuned rates, whether a single leap paid, and what to do.
 
     Args:
         arms: records by name, "plain" and "auto" among them.
         result: its target, savings and tuned rate.
-        excess: mean excess persistence of the plain arm at its end.
+        excess: mean excess persistence of the plain arm at its end, None where its checkpoints do not show it.
         advice: what `nextrl advise` says of the plain arm.
     """
     sentences = [_against_plain(arms, result)]
@@ -40,8 +40,11 @@ def of_comparison(
     single = _best_leap(arms)
     if single is not None:
         sentences.append(_about_leap(arms["plain"], single))
-    regime = regime_of(excess)
-    sentences.append(f"The plain run's excess persistence is {excess:.2f} at its end: {MEANING[regime]}.")
+    if excess is None:
+        sentences.append("The plain run's last checkpoints do not show how straight its path is.")
+    else:
+        meaning = MEANING[regime_of(excess)]
+        sentences.append(f"The plain run's excess persistence is {excess:.2f} at its end: {meaning}.")
     return " ".join((*sentences, *_advised("the plain run", advice)))
 
 

@@ -103,11 +103,40 @@ def check_grid(traj: Trajectory) -> None:
         )
 
 
+def even_points(traj: Trajectory, least: int) -> tuple[Tensor, int]:
+    """The latest evenly spaced points of the run, at its spacing k, and how many steps T lies beyond the last of them.
+
+    They are the latest known steps of which at least `least` follow each other at k: a gap before them, or a last
+    checkpoint out of step, is left out. Where there are not so many anywhere, they are all points T, T - k, ... of
+    `even_grid`, some of them interpolated.
+
+    Args:
+        traj: the run.
+        least: points that the caller needs.
+
+    Returns:
+        (G, T) float64, oldest first: row g holds the coefficients over `W_t - W_0` of point g; and steps, 0 or more.
+
+    Raises:
+        InputError: as `check_grid`.
+    """
+    check_grid(traj)
+    known, k = known_steps(traj), traj.spacing
+    for end in range(len(known) - 1, least - 2, -1):
+        start = end
+        while start > 0 and known[start] - known[start - 1] == k:
+            start -= 1
+        if end - start + 1 >= least:
+            rows = torch.stack([unit(traj, step) for step in known[start : end + 1]])
+            return rows, known[-1] - known[end]
+    return even_grid(traj), 0
+
+
 def even_grid(traj: Trajectory) -> Tensor:
     """(G, T) float64: the run resampled at T, T - k, T - 2k, ... (oldest first) by linear interpolation in steps.
 
-    Row g holds the coefficients over `W_t - W_0` of grid point g. Methods that need even spacing (Koopman,
-    Anderson) work on the rows; on a run that is evenly spaced each row is a unit vector.
+    Row g holds the coefficients over `W_t - W_0` of grid point g. Two points between the same checkpoints make
+    identical differences: take `even_points` where real ones do, and no cosine from these.
 
     Raises:
         InputError: as `check_grid`.

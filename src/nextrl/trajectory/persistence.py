@@ -6,6 +6,7 @@ how far the one lies above the other. Why this zero point: docs/design.md, "pers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,15 +37,22 @@ def measured_persistence(traj: Trajectory, windows: Sequence[int]) -> dict[int, 
     Returns:
         window -> {t: cosine}; t ascends, and the cosine is NaN where one of the two windows did not move.
     """
-    known = known_steps(traj)
-    exact = traj.persistence
-    cosine = _from_gram(traj) if traj.knows_start else lambda window, t: exact(window, at=t)
+    known, products = known_steps(traj), window_products(traj)
     ends = {w: [t for t in known if {t - w, t - 2 * w} <= set(known)] for w in windows}
-    return {w: {t: cosine(w, t) for t in steps} for w, steps in ends.items()}
+    return {w: {t: _cosine(*products(t - 2 * w, t - w, t)) for t in steps} for w, steps in ends.items()}
 
 
-def _from_gram(traj: Trajectory) -> Callable[[int, int], float]:
-    """(window, t) -> the cosine, from inner products where they are exact enough."""
+def _cosine(dot: float, late: float, early: float) -> float:
+    return dot / math.sqrt(late * early) if late > 0 and early > 0 else math.nan
+
+
+def window_products(traj: Trajectory) -> Callable[[int, int, int], tuple[float, float, float]]:
+    """What `Trajectory.window_products` says of any three known steps, from the Gram matrix where that is exact enough.
+
+    Each checkpoint is then read once, however many windows are asked for.
+    """
+    if not traj.knows_start:
+        return traj.window_products
     gram, known = with_start(pooled_gram(traj), traj.steps, traj.start)
     sizes = torch.stack([traj.product_sizes(module) for module in traj.modules]).square().sum(0)
     largest = dict(zip(traj.steps, sizes.tolist(), strict=True))
@@ -52,44 +60,62 @@ def _from_gram(traj: Trajectory) -> Callable[[int, int], float]:
     # W_0 is taken off every entry where it was read from a checkpoint, and leaves its rounding behind.
     from_start = largest.get(traj.start, 0.0)
 
-    def cosine(window: int, t: int) -> float:
-        steps = (t, t - window, t - 2 * window)
-        now, middle, first = (place[step] for step in steps)
-        late = gram[now, now] - 2 * gram[now, middle] + gram[middle, middle]
-        early = gram[middle, middle] - 2 * gram[middle, first] + gram[first, first]
-        floor = GRAM_SHARE * max(from_start, *(largest.get(step, 0.0) for step in steps))
+    def products(first: int, middle: int, last: int) -> tuple[float, float, float]:
+        a, b, c = place[first], place[middle], place[last]
+        late = float((gram[c, c] - gram[b, c]) - (gram[c, b] - gram[b, b]))
+        early = float((gram[b, b] - gram[a, b]) - (gram[b, a] - gram[a, a]))
+        floor = GRAM_SHARE * max(from_start, *(largest.get(step, 0.0) for step in (first, middle, last)))
         if min(late, early) <= floor:
-            return traj.persistence(window, at=t)
-        dot = gram[now, middle] - gram[now, first] - gram[middle, middle] + gram[middle, first]
-        return float(dot / (late * early).sqrt())
+            return traj.window_products(first, middle, last)
+        return float((gram[c, b] - gram[b, b]) - (gram[c, a] - gram[b, a])), late, early
 
-    return cosine
+    return products
 
 
-def adam_persistence(window: int, beta1: float = DEFAULT_BETA1) -> float:
+def adam_persistence(window: int, beta1: float = DEFAULT_BETA1, before: int | None = None) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
     With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one run
-    correlate as beta1^|i-j|. Two sums of `window` successive updates then have Var = sum_ij beta1^|i-j| and Cov =
-    sum_ij beta1^(window+j-i), i, j = 1..window, and the cosine is Cov / Var (our own derivation, docs/design.md,
-    persistence and its zero point; Adam's second moment is taken as constant over two windows).
+    correlate as beta1^|i-j|. The sum of `n` successive updates then has Var(n) = sum_ij beta1^|i-j|, and two windows
+    that meet have Cov = sum_ij beta1^(i+j-1), i and j counted from where they meet. The cosine is Cov / sqrt(Var Var)
+    (our own derivation, docs/design.md, persistence and its zero point; Adam's second moment is taken as constant over
+    both windows).
 
     Args:
-        window: optimizer steps in a window, >= 1.
+        window: optimizer steps in the later window, >= 1.
         beta1: Adam's first momentum coefficient, 0 <= beta1 < 1.
+        before: steps in the window before it, >= 1; as many by default.
 
     Raises:
         ValueError: if an argument is out of range.
     """
-    if window < 1:
-        raise ValueError(f"adam_persistence needs window >= 1 steps, got {window}")
+    early = window if before is None else before
+    covariance = _covariance(window, early, beta1)
+    return covariance / math.sqrt(_variance(window, beta1) * _variance(early, beta1))
+
+
+def adam_carry(window: int, beta1: float, before: int) -> float:
+    """The share of the window before that momentum alone adds in the next `window` steps: Cov / Var(before).
+
+    The best linear forecast under `adam_persistence`'s assumptions, and its cosine where both windows are as long.
+    """
+    return _covariance(window, before, beta1) / _variance(before, beta1)
+
+
+def _covariance(window: int, before: int, beta1: float) -> float:
+    """Cov of `adam_persistence`, in units of one update's variance; raises as it says."""
+    if min(window, before) < 1:
+        raise ValueError(f"adam_persistence needs windows >= 1 step, got {window} after {before}")
     if not 0.0 <= beta1 < 1.0:
         raise ValueError(f"adam_persistence needs 0 <= beta1 < 1, got {beta1}")
-    # Both double sums run over the lag i - j, which occurs window - |lag| times.
+    # The sum runs over the distance of two updates, which so many pairs have.
+    distances = range(window + before - 1, 0, -1)
+    return sum(min(d, window, before, window + before - d) * beta1**d for d in distances)
+
+
+def _variance(window: int, beta1: float) -> float:
     lags = range(-window + 1, window)
-    variance = sum((window - abs(lag)) * beta1 ** abs(lag) for lag in lags)
-    covariance = sum((window - abs(lag)) * beta1 ** (window - lag) for lag in lags)
-    return covariance / variance
+    return sum((window - abs(lag)) * beta1 ** abs(lag) for lag in lags)
 
 
 def excess(c: float, c0: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nextrl.checkpoints import AdapterCheckpoint
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
@@ -18,7 +19,7 @@ from nextrl.files import is_number, is_step, read_json
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
-REWARD_KEYS = ("reward", "rewards/mean", "eval_reward")
+REWARD_KEYS = ("reward", "rewards/mean")
 
 
 def folder(traj: Trajectory) -> Path | None:
@@ -49,7 +50,7 @@ def learning_rates(traj: Trajectory) -> dict[int, float]:
 
 
 def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
-    """The first of these keys in each entry of the trainer's log, by optimizer step."""
+    """The first of these keys in each training entry of the trainer's log, by optimizer step."""
     place = folder(traj)
     if place is None:
         return {}
@@ -60,7 +61,7 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     history = state.get("log_history") if isinstance(state, dict) else None
     found: dict[int, float] = {}
     for entry in history if isinstance(history, list) else []:
-        if not isinstance(entry, dict):
+        if not isinstance(entry, dict) or not _of_training(entry):
             continue
         step, value = entry.get("step"), next((entry[k] for k in keys if is_number(entry.get(k))), None)
         if is_step(step) and value is not None and step <= traj.steps[-1]:
@@ -68,18 +69,30 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
-    """Mean reward of the steps between each checkpoint and the one before it; those without any are left out.
+def _of_training(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is of training steps, and not of an evaluation at that step or the summary at the end."""
+    # Both come later in the log than the step's own entry, and would take its place whatever they call their figures.
+    other = "train_runtime" in entry or any(str(key).startswith("eval_") for key in entry)
+    return "loss" in entry or not other
+
+
+def rewards_by_window(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, list[float]]:
+    """The rewards logged between each checkpoint and the one before it; checkpoints without any are left out.
 
     Where the run begins with a leap, what was earned before it is left out too.
     """
-    means, before = {}, traj.start or -1
+    found, before = {}, traj.start or -1
     for step in traj.steps:
         window = [r for s, r in by_step.items() if before < s <= step]
         if window:
-            means[step] = sum(window) / len(window)
+            found[step] = window
         before = step
-    return means
+    return found
+
+
+def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
+    """The mean of each of `rewards_by_window`."""
+    return {step: sum(window) / len(window) for step, window in rewards_by_window(traj, by_step).items()}
 
 
 def adam_beta1(traj: Trajectory) -> float | None:

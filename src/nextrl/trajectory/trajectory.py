@@ -259,10 +259,15 @@ class Trajectory:
         return self.at([s for s in self.steps if s <= step])
 
     def at(self, steps: Sequence[int]) -> Trajectory:
-        """A view of these checkpoints only. Inner products already computed are shared with it."""
+        """A view of these checkpoints only. Inner products already computed are shared with it.
+
+        A view without the checkpoint that is W_0 takes the base model for it, as any run without one does, and
+        computes its own.
+        """
         kept = tuple(self._at(step) for step in sorted(set(steps)))
         own = (self.source, self.adapter_config, self.layout, self.skipped, self.start)
-        return Trajectory(kept, *own, self._products, self._sizes)
+        same = kept and (kept[0].step == self.start) == (self.steps[0] == self.start)
+        return Trajectory(kept, *own, self._products if same else {}, self._sizes)
 
     def gram(self, module: str) -> Tensor:
         """(T, T) float64: <W_s - W_0, W_t - W_0> over `steps`. Computed once, O((m + n) r^2 T^2).
@@ -338,13 +343,21 @@ class Trajectory:
                 raise InputError(
                     f"persistence over windows of {window} steps at {last} needs step {step}: not there"
                 )
+        dot, late, early = self.window_products(first, middle, last)
+        return dot / (late * early) ** 0.5 if late > 0 and early > 0 else float("nan")
+
+    def window_products(self, first: int, middle: int, last: int) -> tuple[float, float, float]:
+        """(<l, e>, |l|^2, |e|^2) of e = W_middle - W_first and l = W_last - W_middle, all modules together.
+
+        Read from the factors, so that short windows of a long path keep their digits.
+        """
         dot = late = early = 0.0
         for module in self.modules:
             now, before = self.delta(module, middle, last), self.delta(module, first, middle)
             dot += float(now.inner(before))
             late += float(now.norm()) ** 2
             early += float(before.norm()) ** 2
-        return dot / (late * early) ** 0.5 if late > 0 and early > 0 else float("nan")
+        return dot, late, early
 
     def groups(self) -> dict[tuple[int, int, int], list[str]]:
         """Modules of equal (m, n, r), for batching."""
