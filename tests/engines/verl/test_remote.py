@@ -410,6 +410,47 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
     assert all(torch.equal(t, straight.weights()[n]) for n, t in second.weights().items())
 
 
+@pytest.mark.parametrize("schedule", [True, False])
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_rate_outlives_a_checkpoint_that_lacks_the_optimizer_or_the_schedule(tmp_path, optimizer, schedule):
+    """`actor.checkpoint.save_contents=[model]`: verl then begins optimizer, schedule or both at the configured rate."""
+    first = Training(tmp_path / "first", 100, 1e-6)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    rate = first.run.rate
+    assert begun.memory.factor > 100.0
+    state.save(tmp_path / "global_step", first.run, begun)
+    second = Training(tmp_path / "second", 100, 1e-6)
+    second.actor.load_state_dict(first.actor.state_dict())
+    if optimizer:
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+    if schedule:
+        second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.random, second.step_number, second.delivered = first.random, 12, second.weights()
+    resumed = second.session(Auto(ControllerConfig(every=3)))
+    assert state.load(tmp_path / "global_step", second.run, resumed, 12)
+    assert second.run.rate == pytest.approx(rate, rel=1e-9)
+    # Whatever the schedule makes of it in the steps that follow.
+    second.scheduler.step()
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9)
+
+
+def test_a_warm_up_that_begins_anew_leads_to_the_rate_that_was_found(tmp_path):
+    first = Training(tmp_path / "first", 100, 1e-6, warm_up=4)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    rate = first.run.rate
+    state.save(tmp_path / "global_step", first.run, begun)
+    second = Training(tmp_path / "second", 100, 1e-6, warm_up=4)
+    second.step_number = 12
+    assert state.load(
+        tmp_path / "global_step", second.run, second.session(Auto(ControllerConfig(every=3))), 12
+    )
+    assert second.run.rate == pytest.approx(rate / 4, rel=1e-9)
+    second.scheduler.step()
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2, rel=1e-9)
+
+
 def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):
     training = Training(tmp_path / "run", 6, 1e-3)
     with pytest.raises(InputError, match="this run goes from step 0 to 6, and never comes to step 7, 9"):

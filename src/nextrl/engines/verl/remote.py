@@ -379,6 +379,16 @@ class VerlRun:
         self.workers.ask("multiply_rate", factor)
         self._rates = None
 
+    @property
+    def base_rate(self) -> float:
+        """The rate that the schedule makes others from, what it was multiplied by included."""
+        return float(self.workers.ask("base_rate")[0])
+
+    def set_base_rate(self, base: float) -> None:
+        """Bring that rate to this one, in optimizer and schedule."""
+        self.workers.ask("set_base_rate", base)
+        self._rates = None
+
     def release_rate(self, factor: float) -> None:
         """Nobody else sets it here."""
 

@@ -31,7 +31,14 @@ from nextrl.engines.live_weights import all_finite, shrinking_parts
 from nextrl.engines.optimizer_state import copied, joined, put_back, split
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
-from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.schedules import (
+    base_rate,
+    falls_by_itself,
+    rate_of,
+    set_base_rate,
+    set_rate_factor,
+    share_of,
+)
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json
 
@@ -156,6 +163,15 @@ class Shards:
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate of optimizer and schedule."""
         set_rate_factor(self._optimizer, self._scheduler, factor)
+
+    def base_rate(self) -> float:
+        """The rate that the schedule makes others from."""
+        base = base_rate(self._optimizer)
+        return rate_of(self._optimizer) if base is None else base
+
+    def set_base_rate(self, base: float) -> None:
+        """Bring that rate to this one, in optimizer and schedule."""
+        set_base_rate(self._optimizer, self._scheduler, base)
 
     def rates(self) -> tuple[float, float]:
         """The present learning rate, and that as a share of the schedule's height."""

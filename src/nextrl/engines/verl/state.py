@@ -45,6 +45,7 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
         "memory": {name: getattr(kept, name) for name in _NUMBERS},
         "moments": bool(kept.moments),
         "origin": None if kept.origin is None else kept.origin.step,
+        "base_rate": run.base_rate,
         **session.state(),
     }
     write_json(folder / JSON, values)
@@ -83,7 +84,19 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
     run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), copies, names)
     with _whole(path):
         session.restore(memory, values, step)
+        _bring_rate(run, session, values)
     return True
+
+
+def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
+    """Bring the rate to what it was, where verl began optimizer or schedule at the configured one.
+
+    verl loads each of them only if `actor.checkpoint.load_contents` names it (`optimizer`, `extra`;
+    utils/checkpoint/fsdp_checkpoint_manager.py:load_checkpoint). A rate that was never changed is verl's affair.
+    """
+    base = float(values.get("base_rate", 0.0))  # not in the states of earlier versions
+    if base > 0.0 and session.memory.factor != 1.0:
+        run.set_base_rate(base)
 
 
 @contextmanager
