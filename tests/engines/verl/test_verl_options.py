@@ -1,5 +1,6 @@
 """What a verl run may be asked for, and which runs are refused in one line."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -28,7 +29,12 @@ def test_the_two_words_of_the_docs_are_taken_by_verls_own_config():
     assert not asked.adapt_lr
 
 
+def test_leaps_may_lead_back_to_where_they_began():
+    assert options_of({"leaps": {6: -1, 9: 0.5}}).leaps == {6: -1.0, 9: 0.5}
+
+
 def test_without_a_word_the_defaults_hold():
+    assert options_of(None) == options.Options(options.ControllerConfig())
     assert options_of({}) == options.Options(options.ControllerConfig())
 
 
@@ -38,6 +44,19 @@ def test_without_a_word_the_defaults_hold():
         ({"evry": 3}, r"trainer.v1.nextrl.evry: unknown; known are adapt_lr"),
         ({"leaps": [6]}, "give a step and an alpha"),
         ({"leaps": {0: 1.0}}, "steps count from 1"),
+        ({"leaps": {6.5: 1.0}}, "give a step and an alpha"),
+        ({"leaps": {True: 1.0}}, "give a step and an alpha"),
+        ({"leaps": {6: True}}, "give a step and an alpha"),
+        ({"leaps": 5}, "give a step and an alpha"),
+        ({"leaps": {6: math.nan}}, "alpha of step 6 is nan: give a number, at least -1"),
+        ({"leaps": {6: math.inf}}, "alpha of step 6 is inf: give a number, at least -1"),
+        ({"leaps": {6: -3.0}}, "alpha of step 6 is -3.0: give a number, at least -1"),
+        ({"leaps": {6: 1.0}, "every": 5}, "trainer.v1.nextrl.every: .* leave it out"),
+        ({"leaps": {6: 1.0}, "take_back": False}, "trainer.v1.nextrl.take_back: .* leave it out"),
+        (5, r"trainer.v1.nextrl: give keys \(\+trainer.v1.nextrl.every=10\), not 5"),
+        (False, r"trainer.v1.nextrl: give keys \(\+trainer.v1.nextrl.every=10\), not False"),
+        ("auto", "trainer.v1.nextrl: give keys .*, not 'auto'"),
+        ([1], "trainer.v1.nextrl: give keys "),
         ({"adapt_lr": "no"}, "true or false, not 'no'"),
         ({"every": "ten"}, "trainer.v1.nextrl.every: a whole number, not 'ten'"),
         ({"every": 2.5}, "trainer.v1.nextrl.every: a whole number, not 2.5"),
@@ -48,7 +67,7 @@ def test_without_a_word_the_defaults_hold():
 )
 def test_what_cannot_be_meant_is_one_clear_line(asked, says):
     with pytest.raises(InputError, match=says) as error:
-        options_of(OmegaConf.create(asked))
+        options_of(OmegaConf.create({"nextrl": asked}).nextrl)
     assert "\n" not in str(error.value)
 
 
@@ -63,6 +82,31 @@ def test_what_cannot_be_meant_is_one_clear_line(asked, says):
         ),
         (["+trainer.v1.sync.parameter_sync_step=2"], "leave trainer.v1.sync.parameter_sync_step out"),
         (["actor_rollout_ref.rollout.calculate_log_probs=False"], "calculate_log_probs=True"),
+        (
+            ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_adapter_path=/a"],
+            "with model.lora_adapter_path and no model.lora_rank verl trains all weights under FSDP",
+        ),
+        (
+            ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora.rank=8"],
+            "with model.lora.rank and no model.lora_rank verl trains all weights under FSDP",
+        ),
+        (
+            [
+                "actor_rollout_ref.actor.optim.optimizer_impl=torchao.optim",
+                "actor_rollout_ref.actor.optim.optimizer=_AdamW",
+            ],
+            "actor.optim.optimizer_impl=torchao.optim: .* set it to torch.optim",
+        ),
+        (
+            ["actor_rollout_ref.actor.optim.optimizer=AdamWScheduleFree"],
+            "actor.optim.optimizer=AdamWScheduleFree: .* set it to AdamW",
+        ),
+        (
+            ["distillation.enabled=True", "distillation.distillation_loss.use_task_rewards=False"],
+            "distillation.distillation_loss.use_task_rewards=True",
+        ),
+        (["+async_training.require_batches=1"], "nextrl is read by verl.trainer.main_ppo alone"),
+        (["+rollout.nnodes=1"], "nextrl is read by verl.trainer.main_ppo alone"),
     ],
 )
 def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
@@ -79,8 +123,9 @@ def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
         ["actor_rollout_ref.actor.use_kl_loss=True"],
         ["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],
         ["algorithm.filter_groups.enable=True"],
-        ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_adapter_path=/a"],
+        ["actor_rollout_ref.model.lora_adapter_path=/a"],
         ["actor_rollout_ref.model.lora_rank=0"],
+        ["distillation.enabled=True"],
         # What FSDP1 and a new PEFT deliver of an adapter is no matter where there is none.
         ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.actor.strategy=fsdp"],
     ],

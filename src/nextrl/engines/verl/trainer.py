@@ -45,10 +45,13 @@ class LeapTrainer(PPOTrainerSync):
         """
         check_versions(verl.__version__)
         check_run(config)
-        self._options: Options = options_of(config.trainer.v1.get("nextrl") or {})
-        # verl asks by this name which trainer's ways to take: those of the one that this is.
+        self._options: Options = options_of(config.trainer.v1.get("nextrl"))
+        # verl asks by this name which trainer's ways to take: those of the one that this is. It keeps the answer, so
+        # that what the user wrote can stand there again, and is what loggers store.
+        asked = config.trainer.v1.trainer_mode
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config=config)
+        config.trainer.v1.trainer_mode = asked
         self._latest: KVBatchMeta | None = None
 
     def _init_resource_pool_mgr(self) -> None:
