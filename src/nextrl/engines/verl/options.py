@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from nextrl.engines.optimizers import HOLDS_WEIGHTS
+from nextrl.engines.verl.forced_leaps import ForcedLeaps
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 
@@ -105,6 +106,28 @@ def _leaps(asked: Any) -> dict[int, float]:
                 f"trainer.v1.nextrl.leaps: alpha of step {step} is {alpha}: give a number, at least -1"
             )
     return leaps
+
+
+def check(config: Any, verl: str) -> Options:
+    """Refuse whatever of a run can be refused by its words alone.
+
+    Args:
+        config: verl's.
+        verl: its version.
+
+    Returns:
+        What was asked for.
+
+    Raises:
+        InputError: see `check_versions`, `check_run`, `options_of`; or the run comes to none of the leaps.
+    """
+    check_versions(verl)
+    check_run(config)
+    options = options_of(config.trainer.v1.get("nextrl"))
+    steps = config.trainer.get("total_training_steps")
+    if options.leaps and steps is not None:
+        ForcedLeaps(options.leaps).refuse_impossible(0, steps, 0)
+    return options
 
 
 def check_versions(verl: str) -> None:

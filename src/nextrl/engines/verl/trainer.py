@@ -25,7 +25,7 @@ from nextrl.engines.policies import Auto, Policy
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
-from nextrl.engines.verl.options import Options, check_run, check_versions, options_of
+from nextrl.engines.verl.options import Options, check
 from nextrl.engines.verl.remote import Batch, VerlRun, Workers, batch_of
 from nextrl.engines.verl.worker import LeapWorker
 from nextrl.judge.guard import Guard
@@ -43,9 +43,7 @@ class LeapTrainer(PPOTrainerSync):
         Raises:
             InputError: see `options`.
         """
-        check_versions(verl.__version__)
-        check_run(config)
-        self._options: Options = options_of(config.trainer.v1.get("nextrl"))
+        self._options: Options = check(config, verl.__version__)
         # verl asks by this name which trainer's ways to take: those of the one that this is. It keeps the answer, so
         # that what the user wrote can stand there again, and is what loggers store.
         asked = config.trainer.v1.trainer_mode
