@@ -111,11 +111,12 @@ def refuse(config: Any) -> None:
     import verl
 
     from nextrl.engines.verl.options import check
+    from nextrl.engines.verl.process import REFUSED
 
     try:
         check(config, verl.__version__)
     except InputError as error:
-        sys.exit(f"nextrl: {error}")
+        sys.exit(f"{REFUSED}{error}")
 
 
 def install() -> None:
