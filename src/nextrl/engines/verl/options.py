@@ -26,6 +26,9 @@ NAMELESS = (0, 21)
 them, so that verl 0.9.1 (`utils/fsdp_utils.py:collect_lora_params`) finds nothing and sends its rollout servers an
 empty adapter. tests/engines/real/test_verl_flat.py calls it."""
 
+LEAST_SHARE = 0.8
+"""The least `top_p` at which it was tried that stale rollouts are told from others."""
+
 _DIALS = tuple(dial.name for dial in fields(ControllerConfig))
 _OWN = ("adapt_lr", "take_back", "leaps")
 
@@ -128,6 +131,19 @@ def check(config: Any, verl: str) -> Options:
     if options.leaps and steps is not None:
         ForcedLeaps(options.leaps).refuse_impossible(0, steps, 0)
     return options
+
+
+def comparable(rollout: Any) -> bool:
+    """Whether the log-probabilities of rollouts say which weights sampled them.
+
+    vLLM reports those of the distribution that is sampled from: cut off by `top_k` they may lie anywhere above the
+    policy's own, cut off by `top_p` at most -log top_p above (`remote.Delivery`).
+
+    Args:
+        rollout: verl's `actor_rollout_ref.rollout`.
+    """
+    most, share = rollout.get("top_k", -1), rollout.get("top_p", 1.0)
+    return (most is None or most <= 0) and (share is None or share >= LEAST_SHARE)
 
 
 def check_versions(verl: str) -> None:

@@ -28,7 +28,7 @@ from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
 from nextrl.engines.live_weights import all_finite, shrinking_parts
-from nextrl.engines.optimizer_state import copied, joined, put_back, split
+from nextrl.engines.optimizer_state import copied, joined, put_back, split, took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
 from nextrl.engines.schedules import (
@@ -160,6 +160,10 @@ class Shards:
         """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
         put_back(self._optimizer, self._stepped(), self._moments[key])
 
+    def took_gradient(self, key: int) -> bool:
+        """Whether a gradient has come into this process's part of the optimizer's state since a copy of it."""
+        return took_gradient(self._optimizer, self._stepped(), self._moments[key])
+
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate of optimizer and schedule."""
         set_rate_factor(self._optimizer, self._scheduler, factor)
@@ -186,8 +190,8 @@ class Shards:
         return type(self._optimizer).__name__
 
     def resolution(self) -> float:
-        """Nats per token that the precision of the model's passes hides."""
-        return resolution(self._dtype)
+        """Nats per token that the precision of the model's passes and weights hides."""
+        return resolution(self._dtype, *(p.dtype for p in self._trained().values()))
 
     def shrinking_parts(self, start: int, stop: int) -> tuple[float, float, float]:
         """This process's part of `live_weights.shrinking_parts` between two copies."""
