@@ -282,7 +282,7 @@ def delivery(sampled: Tensor, new: Tensor, old: Tensor, known: Tensor) -> Delive
     slope = (x * y).sum() / squares
     # The sandwich estimator with clusters (Cameron & Miller 2015, eq. 11; second-hand).
     scores = torch.zeros(len(known), dtype=x.dtype).index_add(0, rows, x * (y - slope * x))
-    clusters = len(rows.unique())
+    clusters = int(known.any(1).sum())
     error = (scores.square().sum() * clusters / (clusters - 1)).sqrt() / squares if clusters > 1 else math.inf
     return Delivery(
         float(off.abs().mean()), float((off - change).abs().mean()), float(slope), float(error),
