@@ -21,15 +21,15 @@ from nextrl.engines import decision_log
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
-from nextrl.engines.verl.options import check_delivery, check_run, check_versions, options_of
+from nextrl.engines.verl.options import check_model, check_run, check_versions, options_of
 from nextrl.errors import InputError
-from nextrl.files import read_json
+from nextrl.files import NoSuchFile, read_json, read_text
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "nextrl_run.json"
+SETTINGS, TRACKER = "nextrl_run.json", "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,21 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
         # verl has removed the actor of earlier ones where it is told to keep but a few (max_actor_ckpt_to_keep).
         if step == steps[-1] or (out / f"global_step_{step}" / "actor").is_dir():
             adapters.collect(out / f"global_step_{step}", out / config.START)
-    if steps[-1] < settings.train.steps:
+    if (reached := _reached(out, steps[-1])) < settings.train.steps:
         raise InputError(
-            f"engine verl: verl ended after step {steps[-1]} of {settings.train.steps} and called it done; "
+            f"engine verl: verl ended after step {reached} of {settings.train.steps} and called it done; "
             f"{out / 'verl.log'} has what it said"
         )
     adapter = out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter"
     return Outcome(steps[-1], adapter, decision_log.read(out))
+
+
+def _reached(out: Path, newest: int) -> int:
+    """The step that verl's tracker names, which it writes when a checkpoint is whole; without one, the newest."""
+    try:
+        return int(read_text(out / TRACKER))
+    except (NoSuchFile, ValueError):
+        return newest
 
 
 def _check(settings: VerlSettings, composed: Any) -> None:
@@ -93,7 +101,7 @@ def _check(settings: VerlSettings, composed: Any) -> None:
         InputError: see `options.check_run`; or it would end early, or leave no adapter.
     """
     if settings.dials is None:
-        check_delivery(composed.actor_rollout_ref.actor.strategy)
+        check_model(composed)
     else:
         check_run(composed)
         options_of(composed.trainer.v1.get("nextrl"))

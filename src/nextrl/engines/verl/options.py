@@ -14,7 +14,6 @@ from importlib import metadata
 from typing import Any
 
 from nextrl.engines.optimizers import HOLDS_WEIGHTS
-from nextrl.engines.verl.forced_leaps import ForcedLeaps
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 
@@ -129,6 +128,9 @@ def check(config: Any, verl: str) -> Options:
     options = options_of(config.trainer.v1.get("nextrl"))
     steps = config.trainer.get("total_training_steps")
     if options.leaps and steps is not None:
+        # What stands behind it imports a trainer's packages, which `nextrl run --help` does without.
+        from nextrl.engines.verl.forced_leaps import ForcedLeaps
+
         ForcedLeaps(options.leaps).refuse_impossible(0, steps, 0)
     return options
 
@@ -213,7 +215,7 @@ def check_run(config: Any) -> None:
     """
     _check_trainer(config)
     _check_sharding(config)
-    _check_model(config)
+    check_model(config)
     _check_optimizer(config.actor_rollout_ref.actor.optim)
     _check_what_judges(config)
 
@@ -251,11 +253,14 @@ def _check_sharding(config: Any) -> None:
         )
 
 
-def _check_model(config: Any) -> None:
+def check_model(config: Any) -> None:
     """See that what is trained is what was meant, and that it is delivered.
 
     Whether there is an adapter under FSDP, verl asks `lora_rank` alone (workers/engine/fsdp/transformer_impl.py:162);
     `lora.rank` is Megatron's.
+
+    Raises:
+        InputError: it has an adapter's path or Megatron's rank alone, or see `check_delivery`.
     """
     model, strategy = config.actor_rollout_ref.model, config.actor_rollout_ref.actor.strategy
     lora, adapted = model.get("lora") or {}, (model.get("lora_rank") or 0) > 0
