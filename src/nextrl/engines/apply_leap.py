@@ -36,7 +36,7 @@ class Run(Protocol):
         max_steps: optimizer steps of the whole run.
         group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
         optimizer_name: its class, for messages.
-        resolution: nats per token that the precision of the model's passes hides.
+        resolution: nats per token that the precision of the model's passes and weights hides.
         fresh_next: whether the next step begins with fresh rollouts.
         whole: whether a leap can be taken back, moments and all.
         beside: what is trained beside the adapter, as far as it lies here whole.
@@ -82,6 +82,10 @@ class Run(Protocol):
 
         The cosine is NaN where there is no way (`live_weights.length_and_shrinking`).
         """
+        ...
+
+    def took_gradient(self, moments: Moments) -> bool:
+        """Whether a gradient has come into the optimizer's state since this copy of it; without one, nobody knows."""
         ...
 
     def moments(self) -> Moments:

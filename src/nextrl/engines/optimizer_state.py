@@ -60,6 +60,46 @@ def put_back(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapp
             _put(inner.state[p], state, p)
 
 
+def took_gradient(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a gradient has come into the state since it was copied.
+
+    At a step whose gradient is 0 moments decay, in a group all by the same factor, and those that there were none of
+    begin with 0. So what is looked for are tensors that are no such part of what they were, but for rounding. Step
+    counts say nothing.
+
+    Args:
+        optimizer, parameters, copies: see `put_back`.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    kept = {id(p): copy for p, copy in zip(parameters, copies, strict=True)}
+    for group in inner.param_groups:
+        pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        for p in (p for p in group["params"] if id(p) in kept):
+            for name, value in inner.state.get(p, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
+                    pairs.setdefault(name, []).append((local(value), kept[id(p)].get(name)))
+        if not all(_decayed(found) for found in pairs.values()):
+            return True
+    return False
+
+
+def _decayed(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> bool:
+    """Whether tensors are what they were times one number from 0 to 1, but for rounding; new ones: all 0."""
+    new = old = along = rounding = 0.0
+    for now, before in pairs:
+        if not isinstance(before, Tensor) or before.shape != now.shape:
+            if bool(now.any()):
+                return False
+            continue
+        one, other = now.double().flatten(), before.to(now.device).double().flatten()
+        new, old, along = new + float(one @ one), old + float(other @ other), along + float(one @ other)
+        rounding = max(rounding, 4.0 * torch.finfo(now.dtype).eps)
+    if not old:
+        return not new
+    shrunk = along >= 0.0 and new <= (1.0 + rounding) ** 2 * old
+    return shrunk and new - along**2 / old <= rounding**2 * new
+
+
 def split(copies: Sequence[Mapping[str, Any]], prefix: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Copies as JSON-ready values, one dict per parameter, and tensors by name.
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from nextrl.errors import InputError
 
-# A part of the class's name -> what such an optimizer holds besides moments.
-_HOLDS_WEIGHTS = {
+HOLDS_WEIGHTS = {
     "ScheduleFree": "the point z that it steps from, and the average x that a run ends with",
     "Lookahead": "the slow weights that it goes back to",
 }
+"""A part of the class's name -> what such an optimizer holds besides moments."""
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -28,7 +28,7 @@ def check_optimizer(optimizer: Any) -> None:
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     names = [kind.__name__ for kind in type(inner).__mro__]
-    for part, held in _HOLDS_WEIGHTS.items():
+    for part, held in HOLDS_WEIGHTS.items():
         if any(part in name for name in names):
             raise InputError(
                 f"{type(inner).__name__} keeps weights of its own ({held}), which a leap would not move, so that the "

@@ -40,6 +40,30 @@ _LOOKED_AT = 10**5  # steps at which a function of the step is looked at, at mos
 def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
     """Multiply the learning rate, and all that the schedule makes later rates from, by the same factor."""
     inner = _optimizer(optimizer)
+    _scale_groups(inner, factor)
+    _scale(_scheduler(scheduler), inner, factor)
+
+
+def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float) -> None:
+    """Bring the rate that a schedule begins from to this one, in the optimizer and in the schedule.
+
+    A checkpoint may have held the state of the one and not of the other, so that either may have another base. The
+    present rate becomes the one that the schedule last set, on the new base.
+    """
+    inner, own = _optimizer(optimizer), _scheduler(scheduler)
+    index, group = _leading(inner, ())
+    in_group, in_schedule = base_rate(inner) or float(group["lr"]), float(own.base_lrs[index])
+    if not in_group or not in_schedule:
+        return
+    last = [float(rate) * (base / in_schedule) for rate in own._last_lr]
+    _scale_groups(inner, base / in_group)
+    for each, rate in zip(inner.param_groups, last, strict=True):
+        _put_rate(each, rate)
+    _scale(own, inner, base / in_schedule)
+
+
+def _scale_groups(inner: Any, factor: float) -> None:
+    """Multiply the rates in an optimizer's groups."""
     # A compiled step may hold a rate that is a tensor: it stays the same one. Several groups may share it.
     shared = {id(group["lr"]): group["lr"] for group in inner.param_groups if isinstance(group["lr"], Tensor)}
     for rate in shared.values():
@@ -48,7 +72,14 @@ def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: fl
         for name in ("lr", *_IN_GROUPS):
             if name in group and id(group[name]) not in shared:
                 group[name] = _times(group[name], factor)
-    _scale(_scheduler(scheduler), inner, factor)
+
+
+def _put_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's present rate; one that is a tensor stays the same tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
@@ -57,10 +88,7 @@ def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> 
     present = [float(group["lr"]) for group in groups]
     set_rate_factor(optimizer, scheduler, 1.0 / factor)
     for group, rate in zip(groups, present, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        _put_rate(group, rate)
 
 
 def rate_of(optimizer: Any, heights: Sequence[float] = ()) -> float:

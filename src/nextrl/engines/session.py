@@ -367,13 +367,16 @@ class Session:
         Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
         and two passes over the same weights may round otherwise. Neither says anything of the rate: it counts as 0.
 
-        In half precision a small step is rounded away: the weights have moved, and no log-probability has. That is not
-        a step without a gradient; it counts as what the precision hides.
+        In half precision a small step is rounded away: the weights have moved, and no log-probability has; or weights
+        in half precision have not moved at all, and only the optimizer's state shows that there was a gradient. That is
+        not a step without one; it counts as what the precision hides.
         """
         run = self.run
         nats: float = run.tools.fresh.moved(before, most)
         length, shrinking = run.way(before, moments)
-        if math.isfinite(nats) and (length == 0.0 or shrinking > _DECAY):
+        if math.isfinite(nats) and length == 0.0:
+            return run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
+        if math.isfinite(nats) and shrinking > _DECAY:
             return 0.0
         return max(nats, run.resolution)
 

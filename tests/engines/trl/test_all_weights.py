@@ -63,6 +63,17 @@ def test_a_rate_far_too_low_is_raised_after_the_first_step(tmp_path: Path) -> No
     assert callback.costs.search_completions == 0
 
 
+def test_a_rate_at_which_bfloat16_rounds_each_step_away_is_raised(tmp_path: Path) -> None:
+    """No weight moves, and yet there is a gradient: a rate too low, not a step that says nothing of it."""
+    run = trainer(tmp_path, model=model().to(torch.bfloat16), learning_rate=1e-12, max_steps=3)
+    before, callback = weights(run.model), attach(run, every=2)
+    watch = Watch()
+    run.add_callback(watch)
+    run.train()
+    assert same(watch.ends[1][0], before)
+    assert callback.decisions[0].rate_factor > 5.0
+
+
 def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     before, after, callback = Watch(), Watch(), LeapCallback()
     trainer(tmp_path, [before, callback, after], model=model(), learning_rate=0.3, max_steps=2).train()

@@ -18,7 +18,7 @@ BASE = str(resources.files("nextrl.tasks") / "bases" / "chain")
 
 # Writes what verl would: a shard of the adapter for each checkpoint, and its tracker; goes on from its last one.
 STANDIN = """
-import os, sys, pathlib, torch
+import os, shutil, sys, pathlib, torch
 from safetensors.torch import load_file
 words = dict(w.lstrip("+").split("=", 1) for w in sys.argv[1:])
 out = pathlib.Path(words["trainer.default_local_dir"])
@@ -33,6 +33,12 @@ for step in range(done + 1, int(words["trainer.total_training_steps"]) + 1):
         state = {n.replace(".weight", ".default.weight"): t + step for n, t in start.items()}
         torch.save(state, actor / "model_world_size_1_rank_0.pt")
         tracker.write_text(str(step))
+        if os.environ.get("KEEP"):
+            for other in out.glob("global_step_*/actor"):
+                if other.parent.name not in ("global_step_0", f"global_step_{step}"):
+                    shutil.rmtree(other)
+    if os.environ.get("END_AFTER") == str(step):
+        sys.exit(0)
     if os.environ.get("STOP_AFTER") == str(step):
         sys.exit("verl says why")
 """
@@ -79,6 +85,123 @@ def test_the_same_command_goes_on_where_verl_was_stopped(tmp_path, standin, monk
     assert job.run(settings(steps=6), out).step == 6
     assert (out / job.config.START / "adapter_model.safetensors").read_bytes() == start
     assert "resumed at 2" in (out / "verl.log").read_text()
+
+
+def test_checkpoints_whose_actor_verl_has_removed_are_passed_over(tmp_path, standin, monkeypatch):
+    """`trainer.max_actor_ckpt_to_keep=1`."""
+    monkeypatch.setenv("KEEP", "1")
+    out = tmp_path / "run"
+    outcome = job.run(settings(steps=6, overrides=["trainer.max_actor_ckpt_to_keep=1"]), out)
+    assert outcome.adapter == out / "global_step_6" / "actor" / "lora_adapter"
+    assert (outcome.adapter / "adapter_model.safetensors").is_file()
+    assert not (out / "global_step_2" / "actor").exists()
+
+
+def test_a_run_that_verl_ended_early_is_no_success(tmp_path, standin, monkeypatch):
+    monkeypatch.setenv("END_AFTER", "5")
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"verl ended after step 4 of 8.*verl\.log") as error:
+        job.run(settings(steps=8), out)
+    assert "\n" not in str(error.value)
+    assert nextrl.Trajectory.load(out).steps == (0, 2, 4)
+
+
+def test_the_passes_over_the_data_are_enough_for_the_steps(tmp_path, standin):
+    """verl drops the rest of a pass that fills no batch, and ends a run after so many passes."""
+    rows = len(job.base.get("chain").examples("train"))
+    for batch, steps in ((rows, 7), (rows // 2 + 1, 7), (8, 500), (rows - 1, 30)):
+        train = TrainSettings(steps=steps, save_every=2, prompts_per_step=batch, completions_per_prompt=2)
+        table = job.config.compose(settings(train=train), tmp_path, "")
+        assert table["trainer.total_epochs"] * (rows // batch) >= steps
+    train = TrainSettings(steps=4, save_every=2, prompts_per_step=rows + 1, completions_per_prompt=2)
+    with pytest.raises(InputError, match=rf"train.prompts_per_step: .* has {rows}"):
+        job.run(settings(train=train), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.total_epochs=1", "verl would end after step .* trainer.total_epochs"),
+        ("data.train_max_samples=8", "verl would end after step .* data.train_max_samples"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents=[optimizer]", "save_contents: .* name 'model'"),
+        ("actor_rollout_ref.actor.strategy=fsdp", "an empty adapter with PEFT"),
+        ("actor_rollout_ref.rollout.calculate_log_probs=False", "calculate_log_probs=True"),
+        ("+trainer.v1.nextrl.evry=3", "trainer.v1.nextrl.evry: unknown"),
+    ],
+)
+def test_an_override_is_checked_in_the_config_that_comes_of_it(
+    tmp_path, standin, monkeypatch, override, says
+):
+    monkeypatch.setattr(options.metadata, "version", lambda name: "0.21.2" if name == "peft" else "0.9.1")
+    with pytest.raises(InputError, match=says) as error:
+        job.run(settings(steps=10**6, overrides=[override]), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+TOLD = {
+    "hydra": """
+Traceback (most recent call last):
+  File "main_ppo.py", line 70, in run_ppo
+    ray.get(runner.run.remote(config))
+ray.exceptions.RayTaskError(InputError): \x1b[36mray::TaskRunnerV1.run()\x1b[39m (pid=1, ip=192.0.2.2)
+  File "shards.py", line 55, in trained
+    raise InputError(
+nextrl.errors.InputError: this actor trains nothing
+
+Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.
+\x1b[36m(WorkerDict pid=540)\x1b[0m INFO: update_weights done
+""",
+    "several lines": """
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+hydra.errors.InstantiationException: Error in call to target 'HFModelConfig':
+OSError("no model")
+full_key: critic.model
+""",
+    "an exit": """
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+ValueError: of no importance
+one
+two
+three
+four
+five
+six
+verl says why
+""",
+    "a refusal": """
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+ValueError: of no importance
+nextrl: set trainer.use_v1=True
+""",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ("hydra", "exit code 1: nextrl.errors.InputError: this actor trains nothing; see"),
+        ("several lines", r"target 'HFModelConfig': OSError\(\"no model\"\) full_key: critic.model; see"),
+        ("an exit", "exit code 1: verl says why; see"),
+        ("a refusal", "exit code 1: nextrl: set trainer.use_v1=True; see"),
+        ("nothing", "exit code 1: it said nothing; see"),
+    ],
+)
+def test_why_verl_failed_is_what_it_said_last(tmp_path, told, says):
+    (tmp_path / "verl.log").write_text("ValueError: of an earlier run\n")
+    code = f"import sys; sys.stdout.write({TOLD[told]!r}); sys.exit(1)"
+    with pytest.raises(InputError, match=says):
+        process.run([sys.executable, "-c", code], tmp_path / "verl.log")
+
+
+def test_verl_is_asked_for_the_whole_error(tmp_path):
+    code = "import os, sys; sys.exit('asked: ' + os.environ['HYDRA_FULL_ERROR'])"
+    with pytest.raises(InputError, match="asked: 1"):
+        process.run([sys.executable, "-c", code], tmp_path / "verl.log")
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path, standin):

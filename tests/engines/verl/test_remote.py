@@ -16,7 +16,8 @@ from nextrl.engines.policies import Auto
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
-from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of
+from nextrl.engines.verl.options import comparable
+from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of, delivery
 from nextrl.engines.verl.shards import Shards
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
@@ -95,14 +96,21 @@ class Training:
             if not self.deaf:
                 self.delivered = self.weights()
 
+    def _sample(self) -> torch.Tensor:
+        """New tokens, and their log-probabilities as the servers report them."""
+        p = float(self.actor.log_probabilities(torch.tensor(1)).exp().detach())
+        self.ids = (torch.rand(64, TOKENS, generator=self.random) < p).long()
+        return self.read()
+
+    def _reward(self) -> torch.Tensor:
+        return self.ids.double().mean(1)
+
     def _train(self) -> None:
         present = self.weights()
         self.actor.load_state_dict(self.delivered)
-        p = float(self.actor.log_probabilities(torch.tensor(1)).exp().detach())
-        self.ids = (torch.rand(64, TOKENS, generator=self.random) < p).long()
-        sampled = self.read()
+        sampled = self._sample()
         self.actor.load_state_dict(present)
-        rewards = self.ids.double().mean(1) * (not self.flat)
+        rewards = self._reward() * (not self.flat)
         groups = torch.arange(64) // 8
         centred = rewards - rewards.reshape(8, 8).mean(1)[groups]
         scores = torch.zeros(64, TOKENS)
@@ -156,6 +164,89 @@ def test_a_deaf_rollout_stops_the_run(tmp_path):
         training.take(session, 1)
 
 
+class Sharp(Actor):
+    """Logits (1 + b a) z over 200 tokens, other z at each place: training makes the policy sharper or flatter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = torch.randn(64, TOKENS, 200, generator=torch.Generator().manual_seed(1)) * 3
+
+    def all(self) -> torch.Tensor:
+        sharpness = 1 + (self.layer.lora_B.weight * self.layer.lora_A.weight).squeeze()
+        return (sharpness * self.z).log_softmax(-1)
+
+    def log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.all().gather(-1, ids[..., None])[..., 0]
+
+
+class Truncated(Training):
+    """Rollouts from a distribution that is cut off, and their log-probabilities under it, as vLLM reports them."""
+
+    def __init__(self, folder: Path, rate: float, top_p: float = 1.0, top_k: int = -1) -> None:
+        super().__init__(folder, 10, rate)
+        self.actor, self.top_p, self.top_k = Sharp(), top_p, top_k
+        self.optimizer = torch.optim.AdamW(self.actor.parameters(), lr=rate, weight_decay=0.0)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: 1.0)
+        self.shards = Shards(self.actor, self.optimizer, self.scheduler, self.dtype)
+        self.delivered = self.weights()
+        self.run.comparable = comparable({"top_p": top_p, "top_k": top_k})
+
+    def _sample(self) -> torch.Tensor:
+        likely, order = self.actor.all().detach().exp().sort(-1, descending=True)
+        keep = (likely.cumsum(-1) - likely) < self.top_p
+        if self.top_k > 0:
+            keep[..., self.top_k :] = False
+        cut = torch.where(keep, likely, 0.0)
+        cut = cut / cut.sum(-1, keepdim=True)
+        chosen = torch.multinomial(cut.flatten(0, 1), 1, generator=self.random).reshape(64, TOKENS, 1)
+        self.ids = order.gather(-1, chosen)[..., 0]
+        return cut.gather(-1, chosen)[..., 0].log()
+
+    def _reward(self) -> torch.Tensor:
+        return (self.ids == self.actor.z.argmax(-1)).double().mean(1)
+
+
+CUT = [{}, {"top_p": 0.95}, {"top_p": 0.9}, {"top_p": 0.8}, {"top_k": 20}, {"top_p": 0.5}]
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.08])
+@pytest.mark.parametrize("cut", CUT)
+def test_rollouts_that_followed_are_taken_for_such_under_any_truncation(tmp_path, cut, rate, caplog):
+    training = Truncated(tmp_path, rate, **cut)
+    training.take(training.session(ForcedLeaps({5: -1.0})), 6)
+    assert "leap/rollout_off" in training.logged[5]
+    assert "it looks as if" not in caplog.text
+    if training.run.comparable:
+        assert abs(training.logged[5]["leap/rollout_stale"]) < 0.2
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.08])
+@pytest.mark.parametrize("cut", CUT)
+def test_rollouts_that_did_not_follow_are_found_out(tmp_path, cut, rate, caplog):
+    """Under `top_k`, and far less than all of the distribution, only with a warning, if at all."""
+    training = Truncated(tmp_path, rate, **cut)
+    session = training.session(ForcedLeaps({5: -1.0}))
+    training.take(session, 4)
+    training.deaf = True
+    training.take(session, 1)
+    if training.run.comparable:
+        with pytest.raises(StaleRollouts, match="the change did not reach them"):
+            training.take(session, 1)
+    else:
+        training.take(session, 1)
+        warned = [r.getMessage() for r in caplog.records if "it looks as if" in r.getMessage()]
+        assert len(warned) == 1 or "top_k" not in cut
+
+
+def test_what_rollouts_cannot_tell_is_not_taken_for_stale():
+    sampled, old = torch.zeros(4, 3).double(), torch.ones(4, 3).double()
+    nothing = delivery(sampled, sampled, old, torch.zeros(4, 3, dtype=torch.bool))
+    constant = delivery(sampled, sampled, old, torch.ones(4, 3, dtype=torch.bool))
+    one = torch.randn(1, 30, generator=torch.Generator().manual_seed(0)).double()
+    single = delivery(one, torch.zeros(1, 30).double(), one, torch.ones(1, 30, dtype=torch.bool))
+    assert not any(found.stale or found.surely_stale for found in (nothing, constant, single))
+
+
 def test_auto_raises_a_cautious_rate_and_the_reward_rises(tmp_path):
     training = Training(tmp_path, 20, 1e-6)
     session = training.session(Auto(ControllerConfig(every=3)))
@@ -173,6 +264,28 @@ def test_what_half_precision_rounds_away_is_a_rate_too_low_and_no_missing_gradie
     training = Training(tmp_path, 20, 1e-7, warm_up, torch.bfloat16)
     training.take(training.session(Auto(ControllerConfig(every=3))), 12)
     assert training.run.rate > 1e-3
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_weights_in_half_precision_that_a_step_rounds_away_are_a_rate_too_low(tmp_path, start):
+    """`model_dtype=bf16`: 1e-6 is less than the last digit of .5, so that no weight moves at all."""
+    training = Training(tmp_path, 100, 1e-6, dtype=torch.bfloat16)
+    training.actor.to(torch.bfloat16)
+    torch.nn.init.constant_(training.actor.layer.lora_B.weight, start)
+    training.delivered = training.weights()
+    training.take(training.session(Auto(ControllerConfig(every=3))), 12)
+    assert training.run.rate > 1e-3
+
+
+def test_without_a_gradient_weights_in_half_precision_say_nothing_of_the_rate(tmp_path):
+    """Adam's moments appear at such a step, too."""
+    training = Training(tmp_path, 100, 1e-6, dtype=torch.bfloat16)
+    training.actor.to(torch.bfloat16)
+    torch.nn.init.constant_(training.actor.layer.lora_B.weight, 0.5)
+    training.delivered = training.weights()
+    training.flat = True
+    training.take(training.session(Auto(ControllerConfig(every=30))), 6)
+    assert training.run.rate == 1e-6
 
 
 def test_without_a_gradient_nothing_is_raised(tmp_path):
@@ -410,6 +523,47 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, dials):
     assert all(torch.equal(t, straight.weights()[n]) for n, t in second.weights().items())
 
 
+@pytest.mark.parametrize("schedule", [True, False])
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_rate_outlives_a_checkpoint_that_lacks_the_optimizer_or_the_schedule(tmp_path, optimizer, schedule):
+    """`actor.checkpoint.save_contents=[model]`: verl then begins optimizer, schedule or both at the configured rate."""
+    first = Training(tmp_path / "first", 100, 1e-6)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    rate = first.run.rate
+    assert begun.memory.factor > 100.0
+    state.save(tmp_path / "global_step", first.run, begun)
+    second = Training(tmp_path / "second", 100, 1e-6)
+    second.actor.load_state_dict(first.actor.state_dict())
+    if optimizer:
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+    if schedule:
+        second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.random, second.step_number, second.delivered = first.random, 12, second.weights()
+    resumed = second.session(Auto(ControllerConfig(every=3)))
+    assert state.load(tmp_path / "global_step", second.run, resumed, 12)
+    assert second.run.rate == pytest.approx(rate, rel=1e-9)
+    # Whatever the schedule makes of it in the steps that follow.
+    second.scheduler.step()
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9)
+
+
+def test_a_warm_up_that_begins_anew_leads_to_the_rate_that_was_found(tmp_path):
+    first = Training(tmp_path / "first", 100, 1e-6, warm_up=4)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    rate = first.run.rate
+    state.save(tmp_path / "global_step", first.run, begun)
+    second = Training(tmp_path / "second", 100, 1e-6, warm_up=4)
+    second.step_number = 12
+    assert state.load(
+        tmp_path / "global_step", second.run, second.session(Auto(ControllerConfig(every=3))), 12
+    )
+    assert second.run.rate == pytest.approx(rate / 4, rel=1e-9)
+    second.scheduler.step()
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2, rel=1e-9)
+
+
 def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):
     training = Training(tmp_path / "run", 6, 1e-3)
     with pytest.raises(InputError, match="this run goes from step 0 to 6, and never comes to step 7, 9"):
@@ -469,9 +623,34 @@ def test_the_state_goes_with_the_actor_that_verl_removes(tmp_path):
         (tmp_path / f"global_step_{step}" / "nextrl").mkdir(parents=True)
         (tmp_path / f"global_step_{step}" / "nextrl" / "state.json").write_text("{}")
     (tmp_path / "global_step_2" / "actor").mkdir()
-    state.prune(tmp_path)
+    state.prune(tmp_path, 2)
     assert not (tmp_path / "global_step_1" / "nextrl").exists()
     assert (tmp_path / "global_step_2" / "nextrl" / "state.json").is_file()
+
+
+def test_the_state_just_saved_is_kept_where_the_actor_lies_on_another_machine(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"global_step_{step}" / "nextrl").mkdir(parents=True)
+    state.prune(tmp_path, 2)
+    for step in (1, 2):
+        assert (tmp_path / f"global_step_{step}" / "nextrl").is_dir()
+
+
+def test_without_a_state_the_decisions_up_to_the_checkpoint_are_kept_and_a_line_says_so(tmp_path, caplog):
+    first = Training(tmp_path, 100, 1e-6)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 6)
+    kept = [d for d in begun.decisions if d.step <= 3]
+    assert 0 < len(kept) < len(begun.decisions)
+    second = Training(tmp_path, 100, 1e-6)
+    second.step_number = 3
+    session = second.session(Auto(ControllerConfig(every=3)))
+    caplog.clear()
+    assert not state.load(tmp_path / "global_step_3", second.run, session, 3)
+    assert session.decisions == kept
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "global_step_3 holds no state of nextrl" in line
+    assert "\n" not in line
 
 
 def test_rows_that_fill_a_batch_up_do_not_count():

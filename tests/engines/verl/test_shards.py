@@ -311,6 +311,32 @@ def test_optimizers_with_other_kinds_of_state_are_taken_back_and_saved(tmp_path)
         shards.load(str(tmp_path / "a.safetensors"), {}, {"start_moments": 1})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.AdamW, {"amsgrad": True}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.RMSprop, {}),
+        (torch.optim.Adafactor, {}),
+    ],
+)
+def test_a_gradient_shows_in_the_state_and_a_decay_is_none(kind, options, dtype):
+    module = model().to(dtype)
+    optimizer = kind(trained(module).values(), lr=1e-12, **options)
+    shards = Shards(module, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))
+
+    def took(size: float) -> bool:
+        shards.keep_moments(0)
+        for index, p in enumerate(trained(module).values()):
+            generator = torch.Generator().manual_seed(index)
+            p.grad = (size * torch.randn(p.shape, generator=generator)).to(dtype)
+        optimizer.step()
+        return shards.took_gradient(0)
+
+    assert [took(size) for size in (0.0, 0.0, 1.0, 0.0, 0.0, 0.5)] == [False, False, True, False, False, True]
+
+
 def test_shards_of_another_adapter_are_not_loaded(tmp_path):
     module = model()
     shards = Shards(module, *training(module))

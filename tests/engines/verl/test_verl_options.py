@@ -1,5 +1,6 @@
 """What a verl run may be asked for, and which runs are refused in one line."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -28,7 +29,12 @@ def test_the_two_words_of_the_docs_are_taken_by_verls_own_config():
     assert not asked.adapt_lr
 
 
+def test_leaps_may_lead_back_to_where_they_began():
+    assert options_of({"leaps": {6: -1, 9: 0.5}}).leaps == {6: -1.0, 9: 0.5}
+
+
 def test_without_a_word_the_defaults_hold():
+    assert options_of(None) == options.Options(options.ControllerConfig())
     assert options_of({}) == options.Options(options.ControllerConfig())
 
 
@@ -38,6 +44,19 @@ def test_without_a_word_the_defaults_hold():
         ({"evry": 3}, r"trainer.v1.nextrl.evry: unknown; known are adapt_lr"),
         ({"leaps": [6]}, "give a step and an alpha"),
         ({"leaps": {0: 1.0}}, "steps count from 1"),
+        ({"leaps": {6.5: 1.0}}, "give a step and an alpha"),
+        ({"leaps": {True: 1.0}}, "give a step and an alpha"),
+        ({"leaps": {6: True}}, "give a step and an alpha"),
+        ({"leaps": 5}, "give a step and an alpha"),
+        ({"leaps": {6: math.nan}}, "alpha of step 6 is nan: give a number, at least -1"),
+        ({"leaps": {6: math.inf}}, "alpha of step 6 is inf: give a number, at least -1"),
+        ({"leaps": {6: -3.0}}, "alpha of step 6 is -3.0: give a number, at least -1"),
+        ({"leaps": {6: 1.0}, "every": 5}, "trainer.v1.nextrl.every: .* leave it out"),
+        ({"leaps": {6: 1.0}, "take_back": False}, "trainer.v1.nextrl.take_back: .* leave it out"),
+        (5, r"trainer.v1.nextrl: give keys \(\+trainer.v1.nextrl.every=10\), not 5"),
+        (False, r"trainer.v1.nextrl: give keys \(\+trainer.v1.nextrl.every=10\), not False"),
+        ("auto", "trainer.v1.nextrl: give keys .*, not 'auto'"),
+        ([1], "trainer.v1.nextrl: give keys "),
         ({"adapt_lr": "no"}, "true or false, not 'no'"),
         ({"every": "ten"}, "trainer.v1.nextrl.every: a whole number, not 'ten'"),
         ({"every": 2.5}, "trainer.v1.nextrl.every: a whole number, not 2.5"),
@@ -48,7 +67,7 @@ def test_without_a_word_the_defaults_hold():
 )
 def test_what_cannot_be_meant_is_one_clear_line(asked, says):
     with pytest.raises(InputError, match=says) as error:
-        options_of(OmegaConf.create(asked))
+        options_of(OmegaConf.create({"nextrl": asked}).nextrl)
     assert "\n" not in str(error.value)
 
 
@@ -63,6 +82,31 @@ def test_what_cannot_be_meant_is_one_clear_line(asked, says):
         ),
         (["+trainer.v1.sync.parameter_sync_step=2"], "leave trainer.v1.sync.parameter_sync_step out"),
         (["actor_rollout_ref.rollout.calculate_log_probs=False"], "calculate_log_probs=True"),
+        (
+            ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_adapter_path=/a"],
+            "with model.lora_adapter_path and no model.lora_rank verl trains all weights under FSDP",
+        ),
+        (
+            ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora.rank=8"],
+            "with model.lora.rank and no model.lora_rank verl trains all weights under FSDP",
+        ),
+        (
+            [
+                "actor_rollout_ref.actor.optim.optimizer_impl=torchao.optim",
+                "actor_rollout_ref.actor.optim.optimizer=_AdamW",
+            ],
+            "actor.optim.optimizer_impl=torchao.optim: .* set it to torch.optim",
+        ),
+        (
+            ["actor_rollout_ref.actor.optim.optimizer=AdamWScheduleFree"],
+            "actor.optim.optimizer=AdamWScheduleFree: .* set it to AdamW",
+        ),
+        (
+            ["distillation.enabled=True", "distillation.distillation_loss.use_task_rewards=False"],
+            "distillation.distillation_loss.use_task_rewards=True",
+        ),
+        (["+async_training.require_batches=1"], "nextrl is read by verl.trainer.main_ppo alone"),
+        (["+rollout.nnodes=1"], "nextrl is read by verl.trainer.main_ppo alone"),
     ],
 )
 def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
@@ -79,8 +123,9 @@ def test_runs_that_leaps_do_not_work_in_are_refused(words, says):
         ["actor_rollout_ref.actor.use_kl_loss=True"],
         ["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],
         ["algorithm.filter_groups.enable=True"],
-        ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_adapter_path=/a"],
+        ["actor_rollout_ref.model.lora_adapter_path=/a"],
         ["actor_rollout_ref.model.lora_rank=0"],
+        ["distillation.enabled=True"],
         # What FSDP1 and a new PEFT deliver of an adapter is no matter where there is none.
         ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.actor.strategy=fsdp"],
     ],
@@ -118,23 +163,67 @@ def test_where_the_rollouts_get_no_adapter_the_run_is_refused(monkeypatch, peft,
     check_run(composed(flat, "actor_rollout_ref.model.lora.merge=True"))
 
 
-FAKE = """
+FAKE = {
+    "verl/__init__.py": """
+import nextrl.engines.verl.plugin
+__version__ = "0.9.1"
+""",
+    "verl/utils/__init__.py": "",
+    "verl/utils/import_utils.py": "def is_trl_available(): return False",
+    "verl/trainer/__init__.py": "",
+    "verl/trainer/ppo/__init__.py": "",
+    "verl/trainer/ppo/v1/__init__.py": """
 class PPOTrainerSync:
     def __init__(self, config): self.config = config
 registry = {}
 def register_trainer(name):
     return lambda cls: registry.setdefault(name, cls)
-"""
+""",
+    "verl/trainer/constants_ppo.py": """
+def get_ppo_ray_runtime_env(config=None): return {}
+""",
+    "verl/trainer/main_ppo.py": """
+import sys
+from omegaconf import OmegaConf
+from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+def run_ppo(config, task_runner_class=None):
+    if "started" not in config:
+        get_ppo_ray_runtime_env(config)
+    print("Ray was started")
+if __name__ == "__main__":
+    run_ppo(OmegaConf.create(sys.argv[1]))
+""",
+    "verl/experimental/__init__.py": "",
+    "verl/experimental/other.py": """
+import sys
+from omegaconf import OmegaConf
+from verl.trainer.main_ppo import run_ppo
+run_ppo(OmegaConf.create(sys.argv[1]))
+""",
+}
+"""What of verl the plugin waits for, as verl 0.9.1 calls it."""
 
 
-def test_the_plugin_registers_its_name_and_imports_nothing(tmp_path):
+@pytest.fixture
+def fake_verl(tmp_path):
+    for name, text in FAKE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={"PYTHONPATH": f"{tmp_path}:src"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_plugin_registers_its_name_and_imports_nothing(fake_verl):
     """verl loads plugins while it is itself being imported, in each of its processes."""
-    trainers = tmp_path / "verl" / "trainer" / "ppo" / "v1"
-    trainers.mkdir(parents=True)
-    for folder in (trainers.parents[1], trainers.parents[0]):
-        (folder / "__init__.py").write_text("")
-    (tmp_path / "verl" / "__init__.py").write_text("import nextrl.engines.verl.plugin\n")
-    (trainers / "__init__.py").write_text(FAKE)
     code = """
         import sys
         import verl
@@ -142,19 +231,63 @@ def test_the_plugin_registers_its_name_and_imports_nothing(tmp_path):
         import verl.trainer.ppo.v1 as v1
         assert list(v1.registry) == ["nextrl"], v1.registry
         assert issubclass(v1.registry["nextrl"], v1.PPOTrainerSync)
+        from omegaconf import OmegaConf
+        from verl.trainer.main_ppo import run_ppo
+        run_ppo(OmegaConf.create({"trainer": {"use_v1": False, "v1": {"trainer_mode": "sync"}}}))
+        run_ppo(OmegaConf.create({"trainer": {"use_v1": False}}))
         heavy = [m for m in sys.modules if m.startswith("nextrl.engines.trl") or m in ("torch", "nextrl.judge")]
         assert not heavy, heavy
-        assert not any(type(f).__name__ == "_Registration" for f in sys.meta_path)
+        assert not any(type(f).__name__ == "_Watch" for f in sys.meta_path)
         from nextrl.engines.verl import plugin
         v1.registry.clear()
         plugin.install()  # where the trainers are there already
         assert list(v1.registry) == ["nextrl"]
     """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={"PYTHONPATH": f"{tmp_path}:src"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = fake_verl("-c", textwrap.dedent(code))
     assert run.returncode == 0, run.stderr
+
+
+def settings_of_verl(**trainer):
+    given = {"use_v1": True, "n_gpus_per_node": 1, "nnodes": 1, "v1": {"trainer_mode": "nextrl"}, **trainer}
+    actor = {"strategy": "fsdp2", "fsdp_config": {"fsdp_size": -1}, "optim": {"optimizer": "AdamW"}}
+    return {"trainer": given, "actor_rollout_ref": {"actor": actor, "model": {}, "rollout": {}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (settings_of_verl(use_v1=False), "set trainer.use_v1=True"),
+        (
+            {**settings_of_verl(), "async_training": {"require_batches": 1}},
+            "is read by verl.trainer.main_ppo alone",
+        ),
+        (
+            settings_of_verl(v1={"trainer_mode": "nextrl", "nextrl": {"evry": 3}}),
+            "trainer.v1.nextrl.evry: unknown",
+        ),
+        (
+            settings_of_verl(
+                total_training_steps=6, v1={"trainer_mode": "nextrl", "nextrl": {"leaps": {9: 1.0}}}
+            ),
+            "this run goes from step 0 to 6, and never comes to step 9",
+        ),
+    ],
+)
+@pytest.mark.parametrize("entry", ["main_ppo", "other", "started"])
+def test_a_refusal_is_one_line_before_ray_is_started(fake_verl, config, says, entry):
+    """Whoever calls verl's `run_ppo`, and whether Ray is there already or not."""
+    if entry == "started":
+        config = {**config, "started": True}
+    module = "verl.trainer.main_ppo" if entry == "main_ppo" else "verl.experimental.other"
+    run = fake_verl("-m", module, str(OmegaConf.to_yaml(OmegaConf.create(config))))
+    assert (run.returncode, run.stdout) == (1, "")
+    [line] = run.stderr.splitlines()
+    assert line.startswith("nextrl: ")
+    assert says in line
+
+
+def test_what_is_not_refused_is_started(fake_verl):
+    config = OmegaConf.to_yaml(OmegaConf.create(settings_of_verl()))
+    for module in ("verl.trainer.main_ppo", "verl.experimental.other"):
+        run = fake_verl("-m", module, config)
+        assert (run.returncode, run.stdout) == (0, "Ray was started\n"), run.stderr

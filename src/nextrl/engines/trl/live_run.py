@@ -13,9 +13,18 @@ from torch import Tensor
 
 from nextrl.engines import decision_log
 from nextrl.engines.live_weights import LiveWeights, State, length_and_shrinking, shrinking_parts
+from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, read_moments, trained_beside, values_of, whole, write_moments
+from nextrl.engines.rollback import (
+    Moments,
+    parameters,
+    read_moments,
+    trained_beside,
+    values_of,
+    whole,
+    write_moments,
+)
 from nextrl.engines.say import say
 from nextrl.engines.schedules import (
     base_rate,
@@ -90,7 +99,7 @@ class LiveRun:
 
     @cached_property
     def resolution(self) -> float:
-        """Nats per token that the precision of the model's passes hides."""
+        """Nats per token that the precision of the model's passes and weights hides."""
         return of_model(self.trainer.model, self.trainer.accelerator.mixed_precision)
 
     @property
@@ -135,6 +144,10 @@ class LiveRun:
         for index, (value, p) in enumerate(zip(values_of(moments), self.beside, strict=False)):
             before[f"beside {index}"], now[f"beside {index}"] = value, p.detach().cpu()
         return length_and_shrinking(*shrinking_parts(before, now))
+
+    def took_gradient(self, moments: Moments) -> bool:
+        """Whether a gradient has come into the optimizer's state since this copy of it; without one, nobody knows."""
+        return bool(moments) and took_gradient(self.optimizer, parameters(self.optimizer), moments)
 
     def moments(self) -> Moments:
         """A copy of the optimizer's state, and of what it trains beside the adapter."""

@@ -63,6 +63,7 @@ _OURS = (
     "trainer.total_training_steps",
     "trainer.save_freq",
     "trainer.logger",
+    "trainer.use_v1",
     "trainer.v1.trainer_mode",
     f"{_MODEL}.path",
     f"{_MODEL}.lora_adapter_path",
@@ -133,16 +134,28 @@ def compose(settings: VerlSettings, out: Path, chat_template: str) -> dict[str, 
         chat_template: as verl is to use it.
 
     Raises:
-        InputError: the task or the algorithm is unknown.
+        InputError: the task or the algorithm is unknown, or a step wants more prompts than the task has.
     """
     if settings.algorithm not in ALGORITHMS:
         raise InputError(f"algorithm '{settings.algorithm}': engine verl has {', '.join(ALGORITHMS)}")
     task, train = base.get(settings.task), settings.train
     completion = train.max_completion_length or task.max_completion_length
-    passes = 1 + math.ceil(train.steps * train.prompts_per_step / max(1, len(task.examples("train"))))
+    rows = len(task.examples("train"))
+    if rows < train.prompts_per_step:
+        raise InputError(
+            f"train.prompts_per_step: verl takes the prompts of a step from one pass over the task, and '{task.name}' "
+            f"has {rows} training examples: give at most that many"
+        )
+    # One more than it takes: verl may leave out prompts that are too long.
+    passes = 1 + math.ceil(train.steps / steps_per_pass(rows, train.prompts_per_step))
     table = {**ALGORITHMS[settings.algorithm], **_data(settings, out, completion)}
     table |= {**_model(settings, out, chat_template), **_optimisation(settings, completion)}
     return {**table, **_trainer(settings, out, passes), **_leaps(settings)}
+
+
+def steps_per_pass(rows: int, batch: int) -> int:
+    """Steps in one pass over the data: the rest of it that fills no batch is dropped (trainer_base.py)."""
+    return rows // batch
 
 
 def _leaps(settings: VerlSettings) -> dict[str, Any]:

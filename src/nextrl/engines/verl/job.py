@@ -13,6 +13,7 @@ import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
@@ -20,15 +21,15 @@ from nextrl.engines import decision_log
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
-from nextrl.engines.verl.options import check_delivery, check_versions
+from nextrl.engines.verl.options import check_model, check_run, check_versions, options_of
 from nextrl.errors import InputError
-from nextrl.files import read_json
+from nextrl.files import NoSuchFile, read_json, read_text
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "nextrl_run.json"
+SETTINGS, TRACKER = "nextrl_run.json", "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,65 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
     """Train, or go on where an earlier run in this folder was stopped.
 
     Raises:
-        InputError: something is missing or wrong, another run lies in the folder, or verl failed.
+        InputError: something is missing or wrong, another run lies in the folder, or verl failed or ended early.
     """
     template = settings.chat_template or plain_template(tokenizer(settings.model))
     words = _words(settings, out, template)
     check_versions(config.installed())
-    check_delivery(settings.strategy)
-    config.check(words)
+    _check(settings, config.check(words))
     _begin(settings, out)
     command = [*process.COMMAND, *words]
     log.info("engine verl: %s", shlex.join(command))
     process.run(command, out / "verl.log")
     steps = sorted(int(p.name.rsplit("_", 1)[1]) for p in out.glob("global_step_*"))
     for step in steps[1:]:
-        adapters.collect(out / f"global_step_{step}", out / config.START)
+        # verl has removed the actor of earlier ones where it is told to keep but a few (max_actor_ckpt_to_keep).
+        if step == steps[-1] or (out / f"global_step_{step}" / "actor").is_dir():
+            adapters.collect(out / f"global_step_{step}", out / config.START)
+    if (reached := _reached(out, steps[-1])) < settings.train.steps:
+        raise InputError(
+            f"engine verl: verl ended after step {reached} of {settings.train.steps} and called it done; "
+            f"{out / 'verl.log'} has what it said"
+        )
     adapter = out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter"
     return Outcome(steps[-1], adapter, decision_log.read(out))
+
+
+def _reached(out: Path, newest: int) -> int:
+    """The step that verl's tracker names, which it writes when a checkpoint is whole; without one, the newest."""
+    try:
+        return int(read_text(out / TRACKER))
+    except (NoSuchFile, ValueError):
+        return newest
+
+
+def _check(settings: VerlSettings, composed: Any) -> None:
+    """See that the run works with the user's own overrides, too.
+
+    Args:
+        composed: verl's config, overrides included.
+
+    Raises:
+        InputError: see `options.check_run`; or it would end early, or leave no adapter.
+    """
+    if settings.dials is None:
+        check_model(composed)
+    else:
+        check_run(composed)
+        options_of(composed.trainer.v1.get("nextrl"))
+    if "model" not in composed.actor_rollout_ref.actor.checkpoint.save_contents:
+        raise InputError(
+            "verl override actor_rollout_ref.actor.checkpoint.save_contents: the adapters are read out of what it "
+            "saves: name 'model' among them"
+        )
+    rows, most = len(base.get(settings.task).examples("train")), composed.data.get("train_max_samples", -1)
+    used = min(rows, most) if most and most > 0 else rows
+    ends = config.steps_per_pass(used, composed.data.train_batch_size) * composed.trainer.total_epochs
+    if ends < settings.train.steps:
+        raise InputError(
+            f"verl would end after step {ends} of {settings.train.steps}: among verl.overrides give more of "
+            "trainer.total_epochs or data.train_max_samples, or leave them out"
+        )
 
 
 def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:

@@ -32,8 +32,12 @@ from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 
 log = logging.getLogger(__name__)
 
-STALE = 0.8
-"""Rollouts that are this much nearer to the weights before a change than to those after it did not follow it."""
+STALE, ERRORS = 0.5, 4.0
+"""Rollouts are stale whose `Delivery.slope` lies above this by so many standard errors.
+
+The slope is 0 where they followed a change, and 1 where they did not. The actor's own passes round differently, which
+draws both towards a half, and not past it, where the change is small beside that: then nothing can be told.
+"""
 
 
 class StaleRollouts(RuntimeError):
@@ -213,18 +217,13 @@ class LatestBatch:
             batch_sums((found - known)[keep], batch.advantages[keep], batch.groups[keep], batch.mask[keep])
         )
 
-    def distances(self, before: Held, anchor: Held) -> tuple[float, float]:
-        """How far the rollouts' own log-probabilities lie from those of two policies.
-
-        Returns:
-            Mean absolute difference, nats per token, from the weights that the step began from, and from `before`.
-        """
+    def delivery(self, before: Held, anchor: Held) -> Delivery:
+        """Whether the rollouts came from the weights that the step began from, or from those before a change."""
         batch, new = self._known(), self._at(anchor)
-        known = (batch.mask != 0) & batch.sampled.isfinite()
         with self._adapter.holding(before):
             old = self._read().double()
-        to_new, to_old = ((batch.sampled - own)[known].abs().mean() for own in (new, old))
-        return float(to_new), float(to_old)
+        known = (batch.mask != 0) & batch.sampled.isfinite()
+        return delivery(batch.sampled, new, old, known)
 
     def _at(self, anchor: Held) -> Tensor:
         if self._anchor is None:
@@ -235,6 +234,61 @@ class LatestBatch:
     def _known(self) -> Batch:
         assert self.batch is not None, "no step has been taken"
         return self.batch
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where the first rollouts after a change lie between the policy after it and the one before.
+
+    Attributes:
+        to_new, to_old: mean absolute difference of their log-probabilities from each, nats per token.
+        slope, error: of (sampled - new) on (old - new) over the sampled tokens, both about their means, and its
+            standard error with completions for independent. What shifts all of them cancels; so does most of what a
+            truncated distribution adds (`top_p`: vLLM gives probabilities that sum to 1 over what it samples from),
+            which lies between 0 and -log top_p.
+        below_new, below_old: mean of how far they lie below each, nats per token. A truncated distribution has only
+            larger probabilities than the whole one: it lies below no policy that it was made of.
+    """
+
+    to_new: float
+    to_old: float
+    slope: float
+    error: float
+    below_new: float
+    below_old: float
+
+    @property
+    def stale(self) -> bool:
+        """Whether the slope shows that they did not follow. NaN, where no rollout says anything, shows nothing."""
+        return self.slope - ERRORS * self.error > STALE
+
+    @property
+    def surely_stale(self) -> bool:
+        """Whether this shows under any truncation, too (`top_k`), which can bring the slope anywhere by itself."""
+        return self.stale and self.below_old < STALE * self.below_new
+
+
+def delivery(sampled: Tensor, new: Tensor, old: Tensor, known: Tensor) -> Delivery:
+    """Compare rollouts with two policies.
+
+    Args:
+        sampled: (n, L) log-probabilities as the rollout servers reported them.
+        new, old: (n, L) under the weights after the change, and before it.
+        known: (n, L), whether a token counts.
+    """
+    rows = known.nonzero()[:, 0]
+    change, off = (old - new)[known], (sampled - new)[known]
+    x, y = change - change.mean(), off - off.mean()
+    squares = x.square().sum()
+    slope = (x * y).sum() / squares
+    # The sandwich estimator with clusters (Cameron & Miller 2015, eq. 11; second-hand).
+    scores = torch.zeros(len(known), dtype=x.dtype).index_add(0, rows, x * (y - slope * x))
+    clusters = int(known.any(1).sum())
+    error = (scores.square().sum() * clusters / (clusters - 1)).sqrt() / squares if clusters > 1 else math.inf
+    return Delivery(
+        float(off.abs().mean()), float((off - change).abs().mean()), float(slope), float(error),
+        float((-off).clamp_min(0.0).mean()), float((change - off).clamp_min(0.0).mean()),
+    )  # fmt: skip
 
 
 class StepRewards:
@@ -284,6 +338,9 @@ class VerlRun:
         read: see `LatestBatch`.
         folder: verl's `default_local_dir`, where decisions are written.
         max_steps, completions_per_step: of the run.
+
+    Attributes:
+        comparable: whether the rollouts' log-probabilities are near those of the whole distribution (`options`).
     """
 
     fresh_next = whole = True
@@ -308,6 +365,7 @@ class VerlRun:
         )
         self.folder, self.max_steps, self.completions_per_step = folder, max_steps, completions_per_step
         self.windows = Windows(self.adapter)
+        self.comparable = True
         self.metrics: dict[str, float] = {}
         self._rates: tuple[float, float] | None = None
         self._moments: Held | None = None
@@ -334,7 +392,7 @@ class VerlRun:
 
     @cached_property
     def resolution(self) -> float:
-        """Nats per token that the precision of the model's passes hides."""
+        """Nats per token that the precision of the model's passes and weights hides."""
         return float(max(self.workers.ask("resolution")))
 
     def _both(self) -> tuple[float, float]:
@@ -363,6 +421,10 @@ class VerlRun:
         parts = zip(*self.workers.ask("shrinking_parts", start, self.adapter.read()), strict=True)
         return length_and_shrinking(*(sum(part) for part in parts))
 
+    def took_gradient(self, moments: Any) -> bool:
+        """Whether a gradient has come into the optimizer's state since this copy of it; without one, nobody knows."""
+        return bool(moments) and any(self.workers.ask("took_gradient", moments))
+
     def moments(self) -> Any:
         """A copy of the optimizer's state."""
         if self._moments is None:
@@ -380,6 +442,16 @@ class VerlRun:
         self.workers.ask("multiply_rate", factor)
         self._rates = None
 
+    @property
+    def base_rate(self) -> float:
+        """The rate that the schedule makes others from, what it was multiplied by included."""
+        return float(self.workers.ask("base_rate")[0])
+
+    def set_base_rate(self, base: float) -> None:
+        """Bring that rate to this one, in optimizer and schedule."""
+        self.workers.ask("set_base_rate", base)
+        self._rates = None
+
     def release_rate(self, factor: float) -> None:
         """Nobody else sets it here."""
 
@@ -387,18 +459,28 @@ class VerlRun:
         """Look at the first rollouts after a change of ours.
 
         Raises:
-            StaleRollouts: they came from the weights before it.
+            StaleRollouts: they came from the weights before it, and what they are sampled by lets it be told.
         """
         moved, self._undelivered = self._undelivered, None
         if moved is None:
             return
-        to_new, to_old = self.latest.distances(*moved)
-        self.metrics |= {"leap/rollout_off": to_new, "leap/rollout_off_before": to_old}
-        if to_old < STALE * to_new:  # NaN, where no rollout says anything, compares as False
-            raise StaleRollouts(
-                "the rollout servers sampled with the weights before nextrl changed them: the change did not reach "
-                "them (training/rollout_probs_diff_mean in verl's log shows it); check that weights are synchronised"
-            )
+        found = self.latest.delivery(*moved)
+        self.metrics |= {
+            "leap/rollout_off": found.to_new,
+            "leap/rollout_off_before": found.to_old,
+            "leap/rollout_stale": found.slope,
+        }
+        if not (found.stale if self.comparable else found.surely_stale):
+            return
+        said = (
+            "the rollout servers sampled with the weights before nextrl changed them: the change did not reach "
+            "them (training/rollout_probs_diff_mean in verl's log shows it); check that weights are synchronised"
+        )
+        if self.comparable:
+            raise StaleRollouts(said)
+        log.warning(
+            "nextrl: it looks as if %s. Under this rollout.top_k or top_p it cannot be told for sure", said
+        )
 
     def look_back(self, start: Any) -> None:
         """Put the way of a window that has ended among the step's metrics.

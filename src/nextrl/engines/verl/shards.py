@@ -28,10 +28,17 @@ from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
 from nextrl.engines.live_weights import all_finite, shrinking_parts
-from nextrl.engines.optimizer_state import copied, joined, put_back, split
+from nextrl.engines.optimizer_state import copied, joined, put_back, split, took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
-from nextrl.engines.schedules import falls_by_itself, rate_of, set_rate_factor, share_of
+from nextrl.engines.schedules import (
+    base_rate,
+    falls_by_itself,
+    rate_of,
+    set_base_rate,
+    set_rate_factor,
+    share_of,
+)
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json
 
@@ -153,9 +160,22 @@ class Shards:
         """Write a copy of the optimizer's state back, in place; what had taken no step has no state again."""
         put_back(self._optimizer, self._stepped(), self._moments[key])
 
+    def took_gradient(self, key: int) -> bool:
+        """Whether a gradient has come into this process's part of the optimizer's state since a copy of it."""
+        return took_gradient(self._optimizer, self._stepped(), self._moments[key])
+
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate of optimizer and schedule."""
         set_rate_factor(self._optimizer, self._scheduler, factor)
+
+    def base_rate(self) -> float:
+        """The rate that the schedule makes others from."""
+        base = base_rate(self._optimizer)
+        return rate_of(self._optimizer) if base is None else base
+
+    def set_base_rate(self, base: float) -> None:
+        """Bring that rate to this one, in optimizer and schedule."""
+        set_base_rate(self._optimizer, self._scheduler, base)
 
     def rates(self) -> tuple[float, float]:
         """The present learning rate, and that as a share of the schedule's height."""
@@ -170,8 +190,8 @@ class Shards:
         return type(self._optimizer).__name__
 
     def resolution(self) -> float:
-        """Nats per token that the precision of the model's passes hides."""
-        return resolution(self._dtype)
+        """Nats per token that the precision of the model's passes and weights hides."""
+        return resolution(self._dtype, *(p.dtype for p in self._trained().values()))
 
     def shrinking_parts(self, start: int, stop: int) -> tuple[float, float, float]:
         """This process's part of `live_weights.shrinking_parts` between two copies."""

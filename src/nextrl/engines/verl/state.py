@@ -9,6 +9,7 @@ verl begins: a checkpoint that the tracker names has a whole state.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
+from nextrl.engines import decision_log
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json
+
+log = logging.getLogger(__name__)
 
 FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
 VERSION = 3
@@ -45,13 +49,21 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
         "memory": {name: getattr(kept, name) for name in _NUMBERS},
         "moments": bool(kept.moments),
         "origin": None if kept.origin is None else kept.origin.step,
+        "base_rate": run.base_rate,
         **session.state(),
     }
     write_json(folder / JSON, values)
 
 
-def prune(run_folder: Path) -> None:
-    """Remove the state of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
+def prune(run_folder: Path, saved: int) -> None:
+    """Remove the state of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`).
+
+    Args:
+        saved: the step that was just saved. Where its actor is not seen from here (the workers write to a disk of
+            their own), nothing is known of the others' either.
+    """
+    if not (run_folder / f"global_step_{saved}" / "actor").is_dir():
+        return
     for folder in run_folder.glob(f"global_step_*/{FOLDER}"):
         if not (folder.parent / "actor").is_dir():
             shutil.rmtree(folder, ignore_errors=True)
@@ -68,6 +80,13 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         values = read_json(path)
     except NoSuchFile:
         session.begins_late(step)
+        session.decisions = [made for made in decision_log.read(run.folder) if made.step <= step]
+        log.warning(
+            "%s holds no state of nextrl: a new window begins at step %d, at the rate that verl has%s",
+            checkpoint,
+            step,
+            f"; {len(session.decisions)} decisions up to it are kept" if session.decisions else "",
+        )
         return False
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
@@ -83,7 +102,19 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
     run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), copies, names)
     with _whole(path):
         session.restore(memory, values, step)
+        _bring_rate(run, session, values)
     return True
+
+
+def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
+    """Bring the rate to what it was, where verl began optimizer or schedule at the configured one.
+
+    verl loads each of them only if `actor.checkpoint.load_contents` names it (`optimizer`, `extra`;
+    utils/checkpoint/fsdp_checkpoint_manager.py:load_checkpoint). A rate that was never changed is verl's affair.
+    """
+    base = float(values.get("base_rate", 0.0))  # not in the states of earlier versions
+    if base > 0.0 and session.memory.factor != 1.0:
+        run.set_base_rate(base)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ sleep; then verl saves, and delivers the weights that it finds in the actor. So 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from nextrl.engines.policies import Auto, Policy
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
-from nextrl.engines.verl.options import Options, check_run, check_versions, options_of
+from nextrl.engines.verl.options import Options, check, comparable
 from nextrl.engines.verl.remote import Batch, VerlRun, Workers, batch_of
 from nextrl.engines.verl.worker import LeapWorker
 from nextrl.judge.guard import Guard
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ("uid", "response_mask", "old_log_probs", "rollout_log_probs", "advantages", "rm_scores")
 _ACTORS = (Role.ActorRollout, Role.ActorRolloutRef)
@@ -43,12 +46,13 @@ class LeapTrainer(PPOTrainerSync):
         Raises:
             InputError: see `options`.
         """
-        check_versions(verl.__version__)
-        check_run(config)
-        self._options: Options = options_of(config.trainer.v1.get("nextrl") or {})
-        # verl asks by this name which trainer's ways to take: those of the one that this is.
+        self._options: Options = check(config, verl.__version__)
+        # verl asks by this name which trainer's ways to take: those of the one that this is. It keeps the answer, so
+        # that what the user wrote can stand there again, and is what loggers store.
+        asked = config.trainer.v1.trainer_mode
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config=config)
+        config.trainer.v1.trainer_mode = asked
         self._latest: KVBatchMeta | None = None
 
     def _init_resource_pool_mgr(self) -> None:
@@ -63,7 +67,8 @@ class LeapTrainer(PPOTrainerSync):
         folder.mkdir(parents=True, exist_ok=True)
         per_step = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
         workers = Workers(self.actor_rollout_wg.nextrl)
-        self._run = VerlRun(workers, self._log_probabilities, folder, self.total_training_steps, per_step)
+        self._run = VerlRun(workers, self._log_probabilities, folder, self._last_step(), per_step)
+        self._run.comparable = comparable(self.config.actor_rollout_ref.rollout)
         correction = self.config.algorithm.get("rollout_correction") or {}
         self._run.latest.exact = not correction.get("bypass_mode", False)
         policy: Policy = ForcedLeaps(options.leaps) if options.leaps else Auto(options.dials)
@@ -80,6 +85,20 @@ class LeapTrainer(PPOTrainerSync):
         self._run.look_back(self._session.memory.start)
         super().on_init_end()
 
+    def _last_step(self) -> int:
+        """Where verl ends the run: at `total_training_steps`, or before that after `total_epochs` passes (`fit`)."""
+        trainer, asked = self.config.trainer, int(self.total_training_steps)
+        ends = min(asked, int(self.steps_per_epoch * trainer.total_epochs))
+        if ends < asked:
+            log.warning(
+                "nextrl: verl ends this run at step %d, after trainer.total_epochs=%d passes of %d steps, not at %d",
+                ends,
+                trainer.total_epochs,
+                self.steps_per_epoch,
+                asked,
+            )
+        return ends
+
     def _checkpoint(self) -> Path:
         """The folder of the present step's checkpoint."""
         return self._run.folder / f"global_step_{self.global_steps}"
@@ -93,7 +112,7 @@ class LeapTrainer(PPOTrainerSync):
             self._latest = batch
             self._run.stepped(self._read_batch(batch))
             self._session.step_ended(self.global_steps)
-            if self.global_steps >= self.total_training_steps:
+            if self.global_steps >= self._run.max_steps:
                 self._session.train_ended()
             self._run.look_back(self._session.memory.start)
         metrics.update(self._run.metrics)
@@ -102,7 +121,7 @@ class LeapTrainer(PPOTrainerSync):
     def _save_checkpoint(self) -> None:
         state.save(self._checkpoint(), self._run, self._session)
         super()._save_checkpoint()
-        state.prune(self._run.folder)
+        state.prune(self._run.folder, self.global_steps)
 
     def _read_batch(self, batch: Any) -> Batch:
         data = transfer_queue.kv_batch_get(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.device import get_torch_device
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from nextrl.engines.verl.shards import Shards
@@ -31,6 +32,7 @@ class LeapWorker(ActorRolloutRefWorker):
             call: method of `Shards`.
             arguments: the method's; `{world}` and `{rank}` in a text become this process's.
         """
+        _wait_for_device()
         self._shards.drop(forgotten)
         world, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
         # No `format`: a folder of the user's may have braces in its name.
@@ -41,3 +43,14 @@ class LeapWorker(ActorRolloutRefWorker):
         return getattr(self._shards, call)(*own)
 
     nextrl: Any = register(dispatch_mode=Dispatch.ONE_TO_ALL)(_nextrl)
+
+
+def _wait_for_device() -> None:
+    """Let what is under way on the device come to its end.
+
+    With `param_offload` and `optimizer_offload` verl copies to the host without waiting (utils/fsdp_utils.py), and
+    nothing else orders a read from the host after it.
+    """
+    device: Any = get_torch_device()
+    if hasattr(device, "synchronize") and device.is_available():
+        device.synchronize()
