@@ -478,8 +478,10 @@ class VerlRun:
         )
         if self.comparable:
             raise StaleRollouts(said)
-        log.warning(
-            "nextrl: it looks as if %s. Under this rollout.top_k or top_p it cannot be told for sure", said
+        say(
+            log,
+            "it looks as if %s. Under this rollout.top_k or top_p it cannot be told for sure",
+            said,
         )
 
     def look_back(self, start: Any) -> None:

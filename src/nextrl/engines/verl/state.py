@@ -19,6 +19,7 @@ from typing import Any
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
 from nextrl.engines.memory import Memory, Origin
+from nextrl.engines.say import say
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
@@ -81,7 +82,8 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
     except NoSuchFile:
         session.begins_late(step)
         session.decisions = [made for made in decision_log.read(run.folder) if made.step <= step]
-        log.warning(
+        say(
+            log,
             "%s holds no state of nextrl: a new window begins at step %d, at the rate that verl has%s",
             checkpoint,
             step,

@@ -23,6 +23,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from nextrl.engines import decision_log
 from nextrl.engines.policies import Auto, Policy
+from nextrl.engines.say import say
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
@@ -90,8 +91,9 @@ class LeapTrainer(PPOTrainerSync):
         trainer, asked = self.config.trainer, int(self.total_training_steps)
         ends = min(asked, int(self.steps_per_epoch * trainer.total_epochs))
         if ends < asked:
-            log.warning(
-                "nextrl: verl ends this run at step %d, after trainer.total_epochs=%d passes of %d steps, not at %d",
+            say(
+                log,
+                "verl ends this run at step %d, after trainer.total_epochs=%d passes of %d steps, not at %d",
                 ends,
                 trainer.total_epochs,
                 self.steps_per_epoch,
