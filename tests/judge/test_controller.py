@@ -480,6 +480,26 @@ def test_chance_alone_hardly_ever_adds_up() -> None:
     assert 0 < cut <= 15
 
 
+def test_after_a_bold_first_step_chance_alone_often_adds_up() -> None:
+    """What docs/auto.md says of it: so much is the price of believing sooner that a bold rate is too high."""
+    random, shares = Random(0), []
+    for doublings in (0, 2, 3):
+        cut = 0
+        for _ in range(200):
+            controller = settled()
+            controller.restore({**controller.state(), "hot": float(doublings)})
+            for _ in range(14):
+                rewards = tuple(random.gauss(0.2, 0.03) for _ in range(10))
+                looks = Looks(am1=seen(random.gauss(0.0, 1.0), nats=0.05))
+                if controller.window(window(rewards=rewards), looks).rate_factor < 1.0:
+                    cut += 1
+                    break
+        shares.append(cut / 200)
+    assert shares[0] < 0.1
+    assert 0.15 < shares[1] < 0.5
+    assert 0.5 < shares[2] < 0.9
+
+
 def test_chance_alone_hardly_ever_raises_the_rate() -> None:
     """Of 300 runs of 30 windows in which nothing gains or harms, at most one in twenty is raised."""
     random, raised = Random(0), 0
