@@ -71,7 +71,7 @@ def wanted(seeds: list[int], tasks: list[str], only: list[str]) -> list[ArmSetti
     """The arms to run, most telling first; a leap arm after the plain run that it goes on from."""
     names = ["plain-3e-4", "plain-1e-5", "auto-1e-5", "prodigy-schedulefree"]
     names += ["plain-1e-3", "next-20", "linear-20", "auto-3e-4", "auto-1e-3"]
-    names += ["all-auto-1e-6", "all-plain-1e-5", "all-plain-3e-5", "all-plain-1e-6"]
+    names += ["all-auto-1e-6", "all-plain-1e-5", "all-plain-3e-5"]
     return [arm(t, n, seed) for seed in seeds for t in tasks for n in names if not only or n in only]
 
 
