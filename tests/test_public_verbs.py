@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def one_line(call: Callable[[], Any]) -> str:
 def test_a_folder_is_as_good_as_its_trajectory(verb: str, folder: Path) -> None:
     loaded = repr(VERBS[verb](nextrl.Trajectory.load(folder)))
     assert repr(VERBS[verb](folder)) == repr(VERBS[verb](str(folder))) == loaded
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_list_file_is_as_good_as_the_folder_it_lists(verb: str, folder: Path, tmp_path: Path) -> None:
+    steps = nextrl.Trajectory.load(folder).steps
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps({str(s): str(folder / f"checkpoint-{s}") for s in steps if s}))
+    assert repr(VERBS[verb](listed)) == repr(VERBS[verb](folder))
 
 
 @pytest.mark.parametrize("verb", VERBS)

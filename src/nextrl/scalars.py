@@ -75,12 +75,8 @@ def _float(value: Any) -> float | None:
         return None
     try:
         found = float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # the last is torch's, of more than one number
+    # A RuntimeError is torch's, of more than one number.
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return None if math.isnan(found) else found
 

@@ -63,6 +63,8 @@ def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
 def test_yaml_and_back_is_the_same_config(tmp_path: Path) -> None:
     one = config(seed=3, train={"steps": 60}, leap={"method": "next", "at": [30]}, output_dir="x")
     assert loaded(tmp_path, one.as_yaml()) == one
+    folder = one.model_copy(update={"output_dir": Path("1e-5")})  # a text that looks like a number
+    assert loaded(tmp_path, folder.as_yaml()) == folder
     assert RunConfig(**one.as_dict()) == one
     assert "seed" not in yaml.safe_load(one.as_yaml())["train"]
 

@@ -100,6 +100,22 @@ def test_the_verdict_says_so_where_nothing_was_gained(plain_run: Path) -> None:
     assert "changed by +0.010, within the noise: it did not pay" in text
 
 
+def test_where_the_plain_run_never_rose_there_is_nothing_to_save(plain_run: Path) -> None:
+    flat = {**arms(), "plain": record("plain", "plain", [0, 20, 40], [0.5, 0.6, 0.45])}
+    flat["rule"] = record("rule", "control", [0, 20], [0.5, 0.6])
+    settings = [
+        ArmSettings(name=n, kind=a.kind, label=n, train=TrainSettings(), eval_at=(40,))
+        for n, a in flat.items()
+    ]
+    result = summarise(flat, settings, plain_run, leap_at=20, sweep=["lr-0.001"])
+    text = result.verdict or ""
+    assert "ends at 0.450, no higher than it began, so that there is nothing to save" in text
+    assert "never" not in text
+    assert "saves" not in text
+    assert result.saved["auto"].completions is None
+    assert "nothing to save" in render(result)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "outcome"), [([0.3, 0.75], "saves 50 %"), ([0.3, 0.6], "never reaches the target")]
 )

@@ -112,15 +112,6 @@ class AdapterCheckpoint:
         """Whether W_0 equals the base model by construction."""
         return self.settings.starts_at_zero
 
-    @functools.cached_property
-    def begins_stretch(self) -> bool:
-        """Whether a leap wrote this adapter: a run that goes on from it starts here, whatever its configuration says.
-
-        Raises:
-            InputError: `nextrl.json` beside it is damaged.
-        """
-        return leapt(self.folder)
-
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """A (r, n) and B (m, r) in the stored dtype.
 

@@ -94,9 +94,8 @@ def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
     """
     near = []
     for h in horizon or []:
-        spacings = math.ceil(
-            h / traj.spacing - 0.5
-        )  # a half goes down, as the backtest takes the earlier checkpoint
+        # A half goes down, as the backtest takes the earlier checkpoint.
+        spacings = math.ceil(h / traj.spacing - 0.5)
         if 2 * h < traj.spacing:
             raise InputError(
                 f"--horizon {h}: checkpoints are {traj.spacing} steps apart; give a multiple of {traj.spacing}"

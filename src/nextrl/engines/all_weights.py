@@ -1,7 +1,7 @@
 """All weights that a model trains, where there is no adapter, as `auto` needs them: copied, and put back.
 
-Copies lie in the host's memory, as those of the optimizer's state do: up to three are kept at a time, each as large as
-the model, for which a GPU that trains all of it has no room. No method leaps here: what is fitted is fitted on factors.
+Copies lie in the host's memory, since a GPU that trains all of a model has no room for them: up to three together with
+the optimizer's state, and two more of the weights alone (docs/auto.md). No method leaps here: methods fit factors.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Run(Protocol):
 
 
 def apply_leap(run: Run, state: State) -> None:
-    """Move the adapter to `state` (every process the same), and see to it that nothing of the old policy is used."""
+    """Move what is trained to `state`, the same on every process, and let nothing of the old policy be used."""
     run.move(state)
 
 
@@ -167,7 +167,7 @@ def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Dec
 
 
 def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
-    """Take back a step or a window: the adapter and the moments as they were, at another rate.
+    """Take back a step or a window: what is trained and the moments as they were, at another rate.
 
     Args:
         start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.

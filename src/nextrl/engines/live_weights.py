@@ -8,7 +8,7 @@ touched, and the parameters keep their identity, so Adam's moments stay attached
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ class LiveWeights:
         return all_finite(self.read().values())
 
 
-def all_finite(tensors: Any) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether there is neither NaN nor Inf in any of some tensors; True of none. A GPU is waited for once."""
     found = [t.isfinite().all() for t in tensors]
     return not found or bool(torch.stack([f.to(found[0].device) for f in found]).all())

@@ -1,10 +1,10 @@
 """What `LeapCallback` remembers between windows, and how it lies in a trainer's checkpoint.
 
-Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, in their
-own dtype), the optimizer's moments there where the policy may undo a window, the run before the last leap where it may
-still be taken back, the run's beginning while it may begin again, and the checkpoints that a named method is fitted on;
-`nextrl_state.json` holds the rest, the first file's checksum and one of its own, and is written last, so that a
-checkpoint has either a whole state or none.
+Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, or every
+trained weight, in their own dtype), the optimizer's moments there where the policy may undo a window, the run before
+the last leap where it may still be taken back, the run's beginning while it may begin again, and the checkpoints that
+a named method is fitted on; `nextrl_state.json` holds the rest, the first file's checksum and one of its own, and is
+written last, so that a checkpoint has either a whole state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
 state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where
@@ -39,7 +39,7 @@ class Origin:
     """The run where it began, or was taken up without a memory of it.
 
     Attributes:
-        state, moments: the adapter's factors and the optimizer's state.
+        state, moments: what is trained, and the optimizer's state.
         step: which step that was.
     """
 
@@ -53,7 +53,7 @@ class Memory:
     """What is remembered between windows.
 
     Attributes:
-        start: the adapter's factors where the window began.
+        start: what is trained, where the window began.
         moments: the optimizer's state where the window began; empty where no window is ever undone.
         began: the step where it began.
         rewards: training reward of each step of the window so far.

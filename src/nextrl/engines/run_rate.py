@@ -49,7 +49,9 @@ class RunRate:
         self._share = 0.0  # of the schedule's height, at the latest step
         self._ahead = 1.0  # the highest share that is still to come
         self._follows = RateCheck()
-        self._began: tuple[State, float] | None = None  # the step after a change of the rate: adapter, rate
+        self._began: tuple[State, float] | None = (
+            None  # the step after a change of the rate: what is trained, rate
+        )
 
     def checks(self, step: int) -> bool:
         """Whether this step is looked at for the sake of the rate: not where that is to stay as it is."""
@@ -161,7 +163,7 @@ class RunRate:
             memory.cooled = cooled
 
     def _length(self, before: State) -> float:
-        """How far the adapter has come since; the same number on every process."""
+        """How far what is trained has come since; the same number on every process."""
         adapter = self._run.adapter
         length: float = self._run.ranks.tell(adapter.distance(before, adapter.read()))
         return length

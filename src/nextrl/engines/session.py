@@ -48,7 +48,7 @@ class _Beginning:
     """The run where a step began.
 
     Attributes:
-        state, moments: the adapter's factors and the optimizer's state.
+        state, moments: what is trained, and the optimizer's state.
         rate, share: the step's rate, and that as a share of the highest one that the schedule has yet to come to.
         ends_window: whether a window ended here, which the step's rollouts judge.
     """

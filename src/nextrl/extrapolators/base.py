@@ -170,9 +170,8 @@ def get(name: str, **params: Any) -> Extrapolator:
     method = class_of(name)
     try:
         built: Extrapolator = method(**checked(name, method, params))
-    except (
-        TypeError
-    ) as error:  # a parameter that has no default, and whatever a stranger's class makes of its own
+    # A parameter that has no default, and whatever a stranger's class makes of its own.
+    except TypeError as error:
         raise InputError(f"method {name!r}: {error}") from error
     return built
 

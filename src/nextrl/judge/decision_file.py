@@ -53,7 +53,10 @@ def last_of_auto(traj: Trajectory) -> DecisionRecord | None:
     """
     last = trainer_log.folder(traj)
     # A verl run keeps its adapters deeper than beside the file: there the folder that was named holds it.
-    for place in (None if last is None else last.parent, traj.source):
+    source = (
+        traj.source if traj.source is not None and traj.source.is_dir() else None
+    )  # a list of runs is a file
+    for place in (None if last is None else last.parent, source):
         found = [] if place is None else read(place)
         if found:
             own = [d for d in found if d.method == "auto" and d.step <= traj.steps[-1]]

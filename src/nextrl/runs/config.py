@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -131,6 +132,17 @@ class EvalSection(BaseModel):
         le=MAX_PROMPTS,
         description="held-out test prompts, one sampled and one greedy answer each",
     )
+
+
+WHOLE_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
+"""A number to YAML 1.2 and to us; YAML 1.1 wants a dot in it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes that `config_file` would read as a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WHOLE_EXPONENT, list("-+0123456789"))
 
 
 class RunConfig(BaseModel):
@@ -404,7 +416,7 @@ class RunConfig(BaseModel):
 
     def as_yaml(self) -> str:
         """The config with every key, as `config_file.load` reads it."""
-        text: str = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        text: str = yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return text
 
     def differences(self, other: RunConfig) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from nextrl.errors import InputError, shown
 from nextrl.files import MAX_DEPTH, encodable, read_text
 from nextrl.nested import dotted
-from nextrl.runs.config import LIFTED, SECTIONS, RunConfig, known_keys
+from nextrl.runs.config import LIFTED, SECTIONS, WHOLE_EXPONENT, RunConfig, known_keys
 
 _MAX_BYTES = 2**16  # of a config, with 4 kB the longest there is; PyYAML reads this much in a second
 _LARGEST = 10**15
@@ -113,10 +113,8 @@ def _real(loader: _Loader, node: Any) -> float:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_constructor("tag:yaml.org,2002:float", _real)
-# YAML 1.1 wants a dot in 1e3, and takes it for text without one.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+# YAML 1.1 takes 1e3 for text.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", WHOLE_EXPONENT, list("-+0123456789"))
 
 
 def parse_yaml(text: str, where: str) -> Any:

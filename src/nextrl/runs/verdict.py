@@ -33,9 +33,11 @@ def of_comparison(
         advice: what `nextrl advise` says of the plain arm.
     """
     sentences = [_against_plain(arms, result)]
-    if result.tuned:
+    own = comparison.reach(arms["plain"], arms["plain"].accuracy[-1])
+    rose = own is not None and bool(own.steps)
+    if result.tuned and rose:
         sentences.append(_against_tuned(arms, result, result.tuned))
-    if RULE in arms:
+    if RULE in arms and rose:
         sentences.append(_about_rule(arms[RULE], result))
     single = _best_leap(arms)
     if single is not None:
@@ -64,7 +66,7 @@ def of_run(
     Args:
         record: what the run did.
         arm: what it was told.
-        taken: its decisions that cost or moved something.
+        taken: its decisions, as `comparison.leaps` lists them.
         excess: mean excess persistence where the run stands, None where it was too short to show any.
         advice: what `nextrl advise` says of it, None where it does not ask.
     """
@@ -102,6 +104,11 @@ def _against_plain(arms: Mapping[str, ArmRecord], result: Result) -> str:
     plain, auto = arms["plain"], arms["auto"]
     target = plain.accuracy[-1]
     at, own = comparison.reach(auto, target), comparison.reach(plain, target)
+    if own is not None and not own.steps:
+        return (
+            f"The run as configured ends at {target:.3f}, no higher than it began, so that there is nothing to save; "
+            f"auto ended at {auto.accuracy[-1]:.3f}."
+        )
     if at is None or own is None:
         return f"auto did not reach the plain run's final accuracy ({target:.3f}); it ended at {auto.accuracy[-1]:.3f}."
     return (

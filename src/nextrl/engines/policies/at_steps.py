@@ -197,9 +197,8 @@ class AtSteps(LeapsOnly):
         if len(steps) < 2:
             return max(2, method.min_checkpoints(self._horizon, self.every))
         needed = lacking(method, steps, common_gap(steps), self._horizon)
-        if (
-            self._own_step and not needed
-        ):  # a step that nobody named has every checkpoint, or is not waited for
+        # A step that nobody named has every checkpoint, or is not waited for.
+        if self._own_step and not needed:
             needed = method.min_checkpoints(self._horizon, self.every)
             return needed if len(steps) < needed else 0
         return needed

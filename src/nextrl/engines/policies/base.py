@@ -27,7 +27,7 @@ class View:
 
     Attributes:
         window: what the run shows for free.
-        start, end: the adapter's factors where the window began, and where it ended.
+        start, end: what is trained, where the window began and where it ended.
         history: checkpoints in memory since the run began or last leapt.
         adapter: what is trained: `LiveWeights`, or its like where copies lie elsewhere; a `LiveAdapter` where a named
             method decides.

@@ -17,9 +17,8 @@ COMMAND = (sys.executable, "-m", "verl.trainer.main_ppo")
 REFUSED = "nextrl: "
 """What a refusal of the plugin begins with."""
 
-_LOOKED_AT = (
-    65536  # bytes at the end of a log; a traceback through several processes of Ray has some ten thousand
-)
+# Bytes at the end of a log; a traceback through several processes of Ray has some ten thousand.
+_LOOKED_AT = 65536
 _LINES = 5  # lines that an error's text may have
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")
 # What hydra says of itself, and lines of other processes that Ray passes on, which may come late.

@@ -299,6 +299,9 @@ def _completions_saved(result: Result, arm: Arm) -> float | None:
 
 def _tile(result: Result, arm: Arm, title: str, tail: str) -> Tile:
     share, at = _completions_saved(result, arm), _reach(result, arm)
+    if share is None and at is not None:
+        note = f"the run as configured ends no higher than it began; {tail}"
+        return Tile(title, "nothing to save", note, arm.role)
     if share is None:
         return Tile(title, "not reached", f"ended at {fixed(arm.last())}; {tail}", arm.role)
     step = f"target at step {count(at.steps)}; " if at is not None and at.steps is not None else ""
