@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "nextrl"
 
 # From the bottom up. A room is a package or a module of src/nextrl; rooms on one floor do not import each other.
 FLOORS = (
-    {"errors", "version", "nested", "palette"},
+    {"errors", "version", "nested", "palette", "say"},
     {"files", "registry", "scalars"},
     {"checkpoints", "tasks"},
     {"trajectory"},

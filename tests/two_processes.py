@@ -95,7 +95,7 @@ def scripted_run(out: Path, processes: int) -> dict[str, Any]:
         save_steps=2,
     )
     draw_by_row(built)
-    before = LiveAdapter(built.model).read()
+    before = trainable(built.model)
     built.train()
     return {
         "before": before,

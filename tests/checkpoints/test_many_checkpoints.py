@@ -37,6 +37,7 @@ def checkpoint(step: int, modules: int, rank: int = 4) -> Any:
         shapes={f"layer{i}": CountedShape((8, 8, rank)) for i in range(modules)},
         dtypes=frozenset({"float32"}),
         scaling=lambda module: 1.0,
+        settings=SimpleNamespace(path=Path("c"), raw={}, base=None, transposed=False, starts_at_zero=True),
     )
 
 

@@ -216,8 +216,9 @@ def test_what_is_broken_after_the_checkpoint_that_is_leapt_from_is_not_read(
     copy, out = tmp_path / "run", tmp_path / "leapt"
     shutil.copytree(run_dir, copy)
     (copy / "checkpoint-80" / "adapter_model.safetensors").write_bytes(b"")
-    assert call(leap_verb, str(copy), "--at", "80", "--out", str(out)).exit_code != 0
-    result = call(leap_verb, str(copy), "--at", "70", "--out", str(out))
+    named = ("--method", "secant", "--out", str(out))
+    assert call(leap_verb, str(copy), "--at", "80", *named).exit_code != 0
+    result = call(leap_verb, str(copy), "--at", "70", *named)
     assert result.exit_code == 0, result.exception
     assert json.loads((out / "nextrl.json").read_text())["from_step"] == 70
 

@@ -24,6 +24,7 @@ TESTS = Path(__file__).parents[1]
 TOOLS = TESTS.parent / "tools"
 CASES = (
     "fitted", "auto", "auto, windows", "auto, taken back", "auto, NaN", "auto, RLOO", "auto, beta", "auto, resumed",
+    "auto, all weights", "auto, all weights, taken back",
     "next", "next, resumed", "secant, searched", "effopd", "auto, SFT", "secant, SFT", "arms",
     "asked", "delivered",
 )  # fmt: skip
@@ -58,7 +59,7 @@ def test_it_does_on_an_accelerator_what_it_does_on_the_cpu(found: dict[str, list
 
 def test_the_cases_come_to_what_they_are_for(found: dict[str, list[Any]]) -> None:
     """Two sides that both did nothing would be the same."""
-    for case in ("auto, taken back", "auto, NaN"):
+    for case in ("auto, taken back", "auto, all weights, taken back", "auto, NaN"):
         assert [back for _, _, back, _ in found[case][0]["done"] if back] == ["step"]
     for case in ("next", "next, resumed", "secant, SFT"):
         assert any(alpha for _, alpha, _, _ in found[case][0]["done"])

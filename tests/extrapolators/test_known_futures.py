@@ -185,7 +185,7 @@ def test_the_paper_s_ablations_are_switches_that_do_something() -> None:
     for module in both:
         assert not torch.allclose(both[module], far[module])
         assert not torch.allclose(far[module], local[module])
-    with pytest.raises(InputError, match="inputs must be one of both, global, local"):
+    with pytest.raises(InputError, match="inputs must be both or global or local"):
         moves("next-paper", inputs="none")
     with pytest.raises(InputError, match="rank must be at least 1"):
         moves("next-paper", rank=0)

@@ -872,8 +872,8 @@ FILES = {
     "no function": "x = 1",
     "no examples": "def reward(c, a): return 1.0",
     "one argument": "def examples(): return []\ndef reward(c, a): return 1.0",
-    "reward of one argument": "def examples(split): return [(split + str(i), i) for i in range(3)]\n"
-    "def reward(c): return 1.0",
+    "reward of one argument": "max_completion_length = 2\n"
+    "def examples(split): return [(split + str(i), i) for i in range(3)]\ndef reward(c): return 1.0",
     "a syntax error": "def examples(split:\n",
     "a syntax error on an ugly line": "def \x1b[2J(",
     "an indentation error": "def f():\nreturn 1",
@@ -991,7 +991,7 @@ def value_cases() -> Iterator[Case]:
     huge = "1" + "0" * 30
     for override in (
         f"train.steps={huge}", "train.steps=0", "train.steps=-1", "train.steps=1.5", "train.steps=true",
-        "train.steps=1e6", "train.steps=1000001", "train.save_every=0", f"train.save_every={huge}",
+        "train.steps=1e7", "train.steps=1000001", "train.save_every=0", f"train.save_every={huge}",
         f"train.prompts_per_step={huge}", "train.prompts_per_step=1e9", "train.completions_per_prompt=1",
         f"train.completions_per_prompt={2**31}", "train.learning_rate=0", "train.learning_rate=1e300",
         "train.learning_rate=-.inf", "train.learning_rate=x", "train.max_completion_length=0",

@@ -189,6 +189,8 @@ def leapt(folder: Path) -> bool:
     Raises:
         InputError: the note is damaged.
     """
+    if not folder.is_dir():
+        return False
     path = folder / NOTE
     try:
         note = read_json(path)

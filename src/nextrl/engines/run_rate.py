@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nextrl.engines import apply_leap
-from nextrl.engines.say import say
 from nextrl.engines.schedules import RateCheck
+from nextrl.say import say
 
 if TYPE_CHECKING:
     from nextrl.engines.live_weights import State

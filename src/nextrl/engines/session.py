@@ -27,12 +27,12 @@ from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.run_rate import RunRate
-from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json, read_text
 from nextrl.judge.decision import DecisionRecord
+from nextrl.say import say
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -41,7 +42,7 @@ def read(output_dir: Path) -> list[DecisionRecord]:
             first = error.errors()[0]
             raise InputError(f"{path}, line {number}: no decision ({first['loc']}: {first['msg']})") from None
     if rest:
-        log.warning("nextrl: %s: the last line is cut off, and left out", path)
+        say(log, "%s: the last line is cut off, and left out", path)
     return found
 
 

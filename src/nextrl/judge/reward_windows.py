@@ -74,7 +74,8 @@ def _noise(windows: Sequence[Sequence[float]], means: Sequence[float]) -> tuple[
     """Standard error of one window's mean, and its degrees of freedom; None where nothing shows it."""
     within = sum(len(window) - 1 for window in windows)
     if within >= len(windows):
-        squares = sum((r - mean) ** 2 for window, mean in zip(windows, means, strict=True) for r in window)
+        apart = (r - mean for window, mean in zip(windows, means, strict=True) for r in window)
+        squares = sum(d * d for d in apart)  # a power would raise where this is infinite
         logged = statistics.harmonic_mean([len(window) for window in windows])
         return math.sqrt(squares / within / logged), within
     # A straight rise drops out of a second difference, whose variance is six times a mean's.

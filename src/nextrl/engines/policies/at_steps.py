@@ -15,7 +15,6 @@ from nextrl.engines.history import AdapterHistory, DiskHistory
 from nextrl.engines.live_adapter import leap_into
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
-from nextrl.engines.say import say
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha, fixed_at
@@ -25,6 +24,7 @@ from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
 from nextrl.leaps.leap import DEFAULT_HORIZON, Leap, leap
+from nextrl.say import say
 from nextrl.trajectory.trajectory import Trajectory, common_gap
 
 log = logging.getLogger(__name__)

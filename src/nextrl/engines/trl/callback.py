@@ -29,7 +29,6 @@ from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, Policy, policy_of
 from nextrl.engines.policies.arguments import trainer_itself
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.say import say
 from nextrl.engines.schedules import heights_of
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
@@ -40,6 +39,7 @@ from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

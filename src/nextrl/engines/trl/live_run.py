@@ -25,7 +25,6 @@ from nextrl.engines.rollback import (
     whole,
     write_moments,
 )
-from nextrl.engines.say import say
 from nextrl.engines.schedules import (
     base_rate,
     falls_by_itself,
@@ -39,6 +38,7 @@ from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.decision import DecisionRecord
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from nextrl.engines.candidate_scores import Row, divergence_sums, mean_divergence
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.say import say
 from nextrl.engines.trl.seam import Scored, Seam
+from nextrl.say import say
 from nextrl.tasks.evaluate import inference, seeded
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from typing import Any
 
 import trl
 
-from nextrl.engines.say import say
 from nextrl.errors import InputError
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.say import say
 from nextrl.engines.trl.likelihood import tokenised
 from nextrl.engines.trl.rollouts import InGroups
 from nextrl.engines.trl.samplers import dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError, shown
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

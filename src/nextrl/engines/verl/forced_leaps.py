@@ -8,7 +8,7 @@ from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.policies.base import LeapsOnly, View
-from nextrl.errors import InputError
+from nextrl.engines.verl.options import refuse_never
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
 from nextrl.judge.window import Window
@@ -37,11 +37,7 @@ class ForcedLeaps(LeapsOnly):
         Raises:
             InputError: it comes to none.
         """
-        if not any(begins < step <= ends for step in self.leaps):
-            named = ", ".join(map(str, sorted(self.leaps)))
-            raise InputError(
-                f"trainer.v1.nextrl.leaps: this run goes from step {begins} to {ends}, and never comes to step {named}"
-            )
+        refuse_never(self.leaps, begins, ends)
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """At the given steps."""

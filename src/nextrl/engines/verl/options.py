@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from typing import Any
@@ -128,11 +128,21 @@ def check(config: Any, verl: str) -> Options:
     options = options_of(config.trainer.v1.get("nextrl"))
     steps = config.trainer.get("total_training_steps")
     if options.leaps and steps is not None:
-        # What stands behind it imports a trainer's packages, which `nextrl run --help` does without.
-        from nextrl.engines.verl.forced_leaps import ForcedLeaps
-
-        ForcedLeaps(options.leaps).refuse_impossible(0, steps, 0)
+        refuse_never(options.leaps, 0, steps)
     return options
+
+
+def refuse_never(leaps: Iterable[int], begins: int, ends: int) -> None:
+    """See to it that a run from step `begins` to step `ends` comes to one of the steps to leap at.
+
+    Raises:
+        InputError: it comes to none.
+    """
+    if not any(begins < step <= ends for step in leaps):
+        named = ", ".join(map(str, sorted(leaps)))
+        raise InputError(
+            f"trainer.v1.nextrl.leaps: this run goes from step {begins} to {ends}, and never comes to step {named}"
+        )
 
 
 def comparable(rollout: Any) -> bool:

@@ -26,9 +26,9 @@ from nextrl.engines import decision_log
 from nextrl.engines.live_weights import length_and_shrinking
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.say import say
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Any
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
 from nextrl.engines.memory import Memory, Origin
-from nextrl.engines.say import say
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

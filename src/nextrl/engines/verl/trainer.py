@@ -23,7 +23,6 @@ from verl.workers.utils.padding import response_from_nested
 
 from nextrl.engines import decision_log
 from nextrl.engines.policies import Auto, Policy
-from nextrl.engines.say import say
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
@@ -31,6 +30,7 @@ from nextrl.engines.verl.options import Options, check, comparable
 from nextrl.engines.verl.remote import Batch, VerlRun, Workers, batch_of
 from nextrl.engines.verl.worker import LeapWorker
 from nextrl.judge.guard import Guard
+from nextrl.say import say
 
 log = logging.getLogger(__name__)
 

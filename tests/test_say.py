@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nextrl.engines.say import say
+from nextrl.say import say
 
-SOURCE = Path(__file__).parents[2] / "src" / "nextrl"
+SOURCE = Path(__file__).parents[1] / "src" / "nextrl"
 
 
 def calls(path: Path) -> list[ast.Call]:
