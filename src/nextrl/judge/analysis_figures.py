@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextrl.errors import needs
 from nextrl.judge.analysis import Analysis, analyze
 from nextrl.judge.drawing import plain_settings
 from nextrl.judge.regime import MIXED, OSCILLATES
@@ -23,7 +24,8 @@ SINGULAR_COLOURS = (SERIES[0], SERIES[5], *("#a9a9a9", "#b5b5b5", "#bdbdbd", "#c
 
 
 def _axes(columns: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    from matplotlib.figure import Figure
+    with needs("plots", "a figure of an analysis"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, n + 1) for n in range(columns)]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
-from nextrl.errors import InputError, MissingExtra, shown
+from nextrl.errors import InputError, MissingExtra, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -119,7 +119,8 @@ class Backtest:
     @plain_settings("a plot of a backtest")
     def plot(self, path: str | Path) -> None:
         """Write a picture (png, svg, pdf by suffix): cosine and skill of each method, with the spread."""
-        from matplotlib.figure import Figure
+        with needs("plots", "a plot of a backtest"):
+            from matplotlib.figure import Figure
 
         order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
         figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")

@@ -27,8 +27,8 @@ def plain_settings(feature: str = "a plot") -> Iterator[None]:
     Raises:
         MissingExtra: it is not installed.
     """
+    _import(feature)
     with needs("plots", feature):
-        _import()
         import matplotlib
     with matplotlib.rc_context():
         plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
@@ -38,14 +38,14 @@ def plain_settings(feature: str = "a plot") -> Iterator[None]:
         yield
 
 
-def _import() -> None:
+def _import(feature: str) -> None:
     """Import matplotlib without the user's backend, and give it that one afterwards where it is known."""
     if "matplotlib" in sys.modules:
         return
     wanted = os.environ.pop(_BACKEND, None)
     try:
-        import matplotlib
-
+        with needs("plots", feature):
+            import matplotlib
         if wanted:
             with contextlib.suppress(ValueError):
                 matplotlib.rcParams["backend"] = wanted
