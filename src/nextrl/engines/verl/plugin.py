@@ -121,7 +121,12 @@ def refuse(config: Any) -> None:
 
 def install() -> None:
     """Complete verl's modules: now those that are imported already, the others as soon as they are."""
-    for name, complete in {TRAINERS: register, **dict.fromkeys(BEGINS, check_first)}.items():
+    # By name, when the module is there: what stands in for one of these functions is taken then.
+    later: dict[str, Callable[[Any], None]] = {
+        TRAINERS: lambda module: register(module),
+        **dict.fromkeys(BEGINS, lambda module: check_first(module)),
+    }
+    for name, complete in later.items():
         if name in sys.modules:
             complete(sys.modules[name])
         else:
