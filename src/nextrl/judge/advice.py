@@ -5,7 +5,7 @@ of features without touching a checkpoint. The thresholds come from tiny runs (d
 tasks, LoRA with Adam at a constant rate); nothing larger has been tried. What the excess persistence is called is
 not this module's business: `regime` says that for everybody.
 
-This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap` without `--method`, and the report all say
+This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap` without `--method` and reports all say
 `Advice.answer`, so that one run gets one answer whichever verb is asked.
 """
 
