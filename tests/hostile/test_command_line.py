@@ -202,7 +202,11 @@ def verdict(arguments: list[str], code: int, out: str, err: str) -> str | None:
         return f"exit code {code}"
     lines = [line for line in err.splitlines() if not line.startswith("left out: ")]
     if arguments[0] == "inspect":
-        lines = [line for line in lines if not line.startswith("- ") and not line.endswith(" problems")]
+        lines = [
+            line
+            for line in lines
+            if not line.startswith("- ") and not line.endswith((" problem", " problems"))
+        ]
     if code == 2 and (len(lines) != 1 or not lines[0].startswith("nextrl: ")):
         return f"{len(lines)} lines on stderr"
     if code == 0 and arguments[0] != "inspect" and lines:
