@@ -126,6 +126,25 @@ class Breaks(TrainerCallback):
                     p.grad.fill_(math.nan)
 
 
+class Watch(TrainerCallback):
+    """What is trained, the first moments and the rate where each step begins and ends."""
+
+    def __init__(self) -> None:
+        self.begins: dict[int, Any] = {}
+        self.ends: dict[int, Any] = {}
+
+    def _seen(self, kwargs: Any) -> Any:
+        state = kwargs["optimizer"].state
+        moments = [state[p]["exp_avg"].clone() for p in state if "exp_avg" in state[p]]
+        return trainable(kwargs["model"]), moments, kwargs["optimizer"].param_groups[0]["lr"]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begins[state.global_step + 1] = self._seen(kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends[state.global_step] = self._seen(kwargs)
+
+
 def weights(model: Any) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 

@@ -31,9 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from nextrl import LeapCallback
-from nextrl.engines.all_weights import AllWeights
-from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.live_weights import LiveWeights
+from nextrl.engines.all_weights import trained_in
 from nextrl.engines.policies import Auto
 from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.settings import LoraSettings, TrainSettings
@@ -155,10 +153,6 @@ class Watch(Controller):
 CONTROLLERS = {"auto": Controller, "kl": DivergenceRule, "kl-back": DivergenceRuleBack, "watch": Watch}
 
 
-def _trained(model: Any) -> LiveWeights:
-    return LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)
-
-
 class Average(TrainerCallback):
     """Keeps what a run's last steps trained."""
 
@@ -167,7 +161,7 @@ class Average(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % 5 == 0:
-            self.states.append(_trained(kwargs["model"]).read())
+            self.states.append(trained_in(kwargs["model"]).read())
 
 
 def _reward(arm: Arm) -> Any:
@@ -278,7 +272,7 @@ def work(arm: Arm, out: Path) -> str:
     trainer.train()
     seconds = time.perf_counter() - began
     states = list(average.states)
-    _trained(trainer.model).write({n: torch.stack([s[n] for s in states]).mean(0) for n in states[0]})
+    trained_in(trainer.model).write({n: torch.stack([s[n] for s in states]).mean(0) for n in states[0]})
     averaged = evaluate(trainer.model, tokenizer, base.get(arm.task), prompts=1000)
     kept: dict[str, Any] = {
         "arm": asdict(arm),

@@ -466,35 +466,31 @@ def test_small_harms_of_many_windows_add_up() -> None:
     )
 
 
+def cut_by_chance(random: Random, runs: int, windows: int, nats: float, hot: float = 0.0) -> int:
+    """How many of some runs, in which nothing gains or harms, have their rate cut."""
+
+    def cut() -> bool:
+        controller = settled()
+        controller.restore({**controller.state(), "hot": hot})
+        for _ in range(windows):
+            rewards = tuple(random.gauss(0.2, 0.03) for _ in range(10))
+            looks = Looks(am1=seen(random.gauss(0.0, 1.0), nats=nats))
+            if controller.window(window(rewards=rewards), looks).rate_factor < 1.0:
+                return True
+        return False
+
+    return sum(cut() for _ in range(runs))
+
+
 def test_chance_alone_hardly_ever_adds_up() -> None:
     """Of 300 runs of 25 windows in which nothing gains or harms, at most one in twenty is cut."""
-    random, cut = Random(0), 0
-    for _ in range(300):
-        controller = settled()
-        for _ in range(25):
-            rewards = tuple(random.gauss(0.2, 0.03) for _ in range(10))
-            looks = Looks(am1=seen(random.gauss(0.0, 1.0), nats=0.5))
-            if controller.window(window(rewards=rewards), looks).rate_factor < 1.0:
-                cut += 1
-                break
-    assert 0 < cut <= 15
+    assert 0 < cut_by_chance(Random(0), 300, 25, nats=0.5) <= 15
 
 
 def test_after_a_bold_first_step_chance_alone_often_adds_up() -> None:
     """What docs/auto.md says of it: so much is the price of believing sooner that a bold rate is too high."""
-    random, shares = Random(0), []
-    for doublings in (0, 2, 3):
-        cut = 0
-        for _ in range(200):
-            controller = settled()
-            controller.restore({**controller.state(), "hot": float(doublings)})
-            for _ in range(14):
-                rewards = tuple(random.gauss(0.2, 0.03) for _ in range(10))
-                looks = Looks(am1=seen(random.gauss(0.0, 1.0), nats=0.05))
-                if controller.window(window(rewards=rewards), looks).rate_factor < 1.0:
-                    cut += 1
-                    break
-        shares.append(cut / 200)
+    random = Random(0)
+    shares = [cut_by_chance(random, 200, 14, nats=0.05, hot=hot) / 200 for hot in (0.0, 2.0, 3.0)]
     assert shares[0] < 0.1
     assert 0.15 < shares[1] < 0.5
     assert 0.5 < shares[2] < 0.9

@@ -98,12 +98,17 @@ _FIXED: dict[str, Callable[[AdapterConfig], object]] = {
 """Option -> what of it all checkpoints of a run have in common; None where it says nothing."""
 
 
+def common_gap(steps: Sequence[int]) -> int:
+    """The most common difference of two or more successive steps; the smaller on a tie."""
+    counts = Counter(b - a for a, b in itertools.pairwise(steps))
+    return min(counts, key=lambda gap: (-counts[gap], gap))
+
+
 def _gaps(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
     steps = [c.step for c in opened]
     if len(steps) < 3:
         return []
-    counts = Counter(b - a for a, b in itertools.pairwise(steps))
-    usual = min(counts, key=lambda gap: (-counts[gap], gap))
+    usual = common_gap(steps)
     return [
         Problem(
             late.folder,

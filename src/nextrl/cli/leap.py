@@ -215,15 +215,13 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
 
 
 def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
-    """What `nextrl advise` says of the run up to the checkpoint that is leapt from.
+    """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
 
     Raises:
         InputError: it cannot judge this run, or there is no such checkpoint.
     """
-    if at is not None:
-        if at not in traj.steps:
-            raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
-        traj = traj.upto(at)
+    if at is not None and at not in traj.steps:  # it was broken, and left out
+        raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
     try:
         return advise(traj)
     except InputError as error:

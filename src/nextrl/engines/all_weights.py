@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from nextrl.engines import sharded
+from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, all_finite
 from nextrl.engines.rollback import whole
 from nextrl.errors import InputError
@@ -44,3 +45,13 @@ class AllWeights(LiveWeights):
     def finite(self) -> bool:
         """Whether there is neither NaN nor Inf in any of them; looked at where they lie, since it is at every step."""
         return all_finite(self.parameters.values())
+
+
+def trained_in(model: Any) -> LiveWeights:
+    """What a model trains: its adapter, or all weights where it has none.
+
+    Raises:
+        InputError: see `LiveAdapter` and `AllWeights`.
+    """
+    # A plain model of transformers has this attribute once an adapter is loaded into it.
+    return LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)

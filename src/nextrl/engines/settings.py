@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines import algorithms
 from nextrl.errors import needs, require
+from nextrl.scalars import MAX_SEED as MAX_SEED
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
@@ -15,8 +16,6 @@ _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "m
 # What no run of this kind comes near. A number beyond them is a slip, and lists and memory are as long as it is.
 MAX_STEPS = 10**6
 MAX_PROMPTS = 10**7
-MAX_SEED = 2**32 - 1
-"""numpy's, through transformers' `set_seed`."""
 MIN_TEMPERATURE = 0.01
 """Logits are divided by it; far below it they overflow, and near it sampling is greedy."""
 

@@ -40,7 +40,7 @@ def leap_folder(out: Path, traj: Trajectory) -> Iterator[Path]:
     with writing(out):
         refuse_foreign_folder(out)
         _refuse_sources(out, traj)
-    ours = _files_of(out / NOTE) - ({CARD} if own_card(out) else set())
+    ours = _files_of(out) - ({CARD} if own_card(out) else set())
     with replacing_folder(out, lambda entry: entry.name in ours) as folder:
         yield folder
         for file in folder.iterdir():
@@ -54,22 +54,24 @@ def own_card(out: Path) -> bool:
     """Whether a folder has a README.md that a user wrote, or changed since nextrl wrote it."""
     if not (out / CARD).is_file():
         return False
+    note = _note(out)
+    return note is None or note.get("card_sha256") != sha256(out / CARD)
+
+
+def _note(out: Path) -> dict[str, Any] | None:
+    """What a folder's note says; None where there is none, or none that can be read."""
     try:
         note = read_json(out / NOTE)
     except InputError:
-        return True
-    return not isinstance(note, dict) or note.get("card_sha256") != sha256(out / CARD)
+        return None
+    return note if isinstance(note, dict) else None
 
 
-def _files_of(note: Path) -> set[str]:
-    """Names of the files that nextrl wrote beside a note, and the note's own."""
-    try:
-        value = read_json(note)
-    except InputError:
-        return {NOTE}
-    found = {NOTE}
+def _files_of(out: Path) -> set[str]:
+    """Names of the files that nextrl wrote into a folder, its note among them."""
+    note, found = _note(out) or {}, {NOTE}
     for key in ("files", "sha256"):  # the second alone in notes of the first versions
-        listed = value.get(key) if isinstance(value, dict) else None
+        listed = note.get(key)
         found |= {
             name for name in (listed if isinstance(listed, list | dict) else ()) if isinstance(name, str)
         }
@@ -119,7 +121,7 @@ def refuse_foreign_folder(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out must name a folder")
-    digests = _digests(out / NOTE)
+    digests = _digests(out)
     for pattern in WEIGHTS:
         for file in sorted(out.glob(pattern)):
             if digests is None:
@@ -133,15 +135,12 @@ def refuse_foreign_folder(out: Path) -> None:
                 )
 
 
-def _digests(note: Path) -> dict[str, str] | None:
+def _digests(out: Path) -> dict[str, str] | None:
     """File -> SHA-256 as a note of ours says; None where there is no such note, or none that can be read."""
-    try:
-        value = read_json(note)
-    except InputError:
+    note = _note(out)
+    if note is None or note.get("written_by") != "nextrl":
         return None
-    if not isinstance(value, dict) or value.get("written_by") != "nextrl":
-        return None
-    digests = value.get("sha256")
+    digests = note.get("sha256")
     return {str(name): str(text) for name, text in digests.items()} if isinstance(digests, dict) else {}
 
 

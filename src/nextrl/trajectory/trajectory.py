@@ -6,9 +6,7 @@ ever formed, and a view (`upto`, `at`) reads no checkpoint outside itself. `chec
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
+from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
@@ -393,12 +392,6 @@ class Trajectory:
             f"the adapter was initialised with init_lora_weights={init!r}, so B_0 A_0 is not zero and W_0 is "
             "unknown; save the initial adapter as checkpoint-0"
         )
-
-
-def common_gap(steps: Sequence[int]) -> int:
-    """The most common difference of two or more successive steps; the smaller on a tie."""
-    counts = Counter(b - a for a, b in itertools.pairwise(steps))
-    return min(counts, key=lambda gap: (-counts[gap], gap))
 
 
 def _source(given: str | Path | Mapping[int, str | Path]) -> Path | dict[int, Path]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.all_weights import AllWeights
+from nextrl.engines.all_weights import trained_in
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, along
 from nextrl.engines.policies import Auto
@@ -101,8 +101,7 @@ class Delivered(TrainerCallback):
         self.begins: list[State] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
-        self.adapter = LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)
+        self.adapter = trained_in(kwargs["model"])
         self.begins.append(self.adapter.read())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

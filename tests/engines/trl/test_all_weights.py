@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
 from trl import RLOOTrainer
 
 from nextrl import attach
@@ -22,7 +21,7 @@ from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from nextrl.tasks.bases import tiny
-from trl_runs import Breaks, fresh_model, same, trainer, weights
+from trl_runs import Breaks, Watch, fresh_model, same, trainer, weights
 
 QUIET = ControllerConfig(
     every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99, cooldown=0.0
@@ -31,25 +30,6 @@ QUIET = ControllerConfig(
 
 def model() -> Any:
     return tiny.load("chain")[0]
-
-
-class Watch(TrainerCallback):
-    """All weights, the first moments and the rate where each step begins and ends."""
-
-    def __init__(self) -> None:
-        self.begins: dict[int, Any] = {}
-        self.ends: dict[int, Any] = {}
-
-    def _seen(self, kwargs: Any) -> Any:
-        state = kwargs["optimizer"].state
-        moments = [state[p]["exp_avg"].clone() for p in state if "exp_avg" in state[p]]
-        return weights(kwargs["model"]), moments, kwargs["optimizer"].param_groups[0]["lr"]
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begins[state.global_step + 1] = self._seen(kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends[state.global_step] = self._seen(kwargs)
 
 
 def test_a_rate_far_too_low_is_raised_after_the_first_step(tmp_path: Path) -> None:

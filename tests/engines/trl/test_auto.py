@@ -27,31 +27,12 @@ from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from nextrl.tasks.bases import tiny
-from trl_runs import Breaks, fresh_model, same, trainable, trainer, weights
+from trl_runs import Breaks, Watch, fresh_model, same, trainable, trainer, weights
 
 QUIET = ControllerConfig(
     every=2, goal=1e-30, sure=1e9, surer=0.0, undo=1e9, alarm=1e9, patience=99, cooldown=0.0
 )
 BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
-
-
-class Watch(TrainerCallback):
-    """The adapter, the first moments and the rate where each step begins and ends."""
-
-    def __init__(self) -> None:
-        self.begins: dict[int, Any] = {}
-        self.ends: dict[int, Any] = {}
-
-    def _seen(self, kwargs: Any) -> Any:
-        state = kwargs["optimizer"].state
-        moments = [state[p]["exp_avg"].clone() for p in state if "exp_avg" in state[p]]
-        return trainable(kwargs["model"]), moments, kwargs["optimizer"].param_groups[0]["lr"]
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begins[state.global_step + 1] = self._seen(kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends[state.global_step] = self._seen(kwargs)
 
 
 class Undoing(Controller):

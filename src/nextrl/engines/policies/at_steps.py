@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from nextrl.checkpoints.consistency import common_gap
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import AdapterHistory, DiskHistory
 from nextrl.engines.live_adapter import leap_into
@@ -25,7 +26,7 @@ from nextrl.judge.paired_search import Score
 from nextrl.judge.window import Window
 from nextrl.leaps.leap import DEFAULT_HORIZON, Leap, leap
 from nextrl.say import say
-from nextrl.trajectory.trajectory import Trajectory, common_gap
+from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 

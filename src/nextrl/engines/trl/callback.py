@@ -20,7 +20,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.engines import decision_log, memory
-from nextrl.engines.all_weights import AllWeights
+from nextrl.engines.all_weights import trained_in
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
@@ -263,9 +263,7 @@ class LeapCallback(TrainerCallback):
 
     def _trained(self, model: Any) -> LiveWeights:
         """What the policy moves: the adapter, or under `auto` all weights of a model that has none."""
-        # A plain model of transformers has this attribute once an adapter is loaded into it.
-        adapted = hasattr(model, "peft_config")
-        return LiveAdapter(model) if adapted or not self._policy.undoes else AllWeights(model)
+        return trained_in(model) if self._policy.undoes else LiveAdapter(model)
 
     def _leapt(self, run: LiveRun, step: int) -> None:
         assert self._on_leap is not None

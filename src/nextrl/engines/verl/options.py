@@ -149,7 +149,7 @@ def comparable(rollout: Any) -> bool:
     """Whether the log-probabilities of rollouts say which weights sampled them.
 
     vLLM reports those of the distribution that is sampled from: cut off by `top_k` they may lie anywhere above the
-    policy's own, cut off by `top_p` at most -log top_p above (`remote.Delivery`).
+    policy's own, cut off by `top_p` at most -log top_p above (`delivery.Delivery`).
 
     Args:
         rollout: verl's `actor_rollout_ref.rollout`.
