@@ -478,6 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where the record goes")
     parser.add_argument("--dry", action="store_true", help="the tiny model on the CPU, to see that it works")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels that are not installed here")
+    parser.add_argument("--minutes", type=float, help="all runs together take no longer (default: 7)")
     parser.add_argument("--model-parts", type=Path, nargs="+", help="SmolLM2's GGUF file in parts, in order")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -485,7 +486,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("docs/gpu.json is for records of GPUs: give a dry run another --out")
     with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder:
         try:
-            found = record(prepare(options, Path(folder)), options.dry, Path(folder))
+            plan = prepare(options, Path(folder))
+            if options.minutes:
+                plan = replace(plan, minutes=options.minutes)
+            found = record(plan, options.dry, Path(folder))
         except Unready as error:
             log.error("check_gpu: %s", error)
             return 2

@@ -15,6 +15,7 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.fresh_batch import BatchGain, Estimate
+from nextrl.judge.rounding import tell_apart
 from nextrl.judge.window import Window
 
 NAN = math.nan
@@ -172,12 +173,12 @@ def test_the_first_rewards_of_a_warm_up_count_once() -> None:
 
 def test_one_short_step_in_a_bold_warm_up_decides_nothing() -> None:
     """A step may be short since rewards hardly differ, or since all is lost: the rate is not too low for that."""
-    for moved, resolution in ((0.003, 0.0), (1e-6, 0.0), (2e-5, BF16), (0.0, 0.0), (NAN, 0.0)):
+    for moved, hidden in ((0.003, 0.0), (1e-6, 0.0), (BF16, BF16), (0.0, 0.0), (NAN, 0.0)):
         controller = warmed_up([STILL])
-        assert controller.step(40, moved, 0.92, resolution) is None
+        assert controller.step(40, moved, 0.92, hidden) is None
         assert not controller.settled
         assert controller.may_begin_again
-        assert controller.step(41, 0.1, 1.0, resolution) is None
+        assert controller.step(41, 0.1, 1.0) is None
         assert controller.settled
         assert controller.may_begin_again
     controller = warmed_up([STILL])
@@ -236,27 +237,53 @@ BF16 = 3e-5  # nats per token that passes in bfloat16 hide
 
 
 @pytest.mark.parametrize("far", [5e-4, 5e-3, 0.05, 0.3, 1.0])
-def test_half_precision_is_climbed_out_of_in_steps_that_show(far: float) -> None:
-    """What is measured there is anything from nothing to the resolution; the rate ends where float32 puts it."""
-    for noise in (0.0, 1.0, 8.0):
-        controller, rate = Controller(), far
+def test_half_precision_hides_no_rate_that_is_too_low(far: float) -> None:
+    """Passes in bfloat16 add up to twice the nats of a good step; the rate ends where float32 puts it."""
+    for rounding in (0.0, 8e-4, 0.004, 0.01):
+        controller, rate, draws = Controller(), far, Random(0)
+
+        def read(alpha: float) -> float:
+            return 0.004 * (rate * alpha) ** 2 + rounding * math.exp(draws.gauss(0.0, 0.2))  # noqa: B023
+
         for step in range(1, 9):
             if controller.settled:
                 break
-            true = 0.004 * rate**2
-            moved = max(true, BF16 * noise, 3e-10)  # never nothing: the weights did move
-            if (decision := controller.step(step, moved, resolution=BF16)) is not None:
+            moved = tell_apart(read, BF16, read(1.0))
+            decision = controller.step(step, moved.nats, hidden=moved.hidden, rounding=moved.rounding)
+            if decision is not None:
                 rate *= decision.rate_factor
-        assert 0.4 < rate < 1.6
+        assert 0.25 < rate < 1.6
+        assert controller.state()["rounding"] <= 2.0 * rounding
 
 
-def test_a_warm_up_in_half_precision_raises_nothing_before_it_shows() -> None:
+def test_what_no_multiple_of_a_step_shows_is_raised_as_far_as_it_allows() -> None:
     controller = Controller()
-    for share in (0.01, 0.02, 0.03):  # of a rate that is right
-        assert controller.step(1, max(0.004 * share**2, 3e-10), share, resolution=BF16) is None
-        assert not controller.settled
-    assert controller.step(9, 0.004 * 0.5**2, 0.5, resolution=BF16) is None
-    assert controller.settled
+    decision = controller.step(1, BF16, hidden=BF16)
+    assert decision is not None
+    assert decision.rate_factor == pytest.approx(math.sqrt(0.004 / BF16))
+    assert "half precision hides" in decision.reason
+    assert not controller.settled
+    warming = Controller()
+    for share in (0.01, 0.02, 0.03):  # of a rate that may be right
+        assert warming.step(1, BF16, share, hidden=BF16) is None
+        assert not warming.settled
+
+
+def test_what_rounding_adds_is_no_movement_of_a_window() -> None:
+    """In bfloat16 a window that hardly moved the policy shows .004 nats: its reward's fall is not its fault."""
+    harm = []
+    for rounding in (0.0, 0.004):
+        controller = settled()
+        controller.step(2, 0.004, rounding=rounding)
+        for step in (10, 20, 30):
+            decision = controller.window(window(step=step), Looks(am1=seen(1.5, nats=0.0042)))
+        harm.append(controller.harm)
+        assert decision.divergence == pytest.approx(0.0042 - rounding)
+        other = Controller()
+        other.restore(controller.state())
+        assert other.state() == controller.state()
+    assert harm[0] > 0.0
+    assert harm[1] == 0.0
 
 
 def test_a_raise_is_bounded_and_rounding_is_no_movement() -> None:

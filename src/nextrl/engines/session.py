@@ -31,6 +31,7 @@ from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
+from nextrl.judge.rounding import Moved, tell_apart
 from nextrl.judge.window import Window
 from nextrl.say import say
 
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
 # Cosine with the way to 0 above which a step was weight decay's: decoupled it has 1, coupled to Adam .8.
 _DECAY = 0.7
+_SINGLE = 1e-9  # nats per token hidden by passes less precise than float32's
 _BROKEN = 5  # steps in a row to NaN that end a run: where the rate is the reason, it has fallen far by then
 _LOOK = "Look for a reward or an advantage that is NaN or Inf, or for half precision that overflows"
 
@@ -358,27 +360,41 @@ class Session:
             run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,
-            run.resolution,
         )  # fmt: skip
 
-    def _moved(self, before: State, moments: Moments, most: int) -> float:
-        """How far the step moved the policy, nats per token, of so many completions.
+    def _moved(self, before: State, moments: Moments, most: int, exact: bool) -> Moved:
+        """How far the step moved the policy, by so many completions.
 
         Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
         and two passes over the same weights may round otherwise. Neither says anything of the rate: it counts as 0.
 
-        In half precision a small step is rounded away: the weights have moved, and no log-probability has; or weights
-        in half precision have not moved at all, and only the optimizer's state shows that there was a gradient. That is
-        not a step without one; it counts as what the precision hides.
+        Weights in half precision may not have moved at all, and only the optimizer's state shows that there was a
+        gradient. That is not a step without one: what the precision hides is not known.
+
+        Args:
+            exact: take out what half precision adds; where it is a small part, that is not worth the passes.
         """
         run = self.run
-        nats: float = run.tools.fresh.moved(before, most)
+        nats = self._read(before, most, 1.0)
         length, shrinking = run.way(before, moments)
         if math.isfinite(nats) and length == 0.0:
-            return run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
+            hidden = run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
+            return Moved(hidden, hidden)
         if math.isfinite(nats) and shrinking > _DECAY:
-            return 0.0
-        return max(nats, run.resolution)
+            return Moved(0.0)
+        if exact and run.resolution > _SINGLE:
+            return tell_apart(partial(self._read, before, most), run.resolution, nats)
+        return Moved(max(nats, run.resolution))
+
+    def _read(self, before: State, most: int, alpha: float) -> float:
+        """Nats per token between the weights before the step and those alpha times the step beyond them."""
+        run = self.run
+        if alpha == 1.0:
+            return float(run.tools.fresh.moved(before, most))
+        there = run.adapter.along(before, run.adapter.read(), alpha - 1.0)
+        with run.adapter.holding(there):
+            nats = run.tools.fresh.moved(before, most)
+        return float(run.ranks.tell(nats))
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

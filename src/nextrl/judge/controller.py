@@ -65,6 +65,7 @@ class Controller:
         self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
+        self._rounding = 0.0  # nats per token that any two passes of the run differ by
         self._probation: Probation | None = None  # under way, or to be expected at a warm-up's end
 
     def checks(self, step: int) -> bool:
@@ -95,8 +96,9 @@ class Controller:
         step: int,
         moved: float,
         share: float = 1.0,
-        resolution: float = 0.0,
+        hidden: float = 0.0,
         left: float = math.inf,
+        rounding: float | None = None,
     ) -> Decision | None:
         """Decide on a step that was checked; None where nothing is to be done.
 
@@ -105,9 +107,12 @@ class Controller:
             moved: nats per token between the policies before and after it; NaN where it could not be measured.
             share: of the highest rate still to come that the schedule (a warm-up) let it be taken at; divergence is
                 quadratic in it.
-            resolution: nats per token that the precision of the model's passes hides.
+            hidden: nats per token that a step may have and not be seen.
             left: steps of the run that are still to come.
+            rounding: nats per token that any two passes of the run differ by; None where that did not show.
         """
+        if rounding is not None:
+            self._rounding = rounding
         if math.isnan(moved):
             self._settled = self._settled or (self._probation is None and step > self._since + _BLIND)
             return None
@@ -118,8 +123,8 @@ class Controller:
             return self._taken_back(step, moved, share)
         if self._settled:
             return None
-        if self._probation is None and _NOTHING <= moved < 10.0 * resolution:
-            return self._unresolved(step, max(moved, resolution) / share**2)
+        if self._probation is None and _NOTHING <= moved <= hidden:
+            return self._unresolved(step, hidden / share**2)
         return self._first(step, moved, share, left)
 
     def broken(self, step: int, again: bool) -> Decision:
@@ -167,7 +172,7 @@ class Controller:
         if full < _NOTHING:  # no reward differed from another one, so that there was no gradient
             return None
         if full > self._most(True):
-            if moved < config.goal / 4:  # may be the noise of half precision, which no rate explains
+            if moved < config.goal / 4:  # may be the noise of the passes, which no rate explains
                 return None
             self._changed(step)
             factor = max(0.01, math.sqrt(config.goal / full))
@@ -202,7 +207,9 @@ class Controller:
             return None
         self._since = step
         self._new_rate()
-        return _step(math.sqrt(self.config.goal / most), most, "or less, which half precision hides")
+        return _step(
+            min(_MOST, math.sqrt(self.config.goal / most)), most, "or less, which half precision hides"
+        )
 
     def _changed(self, step: int) -> None:
         self._since, self._changes = step, self._changes + 1
@@ -245,8 +252,12 @@ class Controller:
             self._hot += 2.0 * math.log2(decision.rate_factor)
         if decision.rate_factor > 1.0:
             self._since = window.step
-        nats = back.nats_k2
+        nats = self._nats(back)
         return replace(decision, looks=looks, divergence=nats if math.isfinite(nats) else None)
+
+    def _nats(self, look: BatchGain) -> float:
+        """Nats per token that a candidate is away by, without what rounding adds to them; NaN where unknown."""
+        return look.nats_k2 if math.isnan(look.nats_k2) else max(0.0, look.nats_k2 - self._rounding)
 
     @property
     def may_begin_again(self) -> bool:
@@ -272,7 +283,7 @@ class Controller:
         return replace(decision, alpha=-1.0, rate_factor=factor, back="run")
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
-        config, nats = self.config, back.nats_k2
+        config, nats = self.config, self._nats(back)
         if nats > config.far and window.fall > config.alarm:
             # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say.
             return _undone("the reward fell: the window is undone")
@@ -296,10 +307,11 @@ class Controller:
         config, alpha, best = self.config, 0.0, 0.0
         for candidate in FURTHER:
             found = look(candidate)
-            if found is None or found.left_out or found.nats_k2 > config.far:
+            if found is None or found.left_out or self._nats(found) > config.far:
                 break
             looks[candidate] = found
-            needed = config.sure + config.surer * max(0.0, math.log2(found.nats_k2 / config.target))
+            beyond = max(1.0, self._nats(found) / config.target)
+            needed = config.sure + config.surer * math.log2(beyond)
             if (lower := found.lower(needed)) > best:
                 alpha, best = candidate, lower
             if found.degenerate or looks[-1.0].evidence > -config.sure / 2:
@@ -327,6 +339,7 @@ class Controller:
             "hot": self._hot,
             "ahead": list(self._ahead),
             "judged": self._judged,
+            "rounding": self._rounding,
             "probation": None if self._probation is None else asdict(self._probation),
         }
 
@@ -335,6 +348,7 @@ class Controller:
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
+        self._rounding = state.get("rounding", 0.0)  # not in the states of earlier versions
         kept = state["probation"]
         self._probation = None if kept is None else Probation(list(kept["rewards"]), kept["lenient"])
 

@@ -203,7 +203,7 @@ def test_auto_looks_with_the_trainer_s_own_log_probabilities(vllm_trainer: Any, 
 class Undoing(Controller):
     """Takes its first window back, whatever it was, and leaves the steps alone."""
 
-    def step(self, *arguments: Any) -> None: ...
+    def step(self, *arguments: Any, **named: Any) -> None: ...
 
     def window(self, window: Window, look: Look) -> Decision:
         decided = super().window(window, look)

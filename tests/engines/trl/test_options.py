@@ -72,9 +72,7 @@ class Acting(Controller):
     def checks(self, step: int) -> bool:
         return step <= 2
 
-    def step(
-        self, step: int, moved: float, share: float = 1.0, resolution: float = 0.0, left: float = 0.0
-    ) -> Decision:
+    def step(self, step: int, *_: Any, **__: Any) -> Decision:  # type: ignore[override]
         if step == 1:
             return replace(stay("scripted"), alpha=-1.0, back="step", rate_factor=0.5)
         return replace(stay("scripted"), rate_factor=4.0)

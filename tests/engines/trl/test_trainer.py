@@ -88,7 +88,7 @@ def test_a_short_run_writes_trl_s_own_checkpoints_and_is_the_same_twice(tmp_path
             trainer.optimizer.param_groups
         )
         assert trainer.optimizer.param_groups[0]["betas"][0] == 0.9
-        ends.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+        ends.append({n: p.detach().cpu().clone() for n, p in trainer.model.named_parameters()})
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
     for step in (1, 2):
         folder = tmp_path / "one" / f"checkpoint-{step}"
@@ -97,7 +97,7 @@ def test_a_short_run_writes_trl_s_own_checkpoints_and_is_the_same_twice(tmp_path
         }
         assert not (folder / "README.md").exists()  # writing it would take longer than all the rest
     loaded = PeftModel.from_pretrained(tiny.load("chain")[0], str(tmp_path / "one" / "checkpoint-2"))
-    lora = {n: p for n, p in loaded.named_parameters() if "lora_" in n}
+    lora = {n: p.cpu() for n, p in loaded.named_parameters() if "lora_" in n}
     assert all(torch.equal(p, ends[0][n]) for n, p in lora.items())
 
 
@@ -105,6 +105,9 @@ def adapter(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="holds float32 sums against another; GPUs train in bfloat16"
+)
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "rloo"])
 def test_shared_prefixes_change_nothing_but_the_cost(tmp_path: Path, algorithm: str) -> None:
     rewards, moves, tokens = [], [], []
@@ -130,8 +133,11 @@ def test_shared_prefixes_change_nothing_but_the_cost(tmp_path: Path, algorithm: 
     assert tokens[1] < 0.75 * tokens[0]
 
 
-@pytest.mark.parametrize("name", ["prodigy-schedulefree", "mechanic"])
-def test_the_rate_free_controls_train(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "package"), [("prodigy-schedulefree", "prodigyplus"), ("mechanic", "mechanic_pytorch")]
+)
+def test_the_rate_free_controls_train(tmp_path: Path, name: str, package: str) -> None:
+    pytest.importorskip(package)
     settings = TrainSettings(steps=2, prompts_per_step=4, completions_per_prompt=4, optimizer=name)  # type: ignore[arg-type]
     base_model, encode = tiny.load("chain")
     model = with_adapter(base_model, LoraSettings(), 0)

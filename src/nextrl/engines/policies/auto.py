@@ -76,11 +76,20 @@ class Auto:
 
     def decide_step(self, view: View, step: int, share: float) -> Decision | None:
         """The controller's decision on the step just taken."""
-        moved = view.moved(FEW if self.controller.settled else MOST)
+        settled = self.controller.settled
+        moved = view.moved(FEW if settled else MOST, not settled)
         return agreed(
             view.ranks,
             self,
-            partial(self.controller.step, step, moved, share, view.resolution, view.steps_left),
+            partial(
+                self.controller.step,
+                step,
+                moved.nats,
+                share,
+                hidden=moved.hidden,
+                left=view.steps_left,
+                rounding=moved.rounding,
+            ),
         )
 
     def broken(self, step: int, again: bool) -> Decision:

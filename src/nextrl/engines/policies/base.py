@@ -14,6 +14,7 @@ from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, stay
 from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Score
+from nextrl.judge.rounding import Moved
 from nextrl.judge.window import Window
 
 D = TypeVar("D", Decision, Decision | None)
@@ -37,9 +38,8 @@ class View:
         steps_left: optimizer steps of the run that are still to come.
         decayed: whether the schedule has brought the rate down to hardly anything.
         searched: completions that searches have taken so far.
-        resolution: nats per token that the precision of the model's passes hides.
-        moved: how far the step that those rollouts were for moved the policy, by so many completions of each process,
-            nats per token; NaN where unknown.
+        moved: how far the step that those rollouts were for moved the policy, by so many completions of each process;
+            told apart from rounding where that is asked for (`judge.rounding`), which takes some passes.
     """
 
     window: Window
@@ -50,11 +50,10 @@ class View:
     ranks: Ranks
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]
-    moved: Callable[[int], float]
+    moved: Callable[[int, bool], Moved]
     steps_left: int
     decayed: bool
     searched: int
-    resolution: float
 
 
 class Policy(Protocol):

@@ -1,0 +1,110 @@
+"""How far a step moved the policy, told apart from what the rounding of half-precision passes adds.
+
+A pass in bfloat16 rounds after every operation, and a change of the weights too small to matter turns other roundings
+up or down all through the model. Log-probabilities then differ at random: by .0025 to .0045 nats per token (half their
+mean square) in SmolLM2-135M, on a CPU and on an H200 alike, whatever the change's size over three orders of magnitude
+(docs/precision.md). A learning rate that is ten times too low moves the policy by a hundredth of that.
+
+The step itself is quadratic in its length, and rounding does not grow with it. So the step is looked at longer than it
+was: what alpha times the step shows is `n + alpha^2 s`, with n the rounding's part and s the step's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+Reading = Callable[[float], float]
+"""alpha -> nats per token between the weights before a step and those alpha times the step beyond them, as passes show
+them; infinite where the policy has no probabilities there."""
+
+_FACTOR = 4.0
+"""Times as long as the last one that each multiple of the step is."""
+
+_GROWTH = 4.0
+"""Times the nats of the last multiple that the next one shows at least where the step is seen (16 without rounding)."""
+
+_LONGEST = 4096.0
+"""The longest multiple looked at: a step of a rate some thousand times too low is seen there."""
+
+_FAR = 0.01
+"""Nats per token beyond which a step is held against a quarter of it: multiples would leave what is quadratic."""
+
+_LOST = 0.3
+"""Nats per token that no rounding adds: whatever shows as many has ruined the policy, or is about to."""
+
+_SHOWS = 0.25
+"""Share of what a multiple shows that is rounding's, at least, for that to be known."""
+
+_OFF = 0.5
+"""How far, relatively, what a multiple shows may be from what two others make of it."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far a step moved the policy.
+
+    Attributes:
+        nats: per token; NaN where it could not be measured.
+        hidden: nats per token that a step may have and not be seen; `nats` up to there say nothing.
+        rounding: nats per token that rounding adds to whatever two passes of this run show; None where the step hides
+            it, or it was not looked for.
+    """
+
+    nats: float
+    hidden: float = 0.0
+    rounding: float | None = None
+
+
+def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
+    """Take the rounding out of how far a step moved the policy.
+
+    What cannot be told is taken for the step's, so that no rate is raised for it.
+
+    Args:
+        read: each call is a pass over the batch: one where a step is far above the rounding, two or three where the
+            rate is usual, four or five where it is ten times too low.
+        resolution: nats per token of a last digit (`engines.precision`): below it nothing was rounded otherwise, so
+            that the rounding has not shown yet.
+        first: what `read(1.0)` gave.
+    """
+    if not first < _LOST:  # or not a number
+        return Moved(first)
+    found = _held_apart(read, resolution, first)
+    return replace(found, nats=min(found.nats, max(first, resolution)))
+
+
+def _held_apart(read: Reading, resolution: float, first: float) -> Moved:
+    if first > _FAR and _GROWTH * (shorter := read(1.0 / _FACTOR)) < first:
+        return _of_two(1.0 / _FACTOR, shorter, 1.0, first)
+    alpha, last = 1.0, first
+    while alpha < _LONGEST:
+        now = read(_FACTOR * alpha)
+        grown, lost = last > resolution and not now <= _GROWTH * last, not now < _LOST
+        if grown or lost:
+            # Where roundings only begin to turn, nats rise once: half-way they are what they are in the end.
+            middle = read(2.0 * alpha)
+            expected = last + (now - last) / 5.0
+            if grown and abs(middle - expected) < _OFF * expected:
+                return _of_two(alpha, last, _FACTOR * alpha, now)
+            if lost:
+                return _before_the_loss(alpha, max(last, resolution), middle)
+        alpha, last = _FACTOR * alpha, now
+    hidden = max(resolution, last) / alpha**2
+    return Moved(hidden, hidden, first if first > resolution else None)
+
+
+def _before_the_loss(alpha: float, last: float, middle: float) -> Moved:
+    """From what a multiple shows and twice that, where four times that multiple ruins the policy."""
+    if not middle < _LOST:
+        return Moved(last / alpha**2)
+    if middle > 2.0 * last:
+        return _of_two(alpha, last, 2.0 * alpha, middle)
+    return Moved(middle / (2.0 * alpha) ** 2)
+
+
+def _of_two(short: float, low: float, long: float, high: float) -> Moved:
+    """From the nats of two multiples of the step."""
+    step = (high - low) / (long**2 - short**2)
+    rounding = low - step * short**2
+    return Moved(step, rounding=rounding if rounding > _SHOWS * low else None)
