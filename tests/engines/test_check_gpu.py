@@ -86,6 +86,20 @@ def test_a_failed_check_is_in_the_exit_code(script: Any, monkeypatch, tmp_path: 
     assert script.main(["--dry", "--out", str(tmp_path / "record.json")]) == 0
 
 
+def test_fewer_minutes_can_be_asked_for(script: Any, monkeypatch, tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def record(plan: Any, *_: Any) -> dict[str, Any]:
+        asked.append(plan.minutes)
+        return {"plan": {"model": "model"}, "checks": {}}
+
+    monkeypatch.setattr(script, "record", record)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for more in ([], ["--minutes", "2.5"]):
+        assert script.main(["--dry", "--out", str(tmp_path / "record.json"), *more]) == 0
+    assert asked == [script.DRY.minutes, 2.5]
+
+
 def test_a_dry_run_never_writes_the_record_of_gpus(script: Any) -> None:
     with pytest.raises(SystemExit):
         script.main(["--dry", "--out", str(ROOT / "docs" / "gpu.json")])

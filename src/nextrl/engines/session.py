@@ -375,7 +375,7 @@ class Session:
             exact: take out what half precision adds; where it is a small part, that is not worth the passes.
         """
         run = self.run
-        nats = self._read(before, most, 1.0)
+        nats: float = run.tools.fresh.moved(before, most)
         length, shrinking = run.way(before, moments)
         if math.isfinite(nats) and length == 0.0:
             hidden = run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
@@ -383,18 +383,15 @@ class Session:
         if math.isfinite(nats) and shrinking > _DECAY:
             return Moved(0.0)
         if exact and run.resolution > _SINGLE:
-            return tell_apart(partial(self._read, before, most), run.resolution, nats)
+            return tell_apart(partial(self._moved_by, before, most), run.resolution, nats)
         return Moved(max(nats, run.resolution))
 
-    def _read(self, before: State, most: int, alpha: float) -> float:
+    def _moved_by(self, before: State, most: int, alpha: float) -> float:
         """Nats per token between the weights before the step and those alpha times the step beyond them."""
         run = self.run
-        if alpha == 1.0:
-            return float(run.tools.fresh.moved(before, most))
         there = run.adapter.along(before, run.adapter.read(), alpha - 1.0)
         with run.adapter.holding(there):
-            nats = run.tools.fresh.moved(before, most)
-        return float(run.ranks.tell(nats))
+            return float(run.ranks.tell(run.tools.fresh.moved(before, most)))
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

@@ -77,6 +77,8 @@ class FreshRollouts:
         # (ids, attention mask, mask, log-probabilities) of each forward pass of the step listened to.
         self._passes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._kept: _Rows | None = None
+        # Rows that the step was trained on, by how many `moved` was asked for.
+        self._trained: dict[int, _Rows | None] = {}
         self._stop: Callable[[], None] | None = None
         # What is trained beside the adapter, and its values where the step began.
         self._beside: list[tuple[Tensor, Tensor]] = []
@@ -90,7 +92,7 @@ class FreshRollouts:
         """
         beside = values_of(moments or [])
         self.stop()
-        self._passes, self._kept = [], None
+        self._passes, self._kept, self._trained = [], None, {}
         live = trained_beside(self._trainer.optimizer, self._adapter.parameters.values())
         if live and not beside:  # in pieces on several processes: no anchor can be read again
             self.repeatable = True
@@ -112,7 +114,9 @@ class FreshRollouts:
         Mean over the tokens of `most` completions of `log(p_now / p_anchor)^2 / 2`, of fewer where these are long
         (`TOKENS`); NaN where it cannot be measured.
         """
-        part, rows = torch.zeros(2, dtype=torch.float64), self._trained_on(anchor, most)
+        if most not in self._trained:
+            self._trained[most] = self._trained_on(anchor, most)
+        part, rows = torch.zeros(2, dtype=torch.float64), self._trained[most]
         if rows is not None:
             change = (self._read(rows) - rows.logps).double().square() / 2 * rows.mask
             part = torch.stack([change.sum(), rows.mask.sum().double()]).cpu()
