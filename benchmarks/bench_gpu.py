@@ -1,14 +1,14 @@
 """What `auto` adds to a trainer's own step at a model's size, on one GPU: seconds and memory, beside a plain run's.
 
-    python benchmarks/bench_gpu.py --out gpu_size.json     # Qwen2.5-7B's shape, two minutes on one GPU of 80 GB
+    python benchmarks/bench_gpu.py --out gpu_size.json     # Qwen2.5-7B's shape, two minutes on an H200; 20 GB
     python benchmarks/bench_gpu.py --shape tiny            # some layers of 64, on a CPU too: that it works
 
 GRPO under TRL, sampled by Hugging Face generate, on random weights of the shape: bfloat16, with LoRA of rank 32 in
 float32 on all linear layers; gradient checkpointing, eight micro-batches per step. The reward is the share of even
 token ids, which any model can learn. `auto` starts at 1e-5: in the first steps of a run it looks most often, so that
-what is measured bounds what a longer run pays. Seconds per step are means over the steps after the first two:
-`sampling` is what the trainer takes to make and grade a batch, `passes` what is left of a plain step, `callback` what
-`auto` counted itself.
+what is measured bounds what a longer run pays. `sampling`, what the trainer takes to make and grade a batch, and
+`passes`, what is left of a plain step, are means over the steps after the first two, in seconds; `callback` is what
+`auto` counted itself, of all steps.
 """
 
 from __future__ import annotations

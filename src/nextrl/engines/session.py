@@ -369,28 +369,29 @@ class Session:
         and two passes over the same weights may round otherwise. Neither says anything of the rate: it counts as 0.
 
         Weights in half precision may not have moved at all, and only the optimizer's state shows that there was a
-        gradient. That is not a step without one: what the precision hides is not known.
+        gradient. That is not a step without one: it counts as what the precision hides.
 
         Args:
-            exact: take out what half precision adds; where it is a small part, that is not worth the passes.
+            exact: take out what half precision adds. Of weights that are rounded themselves it is not: their step is no
+                part of a longer one. Nor where something is trained beside the adapter, which is not moved here.
         """
         run = self.run
-        nats: float = run.tools.fresh.moved(before, most)
+        nats = float(run.ranks.tell(run.tools.fresh.moved(before, most)))
         length, shrinking = run.way(before, moments)
         if math.isfinite(nats) and length == 0.0:
             hidden = run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
             return Moved(hidden, hidden)
         if math.isfinite(nats) and shrinking > _DECAY:
             return Moved(0.0)
-        if exact and run.resolution > _SINGLE:
-            return tell_apart(partial(self._moved_by, before, most), run.resolution, nats)
-        return Moved(max(nats, run.resolution))
+        if exact and run.resolution > _SINGLE and not (run.rounds_weights or run.beside):
+            return tell_apart(partial(self._moved_by, before, run.adapter.read(), most), run.resolution, nats)
+        shown = max(nats, run.resolution)
+        return Moved(shown, hidden=shown if shown < 10.0 * run.resolution else 0.0)
 
-    def _moved_by(self, before: State, most: int, alpha: float) -> float:
+    def _moved_by(self, before: State, now: State, most: int, alpha: float) -> float:
         """Nats per token between the weights before the step and those alpha times the step beyond them."""
         run = self.run
-        there = run.adapter.along(before, run.adapter.read(), alpha - 1.0)
-        with run.adapter.holding(there):
+        with run.adapter.holding(run.adapter.along(before, now, alpha - 1.0)):
             return float(run.ranks.tell(run.tools.fresh.moved(before, most)))
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:

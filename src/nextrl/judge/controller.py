@@ -52,6 +52,9 @@ _NOTHING = 2e-13
 _MOST = 5000.0
 """The largest factor of one raise; the next step says whether more is due."""
 
+_UNSEEN, _TIMES = 100.0, 3
+"""The largest factor of a raise after a step that could not be seen at all, and how many such raises a run may have."""
+
 
 class Controller:
     """The decisions of `auto`, with the little memory they need."""
@@ -65,7 +68,10 @@ class Controller:
         self._hot = 0.0  # doublings of the first step's nats above `goal`, and of the rate's square since
         self._ahead: list[float] = []  # at the present rate, z of another window like each of the last ones
         self._judged = 0  # windows at the present rate
-        self._rounding = 0.0  # nats per token that any two passes of the run differ by
+        self._rounding: float | None = (
+            None  # nats per token that any two passes of the run differ by, where known
+        )
+        self._unseen = 0  # raises after steps that could not be seen
         self._probation: Probation | None = None  # under way, or to be expected at a warm-up's end
 
     def checks(self, step: int) -> bool:
@@ -111,8 +117,8 @@ class Controller:
             left: steps of the run that are still to come.
             rounding: nats per token that any two passes of the run differ by; None where that did not show.
         """
-        if rounding is not None:
-            self._rounding = rounding
+        if rounding is not None:  # the least seen: a step that grows oddly passes for rounding in part
+            self._rounding = rounding if self._rounding is None else min(rounding, self._rounding)
         if math.isnan(moved):
             self._settled = self._settled or (self._probation is None and step > self._since + _BLIND)
             return None
@@ -205,11 +211,13 @@ class Controller:
         """
         if most >= self.config.goal / 5.0:  # in a warm-up: later steps will show
             return None
-        self._since = step
+        if self._unseen == _TIMES:
+            self._settled = True
+            return None
+        self._since, self._unseen = step, self._unseen + 1
         self._new_rate()
-        return _step(
-            min(_MOST, math.sqrt(self.config.goal / most)), most, "or less, which half precision hides"
-        )
+        factor = min(_UNSEEN, math.sqrt(self.config.goal / most))
+        return _step(factor, most, "or less, which half precision hides")
 
     def _changed(self, step: int) -> None:
         self._since, self._changes = step, self._changes + 1
@@ -257,7 +265,7 @@ class Controller:
 
     def _nats(self, look: BatchGain) -> float:
         """Nats per token that a candidate is away by, without what rounding adds to them; NaN where unknown."""
-        return look.nats_k2 if math.isnan(look.nats_k2) else max(0.0, look.nats_k2 - self._rounding)
+        return look.nats_k2 if math.isnan(look.nats_k2) else max(0.0, look.nats_k2 - (self._rounding or 0.0))
 
     @property
     def may_begin_again(self) -> bool:
@@ -340,6 +348,7 @@ class Controller:
             "ahead": list(self._ahead),
             "judged": self._judged,
             "rounding": self._rounding,
+            "unseen": self._unseen,
             "probation": None if self._probation is None else asdict(self._probation),
         }
 
@@ -348,7 +357,8 @@ class Controller:
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
-        self._rounding = state.get("rounding", 0.0)  # not in the states of earlier versions
+        # Not in the states of earlier versions.
+        self._rounding, self._unseen = state.get("rounding"), state.get("unseen", 0)
         kept = state["probation"]
         self._probation = None if kept is None else Probation(list(kept["rewards"]), kept["lenient"])
 

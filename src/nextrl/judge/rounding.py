@@ -2,7 +2,7 @@
 
 A pass in bfloat16 rounds after every operation, and a change of the weights too small to matter turns other roundings
 up or down all through the model. Log-probabilities then differ at random: by .0025 to .0045 nats per token (half their
-mean square) in SmolLM2-135M, on a CPU and on an H200 alike, whatever the change's size over three orders of magnitude
+mean square) in SmolLM2-135M on a CPU, and as many on an H200, whatever the change's size over three orders of magnitude
 (docs/precision.md). A learning rate that is ten times too low moves the policy by a hundredth of that.
 
 The step itself is quadratic in its length, and rounding does not grow with it. So the step is looked at longer than it
@@ -33,8 +33,8 @@ _FAR = 0.01
 _LOST = 0.3
 """Nats per token that no rounding adds: whatever shows as many has ruined the policy, or is about to."""
 
-_SHOWS = 0.25
-"""Share of what a multiple shows that is rounding's, at least, for that to be known."""
+_PART, _LESS = 1.0 / 16.0, 0.25
+"""Part of the step that shows as much as the step where that is rounding, and less than this share of it where not."""
 
 _OFF = 0.5
 """How far, relatively, what a multiple shows may be from what two others make of it."""
@@ -59,11 +59,12 @@ class Moved:
 def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
     """Take the rounding out of how far a step moved the policy.
 
-    What cannot be told is taken for the step's, so that no rate is raised for it.
+    Wherever a sixteenth of the step shows much less than the step, the step is what is seen, however oddly it grows
+    with its length, and nothing is taken off.
 
     Args:
-        read: each call is a pass over the batch: one where a step is far above the rounding, two or three where the
-            rate is usual, four or five where it is ten times too low.
+        read: each call is a pass over the batch: none of a step that no rounding explains, one of a long one, two or
+            three where the rate is good, four or five where it is ten times too low, eight where nothing is seen.
         resolution: nats per token of a last digit (`engines.precision`): below it nothing was rounded otherwise, so
             that the rounding has not shown yet.
         first: what `read(1.0)` gave.
@@ -71,7 +72,12 @@ def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
     if not first < _LOST:  # or not a number
         return Moved(first)
     found = _held_apart(read, resolution, first)
-    return replace(found, nats=min(found.nats, max(first, resolution)))
+    if found.nats < first / 2.0:
+        if resolution < read(_PART) < _LESS * first:
+            return Moved(first)
+        return replace(found, rounding=first - found.nats if first < _FAR else None)
+    # Of a step in the last digits much is rounded away, and its multiples know better.
+    return replace(found, nats=min(found.nats, first)) if first > 10.0 * resolution else found
 
 
 def _held_apart(read: Reading, resolution: float, first: float) -> Moved:
@@ -91,7 +97,7 @@ def _held_apart(read: Reading, resolution: float, first: float) -> Moved:
                 return _before_the_loss(alpha, max(last, resolution), middle)
         alpha, last = _FACTOR * alpha, now
     hidden = max(resolution, last) / alpha**2
-    return Moved(hidden, hidden, first if first > resolution else None)
+    return Moved(hidden, hidden)
 
 
 def _before_the_loss(alpha: float, last: float, middle: float) -> Moved:
@@ -105,6 +111,4 @@ def _before_the_loss(alpha: float, last: float, middle: float) -> Moved:
 
 def _of_two(short: float, low: float, long: float, high: float) -> Moved:
     """From the nats of two multiples of the step."""
-    step = (high - low) / (long**2 - short**2)
-    rounding = low - step * short**2
-    return Moved(step, rounding=rounding if rounding > _SHOWS * low else None)
+    return Moved((high - low) / (long**2 - short**2))

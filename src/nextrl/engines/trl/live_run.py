@@ -102,6 +102,11 @@ class LiveRun:
         """Nats per token that the precision of the model's passes and weights hides."""
         return of_model(self.trainer.model, self.trainer.accelerator.mixed_precision)
 
+    @cached_property
+    def rounds_weights(self) -> bool:
+        """Whether anything that is trained is kept in half precision."""
+        return any(p.dtype.itemsize < 4 for p in self.adapter.parameters.values())
+
     @property
     def completions_per_step(self) -> int:
         """Fresh completions per step, over all processes; a buffered generation batch counts once."""

@@ -334,6 +334,11 @@ class VerlRun:
         """Nats per token that the precision of the model's passes and weights hides."""
         return float(max(self.workers.ask("resolution")))
 
+    @cached_property
+    def rounds_weights(self) -> bool:
+        """Whether anything that is trained is kept in half precision."""
+        return any(self.workers.ask("rounds_weights"))
+
     def _both(self) -> tuple[float, float]:
         if self._rates is None:
             self._rates = self.workers.ask("rates")[0]

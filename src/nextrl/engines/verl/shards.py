@@ -193,6 +193,10 @@ class Shards:
         """Nats per token that the precision of the model's passes and weights hides."""
         return resolution(self._dtype, *(p.dtype for p in self._trained().values()))
 
+    def rounds_weights(self) -> bool:
+        """Whether anything that is trained is kept in half precision."""
+        return any(p.dtype.itemsize < 4 for p in self._trained().values())
+
     def shrinking_parts(self, start: int, stop: int) -> tuple[float, float, float]:
         """This process's part of `live_weights.shrinking_parts` between two copies."""
         if not self._counted:
