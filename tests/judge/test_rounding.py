@@ -71,9 +71,9 @@ def test_roundings_that_only_begin_to_turn_are_not_taken_for_the_step(begins: fl
         assert ratios[50] < 2.0
 
 
-def test_a_step_that_no_multiple_shows_is_known_to_be_small() -> None:
-    found = told(1e-12, 0.004, spread=0.0)
-    assert found.nats == found.hidden == pytest.approx(0.004 / 4096**2)
+def test_a_step_that_no_multiple_shows_is_left_alone_unless_nothing_shows_at_all() -> None:
+    unseen = told(1e-12, 0.004, spread=0.0)
+    assert (unseen.nats, unseen.hidden) == (pytest.approx(0.004), 0.0)
     nothing = told(0.0, 0.0)
     assert nothing.nats == nothing.hidden == pytest.approx(BF16 / 4096**2)
 
@@ -113,17 +113,18 @@ def test_a_policy_that_is_lost_further_out_is_not_taken_for_rounding(
         assert found.nats < 4.0 * step + 2.0 * rounding or step >= lost
 
 
-@pytest.mark.parametrize("shown", [0.009, 0.025, 0.2])
-def test_a_policy_whose_nats_do_not_grow_any_more_is_no_rounding(shown: float) -> None:
+@pytest.mark.parametrize("shown", [0.009, 0.012, 0.028, 0.05, 0.2])
+@pytest.mark.parametrize("beyond", [0.4, 0.6, 1.0, 16.0, 1000.0])
+def test_a_policy_whose_nats_do_not_grow_any_more_is_no_rounding(shown: float, beyond: float) -> None:
     """At a rate a thousand times too high every multiple shows the same: the rate was raised to 1e19 for it."""
 
     def read(alpha: float) -> float:
-        return shown * min(1.0, alpha) ** 2
+        return shown * min(1.0, beyond * alpha) ** 2
 
-    assert tell_apart(read, BF16, read(1.0)).nats >= 0.9 * shown
+    assert tell_apart(read, BF16, read(1.0)).nats >= 0.3 * read(1.0)
 
 
-@pytest.mark.parametrize("power", [0.6, 1.0, 1.2, 1.5])
+@pytest.mark.parametrize("power", [1.2, 1.5, 1.8])
 @pytest.mark.parametrize("shown", [1e-3, 0.004, 0.05])
 def test_a_step_that_grows_oddly_is_not_taken_for_rounding(power: float, shown: float) -> None:
     def read(alpha: float) -> float:
@@ -139,6 +140,18 @@ def test_what_is_no_number_and_what_is_lost_already_is_not_looked_at_again() -> 
     assert math.isnan(tell_apart(never, BF16, math.nan).nats)
     assert tell_apart(never, BF16, math.inf).nats == math.inf
     assert tell_apart(never, BF16, 16.3).nats == 16.3
+
+
+def test_where_rounding_begins_to_turn_a_rate_far_too_low_is_found() -> None:
+    """Of SmolLM2 by autocast at 1e-6, TRL's own rate: a sixteenth of the step turns few roundings, and says nothing."""
+    for first in (0.0022, 0.0033):
+
+        def read(alpha: float, first: float = first) -> float:
+            return 6.7e-7 * alpha**2 + (0.00022 if alpha < 0.2 else first)
+
+        found = tell_apart(read, BF16, first)
+        assert found.nats == pytest.approx(6.7e-7, rel=0.05)
+        assert found.rounding == pytest.approx(first, rel=0.01)
 
 
 def test_what_smollm2_showed_in_bfloat16() -> None:

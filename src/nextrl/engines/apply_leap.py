@@ -37,7 +37,8 @@ class Run(Protocol):
         group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
         optimizer_name: its class, for messages.
         resolution: nats per token that the precision of the model's passes and weights hides.
-        rounds_weights: whether anything that is trained is kept in half precision.
+        stretches: whether a step can be written longer than it was taken: nothing that is trained is kept in half
+            precision or lies beside the adapter.
         fresh_next: whether the next step begins with fresh rollouts.
         whole: whether a leap can be taken back, moments and all.
         beside: what is trained beside the adapter, as far as it lies here whole.
@@ -64,7 +65,7 @@ class Run(Protocol):
     @property
     def resolution(self) -> float: ...
     @property
-    def rounds_weights(self) -> bool: ...
+    def stretches(self) -> bool: ...
     @property
     def fresh_next(self) -> bool: ...
     @property

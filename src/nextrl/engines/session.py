@@ -383,7 +383,7 @@ class Session:
             return Moved(hidden, hidden)
         if math.isfinite(nats) and shrinking > _DECAY:
             return Moved(0.0)
-        if exact and run.resolution > _SINGLE and not (run.rounds_weights or run.beside):
+        if exact and run.resolution > _SINGLE and run.stretches:
             return tell_apart(partial(self._moved_by, before, run.adapter.read(), most), run.resolution, nats)
         shown = max(nats, run.resolution)
         return Moved(shown, hidden=shown if shown < 10.0 * run.resolution else 0.0)

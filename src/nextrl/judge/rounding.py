@@ -36,6 +36,10 @@ _LOST = 0.3
 _PART, _LESS = 1.0 / 16.0, 0.25
 """Part of the step that shows as much as the step where that is rounding, and less than this share of it where not."""
 
+_ODD = 1.0 / 30.0
+"""Share of what the step shows above which multiples that grow oddly may have made too little of it. Below, a part of
+the step says nothing: it may be so short that no rounding turns."""
+
 _OFF = 0.5
 """How far, relatively, what a multiple shows may be from what two others make of it."""
 
@@ -59,9 +63,6 @@ class Moved:
 def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
     """Take the rounding out of how far a step moved the policy.
 
-    Wherever a sixteenth of the step shows much less than the step, the step is what is seen, however oddly it grows
-    with its length, and nothing is taken off.
-
     Args:
         read: each call is a pass over the batch: none of a step that no rounding explains, one of a long one, two or
             three where the rate is good, four or five where it is ten times too low, eight where nothing is seen.
@@ -72,8 +73,10 @@ def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
     if not first < _LOST:  # or not a number
         return Moved(first)
     found = _held_apart(read, resolution, first)
+    if found.hidden and first > resolution:
+        return Moved(first)  # rounding, or a policy so far off that it cannot change any more
     if found.nats < first / 2.0:
-        if resolution < read(_PART) < _LESS * first:
+        if found.nats > _ODD * first and resolution < read(_PART) < _LESS * first:
             return Moved(first)
         return replace(found, rounding=first - found.nats if first < _FAR else None)
     # Of a step in the last digits much is rounded away, and its multiples know better.

@@ -103,9 +103,10 @@ class LiveRun:
         return of_model(self.trainer.model, self.trainer.accelerator.mixed_precision)
 
     @cached_property
-    def rounds_weights(self) -> bool:
-        """Whether anything that is trained is kept in half precision."""
-        return any(p.dtype.itemsize < 4 for p in self.adapter.parameters.values())
+    def stretches(self) -> bool:
+        """Whether nothing that is trained is kept in half precision or lies beside the adapter."""
+        own = self.adapter.parameters.values()
+        return not trained_beside(self.optimizer, own) and all(p.dtype.itemsize >= 4 for p in own)
 
     @property
     def completions_per_step(self) -> int:

@@ -335,9 +335,9 @@ class VerlRun:
         return float(max(self.workers.ask("resolution")))
 
     @cached_property
-    def rounds_weights(self) -> bool:
-        """Whether anything that is trained is kept in half precision."""
-        return any(self.workers.ask("rounds_weights"))
+    def stretches(self) -> bool:
+        """Whether nothing that is trained is kept in half precision."""
+        return not any(self.workers.ask("rounds_weights"))
 
     def _both(self) -> tuple[float, float]:
         if self._rates is None:
