@@ -42,6 +42,10 @@ _DECAYED = 0.01  # share of the schedule's height below which training hardly mo
 _DECAY = 0.7
 _SINGLE = 1e-9  # nats per token hidden by passes less precise than float32's
 _BROKEN = 5  # steps in a row to NaN that end a run: where the rate is the reason, it has fallen far by then
+_HIDES = (
+    "passes are in half precision, and trained weights are as well or lie beside the adapter: rounding may hide that "
+    "the learning rate is too low (docs/precision.md); if rewards hardly rise, try ten times the rate"
+)
 _LOOK = "Look for a reward or an advantage that is NaN or Inf, or for half precision that overflows"
 
 
@@ -114,6 +118,7 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
+        self._said = False  # whether it was said that rounding may hide a low rate
         self._broken = 0  # steps in a row that left NaN or Inf
         self._begin_history(step)
 
@@ -383,10 +388,20 @@ class Session:
             return Moved(hidden, hidden)
         if math.isfinite(nats) and shrinking > _DECAY:
             return Moved(0.0)
-        if exact and run.resolution > _SINGLE and run.stretches:
-            return tell_apart(partial(self._moved_by, before, run.adapter.read(), most), run.resolution, nats)
+        if exact and run.resolution > _SINGLE:
+            if run.stretches:
+                return tell_apart(
+                    partial(self._moved_by, before, run.adapter.read(), most), run.resolution, nats
+                )
+            self._say_rounding_hides()
         shown = max(nats, run.resolution)
         return Moved(shown, hidden=shown if shown < 10.0 * run.resolution else 0.0)
+
+    def _say_rounding_hides(self) -> None:
+        """Once in a run: what nobody can tell there."""
+        if not self._said and self.run.ranks.leader:
+            say(log, "%s", _HIDES)
+        self._said = True
 
     def _moved_by(self, before: State, now: State, most: int, alpha: float) -> float:
         """Nats per token between the weights before the step and those alpha times the step beyond them."""

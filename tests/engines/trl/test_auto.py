@@ -245,7 +245,7 @@ def test_the_rounding_of_a_deep_model_is_not_taken_for_movement(
 
 @pytest.mark.parametrize("case", ["float32", "a head beside the adapter", "weights in bfloat16"])
 def test_where_a_step_is_not_held_against_its_multiples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     """In float32 there is no need; a head is not multiplied with it; rounded weights are no part of a longer step."""
 
@@ -270,6 +270,7 @@ def test_where_a_step_is_not_held_against_its_multiples(
     )
     low.train()
     assert callback.decisions[0].step == 1
+    assert caplog.text.count("rounding may hide") == (case != "float32")
 
 
 def test_an_undone_window_is_as_it_began_to_the_bit_moments_too(tmp_path: Path) -> None:
