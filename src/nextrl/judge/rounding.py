@@ -6,7 +6,8 @@ mean square) in SmolLM2-135M on a CPU, and as many on an H200, whatever the chan
 (docs/precision.md). A learning rate that is ten times too low moves the policy by a hundredth of that.
 
 The step itself is quadratic in its length, and rounding does not grow with it. So the step is looked at longer than it
-was: what alpha times the step shows is `n + alpha^2 s`, with n the rounding's part and s the step's own.
+was: what alpha times the step shows is `n + alpha^2 s`, with n the rounding's part and s the step's own. That s is what
+half precision shows of the step, less than float32 would. The rule is nextrl's own, from no paper.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def tell_apart(read: Reading, resolution: float, first: float) -> Moved:
         resolution: nats per token of a last digit (`engines.precision`): below it nothing was rounded otherwise, so
             that the rounding has not shown yet.
         first: what `read(1.0)` gave.
+
+    Returns:
+        The step's own nats; all that it shows where no multiple up to the longest stands out, or where a part of it
+        shows that it grows in another way. `hidden` is above 0 only where no pass showed anything at all.
     """
     if not first < _LOST:  # or not a number
         return Moved(first)
