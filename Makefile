@@ -57,10 +57,9 @@ test-slow: $(STAMP)
 # What only a GPU can tell (docs/scale.md): eight minutes at most on one GPU, with the packages that PYTHON has. WHEELS is
 # a folder of those that it lacks, PARTS the model's file in pieces; DRY=1 runs the tiny model on the CPU.
 RECORD ?= docs/gpu.json
-MINUTES ?= 7
 
 check-gpu:
-	$(PYTHON) tools/check_gpu.py --out $(RECORD) $(if $(DRY),--dry) --minutes $(MINUTES) $(if $(WHEELS),--wheels $(WHEELS)) \
+	$(PYTHON) tools/check_gpu.py --out $(RECORD) $(if $(DRY),--dry) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WHEELS),--wheels $(WHEELS)) \
 		$(if $(PARTS),--model-parts $(PARTS))
 
 # The two ends of the ranges in pyproject.toml, each in an environment of its own, on the half of the suite that trains

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from nextrl import LeapCallback
+from nextrl.engines.trl.seam_names import SCORE
 from nextrl.tasks import bases
 
 FIRST_STEPS = 2  # of a run, whose kernels are still chosen: left out
@@ -93,7 +94,7 @@ def now() -> float:
 
 def time_sampling(trainer: Any) -> list[float]:
     """The seconds of each batch that the trainer makes from here on, in a list that grows."""
-    make, spent = trainer._generate_and_score_completions, list[float]()
+    make, spent = getattr(trainer, SCORE.name), list[float]()
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = now()
@@ -101,7 +102,7 @@ def time_sampling(trainer: Any) -> list[float]:
         spent.append(now() - began)
         return batch
 
-    trainer._generate_and_score_completions = timed
+    setattr(trainer, SCORE.name, timed)
     return spent
 
 

@@ -1,7 +1,7 @@
 """What passes in half precision add to the nats that a change of the weights shows, on SmolLM2-135M.
 
-    OMP_NUM_THREADS=1 python -m studies.auto.rounding            # any change; some ten minutes on one core
-    OMP_NUM_THREADS=1 python -m studies.auto.rounding --steps    # first steps, told apart; some ten minutes as well
+    OMP_NUM_THREADS=1 python -m studies.auto.rounding            # any change; some minutes on one core
+    OMP_NUM_THREADS=1 python -m studies.auto.rounding --steps    # first steps, told apart; some minutes as well
 
 Prompts of short sums with their answers (32, with --steps 12), the last 5 tokens of each; nats per token are half the
 mean square of the difference of log-probabilities. Every entry of the adapter's B goes from 0 to the size given, with a

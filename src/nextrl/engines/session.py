@@ -27,25 +27,18 @@ from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
 from nextrl.engines.run_rate import RunRate
+from nextrl.engines.step_divergence import StepDivergence
 from nextrl.errors import InputError
 from nextrl.judge.decision import Decision, DecisionRecord
 from nextrl.judge.guard import Guard
 from nextrl.judge.paired_search import Score
-from nextrl.judge.rounding import Moved, tell_apart
 from nextrl.judge.window import Window
 from nextrl.say import say
 
 log = logging.getLogger(__name__)
 
 _DECAYED = 0.01  # share of the schedule's height below which training hardly moves the weights any more
-# Cosine with the way to 0 above which a step was weight decay's: decoupled it has 1, coupled to Adam .8.
-_DECAY = 0.7
-_SINGLE = 1e-9  # nats per token hidden by passes less precise than float32's
 _BROKEN = 5  # steps in a row to NaN that end a run: where the rate is the reason, it has fallen far by then
-_HIDES = (
-    "passes are in half precision, and trained weights are as well or lie beside the adapter: rounding may hide that "
-    "the learning rate is too low (docs/precision.md); if rewards hardly rise, try ten times the rate"
-)
 _LOOK = "Look for a reward or an advantage that is NaN or Inf, or for half precision that overflows"
 
 
@@ -101,7 +94,7 @@ class Session:
         on_leap: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.policy, self.rows = run, policy, rows
-        self._rate = RunRate(run, policy, adapt_lr)
+        self._rate, self._divergence = RunRate(run, policy, adapt_lr), StepDivergence(run)
         self._leaps, self._rollback = leaps, rollback
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
         policy.refuse_impossible(0, run.max_steps, keep)
@@ -118,7 +111,6 @@ class Session:
             self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
-        self._said = False  # whether it was said that rounding may hide a low rate
         self._broken = 0  # steps in a row that left NaN or Inf
         self._begin_history(step)
 
@@ -361,53 +353,11 @@ class Session:
             window, kept.start, end, kept.history, run.adapter, run.ranks,
             partial(self._scorer, end, window.step),
             partial(run.tools.fresh.gain, end),
-            partial(self._moved, end, [] if moments is None else moments),
+            partial(self._divergence.of, end, [] if moments is None else moments),
             run.max_steps - window.step,
             run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             self.costs.search_completions,
         )  # fmt: skip
-
-    def _moved(self, before: State, moments: Moments, most: int, exact: bool) -> Moved:
-        """How far the step moved the policy, by so many completions.
-
-        Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
-        and two passes over the same weights may round otherwise. Neither says anything of the rate: it counts as 0.
-
-        Weights in half precision may not have moved at all, and only the optimizer's state shows that there was a
-        gradient. That is not a step without one: it counts as what the precision hides.
-
-        Args:
-            exact: take out what half precision adds. Of weights that are rounded themselves it is not: their step is no
-                part of a longer one. Nor where something is trained beside the adapter, which is not moved here.
-        """
-        run = self.run
-        nats = float(run.ranks.tell(run.tools.fresh.moved(before, most)))
-        length, shrinking = run.way(before, moments)
-        if math.isfinite(nats) and length == 0.0:
-            hidden = run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
-            return Moved(hidden, hidden)
-        if math.isfinite(nats) and shrinking > _DECAY:
-            return Moved(0.0)
-        if exact and run.resolution > _SINGLE:
-            if run.stretches:
-                return tell_apart(
-                    partial(self._moved_by, before, run.adapter.read(), most), run.resolution, nats
-                )
-            self._say_rounding_hides()
-        shown = max(nats, run.resolution)
-        return Moved(shown, hidden=shown if shown < 10.0 * run.resolution else 0.0)
-
-    def _say_rounding_hides(self) -> None:
-        """Once in a run: what nobody can tell there."""
-        if not self._said and self.run.ranks.leader:
-            say(log, "%s", _HIDES)
-        self._said = True
-
-    def _moved_by(self, before: State, now: State, most: int, alpha: float) -> float:
-        """Nats per token between the weights before the step and those alpha times the step beyond them."""
-        run = self.run
-        with run.adapter.holding(run.adapter.along(before, now, alpha - 1.0)):
-            return float(run.ranks.tell(run.tools.fresh.moved(before, most)))
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

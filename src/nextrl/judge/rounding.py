@@ -1,7 +1,7 @@
 """How far a step moved the policy, told apart from what the rounding of half-precision passes adds.
 
 A pass in bfloat16 rounds after every operation, and a change of the weights too small to matter turns other roundings
-up or down all through the model. Log-probabilities then differ at random: by .0025 to .0045 nats per token (half their
+up or down all through the model. Log-probabilities then differ at random: by .0026 to .0044 nats per token (half their
 mean square) in SmolLM2-135M on a CPU, and as many on an H200, whatever the change's size over three orders of magnitude
 (docs/precision.md). A learning rate that is ten times too low moves the policy by a hundredth of that.
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import RLOOTrainer
 
-from nextrl.engines import session
+from nextrl.engines import step_divergence
 from nextrl.engines.memory import TENSORS
 from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
@@ -252,7 +252,7 @@ def test_where_a_step_is_not_held_against_its_multiples(
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(session, "tell_apart", never)
+    monkeypatch.setattr(step_divergence, "tell_apart", never)
     model = fresh_model()
     if case == "a head beside the adapter":
         lora = LoraConfig(
