@@ -61,6 +61,12 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, printable; its kind where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return one_line(text.splitlines()[0])
+
+
 class _Short(reprlib.Repr):
     """Python's own short `repr`: cut, bounded in depth, and with a stand-in for an object whose `repr` fails."""
 

@@ -9,6 +9,7 @@ from lora_runs import lora, peft_deltas, write_run
 from lora_runs import model as tiny
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import write_adapter
+from nextrl.leaps.leap import leap
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -137,3 +138,14 @@ def test_dora_is_refused_and_the_module_named(tmp_path):
     config.write_text(config.read_text().replace('"use_dora": true', '"use_dora": false'))
     with pytest.raises(InputError, match=r"model.layers.0.mlp.down_proj has lora_magnitude_vector"):
         Trajectory.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["embedding", "bias"])
+def test_a_leap_names_the_parameters_of_the_live_model(tmp_path, name):
+    """Linear layers, their biases, and embeddings, whose factors PEFT keeps without a `.weight`."""
+    kind, options = VARIANTS[name]
+    live, _ = write_run(tmp_path, lora(**options), kind=kind, steps=(10, 20))
+    state = leap(Trajectory.load(tmp_path), "secant", horizon=10).leap_state("default")
+    assert set(state) == {name for name, _ in live.named_parameters() if ".lora_" in name}
+    ends = {"embedding": ".lora_embedding_A.default", "bias": ".lora_B.default.bias"}
+    assert any(key.endswith(ends[name]) for key in state)

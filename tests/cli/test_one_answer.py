@@ -265,3 +265,21 @@ def test_the_factor_is_a_bound_with_the_range_that_was_seen(runs: Callable[[str]
 def test_a_method_named_by_hand_is_recommended_among_those_named_only(runs: Callable[[str], Path]) -> None:
     shown = call(backtest, str(runs("signal")), "--methods", "linear,lawa")
     assert "recommended: linear, among the methods named." in words(shown)
+
+
+@pytest.mark.parametrize("name", ["list.json", "a file", "nothing"])
+def test_what_is_no_run_is_refused_in_the_same_words(name: str, tmp_path: Path) -> None:
+    """`leap` looks for full weights where there is no LoRA run, and must not hide why there is none."""
+    path = tmp_path / name
+    if name == "list.json":
+        path.write_text(json.dumps({"10": "a", "010": "b"}))
+    elif name == "a file":
+        path.touch()
+    said = []
+    for verb, *options in ((advise,), (leap_verb, "--out", str(tmp_path / "out"))):
+        app = Typer()
+        app.command()(verb)
+        result = CliRunner().invoke(app, [str(path), *options])
+        assert isinstance(result.exception, InputError)
+        said.append(str(result.exception))
+    assert said[0] == said[1]

@@ -81,6 +81,28 @@ def test_a_run_and_the_same_command_again(nextrl_run: Any, config: Path, tmp_pat
     assert "different in seed" in err
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"accuracy": [0.5, None], "se": [None, None], "completions": [None]}, 0, "–"),
+        ({"steps": []}, 0, "is finished"),
+        (None, 2, "holds no arm named run"),
+    ],
+)
+def test_a_finished_run_whose_result_somebody_has_edited(
+    nextrl_run: Any, config: Path, tmp_path: Path, change: dict[str, Any] | None, code: int, says: str
+) -> None:
+    assert nextrl_run(str(config))[0] == 0
+    path = tmp_path / "out" / "result.json"
+    result = json.loads(path.read_text())
+    arms = {"plain": {}} if change is None else {"run": {**result["arms"]["run"], **change}}
+    path.write_text(json.dumps({**result, "arms": arms}))
+    found, out, err = nextrl_run(str(config))
+    assert found == code
+    assert says in (err if code else out)
+    assert err.count("\n") == (1 if code else 0)
+
+
 def test_print_config_shows_everything_and_trains_nothing(
     nextrl_run: Any, config: Path, tmp_path: Path
 ) -> None:

@@ -187,8 +187,6 @@ def test_the_paper_s_ablations_are_switches_that_do_something() -> None:
         assert not torch.allclose(far[module], local[module])
     with pytest.raises(InputError, match="inputs must be both or global or local"):
         moves("next-paper", inputs="none")
-    with pytest.raises(InputError, match="rank must be at least 1"):
-        moves("next-paper", rank=0)
 
 
 @pytest.mark.parametrize(("inputs", "blind"), [("global", 1), ("local", 0)])

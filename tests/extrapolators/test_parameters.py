@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pytest
+from pydantic import Field
 
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names, register
 from nextrl.extrapolators.base import METHODS, params_from_text
-from nextrl.extrapolators.parameters import accepted, from_text
+from nextrl.extrapolators.parameters import accepted, check_ranges, from_text
+from nextrl.testing import straight_line, synthetic_run
 
 
 class Named:
@@ -120,3 +125,71 @@ def test_the_parameters_of_our_own_methods_have_kinds() -> None:
         known = accepted(METHODS.get(name))
         assert known is not None
         assert all(known.values()), name
+
+
+OUTSIDE = [
+    ("window", {"rank": 0}, "rank must be greater than or equal to 1, not 0"),
+    ("dmd", {"delays": 0}, "delays must be greater than or equal to 1, not 0"),
+    ("dmd", {"energy": 0.0}, "energy must be greater than 0, not 0.0"),
+    ("dmd", {"energy": 1.5}, "energy must be less than or equal to 1, not 1.5"),
+    ("dmd", {"modes": -1}, "modes must be greater than or equal to 1, not -1"),
+    ("next", {"updates": 0}, "updates must be greater than or equal to 1, not 0"),
+    ("next", {"width": 10**9}, "width must be less than or equal to 65536, not 1000000000"),
+    ("next-paper", {"epochs": 0}, "epochs must be greater than or equal to 1, not 0"),
+    ("next-paper", {"rank": 0}, "rank must be greater than or equal to 1, not 0"),
+    ("next-paper", {"learning_rate": -1e-5}, "learning_rate must be greater than 0, not -1e-05"),
+    ("nowcast", {"updates": 0}, "updates must be greater than or equal to 1, not 0"),
+    ("nowcast", {"scalars": 0}, "scalars must be greater than or equal to 1, not 0"),
+    ("bema", {"rho": 0.0}, "rho must be greater than or equal to 0.000001, not 0.0"),
+    ("bema", {"gamma": -1.0}, "gamma must be greater than or equal to 0, not -1.0"),
+    ("ema", {"memory": -5.0}, "memory must be greater than 0, not -5.0"),
+    ("ema", {"memory": 0.0}, "memory must be greater than 0, not 0.0"),
+    ("ema", {"memory": math.inf}, "memory must be finite, not inf"),
+    ("next", {"learning_rate": 1e300}, "learning_rate must be less than or equal to 1, not 1e+300"),
+    ("lawa", {"count": 0}, "count must be greater than or equal to 1, not 0"),
+    ("ols", {"share": 0.0}, "share must be greater than 0, not 0.0"),
+    ("rna", {"memory": 0}, "memory must be greater than or equal to 1, not 0"),
+    ("rna", {"penalty": -1.0}, "penalty must be greater than 0, not -1.0"),
+]
+
+
+@pytest.mark.parametrize(("method", "params", "says"), OUTSIDE)
+def test_a_number_outside_its_range_is_refused_before_a_run_and_at_a_fit(
+    method: str, params: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        get(method, **params)
+    assert str(error.value) == f"method {method!r}: {says}"
+    by_hand = METHODS.get(method)(**params)
+    with pytest.raises(InputError, match=re.escape(says)):
+        by_hand.fit(synthetic_run(straight_line), 20)
+
+
+def test_every_number_of_our_own_methods_has_a_range() -> None:
+    """A new parameter without one would let a zero through to a division, in the middle of a run."""
+    free = {("alpharl", "accuracy"), ("alpharl", "target")}  # a target may lie anywhere, even above 1
+    for name in names():
+        method = METHODS.get(name)
+        numbers = {key for key, kinds in (accepted(method) or {}).items() if {int, float} & set(kinds)}
+        ranged = {key for key in numbers if refuses(name, key)}
+        assert {(name, key) for key in numbers - ranged} <= free
+
+
+def refuses(name: str, key: str) -> bool:
+    try:
+        get(name, **{key: -1})
+    except InputError:
+        return True
+    return False
+
+
+def test_a_range_of_a_method_of_ones_own() -> None:
+    @dataclass(frozen=True)
+    class Ranged(Named):
+        name: ClassVar[str] = "ranged"
+        damping: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    check_ranges(Ranged())
+    check_ranges(Ranged(0.5))
+    with pytest.raises(InputError, match="method 'ranged': damping must be less than 1, not 1"):
+        check_ranges(Ranged(1.0))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from nextrl.errors import InputError
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.paired_search import GroupedScore
 
@@ -52,3 +53,9 @@ def test_chance_passes_the_bar_in_a_tenth_of_all_searches() -> None:
         found, _ = Acceptance().choose(lambda a, i, j, known=answers: known[a][i:j], ALPHAS)
         taken += found != 0.0
     assert 0.05 < taken / 400 < 0.2
+
+
+@pytest.mark.parametrize("level", [float("nan"), -3.0])
+def test_a_level_that_lets_everything_pass_is_refused(level: float) -> None:
+    with pytest.raises(InputError, match="level must be at least 0"):
+        Acceptance(level=level)

@@ -61,3 +61,10 @@ def test_stretches_are_pooled_by_their_size() -> None:
 def test_senseless_bounds_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Guard(**options)
+
+
+@pytest.mark.parametrize("bound", ["longest", "truncated", "divergence"])
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_a_bound_that_would_never_object_is_refused(bound: str, value: float) -> None:
+    with pytest.raises(InputError, match=bound):
+        Guard(**{bound: value})

@@ -9,7 +9,7 @@ import pytest
 
 from nextrl.errors import InputError
 from nextrl.runs.config import RunConfig
-from nextrl.runs.rate_rule import SHAPES, lora_rate
+from nextrl.runs.rate_rule import SHAPES, rule_rate
 from nextrl.tasks.bases import tiny
 
 
@@ -19,7 +19,7 @@ from nextrl.tasks.bases import tiny
     [("llama", 2048, 4.9e-4), ("llama", 4096, 2.9e-4), ("qwen3", 4096, 4.7e-4), ("qwen3", 5120, 4.6e-4)],
 )
 def test_the_published_rates(family: str, width: int, rate: float) -> None:
-    assert lora_rate(family, width) == rate
+    assert rule_rate(family, width) == rate
 
 
 def test_the_models_known_by_name_are_as_the_table_says() -> None:
@@ -29,8 +29,15 @@ def test_the_models_known_by_name_are_as_the_table_says() -> None:
 
 def test_a_config_holds_the_number() -> None:
     config = RunConfig(train={"learning_rate": "rule"})
-    assert config.train.learning_rate == lora_rate(*SHAPES["tiny"])
+    assert config.train.learning_rate == rule_rate(*SHAPES["tiny"])
     assert RunConfig(**config.as_dict()) == config
+
+
+def test_all_weights_take_the_rate_without_lora_s_factor() -> None:
+    """The published function's `is_lora=False`: a tenth of what an adapter gets."""
+    config = RunConfig(lora=None, train={"learning_rate": "rule"}, leap={"method": "none"})
+    assert config.train.learning_rate == rule_rate(*SHAPES["tiny"], lora=False) == 4.3e-4
+    assert RunConfig(**config.as_dict()).train.learning_rate == 4.3e-4
 
 
 def test_a_folder_is_asked_for_its_width(tmp_path: Path) -> None:

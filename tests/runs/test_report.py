@@ -210,6 +210,15 @@ def test_the_table_and_the_tiles_say_what_the_result_says(result: dict[str, Any]
     assert tiles(parse_result(lost), arms)[0].figure == "25 % more"
 
 
+def test_an_arm_that_saved_nothing_is_better_than_one_that_never_got_there(result: dict[str, Any]) -> None:
+    free = [arm for arm in read_arms(parse_result(result)) if arm.role == "free"]
+    assert len(free) == 2
+    for there, never in (free, free[::-1]):
+        saved = {there.name: {"completions": 0.0}, never.name: {"completions": None}}
+        told = tiles(parse_result({**result, "saved": saved}), free)[-1]
+        assert told.note.endswith(there.label)
+
+
 def test_numbers_as_shown() -> None:
     assert (fixed(-0.0126), fixed(None), fixed(True), percent(-0.12), count(51200)) == (
         "−0.013",

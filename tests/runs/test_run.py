@@ -17,10 +17,11 @@ import pytest
 from filelock import FileLock
 from peft import PeftModel
 
+from nextrl.engines.folder_lock import LOCK
 from nextrl.errors import InputError
 from nextrl.runs.config import RunConfig
 from nextrl.runs.resume import MARKER, last_checkpoint, sealed
-from nextrl.runs.run import CONFIG, LOCK, Outcome, run
+from nextrl.runs.run import CONFIG, Outcome, run
 from nextrl.runs.stop import StopSignal
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases import tiny

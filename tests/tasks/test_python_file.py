@@ -139,6 +139,12 @@ LOWERS_THE_LIMIT = """import sys
     return"""
 
 
+def test_a_syntax_error_of_a_completion_is_the_reward_s_and_not_the_file_s(tmp_path: Path) -> None:
+    task = tasks.get(_task(tmp_path, GOOD.replace("completion.strip()", "eval(completion)")))
+    with pytest.raises(InputError, match=r"line 16: reward\(\) failed: .*SyntaxError.*their traceback"):
+        task.reward("3 +", "3")
+
+
 def test_a_limit_on_recursion_that_a_reward_lowers_is_lifted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

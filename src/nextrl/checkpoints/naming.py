@@ -71,6 +71,16 @@ def saved_key(module: str, side: str, embedding: bool) -> str:
     return f"{PEFT_PREFIX}{module}." + (f"lora_embedding_{side}" if embedding else f"lora_{side}.weight")
 
 
+def live_key(key: str, adapter: str) -> str:
+    """The name in a live model of a LoRA tensor that PEFT saves under `key`, without the adapter's name.
+
+    A factor of a linear layer is a module (`lora_A.default.weight`), that of an embedding a bare parameter
+    (`lora_embedding_A.default`).
+    """
+    stem, _, part = key.rpartition(".")
+    return f"{stem}.{adapter}.{part}" if part in ("weight", "bias") else f"{key}.{adapter}"
+
+
 def carried_key(key: str) -> str:
     """The key under which PEFT loads a tensor that is neither A nor B."""
     return f"{PEFT_PREFIX}{module_name(key)}"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nextrl.errors import InputError, one_line, shown
+from nextrl.errors import InputError, first_line, one_line, shown
 from nextrl.files import NoSuchFile, parse_json, regular_file
 
 DTYPES = {
@@ -186,8 +186,9 @@ def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     try:
         state = read_pickle(path)
     except UNREADABLE as error:
-        line = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as a plain dictionary of tensors ({line})") from error
+        raise InputError(
+            f"{path}: cannot be read as a plain dictionary of tensors ({first_line(error)})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError(
             f"{path}: holds something else than a dictionary of tensors; save the adapter's state dict"

@@ -15,7 +15,7 @@ from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
-from nextrl.errors import InputError, needs, shown
+from nextrl.errors import InputError, first_line, needs, shown
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
@@ -103,7 +103,7 @@ def _with_adapter(model: Any, checkpoint: AdapterCheckpoint) -> Any:
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
             loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except UNREADABLE as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise InputError(f"{folder}: PEFT cannot put the adapter on this model ({line})") from error
     own = {module_name(key): tensor for key, tensor in loaded.items()}
     stored = {module_name(key): key for key in checkpoint.file.entries}

@@ -125,7 +125,7 @@ def leap(
     try:
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
     except InputError as error:
-        if not dense.find(run):
+        if not (run.is_dir() and dense.find(run)):
             raise
         raise InputError(
             f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "

@@ -18,6 +18,8 @@ from nextrl.engines.verl import job as verl_job
 from nextrl.errors import needs
 from nextrl.runs import config_file
 from nextrl.runs.config import RunConfig
+from nextrl.runs.report.arms import read_arms
+from nextrl.runs.report.rows import fixed, rate, whole, with_error
 from nextrl.runs.result import Result
 from nextrl.runs.stop import StopSignal
 
@@ -169,20 +171,21 @@ def _show(settings: RunConfig, outcome: Outcome) -> None:
 
 def table(result: Result) -> Table:
     """The run's evaluations; of many, the first, the last and some between, and then it says so."""
-    arm = result.arms["run"]
+    arm = next(arm for arm in read_arms(result) if arm.name == "run")
     view = Table(title=f"{arm.label} on {result.task} (seed {result.seed})", box=None, pad_edge=False)
     for name in ("step", "accuracy", "greedy", "completions", "seconds", "learning rate"):
         view.add_column(name, justify="right")
     count = len(arm.steps)
     if count > EVALUATIONS:
         view.caption = f"{EVALUATIONS} of {count} evaluations; all of them are on the page and in result.json"
-    for i in sorted({round(j * (count - 1) / (EVALUATIONS - 1)) for j in range(EVALUATIONS)}):
+    evenly = {round(j * (count - 1) / (EVALUATIONS - 1)) for j in range(EVALUATIONS)} if count else set()
+    for i in sorted(evenly):
         view.add_row(
-            str(arm.steps[i]),
-            f"{arm.accuracy[i]:.3f} ± {arm.se[i]:.3f}",
-            f"{arm.greedy[i]:.3f}",
-            str(arm.completions[i]),
-            f"{arm.seconds[i]:.0f}",
-            f"{arm.learning_rate[i]:.2g}",
+            whole(arm.steps[i]),
+            with_error(arm.accuracy[i], arm.se[i]),
+            fixed(arm.greedy[i]),
+            whole(arm.completions[i]),
+            whole(arm.seconds[i]),
+            rate(arm.learning_rate[i]),
         )
     return view

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nextrl.engines.candidate_scores import CandidateScores, Row, divergence_sums, mean_divergence
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, first_line, needs
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.decision import searched
 from nextrl.judge.guard import Guard
@@ -162,7 +162,7 @@ def _with_adapter(leap: Leap, model: Any) -> Any:
             # Trainable, because that is how a live adapter is found; nothing is trained here.
             return PeftModel.from_pretrained(model, folder, is_trainable=True, torch_device="cpu")
         except (ValueError, RuntimeError) as error:
-            raise _unfitting(str(error).splitlines()[0]) from error
+            raise _unfitting(first_line(error)) from error
 
 
 def _refuse_other_names(leap: Leap, adapter: LiveAdapter) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from nextrl.errors import InputError, shown
-from nextrl.extrapolators.parameters import checked, from_text
+from nextrl.extrapolators.parameters import check_ranges, checked, from_text
 from nextrl.extrapolators.predictions import Prediction
 from nextrl.registry import Registry
 from nextrl.trajectory.combinations import known_steps, moves
@@ -74,9 +74,10 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
     """The checks that every `fit` begins with.
 
     Raises:
-        InputError: horizon < 1, too few checkpoints for it (says how many are needed and which horizon would
-            work), or an adapter whose last two checkpoints are the same.
+        InputError: horizon < 1, a parameter out of its range, too few checkpoints for the horizon (says how many are
+            needed and which horizon would work), or an adapter whose last two checkpoints are the same.
     """
+    check_ranges(method)
     if horizon < 1:
         raise InputError(f"the horizon must be at least 1 step, not {horizon}")
     known, k = known_steps(traj), traj.spacing
@@ -165,7 +166,7 @@ def get(name: str, **params: Any) -> Extrapolator:
 
     Raises:
         InputError: unknown name (the message offers the nearest and lists all), unknown parameter (the message lists
-            those that there are) or one of another kind, or a plugin that fails to load.
+            those that there are), one of another kind or out of its range, or a plugin that fails to load.
     """
     method = class_of(name)
     try:
@@ -173,6 +174,7 @@ def get(name: str, **params: Any) -> Extrapolator:
     # A parameter that has no default, and whatever a stranger's class makes of its own.
     except TypeError as error:
         raise InputError(f"method {name!r}: {error}") from error
+    check_ranges(built)
     return built
 
 

@@ -10,8 +10,9 @@ with LoRA A and B for themselves; here it is the effective weights W.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
@@ -29,10 +30,10 @@ class BiasCorrectedAverage:
         eta: power of the correction. kappa: power of the average. rho: lag. gamma: multiplier of t.
     """
 
-    eta: float = 0.2
-    kappa: float = 0.5
-    rho: float = 10.0
-    gamma: float = 1.0
+    eta: Annotated[float, Field(ge=0, le=10)] = 0.2
+    kappa: Annotated[float, Field(ge=0, le=10)] = 0.5
+    rho: Annotated[float, Field(ge=1e-6)] = 10.0
+    gamma: Annotated[float, Field(ge=0)] = 1.0
     name: ClassVar[str] = "bema"
     reference: ClassVar[str] = "BEMA, arXiv 2508.00180; TRL's BEMACallback"
     summary: ClassVar[str] = "moving average plus a correction along the run"

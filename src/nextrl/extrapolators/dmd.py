@@ -19,9 +19,10 @@ Only where no stretch is long enough is the run resampled by linear interpolatio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from nextrl.errors import InputError
@@ -44,9 +45,9 @@ class DynamicModes:
             is that difference.
     """
 
-    delays: int = 1
-    energy: float = 0.99
-    modes: int = 6
+    delays: Annotated[int, Field(ge=1)] = 1
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.99
+    modes: Annotated[int, Field(ge=1)] = 6
     name: ClassVar[str] = "dmd"
     reference: ClassVar[str] = "Schmid 2010; Tu et al. 2014 (arXiv 1312.0041), on differences (second-hand)"
     summary: ClassVar[str] = "Koopman modes of the run, advanced h steps"

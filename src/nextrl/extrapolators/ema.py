@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
@@ -41,7 +42,7 @@ class MovingAverage:
         memory: time constant in steps; half the horizon by default, `lawa`'s mean age.
     """
 
-    memory: float | None = None
+    memory: Annotated[float, Field(gt=0)] | None = None
     name: ClassVar[str] = "ema"
     reference: ClassVar[str] = "weights averaged with exponential decay, as in arXiv 1703.01780 (second-hand)"
     summary: ClassVar[str] = "exponential moving average of the checkpoints"
@@ -54,6 +55,6 @@ class MovingAverage:
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """One weight per checkpoint."""
         require(self, traj, horizon)
-        average = moving_average(traj, self.memory or horizon / 2)
+        average = moving_average(traj, horizon / 2 if self.memory is None else self.memory)
         toward = average - unit(traj, traj.steps[-1])
         return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)

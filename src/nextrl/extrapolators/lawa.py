@@ -9,11 +9,11 @@ in our runs (docs/design.md, what was tried).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
-from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import known_steps, unit
@@ -30,7 +30,7 @@ class LatestWeightAverage:
             at least two.
     """
 
-    count: int | None = None
+    count: Annotated[int, Field(ge=1)] | None = None
     name: ClassVar[str] = "lawa"
     reference: ClassVar[str] = "LAWA, arXiv 2209.14981"
     summary: ClassVar[str] = "mean of the last checkpoints"
@@ -43,8 +43,6 @@ class LatestWeightAverage:
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """Equal weights over known steps, W_0 among them where it lies in the window and is known."""
         require(self, traj, horizon)
-        if self.count is not None and self.count < 1:
-            raise InputError(f"lawa: count must be at least 1, not {self.count}")
         known = known_steps(traj)
         in_window = sum(s >= traj.steps[-1] - horizon for s in known)
         used = known[-(self.count or max(2, in_window)) :]

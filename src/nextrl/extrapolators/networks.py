@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+MOST_UNITS = 2**16
+"""Hidden units of a network: a hundred times what any method here asks for, and few enough to be allocated."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
@@ -74,10 +75,10 @@ class Next:
         rows: at most so many rows (module x checkpoint) per update: bounds the time on large models.
     """
 
-    width: int = 64
-    updates: int = 300
-    learning_rate: float = 1e-3
-    rows: int = 64
+    width: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 64
+    updates: Annotated[int, Field(ge=1)] = 300
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    rows: Annotated[int, Field(ge=1)] = 64
     name: ClassVar[str] = "next"
     reference: ClassVar[str] = "NExt, arXiv 2604.11446, with the changes of docs/design.md, the predictor"
     summary: ClassVar[str] = "small networks predict the next leading direction and its size"

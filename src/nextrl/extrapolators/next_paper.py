@@ -23,15 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.combinations import known_steps
@@ -78,11 +79,11 @@ class NextPaper:
         alphas: the step lengths of the paper's study; elsewhere it takes 1.5 (`alphas.PAPER_ALPHA`).
     """
 
-    width: int = 256
-    epochs: int = 1000
-    learning_rate: float = 2e-5
+    width: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 256
+    epochs: Annotated[int, Field(ge=1)] = 1000
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5
     inputs: Inputs = "both"
-    rank: int = 1
+    rank: Annotated[int, Field(ge=1)] = 1
     name: ClassVar[str] = "next-paper"
     reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
@@ -97,15 +98,13 @@ class NextPaper:
         """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted.
 
         Raises:
-            InputError: unknown `inputs`, a rank below 1, or as `triples.collect`.
+            InputError: unknown `inputs`, or as `triples.collect`.
         """
         require(self, traj, horizon)
         if self.inputs not in get_args(Inputs):
             raise InputError(
                 f"next-paper: inputs must be one of {', '.join(get_args(Inputs))}, not {self.inputs!r}"
             )
-        if self.rank < 1:
-            raise InputError(f"next-paper: rank must be at least 1, not {self.rank}")
         directions = {m: LowRank.zeros(*traj.shape(m)[:2]) for m in traj.modules}
         ends = known_steps(traj)[0], traj.steps[-1]
         widest = max(traj.delta(m, *ends).rank for m in traj.modules)

@@ -11,14 +11,15 @@ second-hand: Introspection (1704.04959) came before, and NiNo (2409.04434) has s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.networks import TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
 from nextrl.trajectory.trajectory import Trajectory
@@ -36,11 +37,11 @@ class Nowcast:
         scalars: at most so many scalars of the run are drawn to train on.
     """
 
-    width: int = 32
-    updates: int = 300
-    learning_rate: float = 3e-3
-    rows: int = 4096
-    scalars: int = 100_000
+    width: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 32
+    updates: Annotated[int, Field(ge=1)] = 300
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    rows: Annotated[int, Field(ge=1)] = 4096
+    scalars: Annotated[int, Field(ge=1)] = 100_000
     name: ClassVar[str] = "nowcast"
     reference: ClassVar[str] = "Weight Nowcaster Networks, Jang et al. 2023; arXiv 1704.04959"
     summary: ClassVar[str] = "a network forecasts each scalar of A and B"

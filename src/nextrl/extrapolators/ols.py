@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
@@ -22,7 +23,7 @@ class LeastSquares:
         share: fraction of the steps that is used, .5 by default (at least three checkpoints are).
     """
 
-    share: float = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
     name: ClassVar[str] = "ols"
     reference: ClassVar[str] = "ordinary least squares on step numbers"
     summary: ClassVar[str] = "least-squares slope over the last half"

@@ -1,16 +1,20 @@
 """A method's own parameters: which there are, whether values are of their kinds, and values written as text.
 
-The parameters are those of the class's constructor, which a dataclass makes of its fields. What a method says of its
-values beyond their kinds (a range) it checks itself.
+The parameters are those of the class's constructor, which a dataclass makes of its fields. The range of a number is
+part of its annotation, in pydantic's words: `rank: Annotated[int, Field(ge=1)] = 1`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from nextrl.errors import InputError, shown
 from nextrl.registry import nearest
@@ -49,6 +53,24 @@ def checked(name: str, method: type, params: Mapping[str, Any]) -> dict[str, Any
     for unknown in (parameter for parameter in params if parameter not in known):
         raise _unknown(name, unknown, known)
     return {key: _value(f"method {name!r}: {key}", value, known[key]) for key, value in params.items()}
+
+
+def check_ranges(method: object) -> None:
+    """See that each number of a method lies in the range that its annotation gives; None is left out.
+
+    Raises:
+        InputError: one does not.
+    """
+    for key, range_ in _ranges(cast(Hashable, type(method))).items():
+        value = getattr(method, key, None)
+        said = "must be finite" if value in (math.inf, -math.inf) else ""
+        try:
+            range_.validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].replace("Input should be", "must be")
+        if said:
+            name = getattr(method, "name", type(method).__name__)
+            raise InputError(f"method {name!r}: {key} {said}, not {shown(value)}")
 
 
 def from_text(name: str, method: type, texts: Sequence[str]) -> dict[str, Any]:
@@ -94,6 +116,26 @@ def _hints(method: type) -> dict[str, Any]:
         return typing.get_type_hints(method.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # of what is imported for type checkers only
         return {}
+
+
+@functools.cache
+def _ranges(method: Any) -> dict[str, TypeAdapter[Any]]:
+    """Parameter -> what its annotation says of it beyond its kind, for those of which it says something."""
+    try:
+        hints = typing.get_type_hints(method, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # of what is imported for type checkers only
+        return {}
+    said = {key: tuple(_metadata(hint)) for key, hint in hints.items()}
+    # The kind is read by `checked`, which takes any library's numbers; pydantic would take Python's alone.
+    return {key: TypeAdapter(Annotated[Any | None, *found]) for key, found in said.items() if found}
+
+
+def _metadata(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is Annotated:
+        yield from hint.__metadata__
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for one in typing.get_args(hint):
+            yield from _metadata(one)
 
 
 def _kinds(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,9 +13,10 @@ steps, a residual is another map's. Only where there are not three is the run re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
@@ -33,8 +34,8 @@ class NonlinearAcceleration:
         memory: how many residuals are used at most.
     """
 
-    penalty: float = 1e-3
-    memory: int = 10
+    penalty: Annotated[float, Field(gt=0)] = 1e-3
+    memory: Annotated[int, Field(ge=1)] = 10
     name: ClassVar[str] = "rna"
     reference: ClassVar[str] = "Regularized Nonlinear Acceleration, arXiv 1606.04133"
     summary: ClassVar[str] = "Anderson mixing of the checkpoints"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import NewDirection
@@ -21,7 +23,7 @@ class Window:
         rank: how many singular triples are kept, 1 by default.
     """
 
-    rank: int = 1
+    rank: Annotated[int, Field(ge=1)] = 1
     name: ClassVar[str] = "window"
     reference: ClassVar[str] = "NExt, arXiv 2604.11446: its local delta, without a network"
     summary: ClassVar[str] = "the leading rank-1 direction of the last h steps"

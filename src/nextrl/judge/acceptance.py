@@ -37,6 +37,8 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 2:
             raise InputError(f"stages must be ascending numbers of prompts from 2 on, not {self.stages}")
+        if not self.level >= 0.0:
+            raise InputError(f"level must be at least 0 standard errors, not {self.level:g}")
 
     @property
     def prompts(self) -> int:

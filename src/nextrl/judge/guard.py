@@ -57,13 +57,13 @@ class Guard:
     divergence: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.longest <= 1.0:
+        if not self.longest > 1.0:  # so that NaN is refused, too
             raise InputError(
                 f"longest must be above 1 (times the length without a leap), not {self.longest:g}"
             )
         if not 0.0 <= self.truncated <= 1.0:
             raise InputError(f"truncated must be a share of completions, 0 to 1, not {self.truncated:g}")
-        if self.divergence <= 0.0:
+        if not self.divergence > 0.0:
             raise InputError(f"divergence must be above 0 nats per token, not {self.divergence:g}")
 
     def objection(self, usual: Answers, candidate: Answers) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, first_line, needs
 
 
 def check_push(repository: str) -> None:
@@ -49,7 +49,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             repo_id=place.repo_id, folder_path=folder, commit_message="Upload a leap written by nextrl"
         )
     except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, unreachable, OSError) as error:
-        line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        line = first_line(error)
         raise InputError(
             f"--push-to-hub {repository}: {line}; the adapter is in {folder} (log in with `hf auth login`)"
         ) from error

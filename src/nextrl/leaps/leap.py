@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nextrl.checkpoints.naming import live_key
 from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
 from nextrl.extrapolators.alphas import fixed_alpha
@@ -107,7 +108,7 @@ class Leap:
         live = {name: tensor for name, tensor in state.items() if ".lora_" in name}
         if adapter_name is None:
             return live
-        return {f"{name.removesuffix('.weight')}.{adapter_name}.weight": t for name, t in live.items()}
+        return {live_key(name, adapter_name): tensor for name, tensor in live.items()}
 
     def provenance(self) -> dict[str, Any]:
         """What `nextrl.json` says of the files made from this leap."""

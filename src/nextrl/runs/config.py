@@ -211,7 +211,8 @@ class RunConfig(BaseModel):
                 raise ValueError(f"train.{key} is set at the top: write {key}: {train[key]} there")
         if train.get("learning_rate") == RULE:
             # Resolved here, so that a run's folder keeps the number whatever becomes of the rule.
-            train = {**train, "learning_rate": rate_of(str(values.get("model", "tiny")))}
+            lora = values.get("lora", LoraSettings()) is not None
+            train = {**train, "learning_rate": rate_of(str(values.get("model", "tiny")), lora=lora)}
         lifted = {key: values[key] for key in LIFTED if key in values}
         return {**values, "train": {**train, **lifted}}
 

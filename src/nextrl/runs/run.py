@@ -15,22 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock, Timeout
-
-from nextrl.checkpoints import patterns
-from nextrl.checkpoints.atomic import making_folder, write_bytes, writing
+from nextrl.checkpoints.atomic import write_bytes, writing
+from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.decision_log import DECISIONS
+from nextrl.engines.folder_lock import claimed, locked
 from nextrl.engines.ranks import Ranks, launched
-from nextrl.engines.trl.trainer import with_adapter
-from nextrl.errors import InputError, shown
+from nextrl.errors import InputError
 from nextrl.files import regular_file
-from nextrl.registry import nearest
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
@@ -45,7 +41,7 @@ from nextrl.tasks.base import Split
 from nextrl.tasks.evaluate import check_context
 from nextrl.trajectory.trajectory import Trajectory
 
-CONFIG, LOCK = "config.yaml", ".nextrl.lock"
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,15 @@ def run(
     with contextlib.ExitStack() as stack:
         begun = _check_folder(out, config)
         if begun:
-            stack.enter_context(_locked(out))
+            stack.enter_context(locked(out))
             result = _finished(out)
             if result is not None:
                 ranks.tell(None)
                 return Outcome(config.train.steps, result, trained=False)
         _check_surroundings(config)
         loaded = bases.load(config.model, config.task)
-        _check_adapter(config, loaded[0])
+        if config.lora is not None:
+            adapter_without_weights(loaded[0], config.lora, config.model)
         _check_context(config, loaded)
         if not begun:
             stack.enter_context(_claimed(out, config))
@@ -162,6 +159,10 @@ def _finished(out: Path) -> Result | None:
     if not (out / RESULT).is_file():
         return None
     result = read_result(out / RESULT)
+    if "run" not in result.arms:
+        raise InputError(
+            f"{out / RESULT}: holds no arm named run; remove it, and the run's end is evaluated again"
+        )
     if not (out / REPORT).is_file():
         write_report(result, out)
     return result
@@ -202,74 +203,12 @@ def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
         check_context(*loaded, prompts, completion)
 
 
-def _check_adapter(config: RunConfig, model: Any) -> None:
-    """Put the adapter on a copy of the model without weights, before anything is written.
-
-    Raises:
-        InputError: the model has none of the modules that it is to be put on, or ones that PEFT cannot adapt.
-    """
-    if config.lora is None:
-        return
-    wanted = config.lora.target_modules
-    where = "lora: target_modules"
-    if isinstance(wanted, str):
-        patterns.check(wanted, where)
-        patterns.refuse_slow([wanted], [name for name, _ in model.named_modules()], where)
-    else:
-        _check_modules(wanted, [name for name, _ in model.named_modules()], where)
-    with torch.device("meta"):
-        bare = type(model)(model.config)
-    try:
-        with_adapter(bare, config.lora, config.train.seed)
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise InputError(f"lora: no adapter fits {config.model}: {str(error).splitlines()[0]}") from error
-
-
-def _check_modules(wanted: Sequence[str], there: Sequence[str], where: str) -> None:
-    """PEFT takes a list of which one name fits, and leaves the others out without a word.
-
-    Raises:
-        InputError: the model has no module of one of the names.
-    """
-    for name in wanted:
-        if not any(module == name or module.endswith(f".{name}") for module in there):
-            near = nearest(name, sorted({module.rsplit(".", 1)[-1] for module in there}))
-            hint = f"did you mean {near}?" if near else "name modules of the model, or all-linear"
-            raise InputError(f"{where}: the model has no module {shown(name)}; {hint}")
-
-
 @contextlib.contextmanager
-def _locked(out: Path) -> Any:
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out}: another process is running there; wait for it or stop it") from None
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): choose another output_dir") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, config: RunConfig) -> Any:
+def _claimed(out: Path, config: RunConfig) -> Iterator[None]:
     """Make the folder this run's, under its lock."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(making_folder(out))
-        except OSError as error:
-            raise InputError(
-                f"{out} cannot be written ({error.strerror}): choose another output_dir"
-            ) from error
-        stack.enter_context(_locked(out))
+    with claimed(out):
         if not _check_folder(out, config):  # another process may have claimed it meanwhile
-            try:
-                write_bytes(out / CONFIG, config.as_yaml().encode())
-            except InputError:
-                (out / LOCK).unlink(missing_ok=True)  # so that nothing is left
-                raise
+            write_bytes(out / CONFIG, config.as_yaml().encode())
         yield
 
 

@@ -143,9 +143,10 @@ def _theirs(path: Path, what: str) -> Iterator[None]:
             sys.setrecursionlimit(max(limit, sys.getrecursionlimit()))
     except (KeyboardInterrupt, InputError):
         raise
-    except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
     except BaseException as error:
+        # Of the file itself; one that its code raises, by `eval` of a completion, is a failure like any other.
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
         raise _failed(path, what, error) from error
 
 

@@ -50,7 +50,7 @@ def prepare(folder: Path, task: str = "chain") -> None:
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     write_data(get(task), folder / "data")
-    fresh_adapter(str(folder / "base"), LoraSettings(r=8, alpha=16), seed=0, out=folder / "start")
+    fresh_adapter(str(folder / "base"), LoraSettings(r=8, alpha=16), seed=0).write(folder / "start")
 
 
 def words(folder: Path, out: Path, steps: int, gpus: int = 1, strategy: str = "fsdp2") -> list[str]:

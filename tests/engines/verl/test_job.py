@@ -6,9 +6,11 @@ import sys
 from importlib import resources
 
 import pytest
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import nextrl
+from nextrl.engines.folder_lock import LOCK
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import job, options, process
 from nextrl.engines.verl.config import VerlSettings
@@ -85,6 +87,50 @@ def test_the_same_command_goes_on_where_verl_was_stopped(tmp_path, standin, monk
     assert job.run(settings(steps=6), out).step == 6
     assert (out / job.config.START / "adapter_model.safetensors").read_bytes() == start
     assert "resumed at 2" in (out / "verl.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ({"target_modules": ["nope"]}, "lora: target_modules: the model has no module 'nope'"),
+        ({"target_modules": "nope"}, "lora: no adapter fits"),
+        ({"use_rslora": True}, "use_rslora is not carried"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_anything_is_written(tmp_path, standin, lora, says):
+    out = tmp_path / "runs" / "run"
+    with pytest.raises(InputError, match=says) as error:
+        job.run(settings(lora=LoraSettings(**lora)), out)
+    assert "\n" not in str(error.value)
+    assert not out.parent.exists()
+    assert job.run(settings(), out).step == 4
+
+
+def test_a_beginning_that_was_killed_is_begun_again(tmp_path, standin, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(job.adapters.FreshAdapter, "write", lambda self, out: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            job.run(settings(), out)
+    assert {p.name for p in out.iterdir()} == {LOCK, job.SETTINGS, "data"}
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        job.run(settings(lora=LoraSettings(r=2)), out)
+    assert job.run(settings(), out).step == 4
+
+
+def test_two_runs_do_not_train_in_one_folder(tmp_path, standin):
+    out = tmp_path / "run"
+    out.mkdir()
+    with FileLock(out / LOCK), pytest.raises(InputError, match="another process is running there"):
+        job.run(settings(), out)
+    assert {p.name for p in out.iterdir()} == {LOCK}
+    assert job.run(settings(), out).step == 4
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, standin):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="is not empty and holds no verl run"):
+        job.run(settings(), tmp_path)
 
 
 def test_checkpoints_whose_actor_verl_has_removed_are_passed_over(tmp_path, standin, monkeypatch):

@@ -72,7 +72,7 @@ def test_shards_of_two_processes_make_the_whole_tensors_bit_for_bit(shards):
 
 
 def fresh(out: Path, seed=0) -> Path:
-    fresh_adapter(BASE, LORA, seed, out)
+    fresh_adapter(BASE, LORA, seed).write(out)
     return out
 
 

@@ -12,6 +12,8 @@ import logging
 import math
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,56 @@ from torch import Tensor
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
 from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle, read_tensors
+from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.settings import LoraSettings
-from nextrl.errors import InputError, needs, one_line
+from nextrl.errors import InputError, first_line, needs
 
 _SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 
 
-def fresh_adapter(model: str, lora: LoraSettings, seed: int, out: Path) -> None:
-    """Write an untrained adapter (A uniform in PEFT's way, B zero, float32) for the model in a folder.
+@dataclass(frozen=True)
+class FreshAdapter:
+    """An untrained adapter.
+
+    Attributes:
+        tensors: PEFT's names -> float32 tensors.
+        config: what `adapter_config.json` holds.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    def write(self, out: Path) -> None:
+        """Write it as PEFT would, the tensors last: a folder that has them is whole."""
+        write_json(out / CONFIG, self.config)
+        write_tensors(out / WEIGHTS, dict(self.tensors))
+
+
+def fresh_adapter(model: str, lora: LoraSettings, seed: int) -> FreshAdapter:
+    """An untrained adapter (A uniform in PEFT's way, B zero, float32) for the model in a folder.
 
     verl could make its own, but then nobody would know A at step 0, and its checkpoints do not hold the
     configuration. The model is built without weights, so a 70B takes no more memory than its adapter.
+
+    Raises:
+        InputError: no such adapter fits the model, or verl could not carry it.
     """
     with needs("verl", "engine verl"):
-        from peft import get_peft_model, get_peft_model_state_dict
+        from peft import get_peft_model_state_dict
         from transformers import AutoConfig, AutoModelForCausalLM
 
     if lora.use_rslora:
         raise InputError("engine verl: use_rslora is not carried through verl's checkpoints; leave it out")
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
-    config = lora.for_peft()
+    adapted = adapter_without_weights(bare, lora, model)
+    config = adapted.peft_config["default"]
     config.base_model_name_or_path = str(model)
-    shapes = get_peft_model_state_dict(get_peft_model(bare, config))
+    shapes = get_peft_model_state_dict(adapted)
     generator = torch.Generator().manual_seed(seed)
-    write_tensors(out / WEIGHTS, {name: _initial(name, t, generator) for name, t in shapes.items()})
-    written = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    write_json(out / CONFIG, {k: getattr(v, "value", v) for k, v in written.items()})
+    tensors = {name: _initial(name, like, generator) for name, like in shapes.items()}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    return FreshAdapter(tensors, {k: getattr(v, "value", v) for k, v in plain.items()})
 
 
 def _initial(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,8 +143,7 @@ def _lora_only(path: Path) -> dict[str, Any]:
     try:
         state = read_pickle(path, mmap=True)
     except UNREADABLE as error:
-        reason = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable FSDP shard ({reason})") from None
+        raise InputError(f"{path}: not a readable FSDP shard ({first_line(error)})") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: not a state dict")
     # FSDP1 puts its wrapper's name between the modules'.

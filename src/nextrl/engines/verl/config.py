@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, first_line, needs
 from nextrl.tasks import base
 
 VERSION = "0.9.1"
@@ -317,7 +317,6 @@ def check(overrides: Sequence[str]) -> Any:
         with initialize_config_dir(version_base=None, config_dir=str(tree)):
             return hydra_compose("ppo_trainer", overrides=list(overrides))
     except HydraException as error:
-        first = str(error).splitlines()[0]
         raise InputError(
-            f"engine verl: {first} (nextrl composes for verl {VERSION}; {tree} says otherwise)"
+            f"engine verl: {first_line(error)} (nextrl composes for verl {VERSION}; {tree} says otherwise)"
         ) from None

@@ -18,6 +18,7 @@ from typing import Any
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
+from nextrl.engines.folder_lock import claimed
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
@@ -65,10 +66,20 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
     words = _words(settings, out, template)
     check_versions(config.installed())
     _check(settings, config.check(words))
-    _begin(settings, out)
-    command = [*process.COMMAND, *words]
-    log.info("engine verl: %s", shlex.join(command))
-    process.run(command, out / "verl.log")
+    with claimed(out):
+        _begin(settings, out)
+        command = [*process.COMMAND, *words]
+        log.info("engine verl: %s", shlex.join(command))
+        process.run(command, out / "verl.log")
+        return _outcome(settings, out)
+
+
+def _outcome(settings: VerlSettings, out: Path) -> Outcome:
+    """Give every checkpoint its adapter, and see that the last step was reached.
+
+    Raises:
+        InputError: it was not.
+    """
     steps = sorted(int(p.name.rsplit("_", 1)[1]) for p in out.glob("global_step_*"))
     for step in steps[1:]:
         # verl has removed the actor of earlier ones where it is told to keep but a few (max_actor_ckpt_to_keep).
@@ -127,20 +138,24 @@ def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
 def _begin(settings: VerlSettings, out: Path) -> None:
     """Write the data and the adapter to start from; nothing where a run with these settings has begun here.
 
-    The last step may be moved, to go on with a finished run.
+    The last step may be moved, to go on with a finished run. The adapter's tensors are written last: without them the
+    beginning was cut short, and is written again.
+
+    Raises:
+        InputError: the folder holds something else, or the adapter fits no such run; nothing was written then.
     """
-    path = out / SETTINGS
+    path, start = out / SETTINGS, out / config.START
     asked = settings.model_dump(mode="json")
     del asked["train"]["steps"]
-    if path.exists():
-        if read_json(path) != asked:
-            raise InputError(
-                f"{out}: holds a run with other settings; choose another folder, or give the same settings to resume"
-            )
-        return
-    if out.is_dir() and any(out.iterdir()):
+    if not path.exists() and any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no verl run to resume; choose another folder")
-    write_data(base.get(settings.task), out / "data")
-    if not (out / config.START / WEIGHTS).is_file():
-        adapters.fresh_adapter(settings.model, settings.lora, settings.train.seed, out / config.START)
+    if path.exists() and read_json(path) != asked:
+        raise InputError(
+            f"{out}: holds a run with other settings; choose another folder, or give the same settings to resume"
+        )
+    if path.exists() and (start / WEIGHTS).is_file():
+        return
+    adapter = adapters.fresh_adapter(settings.model, settings.lora, settings.train.seed)
     write_json(path, asked)
+    write_data(base.get(settings.task), out / "data")
+    adapter.write(start)

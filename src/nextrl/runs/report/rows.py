@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,11 @@ def _shown(value: float | None, form: str) -> str:
 def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """A number with so many digits, or a dash."""
     return _shown(value, f"{'+' if sign else ''}.{digits}f")
+
+
+def whole(value: float | None) -> str:
+    """A whole number as it is, or a dash."""
+    return _shown(value, ".0f")
 
 
 def count(value: float | None) -> str:
@@ -199,7 +205,7 @@ def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
     free = [arm for arm in arms if is_free(arm.name) and arm.role == "free"]
     if free:
         # The first to reach the target; with none there, the best at the end.
-        best = max(free, key=lambda arm: (_completions_saved(result, arm) or -9.0, arm.last() or 0.0))
+        best = max(free, key=lambda arm: (_share(result, arm), arm.last() or 0.0))
         found.append(_tile(result, best, "Best learning-rate-free optimizer", best.label))
     return found
 
@@ -295,6 +301,12 @@ def _rate_tile(arm: Arm, leaps: Sequence[LeapEntry]) -> Tile:
 
 def _completions_saved(result: Result, arm: Arm) -> float | None:
     return result.saved.get(arm.name, Saved()).completions
+
+
+def _share(result: Result, arm: Arm) -> float:
+    """The share of completions saved, to compare by; of an arm that never reached the target the least of all."""
+    saved = _completions_saved(result, arm)
+    return -math.inf if saved is None else saved
 
 
 def _tile(result: Result, arm: Arm, title: str, tail: str) -> Tile:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nextrl.errors import InputError, shown
+from nextrl.errors import InputError, first_line, shown
 
 
 def placed(model: Any, device: str | None = None) -> Any:
@@ -27,7 +27,7 @@ def placed(model: Any, device: str | None = None) -> Any:
         raise InputError(f"{shown(name)} has no memory left: use --device cpu, or another one") from error
     # An AssertionError is what a PyTorch without CUDA raises.
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        why = first_line(error).split(". ")[0]
         raise InputError(
             f"{shown(name)} is not a device that this PyTorch can use ({why}): use --device cpu, or another one"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nextrl.errors import InputError, needs, shown
+from nextrl.errors import InputError, first_line, needs, shown
 from nextrl.files import read_json, regular_file
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
@@ -54,7 +54,7 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
         raise
     except Exception as error:
         # Whatever transformers, and tokenizers (Rust, which raises plain `Exception`), make of files of no use to them.
-        line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        line = first_line(error)
         raise InputError(
             f"{folder}: transformers cannot load a model and its tokenizer there ({line})"
         ) from error
@@ -97,7 +97,7 @@ def bare_model(folder: Path) -> Any:
                 return build._from_config(config)
             return transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever transformers makes of a config of no use to it
-        line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        line = first_line(error)
         raise InputError(
             f"{folder / 'config.json'}: transformers cannot build this model ({line}), so which of its weights are "
             "tied or stored turned is unknown: use --as adapter"
