@@ -22,7 +22,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the page's class for one test only."""
     monkeypatch.setattr(base, "METHODS", Registry("method", {n: base.METHODS.get(n) for n in base.METHODS}))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(compile(code, str(PAGE), "exec"), {"__name__": "docs_example"})
+    exec(compile(code, str(PAGE), "exec", dont_inherit=True), {"__name__": "docs_example"})
 
 
 @pytest.mark.usefixtures("example")

@@ -15,7 +15,7 @@ from pydantic import Field
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names, register
 from nextrl.extrapolators.base import METHODS, params_from_text
-from nextrl.extrapolators.parameters import accepted, check_ranges, from_text
+from nextrl.extrapolators.parameters import accepted, check_ranges, checked, from_text
 from nextrl.testing import straight_line, synthetic_run
 
 
@@ -193,3 +193,16 @@ def test_a_range_of_a_method_of_ones_own() -> None:
     check_ranges(Ranged(0.5))
     with pytest.raises(InputError, match="method 'ranged': damping must be less than 1, not 1"):
         check_ranges(Ranged(1.0))
+
+
+class KeptElsewhere(Named):
+    name: ClassVar[str] = "kept-elsewhere"
+
+    def __init__(self, damping: Annotated[float, Field(gt=0)] = 0.5) -> None:
+        self._damping = damping
+
+
+def test_a_range_of_a_parameter_that_is_no_attribute() -> None:
+    assert checked("kept-elsewhere", KeptElsewhere, {"damping": 1})["damping"] == 1
+    with pytest.raises(InputError, match="method 'kept-elsewhere': damping must be greater than 0, not 0"):
+        checked("kept-elsewhere", KeptElsewhere, {"damping": 0})

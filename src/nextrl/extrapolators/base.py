@@ -174,7 +174,6 @@ def get(name: str, **params: Any) -> Extrapolator:
     # A parameter that has no default, and whatever a stranger's class makes of its own.
     except TypeError as error:
         raise InputError(f"method {name!r}: {error}") from error
-    check_ranges(built)
     return built
 
 

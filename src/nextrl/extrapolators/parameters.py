@@ -45,32 +45,43 @@ def checked(name: str, method: type, params: Mapping[str, Any]) -> dict[str, Any
         params: parameter -> value, a number of whatever library.
 
     Raises:
-        InputError: the method has no such parameter (the message lists those it has), or a value is of another kind.
+        InputError: the method has no such parameter (the message lists those it has), or a value is of another kind or
+            out of its range.
     """
     known = accepted(method)
     if known is None:
         return dict(params)
     for unknown in (parameter for parameter in params if parameter not in known):
         raise _unknown(name, unknown, known)
-    return {key: _value(f"method {name!r}: {key}", value, known[key]) for key, value in params.items()}
+    read = {key: _value(f"method {name!r}: {key}", value, known[key]) for key, value in params.items()}
+    for key, value in read.items():
+        _check_range(f"method {name!r}: {key}", method, key, value)
+    return read
 
 
 def check_ranges(method: object) -> None:
-    """See that each number of a method lies in the range that its annotation gives; None is left out.
+    """See that the numbers that a method was built with lie in their ranges.
 
     Raises:
         InputError: one does not.
     """
-    for key, range_ in _ranges(cast(Hashable, type(method))).items():
-        value = getattr(method, key, None)
-        said = "must be finite" if value in (math.inf, -math.inf) else ""
-        try:
-            range_.validate_python(value)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].replace("Input should be", "must be")
-        if said:
-            name = getattr(method, "name", type(method).__name__)
-            raise InputError(f"method {name!r}: {key} {said}, not {shown(value)}")
+    kind = type(method)
+    name = str(getattr(method, "name", kind.__name__))
+    for key in _ranges(kind):
+        _check_range(f"method {name!r}: {key}", kind, key, getattr(method, key, None))
+
+
+def _check_range(what: str, method: type, key: str, value: Any) -> None:
+    range_ = _ranges(method).get(key)
+    if range_ is None:
+        return
+    said = "must be finite" if value in (math.inf, -math.inf) else ""
+    try:
+        range_.validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].replace("Input should be", "must be")
+    if said:
+        raise InputError(f"{what} {said}, not {shown(value)}")
 
 
 def from_text(name: str, method: type, texts: Sequence[str]) -> dict[str, Any]:
@@ -111,21 +122,21 @@ def _unknown(name: str, key: str, known: Mapping[str, Any]) -> InputError:
     return InputError(f"method {name!r} has no parameter {shown(key)};{hint} {there}")
 
 
-def _hints(method: type) -> dict[str, Any]:
+def _hints(method: type, *, extras: bool = False) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(method.__init__)  # type: ignore[misc]
+        return typing.get_type_hints(method.__init__, include_extras=extras)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # of what is imported for type checkers only
         return {}
+
+
+def _ranges(method: type) -> dict[str, TypeAdapter[Any]]:
+    return _ranges_of(cast(Hashable, method))
 
 
 @functools.cache
-def _ranges(method: Any) -> dict[str, TypeAdapter[Any]]:
+def _ranges_of(method: Any) -> dict[str, TypeAdapter[Any]]:
     """Parameter -> what its annotation says of it beyond its kind, for those of which it says something."""
-    try:
-        hints = typing.get_type_hints(method, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # of what is imported for type checkers only
-        return {}
-    said = {key: tuple(_metadata(hint)) for key, hint in hints.items()}
+    said = {key: tuple(_metadata(hint)) for key, hint in _hints(method, extras=True).items()}
     # The kind is read by `checked`, which takes any library's numbers; pydantic would take Python's alone.
     return {key: TypeAdapter(Annotated[Any | None, *found]) for key, found in said.items() if found}
 
