@@ -142,7 +142,7 @@ def test_a_view_without_its_start_does_not_know_it(tmp_path: Path) -> None:
     assert known_steps(traj) == (150, 160, 200)
     with pytest.raises(InputError, match="began at step 100, whose checkpoint is not there"):
         traj.gram(MODULE)
-    with pytest.raises(InputError, match="no checkpoint of step 0"):
+    with pytest.raises(InputError, match="no checkpoint at step 0"):
         traj.weight(0, MODULE)
 
 

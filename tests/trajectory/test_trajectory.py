@@ -62,7 +62,7 @@ def test_views_share_products_and_never_touch_later_checkpoints():
     assert view.steps == (10, 20)
     torch.testing.assert_close(view.gram("a"), full[:2, :2])
     assert traj.at([40, 10]).steps == (10, 40)
-    with pytest.raises(InputError, match="no checkpoint of step 30"):
+    with pytest.raises(InputError, match="no checkpoint at step 30"):
         view.factors(30, "a")
 
 
@@ -104,7 +104,7 @@ def test_loading_a_subset_and_a_mapping(tmp_path):
     assert Trajectory.load(tmp_path, steps=[20, 40]).steps == (20, 40)
     mapping = {7: tmp_path / "checkpoint-10", 14: tmp_path / "checkpoint-30"}
     assert Trajectory.load(mapping).steps == (7, 14)
-    with pytest.raises(InputError, match="no checkpoint of step 25; there are 10, 20, 30, 40"):
+    with pytest.raises(InputError, match="no checkpoint at step 25; there are 10, 20, 30, 40"):
         Trajectory.load(tmp_path, steps=[25])
 
 

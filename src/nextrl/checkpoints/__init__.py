@@ -15,7 +15,7 @@ from nextrl.checkpoints import dense
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
-from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint
+from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint
 from nextrl.checkpoints.stretch import Stretch, stretch_of
 from nextrl.errors import InputError
 from nextrl.files import usable_path
@@ -83,8 +83,7 @@ def open_run(
     have = {where.step for where in found.located}
     missing = [step for step in steps or () if step not in have]
     if missing:
-        there = ", ".join(map(str, sorted(have))) or "none"
-        raise InputError(f"{path}: no checkpoint of step {missing[0]}; there are {there}")
+        raise no_checkpoint(missing[0], have, path or "")
     wanted = have if steps is None else set(steps)
     problems = [p for p in found.problems if steps is None or p.step in wanted]
     located = [where for where in found.located if where.step in wanted]

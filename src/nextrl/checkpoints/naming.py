@@ -66,6 +66,12 @@ def module_name(stem: str) -> str:
     return unwrapped(stem).removeprefix(PEFT_PREFIX)
 
 
+def module_kind(name: str) -> str:
+    """What a module is in whatever layer: "q_proj"; of an expert ("experts[3]") or a wrapper of PEFT what is inside."""
+    parts = name.split("[")[0].split(".")
+    return next((part for part in reversed(parts) if part not in ("base_layer", "default")), name)
+
+
 def saved_key(module: str, side: str, embedding: bool) -> str:
     """The key under which PEFT saves A or B of a module, and from which it loads it."""
     return f"{PEFT_PREFIX}{module}." + (f"lora_embedding_{side}" if embedding else f"lora_{side}.weight")

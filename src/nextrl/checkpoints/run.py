@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nextrl.errors import one_line
+from nextrl.errors import InputError, one_line
 
 
 class StoredCheckpoint(Protocol):
@@ -26,6 +26,18 @@ class StoredCheckpoint(Protocol):
     def scaling(self, module: str) -> float: ...
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]: ...
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]: ...
+
+
+def no_checkpoint(step: int, there: Iterable[int], where: object = "") -> InputError:
+    """The error for a step that a run has no checkpoint of, with those that it has.
+
+    Args:
+        where: the run, where it lies on disk.
+    """
+    begun = f"{where}: " if where else ""
+    return InputError(
+        f"{begun}no checkpoint at step {step}; there are {', '.join(map(str, sorted(there))) or 'none'}"
+    )
 
 
 class Problem(NamedTuple):

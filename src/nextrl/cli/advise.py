@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json, say_command
 from nextrl.cli.next_step import next_step, task_of
-from nextrl.errors import InputError
 from nextrl.judge.advice import advise as ask
 from nextrl.judge.regime import MEANING
 from nextrl.leaps.leap import leap
@@ -35,11 +35,9 @@ def advise(
 
     Example: nextrl advise runs/grpo
     """
-    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
-    if at is not None:
-        if at not in traj.steps:
-            raise InputError(f"--at {at}: no such checkpoint; there are {', '.join(map(str, traj.steps))}")
-        traj = traj.upto(at)
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
+    if at is not None and at not in traj.steps:  # it was broken, and left out
+        raise no_checkpoint(at, traj.steps, run)
     advice = ask(traj)
     written = None
     if out is not None and advice.advice == "average":

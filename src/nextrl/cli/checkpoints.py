@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from nextrl.checkpoints import detect
+from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli.console import err_console
 from nextrl.cli.values import MAX_SEED, path
-from nextrl.errors import InputError, one_line
+from nextrl.errors import one_line
 from nextrl.trajectory.trajectory import Trajectory
 
 RunFolder = Annotated[
@@ -58,7 +59,7 @@ def load_run(
 def _steps_upto(run: Path, layout: str | None, last: int) -> list[int]:
     steps = [where.step for where in detect(run, layout).located]
     if last not in steps:
-        raise InputError(f"no checkpoint at step {last}; there are {', '.join(map(str, steps))}")
+        raise no_checkpoint(last, steps, run)
     return [step for step in steps if step <= last]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.atomic import writing
+from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json
@@ -221,7 +222,7 @@ def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
         InputError: it cannot judge this run, or there is no such checkpoint.
     """
     if at is not None and at not in traj.steps:  # it was broken, and left out
-        raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
+        raise no_checkpoint(at, traj.steps)
     try:
         return advise(traj)
     except InputError as error:

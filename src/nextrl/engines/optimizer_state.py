@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.engines.optimizers import unwrapped
 from nextrl.engines.sharded import local
 from nextrl.errors import InputError
 
@@ -32,7 +33,7 @@ def copied(optimizer: Any, parameters: Sequence[Tensor]) -> list[dict[str, Any]]
     Raises:
         InputError: the state holds something that can neither be copied nor saved.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     kept = [
         {name: _copy(inner, name, value) for name, value in inner.state.get(p, {}).items()}
         for p in parameters
@@ -47,7 +48,7 @@ def copied(optimizer: Any, parameters: Sequence[Tensor]) -> list[dict[str, Any]]
 @torch.no_grad()
 def put_back(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapping[str, Any]]) -> None:
     """Make the state what it was when it was copied; whoever holds a tensor of it keeps holding it."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     for group, first in _groups(inner, parameters):
         for name, value in copies[first].items():
             if name.startswith(GROUP):
@@ -70,7 +71,7 @@ def took_gradient(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence
     Args:
         optimizer, parameters, copies: see `put_back`.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     kept = {id(p): copy for p, copy in zip(parameters, copies, strict=True)}
     for group in inner.param_groups:
         pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}

@@ -1,4 +1,4 @@
-"""Optimizers under which a leap would not stay where it landed, or whose rate nobody can set."""
+"""A trainer's optimizer: inside its wrapper, and whether a leap would stay under it and its rate can be set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ HOLDS_WEIGHTS = {
     "Lookahead": "the slow weights that it goes back to",
 }
 """A part of the class's name -> what such an optimizer holds besides moments."""
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's wrapper, or what was given."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -26,7 +31,7 @@ def check_optimizer(optimizer: Any) -> None:
     Raises:
         InputError: it keeps weights of its own, makes its rate itself, or has moments that cannot be copied.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     names = [kind.__name__ for kind in type(inner).__mro__]
     for part, held in HOLDS_WEIGHTS.items():
         if any(part in name for name in names):

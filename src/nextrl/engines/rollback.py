@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nextrl.engines.live_weights import State
 from nextrl.engines.optimizer_state import copied, put_back
+from nextrl.engines.optimizers import unwrapped
 from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window
 
@@ -89,7 +90,7 @@ def whole(live: Mapping[str, Any]) -> bool:
 
 def parameters(optimizer: Any) -> list[Tensor]:
     """The optimizer's parameters in the order of its groups."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     return [p for group in inner.param_groups for p in group["params"]]
 
 

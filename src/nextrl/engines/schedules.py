@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from nextrl.engines.optimizers import unwrapped
+
 # In an optimizer's groups: rates that schedules left there (the base rate; OneCycleLR's height and end; SWALR's).
 _IN_GROUPS = ("initial_lr", "max_lr", "min_lr", "swa_lr")
 
@@ -39,7 +41,7 @@ _LOOKED_AT = 10**5  # steps at which a function of the step is looked at, at mos
 
 def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
     """Multiply the learning rate, and all that the schedule makes later rates from, by the same factor."""
-    inner = _optimizer(optimizer)
+    inner = unwrapped(optimizer)
     _scale_groups(inner, factor)
     _scale(_scheduler(scheduler), inner, factor)
 
@@ -50,7 +52,7 @@ def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float)
     A checkpoint may have held the state of the one and not of the other, so that either may have another base. The
     present rate becomes the one that the schedule last set, on the new base.
     """
-    inner, own = _optimizer(optimizer), _scheduler(scheduler)
+    inner, own = unwrapped(optimizer), _scheduler(scheduler)
     index, group = _leading(inner, ())
     in_group, in_schedule = base_rate(inner) or float(group["lr"]), float(own.base_lrs[index])
     if not in_group or not in_schedule:
@@ -84,7 +86,7 @@ def _put_rate(group: dict[str, Any], rate: float) -> None:
 
 def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
     """Take a factor back from all that later rates are made from, and leave the present ones as they are."""
-    groups = _optimizer(optimizer).param_groups
+    groups = unwrapped(optimizer).param_groups
     present = [float(group["lr"]) for group in groups]
     set_rate_factor(optimizer, scheduler, 1.0 / factor)
     for group, rate in zip(groups, present, strict=True):
@@ -148,7 +150,7 @@ def _height(scale: Callable[[int], float], steps: int) -> float:
 def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
     """Whether a rate is another one than the schedule last left there, since somebody else has set it."""
     last = getattr(_scheduler(scheduler), "_last_lr", None)
-    groups = _optimizer(optimizer).param_groups
+    groups = unwrapped(optimizer).param_groups
     if last is None or len(last) != len(groups):
         return False
     return not all(
@@ -190,15 +192,11 @@ def _leading(optimizer: Any, heights: Sequence[float]) -> tuple[int, dict[str, A
 
     The same one at every step: by what rates are made from, not by the present ones, which a warm-up begins at 0.
     """
-    groups = _optimizer(optimizer).param_groups
+    groups = unwrapped(optimizer).param_groups
     for index, group in enumerate(groups):
         if group.get("initial_lr", group["lr"]) and (not heights or heights[index]):
             return index, group
     return 0, groups[0]
-
-
-def _optimizer(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _scheduler(scheduler: Any) -> Any:

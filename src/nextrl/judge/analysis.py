@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.checkpoints.naming import module_kind
 from nextrl.errors import InputError
 from nextrl.nested import json_ready
 from nextrl.trajectory import trainer_log
@@ -261,7 +262,7 @@ def _module(
     name: str, spectra: dict[str, Spectrum], gram: Tensor, traj: Trajectory, windows: Sequence[int]
 ) -> ModuleAnalysis:
     match = _LAYER.search(f".{name}.")
-    result = ModuleAnalysis(name, int(match[1]) if match else None, _type(name))
+    result = ModuleAnalysis(name, int(match[1]) if match else None, module_kind(name))
     for kind, spectrum in spectra.items():
         share = spectrum.share().tolist()
         result.nuclear_share[kind] = dict(zip(spectrum.steps, spectrum.nuclear_share().tolist(), strict=True))
@@ -275,11 +276,6 @@ def _module(
     result.ahead = linearity_ahead(spectra["global"])
     result.r2, result.norm = line(gram, traj.steps).r2, float(gram[-1, -1].clamp_min(0).sqrt())
     return result
-
-
-def _type(name: str) -> str:
-    last = name.split("[")[0].split(".")
-    return next((part for part in reversed(last) if part not in ("base_layer", "default")), name)
 
 
 def _cosines(spectrum: Spectrum) -> dict[int, tuple[float, float, float, float]]:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
+from nextrl.checkpoints.naming import module_kind
 from nextrl.errors import InputError, MissingExtra, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
@@ -285,7 +286,7 @@ def _score(
     by_type: dict[str, ForecastScore] = {}
     for by_module in outcomes.values():
         for module, outcome in by_module.items():
-            kind = module.rsplit(".", 1)[-1]
+            kind = module_kind(module)
             by_type[kind] = by_type.get(kind, zero) + outcome
     gains = [whole[t].skill - control[t] for t in whole]
     # Origins closer than h share part of their future: count only as many as fit side by side.

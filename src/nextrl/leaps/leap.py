@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from nextrl.checkpoints.naming import live_key
+from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
 from nextrl.extrapolators.alphas import fixed_alpha
@@ -232,7 +233,7 @@ def leap(
     traj = trajectory_of(traj)
     if at is not None:
         if at not in traj.steps:
-            raise InputError(f"no checkpoint at step {at}; there are {', '.join(map(str, traj.steps))}")
+            raise no_checkpoint(at, traj.steps)
         traj = traj.upto(at)
     known = known_steps(traj)
     if horizon is None:

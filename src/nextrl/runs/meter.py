@@ -14,6 +14,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nextrl.engines.decision_log import Costs
+from nextrl.engines.optimizers import unwrapped
+from nextrl.engines.schedules import rate_of
 from nextrl.runs.arm import ArmRecord, ArmSettings, Progress
 from nextrl.tasks import base
 from nextrl.tasks.evaluate import Accuracy, evaluate
@@ -58,7 +60,7 @@ class Meter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the rate of the step where it is another one than before; `LeapCallback`, asked first, has set it."""
-        rate = _rate(kwargs["optimizer"])
+        rate = rate_of(kwargs["optimizer"])
         if self.record.rates[-1:] != [rate]:
             self.record.rate_steps.append(state.global_step + 1)
             self.record.rates.append(rate)
@@ -96,18 +98,14 @@ class Meter(TrainerCallback):
         trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
         record.completions.append(self._completions + trained + self.costs().search_completions)
         record.seconds.append(round(self._seconds, 3))
-        record.learning_rate.append(_rate(optimizer))
+        record.learning_rate.append(rate_of(optimizer))
         self._mark = time.perf_counter()
-
-
-def _rate(optimizer: Any) -> float:
-    return float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"])
 
 
 @contextmanager
 def evaluation_weights(optimizer: Any) -> Iterator[None]:
     """Inside, the model holds the averaged weights that schedule-free optimizers keep aside."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unwrapped(optimizer)
     if not (hasattr(inner, "eval") and hasattr(inner, "train")):
         yield
         return

@@ -18,6 +18,7 @@ from torch import Tensor
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.lora_settings import starts_at_zero
+from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
 from nextrl.scalars import whole
@@ -377,7 +378,7 @@ class Trajectory:
         for checkpoint in self.checkpoints:
             if checkpoint.step == step:
                 return checkpoint
-        raise InputError(f"no checkpoint of step {step}; there are {', '.join(map(str, self.steps))}")
+        raise no_checkpoint(step, self.steps)
 
     def _need_start(self) -> None:
         if self.knows_start:

@@ -14,6 +14,7 @@ from torch import Tensor
 from nextrl.engines import decision_log
 from nextrl.engines.live_weights import LiveWeights, State, length_and_shrinking, shrinking_parts
 from nextrl.engines.optimizer_state import took_gradient
+from nextrl.engines.optimizers import unwrapped
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import (
@@ -95,7 +96,7 @@ class LiveRun:
     @property
     def optimizer_name(self) -> str:
         """The optimizer's class."""
-        return type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+        return type(unwrapped(self.optimizer)).__name__
 
     @cached_property
     def resolution(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nextrl.checkpoints.naming import module_kind
 from nextrl.judge.regime import OSCILLATES, SIGNAL
 from nextrl.runs.report.arms import GROUPS, Arm, base_greedy, written
 from nextrl.runs.report.rows import what_was_done
@@ -94,7 +95,7 @@ def _shape(leap: LeapEntry) -> str | None:
 
 def _sigma(figures: TrajectoryFigures) -> dict[str, Any]:
     """Modules coloured by the kind of their projection (the last part of the name), up to a palette's worth."""
-    kinds = list(dict.fromkeys(_kind(name) for name in figures.sigma))
+    kinds = list(dict.fromkeys(module_kind(name) for name in figures.sigma))
     colour = {kind: f"m{i}" if i < _PALETTE else "other" for i, kind in enumerate(kinds)}
     modules = []
     for name, series in figures.sigma.items():
@@ -102,13 +103,11 @@ def _sigma(figures: TrajectoryFigures) -> dict[str, Any]:
         known = zip(figures.steps, series, strict=False)
         points = [(float(s), float(v)) for s, v in known if s is not None and v is not None]
         if points:
-            modules.append({"name": name, "kind": _kind(name), "role": colour[_kind(name)], "points": points})
+            modules.append(
+                {"name": name, "kind": module_kind(name), "role": colour[module_kind(name)], "points": points}
+            )
     kept = {module["kind"] for module in modules}
     return {"kinds": [[kind, colour[kind]] for kind in kinds if kind in kept], "modules": modules}
-
-
-def _kind(module: str) -> str:
-    return module.rsplit(".", 1)[-1]
 
 
 def _windows(
