@@ -19,7 +19,8 @@ from studies.folders import STUDIES, parser
 def decisions(value: Any) -> Iterator[dict[str, Any]]:
     """Every decision with measured divergences inside a record, however deep."""
     if isinstance(value, dict):
-        if "divergences" in value and "alpha" in value:
+        # Of the present `auto` there are none: what it measures is of windows and steps that were trained.
+        if "divergences" in value and "alpha" in value and value.get("scores"):
             yield value
         value = list(value.values())
     if isinstance(value, list):
@@ -38,7 +39,7 @@ def main() -> None:
         for decision in made:
             for alpha, nats in decision["divergences"].items():
                 kind = "accepted" if float(alpha) == decision["alpha"] else "not accepted"
-                if np.isfinite(nats):
+                if nats is not None and np.isfinite(nats):
                     found[kind].append(nats)
     for kind, values in found.items():
         median, tenth, most = np.quantile(values, [0.5, 0.9, 1.0])
