@@ -224,7 +224,7 @@ def test_what_a_page_prints_can_be_typed(
     for block in on(page):
         if block.language in PYTHON and block.typed.strip():
             names = names or _namespace(tmp_path)
-            exec(compile(block.typed, f"{page}:{block.line}", "exec"), names)
+            exec(compile(block.typed, f"{page}:{block.line}", "exec", dont_inherit=True), names)
         elif block.language in SHELL and block.typed.strip():
             _type(shortened(block.typed), folder)
 

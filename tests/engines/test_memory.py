@@ -16,6 +16,7 @@ from trl import GRPOTrainer, RLOOTrainer
 import hostile_inputs as hostile
 from nextrl.engines import decision_log
 from nextrl.engines import memory as memory_files
+from nextrl.engines.fingerprint import belongs, fingerprint
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
 from nextrl.engines.policies import Auto
@@ -25,6 +26,7 @@ from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
+from nextrl.tasks.bases import tiny
 from trl_runs import same, trainer, weights
 
 STEPS, EVERY, SAVE = 10, 2, 2
@@ -381,3 +383,43 @@ def test_a_pipe_in_the_place_of_the_pending_folder_is_not_waited_for(tmp_path: P
     with hostile.bounded(60):
         memory_files.forget_pending(tmp_path)
     assert (tmp_path / memory_files.PENDING).is_fifo()
+
+
+@pytest.mark.parametrize("all_weights", [False, True])
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_state_that_lies_beside_another_run_s_weights_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, all_weights: bool, pending: bool
+) -> None:
+    """A run without the callback writes into the same folder, and leaves the files that are not its own."""
+
+    def made(steps: int, *callbacks: Any, **options: Any) -> Any:
+        model = tiny.load("chain")[0] if all_weights else None
+        kept = {"save_strategy": "steps", "save_steps": 2, **options}
+        return trainer(tmp_path, list(callbacks), model=model, max_steps=steps, **kept)
+
+    made(2, LeapCallback(4), learning_rate=1e-5).train()
+    if pending:
+        waiting = tmp_path / "nextrl_pending" / "checkpoint-2"
+        waiting.mkdir(parents=True)
+        for name in (JSON, TENSORS):
+            (tmp_path / "checkpoint-2" / name).rename(waiting / name)
+    made(2, seed=3).train()
+    again = LeapCallback(4)
+    last = made(3, again, seed=3)
+    last.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "holds the state of another run" in caplog.text
+    assert [decision.step for decision in again.decisions if decision.step <= 2] == []
+    rates = [line["learning_rate"] for line in last.state.log_history if "learning_rate" in line]
+    assert rates[2] == 2e-4
+
+
+def test_a_state_s_own_weights_are_known_in_another_precision() -> None:
+    """PEFT makes a half-precision adapter float32; what was narrowed, or saved by an earlier version, passes."""
+    stored = {"a": torch.randn(8, 3, dtype=torch.bfloat16), "b": torch.randn(3).double()}
+    known = fingerprint(stored)
+    wide = {name: tensor.double() for name, tensor in stored.items()}
+    assert belongs(known, stored)
+    assert belongs(json.loads(json.dumps(known)), wide)
+    assert not belongs(known, {**wide, "a": wide["a"] * 1.01})
+    assert belongs(known, {**wide, "b": wide["b"].float() + 1})
+    assert belongs(None, {"a": torch.zeros(2)})

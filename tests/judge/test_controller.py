@@ -730,6 +730,7 @@ def test_the_rate_falls_at_the_end_of_a_run() -> None:
     shares = [Controller().cooled(step, 100) for step in (1, 80, 81, 82, 91, 100)]
     assert shares == [1.0, 1.0, 1.0, pytest.approx(0.95), 0.5, 0.05]
     assert Controller(ControllerConfig(cooldown=0.0)).cooled(100, 100) == 1.0
+    assert Controller().cooled(101, 100) == Controller().cooled(100, 100) > 0.0
     assert Controller().cooled(1, 1) == 1.0  # too short to have an end
 
 

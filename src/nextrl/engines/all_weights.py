@@ -6,9 +6,11 @@ the optimizer's state, and two more of the weights alone (docs/auto.md). No meth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nextrl.engines import sharded
+from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, all_finite
 from nextrl.engines.rollback import whole
@@ -41,6 +43,14 @@ class AllWeights(LiveWeights):
     def read(self) -> State:
         """Copies of all of them, in the host's memory and in their dtype."""
         return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells these weights from others; summed up where they lie, and not copied."""
+        return fingerprint(self.parameters)
+
+    def belongs(self, known: Mapping[str, Any] | None) -> bool:
+        """Whether a fingerprint is of these weights; looked at where they lie."""
+        return belongs(known, self.parameters)
 
     def finite(self) -> bool:
         """Whether there is neither NaN nor Inf in any of them; looked at where they lie, since it is at every step."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nextrl.engines import sharded
+from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.errors import InputError
 
 State = dict[str, Tensor]
@@ -77,6 +78,14 @@ class LiveWeights:
         squares = [(t.float() - start[name].float()).square().sum() for name, t in stop.items()]
         # Added up where the first of them lies: a GPU is waited for once, not for each tensor.
         return math.sqrt(float(torch.stack([s.to(squares[0].device) for s in squares]).double().sum()))
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells these weights from others of the same names; asked on each process."""
+        return fingerprint(self.read())
+
+    def belongs(self, known: Mapping[str, Any] | None) -> bool:
+        """Whether a fingerprint is of these weights (`fingerprint.belongs`); asked on each process."""
+        return belongs(known, self.read())
 
     def finite(self) -> bool:
         """Whether there is neither NaN nor Inf in any of them."""

@@ -3,8 +3,8 @@
 Two files beside the adapter: `nextrl_state.safetensors` holds the window's start (every factor of A and B, or every
 trained weight, in their own dtype), the optimizer's moments there where the policy may undo a window, the run before
 the last leap where it may still be taken back, the run's beginning while it may begin again, and the checkpoints that
-a named method is fitted on; `nextrl_state.json` holds the rest, the first file's checksum and one of its own, and is
-written last, so that a checkpoint has either a whole state or none.
+a named method is fitted on; `nextrl_state.json` holds the rest, what tells the weights beside it from others, the first
+file's checksum and one of its own, and is written last, so that a checkpoint has either a whole state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
 state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where

@@ -87,10 +87,10 @@ class Controller:
 
         Args:
             step: the step to be taken, from 1.
-            steps: of the whole run.
+            steps: of the whole run; a step beyond it is taken at the share of the last one.
         """
         last = round(self.config.cooldown * steps)
-        return min(1.0, max(0, steps - step + 1) / last) if last else 1.0
+        return min(1.0, max(1, steps - step + 1) / last) if last else 1.0
 
     def alarmed(self, window: Window) -> bool:
         """Whether the reward has fallen so far that the window is to be judged before its time."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
-from trl import GRPOTrainer, RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer, SFTTrainer
 
 import trl_runs
 from nextrl.engines.trl.callback import LeapCallback, attach
@@ -24,7 +24,18 @@ from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import searched
-from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer, weights
+from trl_runs import (
+    COMMON,
+    VALIDATION,
+    Scripted,
+    fresh_model,
+    same,
+    scripted_policy,
+    sft_trainer,
+    trainable,
+    trainer,
+    weights,
+)
 
 
 def leaper(every: int = 2, controller: Any = None, **options: Any) -> LeapCallback:
@@ -597,6 +608,33 @@ def test_a_callback_of_another_trainer_leaps_in_that_one(tmp_path: Path) -> None
         run = trainer(tmp_path / name, [callback], max_steps=2)
         run.train()
         assert callback._running().run.trainer is run
+
+
+def test_a_callback_attached_to_one_trainer_and_added_to_the_next_leaps_in_that_one(tmp_path: Path) -> None:
+    """A notebook's cell that is run again, with arguments that both trainers share; the second run is longer."""
+    seen = trl_runs.Watch()
+    first = trainer(tmp_path / "first", max_steps=2)
+    callback = attach(first, config=ControllerConfig(goal=1e-30))
+    first.train()
+    second = trainer(tmp_path / "second", [callback, seen], max_steps=8)
+    second.train()
+    assert callback._running().run.trainer is second
+    rates = [seen.ends[step][2] for step in (1, 5, 8)]
+    assert rates == pytest.approx(
+        [COMMON["learning_rate"], COMMON["learning_rate"], COMMON["learning_rate"] / 2]
+    )
+    assert (tmp_path / "second" / "nextrl_decisions.jsonl").is_file()
+
+
+def test_a_trainer_of_trl_that_is_built_on_sft_is_refused_at_once(tmp_path: Path) -> None:
+    gkd = type("GKDTrainer", (SFTTrainer,), {"__module__": "trl.experimental.gkd.gkd_trainer"})
+    built = sft_trainer(tmp_path, [LeapCallback()])
+    built.__class__ = gkd
+    with pytest.raises(InputError, match="GKDTrainer trains for something else than its rows' likelihood"):
+        built.train()
+    own = sft_trainer(tmp_path / "own", [LeapCallback(2)], max_steps=2)
+    own.__class__ = type("MySFTTrainer", (SFTTrainer,), {"__module__": "my_script"})
+    own.train()
 
 
 def test_rloo_works_too(tmp_path: Path) -> None:

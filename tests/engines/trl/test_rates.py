@@ -179,6 +179,20 @@ def test_a_training_cut_off_in_the_cooldown_leaves_no_lower_rate_behind(tmp_path
     assert seen.rates[len(before)] == pytest.approx(before[15])
 
 
+def test_a_callback_attached_anew_takes_back_what_the_one_before_left(tmp_path: Path) -> None:
+    seen = Rates()
+    first = LeapCallback(4)
+    run = trainer(tmp_path, [first, seen, Interrupts(19)], learning_rate=2e-2, max_steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    before = list(seen.rates)
+    run.remove_callback(first)
+    run.add_callback(LeapCallback(4))
+    run.train()
+    assert before[18] < before[15]
+    assert seen.rates[len(before)] == pytest.approx(before[15])
+
+
 def late() -> Any:
     """A reward that differs between completions from the sixth step on, so that no step before settles the rate."""
     calls, real = itertools.count(), reward_function(TASK)

@@ -167,8 +167,8 @@ class LeapCallback(TrainerCallback):
         """
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
-        trainer = self._trainer or calling_trainer(self)
-        _Delivers.go_first(self, trainer.callback_handler)
+        trainer = self._training(state)
+        replaced = _Delivers.go_first(self, trainer.callback_handler)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise InputError(
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
@@ -197,8 +197,9 @@ class LeapCallback(TrainerCallback):
         if self._options["adapt_lr"] or self._options["leaps"]:  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
         resumed = resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
-        if self._session is not None:
-            self._undo(run, self._session, resumed)
+        before = self if self._session is not None else replaced
+        if before is not None:
+            before._undo(run, resumed)
         self._run, self._delivered = run, None
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
@@ -234,9 +235,12 @@ class LeapCallback(TrainerCallback):
         session.step_ended(state.global_step)
         if session.memory.waiting:
             control.should_save = True
-        if control.should_save and args.should_save:
-            # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
-            memory.write_pending(Path(args.output_dir), state.global_step, session.memory, self._state())
+        if control.should_save:
+            weights = session.run.adapter.fingerprint()  # on every process: pieces are put together for it
+            if args.should_save:
+                # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
+                known = {**self._state(), "weights": weights}
+                memory.write_pending(Path(args.output_dir), state.global_step, session.memory, known)
 
     def deliver(self, args: TrainingArguments, state: TrainerState) -> None:
         """Put the memory into the checkpoint that the trainer has just written."""
@@ -244,7 +248,10 @@ class LeapCallback(TrainerCallback):
         if args.should_save and folder.is_dir():
             # Another callback may have asked for a checkpoint after this one was asked whether there is one.
             if not memory.deliver_pending(folder):
-                memory.write(folder, self._running().memory, self._state())
+                run, known = self._running().run, self._state()
+                if run.ranks.world == 1:  # elsewhere all processes would have to put pieces together for it
+                    known["weights"] = run.adapter.fingerprint()
+                memory.write(folder, self._running().memory, known)
             memory.forget_pending(Path(args.output_dir))
         self._delivered = state.global_step
 
@@ -260,6 +267,22 @@ class LeapCallback(TrainerCallback):
     ) -> None:
         """Give back the rate that the end of the run took."""
         self._running().train_ended()
+
+    def _training(self, state: TrainerState) -> Any:
+        """The trainer that calls: the one that was named, unless the callback was put into another one's list since.
+
+        Raises:
+            InputError: none was named, and none is among the callers.
+        """
+        named = self._trainer
+        if named is not None and getattr(named, "state", state) is state:
+            return named
+        try:
+            return calling_trainer(self)
+        except InputError:
+            if named is None:
+                raise
+            return named
 
     def _trained(self, model: Any) -> LiveWeights:
         """What the policy moves: the adapter, or under `auto` all weights of a model that has none."""
@@ -281,22 +304,25 @@ class LeapCallback(TrainerCallback):
         known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
         return {**self._running().state(), **known}
 
-    def _undo(self, run: LiveRun, before: Session, resumed: Path | None) -> None:
-        """Take back what an earlier training in this process has left in the optimizer's rate, if it is used again.
+    def _undo(self, run: LiveRun, resumed: Path | None) -> None:
+        """Take back what this callback's training has left in the optimizer's rate, if the optimizer is used again.
 
         A training that begins anew keeps the rate that was found, without what the end of the run took where it was
         cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
         """
-        if self._run is None or self._run.optimizer is not run.optimizer:
+        if self._session is None or self._run is None or self._run.optimizer is not run.optimizer:
             return
         if resumed is None:
-            run.multiply_rate(1.0 / before.memory.cooled)
+            run.multiply_rate(1.0 / self._session.memory.cooled)
         elif not (resumed / "scheduler.pt").is_file():
-            run.multiply_rate(1.0 / before.memory.factor)
+            run.multiply_rate(1.0 / self._session.memory.factor)
 
     def _resume(self, folder: Path, step: int) -> None:
         session = self._running()
         found = memory.read(folder, session.memory.start)
+        foreign = found is not None and not session.run.adapter.belongs(found[1].get("weights"))
+        if foreign:
+            found = None
         if found is not None:
             # Whatever else is of use, the rates of optimizer and schedule hold these factors.
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
@@ -309,18 +335,23 @@ class LeapCallback(TrainerCallback):
         if found is None or found[1]["every"] != self._policy.every:
             if found is not None:
                 session.go_on(found[1])
-            self._resume_without_memory(folder, step, known=found is not None)
+            self._resume_without_memory(folder, step, known=found is not None, foreign=foreign)
             return
         session.restore(*found, step)
 
-    def _resume_without_memory(self, folder: Path, step: int, *, known: bool) -> None:
+    def _resume_without_memory(self, folder: Path, step: int, *, known: bool, foreign: bool) -> None:
         kept = self._running().memory
         kept.waiting = self._policy.waits_for_checkpoint(step)
         if kept.waiting:  # A leap at this very step, from the checkpoint of another run, needs nothing more.
             return
         kept.partial = not self._policy.undoes and step % self._policy.every != 0
         why = "was saved with windows of another length"
-        if not known:
+        if foreign:
+            why = (
+                "holds the state of another run, which is left alone: it was written beside other weights than those "
+                "that were loaded (a run without LeapCallback has written into the same folder since)"
+            )
+        elif not known:
             why = (
                 f"holds no state of LeapCallback ({memory.missing(folder)} not there): it was saved before the "
                 "callback was added, copied before the callback had put it there (the Hub's copies are), or the run "
@@ -336,10 +367,16 @@ class _Delivers(TrainerCallback):
         self._owner, self._handler = owner, handler
 
     @classmethod
-    def go_first(cls, owner: LeapCallback, handler: Any) -> None:
-        """Stand before all others. The list is a new one: the handler may be going through it."""
+    def go_first(cls, owner: LeapCallback, handler: Any) -> LeapCallback | None:
+        """Stand before all others. The list is a new one: the handler may be going through it.
+
+        Returns:
+            The callback whose checkpoints were completed here before, where it is another one.
+        """
+        before = [callback._owner for callback in handler.callbacks if isinstance(callback, cls)]
         others = [callback for callback in handler.callbacks if not isinstance(callback, cls)]
         handler.callbacks = [cls(owner, handler), *others]
+        return next((one for one in before if one is not owner), None)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -138,6 +138,13 @@ def check(trainer: Any) -> None:
 
 def _needs(trainer: Any) -> tuple[Method | Attribute, ...]:
     if isinstance(trainer, trl.SFTTrainer):
+        # TRL builds others on it (GKD, GOLD), whose rows' likelihood is not what they train for.
+        kind = next(one for one in type(trainer).__mro__ if one.__module__.partition(".")[0] == "trl")
+        if kind is not trl.SFTTrainer:
+            raise InputError(
+                f"{kind.__name__} trains for something else than its rows' likelihood, which is all that could be "
+                "judged: LeapCallback needs TRL's GRPOTrainer or RLOOTrainer (or SFTTrainer, as a control)"
+            )
         return SUPERVISED
     ours = isinstance(trainer, (trl.GRPOTrainer, trl.RLOOTrainer))
     if not ours and not all(hasattr(trainer, method.name) for method in (SCORE, REWARDS)):
