@@ -27,7 +27,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from nextrl.engines.settings import LoraSettings, TrainSettings
-from nextrl.extrapolators.alphas import PAPER_ALPHA, candidate_alphas
+from nextrl.extrapolators.alphas import PAPER_ALPHA
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
 from studies.folders import default_out, parser
 from studies.grid import tasks as own
@@ -60,7 +61,7 @@ def leap_settings(name: str) -> LeapSettings:
     """How an arm of that name leaps: the paper's alpha unseen, or the best of a method's range on 128 prompts."""
     method = name.removesuffix("-searched").removesuffix("-merged")
     searched = name not in ("next-paper", "next-paper-merged")
-    alphas = candidate_alphas(method) if searched else (PAPER_ALPHA,)
+    alphas = tags_by_name(method).alphas if searched else (PAPER_ALPHA,)
     return LeapSettings(method=method, horizon=HORIZON, alphas=alphas, search=searched, accept="argmax")
 
 

@@ -1,4 +1,4 @@
-"""Step lengths of a method of the registry, searched or taken unseen (1 is the method's own horizon), and its step."""
+"""Step lengths, in units of a method's own horizon: what a search tries, and what NExt's paper takes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ PAPER_AT = 150
 """The step at which it leaps, once (second-hand)."""
 
 WIDE_ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""For every other method: a run far below its tuned learning rate wants up to 8, so the range goes beyond that."""
+"""Of a method that names no others: a run far below its tuned learning rate wants up to 8, so it goes beyond that."""
 
 
 ALPHAS = (-0.5, *WIDE_ALPHAS)
 """What `LeapCallback` tries, where a step back is looked at, too."""
-
-
-def fixed_alpha(method: str) -> float | None:
-    """What a method of this name takes unseen where no alpha is given; None: it has no alpha of its own."""
-    return PAPER_ALPHA if method == "next-paper" else None
-
-
-def fixed_at(method: str) -> tuple[int, ...] | None:
-    """The steps at which a method of this name leaps in a run where none are given; None: it has none of its own."""
-    return (PAPER_AT,) if method == "next-paper" else None
-
-
-def candidate_alphas(method: str) -> tuple[float, ...]:
-    """What a search tries for a method of this name: NExt as published keeps the paper's own range."""
-    return PAPER_ALPHAS if method == "next-paper" else WIDE_ALPHAS

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from nextrl.errors import InputError, shown
+from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.extrapolators.parameters import check_ranges, checked, from_text
 from nextrl.extrapolators.predictions import Prediction
 from nextrl.registry import Registry
@@ -32,12 +33,20 @@ class Tags:
         needs_accuracy: it learns from the run's accuracy, and takes what its caller measured as the parameter
             `accuracy` (step -> value).
         stays: it predicts that nothing moves, so a run that does not move is no error for it.
+        slow: a fit takes minutes; a backtest asks it only where it is named.
+        alphas: the step lengths that a search tries.
+        alpha: the step length that is taken unseen where none is given; None: 1, and a trainer searches.
+        at: the steps at which it leaps in a run where none are given; None: they have to be given.
     """
 
     averages: bool = False
     trains: bool = False
     needs_accuracy: bool = False
     stays: bool = False
+    slow: bool = False
+    alphas: tuple[float, ...] = WIDE_ALPHAS
+    alpha: float | None = None
+    at: tuple[int, ...] | None = None
 
 
 class Extrapolator(Protocol):
@@ -202,6 +211,11 @@ def class_of(name: str) -> type[Any]:
     if name not in METHODS:
         raise METHODS.unknown(name, known=names())
     return METHODS.get(name)
+
+
+def tags_by_name(name: str) -> Tags:
+    """The tags of a method by name; the defaults for a name that is none (`auto`)."""
+    return tags_of(class_of(name)) if name in names() else Tags()
 
 
 def resolve(methods: str | Sequence[str] | None) -> list[Extrapolator]:

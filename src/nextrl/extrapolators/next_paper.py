@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.alphas import PAPER_ALPHAS
+from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_ALPHAS, PAPER_AT
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
@@ -76,7 +76,6 @@ class NextPaper:
         learning_rate: AdamW's (2e-5).
         inputs: what the networks see, "both", "global" or "local" (the paper's ablations).
         rank: leading singular triples of each difference that are predicted, each by networks of its own (1).
-        alphas: the step lengths of the paper's study; elsewhere it takes 1.5 (`alphas.PAPER_ALPHA`).
     """
 
     width: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 256
@@ -87,8 +86,9 @@ class NextPaper:
     name: ClassVar[str] = "next-paper"
     reference: ClassVar[str] = "NExt, arXiv 2604.11446, as published (second-hand)"
     summary: ClassVar[str] = "NExt's networks as published"
-    tags: ClassVar[Tags] = Tags(trains=True)
-    alphas: ClassVar[tuple[float, ...]] = PAPER_ALPHAS
+    tags: ClassVar[Tags] = Tags(
+        trains=True, slow=True, alphas=PAPER_ALPHAS, alpha=PAPER_ALPHA, at=(PAPER_AT,)
+    )
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""

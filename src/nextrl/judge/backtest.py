@@ -37,6 +37,7 @@ from nextrl.extrapolators import (
     resolve,
     tags_of,
 )
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
@@ -48,8 +49,6 @@ from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_carry
 from nextrl.trajectory.trajectory import Trajectory
 
-# 1000 full-batch epochs of wide networks at every origin: only on request.
-NOT_BY_DEFAULT = ("next-paper",)
 # What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
 # the latest three origins alone, too few to set one above the others.
 CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "dmd")
@@ -151,7 +150,7 @@ def backtest(
     Args:
         traj: the run, or its folder.
         horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
-        methods: names, a comma-separated string, or methods; all but `next-paper` by default, and always `none`.
+        methods: names, a comma-separated string, or methods; by default all that are not slow, and always `none`.
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
@@ -201,7 +200,7 @@ def origins_for(traj: Trajectory, horizon: int) -> list[tuple[int, int]]:
 
 def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> list[Extrapolator]:
     if methods is None:
-        return resolve([n for n in names() if n not in NOT_BY_DEFAULT])
+        return resolve([name for name in names() if not tags_by_name(name).slow])
     if isinstance(methods, str):
         methods = methods.split(",")
         if not any(name.strip() for name in methods):

@@ -19,8 +19,7 @@ from torch import Tensor
 from nextrl.checkpoints.naming import live_key
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError
-from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get
-from nextrl.extrapolators.alphas import fixed_alpha
+from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get, tags_of
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
@@ -228,7 +227,8 @@ def leap(
     horizon = None if horizon is None else whole(1)("horizon", horizon)
     at, seed = None if at is None else whole(0)("at", at), whole(0, MAX_SEED)("seed", seed)
     # Before the method is fitted, which may take long; so is what the method itself is asked for.
-    fitting, own = get(method, **params), fixed_alpha(method)
+    fitting = get(method, **params)
+    own = tags_of(fitting).alpha
     alpha = check_alpha(number("alpha", alpha) if alpha is not None else 1.0 if own is None else own)
     traj = trajectory_of(traj)
     if at is not None:

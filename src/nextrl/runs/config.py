@@ -25,7 +25,8 @@ from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
 from nextrl.extrapolators import names as method_names
-from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_AT, candidate_alphas, fixed_alpha, fixed_at
+from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_AT
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.files import usable_path
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
@@ -269,7 +270,7 @@ class RunConfig(BaseModel):
         method, save_every = self.leap.method, self.train.save_every
         if self.leap.at is not None and self.leap.every is not None:
             raise ValueError("leap.at and leap.every both say when to leap: give one of the two")
-        if self.leap.at is None and self.leap.every is None and fixed_at(method) is None:
+        if self.leap.at is None and self.leap.every is None and tags_by_name(method).at is None:
             raise ValueError(f"leap.method {method} needs leap.at: [steps] or leap.every: N, one of the two")
         steps = self.leap_steps()
         if not steps or steps[0] < 1 or steps[-1] >= self.train.steps or list(steps) != sorted(set(steps)):
@@ -301,7 +302,7 @@ class RunConfig(BaseModel):
             return tuple(range(self.leap.every, self.train.steps, self.leap.every))
         if self.leap.at is not None:
             return self.leap.at
-        return fixed_at(self.leap.method) or ()
+        return tags_by_name(self.leap.method).at or ()
 
     def _whose_steps(self) -> str:
         """For a refusal of steps that the user did not write: where they come from, and what to do."""
@@ -312,7 +313,7 @@ class RunConfig(BaseModel):
     def alpha(self) -> float | None:
         """A named method's alpha that is taken without asking; None: it is searched."""
         if self.leap.alpha is None:
-            return fixed_alpha(self.leap.method)
+            return tags_by_name(self.leap.method).alpha
         return None if self.leap.alpha == "auto" else self.leap.alpha
 
     def _shortest_gap(self) -> int:
@@ -353,7 +354,7 @@ class RunConfig(BaseModel):
                 method=leap.method,
                 horizon=self.horizon(),
                 params=self.leap.params or {},
-                alphas=candidate_alphas(leap.method) if alpha is None else (alpha,),
+                alphas=tags_by_name(leap.method).alphas if alpha is None else (alpha,),
                 prompts=leap.prompts or 128,
                 at=self.leap_steps(),
                 search=alpha is None,

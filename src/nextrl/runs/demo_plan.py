@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextrl.engines.settings import OptimizerName, TrainSettings
-from nextrl.extrapolators.alphas import candidate_alphas
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.runs.arm import ArmSettings, Kind, LeapSettings
 from nextrl.runs.rate_rule import RULE, rate_of
@@ -119,7 +119,7 @@ class _Arms:
         lengths = self.lengths
         # As the papers do: the best mean, however small its lead.
         settings = LeapSettings(
-            method=method, horizon=lengths.horizon, alphas=candidate_alphas(method), accept="argmax"
+            method=method, horizon=lengths.horizon, alphas=tags_by_name(method).alphas, accept="argmax"
         )
         return self.arm(
             method,

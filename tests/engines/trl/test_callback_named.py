@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from nextrl.engines.policies import AtSteps
 from nextrl.engines.trl.callback import LeapCallback, attach
 from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
-from nextrl.extrapolators import alphas
+from nextrl.extrapolators.base import tags_by_name
+from nextrl.extrapolators.next_paper import NextPaper
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
 from trl_runs import VALIDATION, fresh_model, same, trainer, weights
@@ -115,9 +117,9 @@ def test_a_leap_moves_no_factor_that_is_frozen(method: str, frozen: tuple[str, .
 def test_the_published_method_leaps_once_at_its_own_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert alphas.fixed_at("next-paper") == (150,)
-    assert alphas.fixed_at("next") is None
-    monkeypatch.setattr(alphas, "PAPER_AT", 5)
+    assert tags_by_name("next-paper").at == (150,)
+    assert tags_by_name("next").at is None
+    monkeypatch.setattr(NextPaper, "tags", replace(NextPaper.tags, at=(5,)))
     built = trainer(tmp_path, max_steps=7, learning_rate=1e-2)
     leaps = attach(built, every=1, method="next-paper", horizon=2)
     built.train()

@@ -17,7 +17,7 @@ import numpy as np
 from nextrl.engines.policies.base import Policy
 from nextrl.engines.settings import MAX_SEED
 from nextrl.errors import InputError, shown
-from nextrl.extrapolators.alphas import fixed_alpha
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.guard import Guard
 from nextrl.scalars import Kind, number, several, whole
@@ -189,7 +189,7 @@ class Arguments:
     @property
     def unseen(self) -> bool:
         """Whether a named method takes its alpha without a search."""
-        own = self.alphas is None and fixed_alpha(self.method) is not None
+        own = self.alphas is None and tags_by_name(self.method).alpha is not None
         return self.alpha is not None or own
 
     def _refuse_unused(self) -> None:

@@ -18,7 +18,7 @@ from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
-from nextrl.extrapolators.alphas import ALPHAS, fixed_alpha, fixed_at
+from nextrl.extrapolators.alphas import ALPHAS
 from nextrl.extrapolators.base import lacking
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched, stay
@@ -87,15 +87,16 @@ class AtSteps(LeapsOnly):
     ) -> None:
         if horizon < 1:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
-        own = at is None and fixed_at(method) is not None
-        at = fixed_at(method) if at is None else at
+        tags = tags_of(get(method, **(params or {})))
+        own = at is None and tags.at is not None
+        at = tags.at if at is None else at
         if every is None and at is None:
             raise InputError("a named method needs at= (steps) or every= (steps per window)")
-        self._learns_accuracy = tags_of(get(method, **(params or {}))).needs_accuracy
+        self._learns_accuracy = tags.needs_accuracy
         self.method: str = method
         self._horizon, self._at, self._own_step = horizon, None if at is None else frozenset(at), own
         if alpha is None and alphas is None:
-            alpha = fixed_alpha(method)
+            alpha = tags.alpha
         self._alpha = None if alpha is None else check_alpha(alpha)
         self._alphas = tuple(check_alpha(a) for a in (ALPHAS if alphas is None else alphas))
         self._params = dict(params or {})
