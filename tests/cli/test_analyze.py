@@ -204,3 +204,19 @@ def test_a_program_s_own_plot_settings_are_as_before(run, tmp_path):
         before = dict(rcParams)
         save(analyse(Trajectory.load(run)), tmp_path, ["svg"])
         assert dict(rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("full", "options", "says"),
+    [
+        (False, ["--rank", "4"], "--rank is of full-weight checkpoints (--base): leave it out"),
+        (True, ["--layout", "trl"], "--layout is of a LoRA run"),
+        (True, ["--skip-bad-checkpoints"], "--skip-bad-checkpoints is of a LoRA run"),
+        (True, ["--allow-pickle"], "--allow-pickle is of a LoRA run"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(full_run, run, full, options, says):
+    words = [str(full_run[0]), "--base", str(full_run[1])] if full else [str(run)]
+    result = CliRunner().invoke(APP, [*words, *options])
+    assert isinstance(result.exception, InputError)
+    assert says in str(result.exception)

@@ -232,6 +232,11 @@ def test_what_is_broken_after_the_checkpoint_that_is_leapt_from_is_not_read(
         (("--at", "7"), "no checkpoint at step 7"),
         (("--as", "merged"), "needs --base"),
         (("--rank", "0"), "whole number from 1"),
+        (("--prompts", "32"), "--prompts is of a search (--alpha auto): leave it out"),
+        (("--level", "0"), "--level is of a search"),
+        (("--device", "cpu"), "--device is of a search"),
+        (("--private",), "--private is of --push-to-hub: leave it out"),
+        (("--method", "window", "--param", "rank=0"), "rank must be greater than or equal to 1"),
     ],
 )
 def test_bad_input_writes_nothing(

@@ -21,6 +21,7 @@ from nextrl.judge.drawing import plain_settings
 from nextrl.leaps.merged_model import find_base
 from nextrl.trajectory.trajectory import Trajectory
 
+FULL_RANK = 16
 ROWS = 10
 """Checkpoints in a table on the terminal."""
 
@@ -50,7 +51,10 @@ def analyze(
         Path | None,
         typer.Option(help="Base model's folder, for full-weight checkpoints.", callback=values.path),
     ] = None,
-    rank: Annotated[int, typer.Option(help="Rank kept of full-weight deltas.", callback=values.rank)] = 16,
+    rank: Annotated[
+        int | None,
+        typer.Option(help=f"Rank kept of full-weight deltas; {FULL_RANK} by default.", callback=values.rank),
+    ] = None,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
@@ -62,11 +66,17 @@ def analyze(
     lengths, formats = _lengths(windows), _formats(plots)
     if out is not None and formats:
         require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
-    traj = (
-        Trajectory.from_full_weights(run, find_base(base), rank=rank)
-        if base is not None
-        else load_run(run, layout, skip_bad_checkpoints, allow_pickle)
-    )
+    of_adapters = {
+        "layout": layout,
+        "skip-bad-checkpoints": skip_bad_checkpoints,
+        "allow-pickle": allow_pickle,
+    }
+    if base is None:
+        values.refuse_given("of full-weight checkpoints (--base)", {"rank": rank})
+        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+    else:
+        values.refuse_given("of a LoRA run, and --base of full-weight checkpoints", of_adapters)
+        traj = Trajectory.from_full_weights(run, find_base(base), rank=FULL_RANK if rank is None else rank)
     result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1)
     said = (
         [] if as_json else [*conclusion(traj, result.beta1), *sentences(result)]

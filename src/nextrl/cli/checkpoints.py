@@ -10,8 +10,9 @@ import typer
 from nextrl.checkpoints import detect
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli.console import err_console
-from nextrl.cli.values import MAX_SEED, path
+from nextrl.cli.values import path
 from nextrl.errors import one_line
+from nextrl.scalars import MAX_SEED
 from nextrl.trajectory.trajectory import Trajectory
 
 RunFolder = Annotated[

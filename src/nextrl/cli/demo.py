@@ -16,6 +16,7 @@ from nextrl.engines.settings import require_optimizer
 from nextrl.errors import needs
 from nextrl.runs.report import write_report
 from nextrl.runs.result import AccuracyAfter, Result, Saved
+from nextrl.scalars import MAX_SEED
 
 if TYPE_CHECKING:
     from nextrl.runs.demo import Plan
@@ -25,9 +26,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for everything the demo writes.", callback=values.path)
     ] = Path("demo-out"),
-    seed: Annotated[
-        int, typer.Option(min=0, max=values.MAX_SEED, help="Seeds weights, prompts and rollouts.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seeds weights, prompts and rollouts.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer and shorter arms, in about two minutes.")
     ] = False,

@@ -16,6 +16,7 @@ from nextrl.cli.checkpoints import AllowPickle
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
 from nextrl.errors import InputError, first_line, needs, shown
+from nextrl.scalars import MAX_SEED
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
@@ -30,7 +31,7 @@ def evaluate_command(
     task: Annotated[str, typer.Option(help="A task's name, a .jsonl or .py file (docs/tasks.md).")] = "chain",
     prompts: Annotated[int, typer.Option(min=2, max=values.MAX_PROMPTS, help="Held-out prompts.")] = 1000,
     temperature: Annotated[float, typer.Option(min=0.01, callback=values.temperature)] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=values.MAX_SEED)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     device: Device = None,
     batch_size: Annotated[
         int | None,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
 
 
+PROMPTS, LEVEL = 64, 2.0
+
 _ALL_THE_SAME = (
     "Nothing was written: name a method with --method to have a leap all the same, and add --alpha auto --task TASK to "
     "have its length tested on held-out prompts first"
@@ -82,15 +84,19 @@ def leap(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task that --alpha auto scores candidates on.")] = None,
     prompts: Annotated[
-        int,
+        int | None,
         typer.Option(
             max=values.MAX_PROMPTS,
-            help="Most held-out prompts that --alpha auto scores a candidate on.",
+            help=f"Most held-out prompts that --alpha auto scores a candidate on; {PROMPTS} by default.",
         ),
-    ] = 64,
+    ] = None,
     level: Annotated[
-        float, typer.Option(help="Standard errors that auto's gain must exceed.", callback=values.level)
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            help=f"Standard errors that --alpha auto's gain must exceed; {LEVEL:g} by default.",
+            callback=values.level,
+        ),
+    ] = None,
     device: Device = None,
     push_to_hub: Annotated[
         str | None,
@@ -117,6 +123,12 @@ def leap(
     fixed = None if alpha is None or searches else _number(alpha)
     if searches and task is None:
         raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
+    if not searches:
+        values.refuse_given(
+            "of a search (--alpha auto)", {"prompts": prompts, "level": level, "device": device}
+        )
+    if push_to_hub is None:
+        values.refuse_given("of --push-to-hub", {"private": private})
     # Before anything is computed or written.
     if searches:
         require("peft", "trl", "--alpha auto")
@@ -148,7 +160,11 @@ def leap(
         method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
         reason = advice.answer
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
-    choice = _search(result, base, task, device, prompts, level, seed) if searches and task else None
+    choice = None
+    if searches and task:
+        choice = _search(
+            result, base, task, device, prompts or PROMPTS, LEVEL if level is None else level, seed
+        )
     if choice is not None:
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nextrl.errors import InputError, shown
 from nextrl.files import MAX_STEP, finite, usable_path, whole
-
-MAX_SEED = 2**32 - 1
-"""numpy's; torch would take more."""
 
 MAX_PROMPTS = 10**7
 MAX_RANK = 2**16
@@ -53,9 +52,9 @@ def temperature(value: float) -> float:
     return finite(value, "--temperature", 0.01, 1000)
 
 
-def level(value: float) -> float:
+def level(value: float | None) -> float | None:
     """A number of standard errors."""
-    return finite(value, "--level", 0, 1000)
+    return None if value is None else finite(value, "--level", 0, 1000)
 
 
 def beta1(value: float | None) -> float | None:
@@ -79,3 +78,18 @@ def lengths(value: str | None) -> str | None:
         if not (part.strip().isdecimal() and len(part) < 20 and 1 <= int(part) <= MAX_STEP):
             raise InputError(f"--windows {shown(value)}: must be whole numbers of steps, like 10,20,50")
     return value
+
+
+def refuse_given(whose: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that nothing would read.
+
+    Args:
+        whose: what they belong to, "of --push-to-hub".
+        options: name -> value; None, and False of a switch, where it was not given.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise InputError(f"--{name} is {whose}: leave it out")

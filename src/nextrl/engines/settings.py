@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nextrl.engines import algorithms
 from nextrl.errors import needs, require
-from nextrl.scalars import MAX_SEED as MAX_SEED
 
 OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
 _PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}

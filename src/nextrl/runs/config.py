@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nextrl.engines import algorithms
-from nextrl.engines.settings import MAX_SEED, LoraSettings, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
@@ -33,6 +33,7 @@ from nextrl.nested import dotted
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.runs.config_sections import ControllerSection, EvalSection, LeapSection
 from nextrl.runs.rate_rule import RULE, rate_of
+from nextrl.scalars import MAX_SEED
 from nextrl.tasks import base
 
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")

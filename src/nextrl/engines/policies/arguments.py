@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from nextrl.engines.policies.base import Policy
-from nextrl.engines.settings import MAX_SEED
 from nextrl.errors import InputError, shown
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.guard import Guard
-from nextrl.scalars import Kind, number, several, whole
+from nextrl.scalars import MAX_SEED, Kind, number, several, whole
 
 
 def candidates(name: str, value: Any) -> tuple[float, ...]:
