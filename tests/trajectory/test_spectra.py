@@ -136,3 +136,10 @@ def test_leading_vectors_do_not_depend_on_the_scale(times_a, times_b):
         for kind, found in kinds.items():
             for mine, other in ((found.u, plain[module][kind].u), (found.v, plain[module][kind].v)):
                 torch.testing.assert_close((mine * other).sum(1).abs(), torch.ones(len(mine)))
+
+
+def test_a_system_that_does_not_tell_its_cores_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.sched_getaffinity` is Linux's alone; the other helpers here run on macOS, too."""
+    monkeypatch.delattr("os.sched_getaffinity")
+    traj = run((10, 20, 30))
+    assert [name for name, _ in map_modules(traj, lambda name: name)] == list(traj.modules)

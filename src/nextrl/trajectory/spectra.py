@@ -77,6 +77,12 @@ def iter_spectra(
     return map_modules(traj, lambda module: module_spectra(traj, module, h), workers)
 
 
+def _cores() -> int:
+    """The cores that this process may use; where a system does not tell (macOS, Windows), all there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def map_modules(
     traj: Trajectory, work: Callable[[str], T], workers: int | None = None
 ) -> Iterator[tuple[str, T]]:
@@ -84,7 +90,7 @@ def map_modules(
 
     At most three results per thread are held at once, so memory does not grow with depth.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or _cores()
     if count == 1:
         for module in traj.modules:
             yield module, work(module)
