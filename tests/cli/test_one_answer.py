@@ -283,3 +283,19 @@ def test_what_is_no_run_is_refused_in_the_same_words(name: str, tmp_path: Path) 
         assert isinstance(result.exception, InputError)
         said.append(str(result.exception))
     assert said[0] == said[1]
+
+
+def test_the_average_that_is_printed_is_of_the_checkpoint_that_was_asked_about(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, step = runs("flat"), Trajectory.load(runs("flat")).steps[-2]
+    told = json.loads(call(advise, str(run), "--at", str(step), "--json"))
+    assert told["advice"] == "average"
+    words = shlex.split(told["next"]["command"])[2:]
+    words[words.index("--out") + 1] = str(tmp_path / "typed")
+    call(leap_verb, *words)
+    call(advise, str(run), "--at", str(step), "--out", str(tmp_path / "written"))
+    typed, written = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("typed", "written")
+    )
+    assert typed == written

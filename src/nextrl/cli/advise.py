@@ -11,7 +11,7 @@ from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
 from nextrl.cli.console import AsJson, console, emit_json, say_command
-from nextrl.cli.next_step import next_step, task_of
+from nextrl.cli.next_step import averaged, next_step, task_of
 from nextrl.judge.advice import advise as ask
 from nextrl.judge.regime import MEANING
 from nextrl.leaps.leap import leap
@@ -41,7 +41,7 @@ def advise(
     advice = ask(traj)
     written = None
     if out is not None and advice.advice == "average":
-        leap(traj, "lawa", horizon=5 * traj.spacing).save_adapter(out, task=task_of(run))
+        leap(traj, "lawa", horizon=averaged(traj)).save_adapter(out, task=task_of(run))
         written = str(out)
     step = next_step(advice, run, traj, at)
     if as_json:

@@ -50,9 +50,10 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
     if advice.factor is not None:
         return _other_rate(advice, advice.factor, run)
     if advice.advice == "average":
-        horizon = str(5 * traj.spacing)
+        horizon = str(averaged(traj))
+        there = () if at is None else ("--at", str(at))
         command = _line(
-            "leap", run, "--method", "lawa", "--horizon", horizon, "--out", _beside(run, "average")
+            "leap", run, "--method", "lawa", "--horizon", horizon, *there, "--out", _beside(run, "average")
         )
         return NextStep(
             command, f"writes the mean of the checkpoints of the last {horizon} steps as an adapter."
@@ -61,6 +62,11 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         _line("advise", run),
         f"asks again; there is nothing to do before some {10 * traj.spacing} more steps.",
     )
+
+
+def averaged(traj: Trajectory) -> int:
+    """Over how many of its last steps a run is averaged where that is the advice."""
+    return 5 * traj.spacing
 
 
 def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) -> NextStep:
