@@ -197,6 +197,20 @@ class Lookahead(torch.optim.AdamW):
     """Called as the real ones."""
 
 
+class Combined(torch.optim.Optimizer):
+    """One for a part of the weights and one for the rest, as scripts put Muon beside AdamW."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        every = list(params)
+        self.parts = [torch.optim.AdamW(part, lr=lr) for part in (every[::2], every[1::2])]
+        super().__init__(every, {"lr": lr})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+
+
 def optimizer(kind: Any, schedule: Any = None, **options: Any) -> Callable[[], dict[str, Any]]:
     def make() -> dict[str, Any]:
         model = fresh_model()
@@ -357,6 +371,11 @@ OPTIONS: dict[str, Option] = {
     "lookahead": Option(
         "Lookahead", verdict="Lookahead keeps weights of its own", make=optimizer(Lookahead, lr=1e-3)
     ),
+    "combined": Option(
+        "an optimizer made of others (Muon beside AdamW, SAM)",
+        verdict="Combined steps through optimizers inside it (AdamW)",
+        make=optimizer(Combined, lr=1e-3),
+    ),
     "relative_step": Option(
         "Adafactor with `relative_step=True`",
         verdict="Adafactor makes its own learning rate",
@@ -439,6 +458,11 @@ OPTIONS: dict[str, Option] = {
         "an optimizer whose steps ignore the rate in its groups",
         verdict="noticed by the length of the next step; one line, and the rate is left alone",
         test="test_schedules.py",
+    ),
+    "own schedule": Option(
+        "a schedule that makes rates from numbers of its own, beside `base_lrs`",
+        verdict="noticed before the first step; one line, and the rate is left alone",
+        test="trl/test_rates.py",
     ),
     "peft variants": Option(
         "DoRA, VeRA and others that are no `W + s B A`",

@@ -23,7 +23,7 @@ from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision, stay
 from nextrl.judge.window import Window
-from trainer_options import Preconditioned, Prodigy
+from trainer_options import Combined, Preconditioned, Prodigy
 from trl_runs import VALIDATION, Scripted, fresh_model, same, scripted_policy, trainable, trainer, weights
 
 
@@ -119,6 +119,51 @@ def test_a_wrapped_one_is_found_and_others_pass() -> None:
     check_optimizer(SimpleNamespace(optimizer=plain))
     with pytest.raises(InputError, match="slow weights"):
         check_optimizer(Lookahead(plain))
+
+
+class Sharpness(torch.optim.Optimizer):
+    """Takes its steps by another one, as SAM does (Foret et al., 2010.01412)."""
+
+    def __init__(self, params: Any, lr: float, *, shows: bool = False) -> None:
+        super().__init__(params, {"lr": lr})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+        if shows:
+            self.state = self.base_optimizer.state
+
+
+class Named(torch.optim.Optimizer):
+    """Holds others by name."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        self.parts = {"all": torch.optim.Adam(params, lr=lr)}
+        super().__init__([p for group in self.parts["all"].param_groups for p in group["params"]], {"lr": lr})
+
+
+@pytest.mark.parametrize(("kind", "inside"), [(Combined, "AdamW"), (Sharpness, "SGD"), (Named, "Adam")])
+def test_moments_that_other_optimizers_keep_are_refused(kind: Any, inside: str) -> None:
+    made = kind([torch.nn.Parameter(torch.ones(2)) for _ in range(2)], lr=1e-3)
+    name = kind.__name__
+    for given in (made, SimpleNamespace(optimizer=made)):
+        with pytest.raises(
+            InputError, match=rf"^{name} steps through optimizers inside it \({inside}\)"
+        ) as refusal:
+            check_optimizer(given)
+        assert "adamw_torch" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+def test_an_optimizer_that_shows_the_state_of_the_one_inside_it_is_copied_whole() -> None:
+    """As DeepSpeed's do. Its moments go back with it."""
+    p = torch.nn.Parameter(torch.ones(2))
+    made = Sharpness([p], lr=1e-3, shows=True)
+    check_optimizer(made)
+    p.grad = torch.ones(2)
+    made.base_optimizer.step()
+    kept = read_moments(made)
+    made.base_optimizer.step()
+    write_moments(made, kept)
+    assert torch.equal(made.base_optimizer.state[p]["momentum_buffer"], torch.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from transformers import TrainerCallback
 from transformers.optimization import GreedyLR, get_scheduler
 
 from nextrl import LeapCallback
+from nextrl.engines.memory import Memory
+from nextrl.engines.run_rate import RunRate
 from nextrl.engines.schedules import RateCheck, falls_by_itself, rate_of, set_rate_factor, share_of
 from trl_runs import fresh_model, trainer
 
@@ -119,6 +122,80 @@ def test_schedules_that_lower_the_rate_when_they_see_fit_are_known() -> None:
     for name in ("OneCycleLR", "CyclicLR", "restarts", "plateau", "greedy"):
         assert falls_by_itself(SCHEDULES[name](optimizer()), 8, 11), name
     assert not falls_by_itself(None, 8, 11)
+
+
+# What a rate is a share of, and whose it is: a run as `RunRate` sees it.
+
+
+class Told:
+    """A run whose schedule is tried beforehand with this result."""
+
+    ranks, max_steps, optimizer_name = SimpleNamespace(leader=True), 20, "AdamW"
+
+    def __init__(self, share: float, rises: bool | None = None, follows: bool | None = True) -> None:
+        self.share, self.rate, self.released = share, share, 1.0
+        self.rises = lambda steps: rises
+        self.follows = lambda steps: follows
+
+    def release_rate(self, factor: float) -> None:
+        self.released *= factor
+
+
+def rate_of_run(run: Told) -> RunRate:
+    policy: Any = SimpleNamespace(undoes=True)
+    return RunRate(run, policy, True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rises", "step", "ahead"),
+    [(True, 0, 1.0), (True, 7, 1.0), (False, 0, 0.2), (False, 7, 0.2), (None, 0, 1.0), (None, 7, 0.2)],
+)
+def test_a_share_that_is_seen_first_is_of_what_the_schedule_heads_for(
+    rises: bool | None, step: int, ahead: float
+) -> None:
+    run = Told(0.2, rises)
+    rate = rate_of_run(run)
+    assert rate.share_ahead(step) == pytest.approx(0.2 / ahead)
+    run.share = 0.4  # and where it rises after all, it is a warm-up
+    assert rate.share_ahead(step + 1) == pytest.approx(0.4)
+    again = rate_of_run(run)
+    again.restore(rate.state())
+    run.share = 0.3
+    assert again.share_ahead(step + 2) == pytest.approx(1.0)
+
+
+def test_a_run_taken_up_at_a_rate_of_zero_has_no_share() -> None:
+    assert rate_of_run(Told(0.0, False)).share_ahead(7) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("follows", "factor", "rates", "noticed"),
+    [
+        (None, 10.0, [1.0, 10.0, 10.0, 0.95], 3),  # as if there had been no factor, as soon as it moves
+        (None, 0.1, [1.0, 0.1, 1.02], 2),
+        (None, 10.0, [1.0, 9.5, 9.0, 0.9], None),  # followed at first, and fell then
+        (None, 10.0, [1.0, 9.5, 5.0], None),
+        (None, 1.5, [1.0, 1.5, 1.0], None),  # does not stand out
+        (True, 10.0, [1.0, 10.0, 1.0], None),  # one of torch's, at a milestone
+        (False, 1.0, [1.0], 0),
+    ],
+)
+def test_a_schedule_that_cannot_be_tried_is_judged_by_its_first_move(
+    follows: bool | None,
+    factor: float,
+    rates: list[float],
+    noticed: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = Told(1.0, follows=follows)
+    rate, memory = rate_of_run(run), Memory({})
+    for step, run.rate in enumerate(rates):
+        memory.factor = factor if step and rate.adapts else memory.factor
+        rate.leave_to_schedule(step + 1, memory)
+        assert rate.adapts is (noticed is None or step < noticed)
+    assert len(caplog.records) == (noticed is not None)
+    assert memory.factor == (factor if noticed is None else 1.0)
+    assert run.released == (factor if noticed else 1.0)
 
 
 # A rate that is ignored.

@@ -77,6 +77,14 @@ class Run(Protocol):
         """Whether the schedule lowers the rate between two steps."""
         ...
 
+    def rises(self, steps: int) -> bool | None:
+        """Whether the rate's next change, within so many steps, is a rise (`rehearsal.rises`); None: nobody knows."""
+        ...
+
+    def follows(self, steps: int) -> bool | None:
+        """Whether a factor reaches every rate of the schedule (`rehearsal.follows`); None: nobody knows."""
+        ...
+
     def move(self, state: State) -> None:
         """Write the factors, and see to it that nothing of the old policy is used."""
         ...

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_SAME, _FAR = (
+    0.2,
+    4.0,
+)  # how near, as a logarithm, a rate is to what it was without a factor; a factor that stands out
+
+
 def _lowered(share: float) -> bool:
     """Whether a schedule holds the rate below its height, which the last step of a warm-up may miss by rounding."""
     return share < 1.0 and not math.isclose(share, 1.0)
@@ -32,7 +38,7 @@ def _forget_factor(memory: Memory) -> None:
 
 
 class RunRate:
-    """Multiplies a run's learning rate, unless that is forbidden or its optimizer turns out not to follow it.
+    """Multiplies a run's learning rate, unless that is forbidden or optimizer or schedule turn out not to follow it.
 
     Args:
         run: whose rate it is.
@@ -40,14 +46,25 @@ class RunRate:
         adapts: whether it may be changed at all.
 
     Attributes:
-        adapts: the same, until the optimizer's steps are seen to ignore the rate.
+        adapts: the same, until the optimizer's steps are seen to ignore the rate, or something else sets it.
     """
 
     def __init__(self, run: apply_leap.Run, policy: Policy, adapts: bool) -> None:
         self.adapts = adapts
         self._run, self._policy = run, policy
-        self._share = 0.0  # of the schedule's height, at the latest step
+        self._share: float | None = (
+            None  # of the schedule's height, at the latest step; None before any was seen
+        )
         self._ahead = 1.0  # the highest share that is still to come
+        self._asked = False  # whether the schedule was tried beforehand
+        self._reached: bool | None = (
+            None  # whether a factor reaches its rates; None where that cannot be tried
+        )
+        self._plain: float | None = None  # the latest step's rate without its factor
+        self._factor, self._watched = (
+            1.0,
+            False,
+        )  # ... that factor; whether the schedule has not moved since it changed
         self._follows = RateCheck()
         self._began: tuple[State, float] | None = (
             None  # the step after a change of the rate: what is trained, rate
@@ -57,18 +74,34 @@ class RunRate:
         """Whether this step is looked at for the sake of the rate: not where that is to stay as it is."""
         return self.adapts and self._policy.checks(step)
 
-    def share_ahead(self) -> float:
+    def share_ahead(self, step: int) -> float:
         """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own.
 
         1 where nobody asks, since the rate is not to be changed.
+
+        Args:
+            step: the steps taken so far.
         """
         if not self.adapts:
             return 1.0
         before, share = self._share, self._run.share
-        if not math.isclose(share, before):
+        if before is None:
+            self._ahead = self._heading_for(share, step)
+        elif not math.isclose(share, before):
             self._ahead = share if share < before else 1.0
         self._share = share
         return share / self._ahead if share else 0.0
+
+    def _heading_for(self, share: float, step: int) -> float:
+        """The highest share that is still to come, where nothing is remembered of the steps before.
+
+        A low share may be a warm-up's, or what a decay has left: which of them, the schedule's next change says. Where
+        nobody knows that, a run that begins warms up, and one taken up in its middle is at its height.
+        """
+        if not _lowered(share):
+            return 1.0
+        rises = self._run.rises(self._run.max_steps - step - 1)
+        return 1.0 if (step == 0 if rises is None else rises) else share
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON-ready values."""
@@ -102,6 +135,48 @@ class RunRate:
             )
         run.release_rate(memory.factor)
         _forget_factor(memory)
+
+    def leave_to_schedule(self, step: int, memory: Memory) -> None:
+        """Where the schedule makes rates from numbers of its own, which no factor reaches, let them be from now on.
+
+        That shows beforehand where its steps can be taken on a copy, else by its first move after a change.
+        """
+        if not self.adapts or not (
+            self._out_of_reach(step, memory.factor) or self._overwritten(memory.factor)
+        ):
+            return
+        self.adapts = False
+        if self._run.ranks.leader:
+            say(
+                log,
+                "the schedule makes its learning rates from numbers of its own, which no factor reaches; auto leaves "
+                "the rate alone from now on: let the schedule make them from its base_lrs, as torch's do",
+                step=step,
+            )
+        if memory.factor != 1.0:
+            self._run.release_rate(memory.factor)
+        _forget_factor(memory)
+
+    def _out_of_reach(self, step: int, factor: float) -> bool:
+        """Whether the schedule, tried once beforehand, does not follow, and the rate has been changed or is to be."""
+        if not self._asked:
+            self._asked, self._reached = True, self._run.follows(self._run.max_steps - step)
+        return self._reached is False and (self._policy.undoes or factor != 1.0)
+
+    def _overwritten(self, factor: float) -> bool:
+        """Whether a schedule that could not be tried makes its first move after a change as if there had been none.
+
+        A change by less than `_FAR` does not stand out from a schedule's own moves.
+        """
+        if self._reached is not None:
+            return False
+        before, rate = self._plain, self._run.rate
+        self._plain, changed, self._factor = rate / factor, factor != self._factor, factor
+        moved = before is not None and not math.isclose(self._plain, before)
+        watched, self._watched = self._watched, changed or (self._watched and not moved)
+        if changed or not (watched and moved and before and rate):
+            return False
+        return abs(math.log(factor)) > math.log(_FAR) and abs(math.log(rate / before)) < _SAME
 
     @property
     def waits(self) -> bool:

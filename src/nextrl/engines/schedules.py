@@ -43,7 +43,7 @@ def set_rate_factor(optimizer: torch.optim.Optimizer, scheduler: Any, factor: fl
     """Multiply the learning rate, and all that the schedule makes later rates from, by the same factor."""
     inner = unwrapped(optimizer)
     _scale_groups(inner, factor)
-    _scale(_scheduler(scheduler), inner, factor)
+    _scale(scheduler_itself(scheduler), inner, factor)
 
 
 def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float) -> None:
@@ -52,8 +52,8 @@ def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float)
     A checkpoint may have held the state of the one and not of the other, so that either may have another base. The
     present rate becomes the one that the schedule last set, on the new base.
     """
-    inner, own = unwrapped(optimizer), _scheduler(scheduler)
-    index, group = _leading(inner, ())
+    inner, own = unwrapped(optimizer), scheduler_itself(scheduler)
+    index, group = leading(inner, ())
     in_group, in_schedule = base_rate(inner) or float(group["lr"]), float(own.base_lrs[index])
     if not in_group or not in_schedule:
         return
@@ -95,12 +95,12 @@ def release(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> 
 
 def rate_of(optimizer: Any, heights: Sequence[float] = ()) -> float:
     """The present learning rate, of the first group that is ever trained at any (`heights`: see `share_of`)."""
-    return float(_leading(optimizer, heights)[1]["lr"])
+    return float(leading(optimizer, heights)[1]["lr"])
 
 
 def base_rate(optimizer: Any, heights: Sequence[float] = ()) -> float | None:
     """The rate that the schedule makes others from, of that group; None where it makes them from the present one."""
-    base = _leading(optimizer, heights)[1].get("initial_lr")
+    base = leading(optimizer, heights)[1].get("initial_lr")
     return None if base is None else float(base)
 
 
@@ -110,7 +110,7 @@ def share_of(optimizer: Any, scheduler: Any, heights: Sequence[float] = ()) -> f
     Args:
         heights: of a schedule made of a function of the step, see `heights_of`; without them, 1.
     """
-    (index, group), inner = _leading(optimizer, heights), _scheduler(scheduler)
+    (index, group), inner = leading(optimizer, heights), scheduler_itself(scheduler)
     rate = float(group["lr"])
     # A schedule made of several keeps no rate of its own, but each leaves it with the optimizer.
     full = group.get("initial_lr", next(iter(getattr(inner, "base_lrs", ())), rate))
@@ -128,7 +128,7 @@ def heights_of(scheduler: Any, steps: int) -> list[float]:
     Mostly that is 1; a schedule in Noam's style has a rate of 1 and a function that is one itself. Empty for another
     schedule.
     """
-    inner = _scheduler(scheduler)
+    inner = scheduler_itself(scheduler)
     if not isinstance(inner, lr_scheduler.LambdaLR):
         return []
     return [_height(scale, steps) for scale in inner.lr_lambdas]
@@ -149,7 +149,7 @@ def _height(scale: Callable[[int], float], steps: int) -> float:
 
 def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
     """Whether a rate is another one than the schedule last left there, since somebody else has set it."""
-    last = getattr(_scheduler(scheduler), "_last_lr", None)
+    last = getattr(scheduler_itself(scheduler), "_last_lr", None)
     groups = unwrapped(optimizer).param_groups
     if last is None or len(last) != len(groups):
         return False
@@ -160,7 +160,7 @@ def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
 
 def falls_by_itself(scheduler: Any, begin: int, end: int) -> bool:
     """Whether a schedule lowers the rate between two steps of the run (from 1), as far as that can be known."""
-    inner = _scheduler(scheduler)
+    inner = scheduler_itself(scheduler)
     if isinstance(inner, lr_scheduler.LambdaLR):
         return any(scale(end - 1) < scale(begin - 1) for scale in inner.lr_lambdas)
     return any(name in _FALLING for name in _classes(inner))
@@ -187,7 +187,7 @@ def _classes(scheduler: Any) -> list[str]:
     return [kind.__name__ for kind in type(scheduler).__mro__]
 
 
-def _leading(optimizer: Any, heights: Sequence[float]) -> tuple[int, dict[str, Any]]:
+def leading(optimizer: Any, heights: Sequence[float]) -> tuple[int, dict[str, Any]]:
     """The first group with a rate, and its number: one of weights that are kept as they are has 0 throughout.
 
     The same one at every step: by what rates are made from, not by the present ones, which a warm-up begins at 0.
@@ -199,7 +199,7 @@ def _leading(optimizer: Any, heights: Sequence[float]) -> tuple[int, dict[str, A
     return 0, groups[0]
 
 
-def _scheduler(scheduler: Any) -> Any:
+def scheduler_itself(scheduler: Any) -> Any:
     """The scheduler inside accelerate's wrapper."""
     return getattr(scheduler, "scheduler", scheduler)
 

@@ -170,9 +170,10 @@ class Session:
         """Note the rate that the step after `step` is taken at, and listen to it where the policy will ask about it."""
         run, policy = self.run, self.policy
         self._rate.leave_to_others(step + 1, self.memory)
+        self._rate.leave_to_schedule(step + 1, self.memory)
         self._rate.cool(self.memory, step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
-        share = self._rate.share_ahead()
+        share = self._rate.share_ahead(step)
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None

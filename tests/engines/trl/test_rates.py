@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
-from torch.optim.lr_scheduler import LambdaLR, LinearLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler
 from torch.optim.swa_utils import SWALR
 from transformers import TrainerCallback
 from transformers.optimization import GreedyLR
 
 from nextrl.engines.memory import JSON
+from nextrl.engines.policies import Auto
 from nextrl.engines.schedules import set_elsewhere, set_rate_factor
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import reward_function
+from nextrl.judge.controller import Controller
+from nextrl.judge.controller_config import ControllerConfig
 from trl_runs import TASK, fresh_model, trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -253,6 +258,115 @@ def test_a_callback_that_was_removed_writes_nothing_any_more(tmp_path: Path) -> 
     run.train()
     assert (tmp_path / "checkpoint-2").is_dir()
     assert not (tmp_path / "checkpoint-2" / JSON).is_file()
+
+
+class Shares(Controller):
+    """Looks at each step, and decides nothing; what share of the rate it is told."""
+
+    length = 10**9
+
+    def __init__(self, config: ControllerConfig) -> None:
+        super().__init__(config)
+        self.told: list[float] = []
+
+    def checks(self, step: int) -> bool:
+        return True
+
+    def step(self, step: int, moved: float, share: float = 1.0, *_: Any, **__: Any) -> None:
+        self.told.append(share)
+
+
+# name -> schedule, step at which a run without memory goes on, what it is told there
+TAKEN_UP: dict[str, tuple[Any, int, list[float]]] = {
+    "milestones": (lambda o: schedules.MultiStepLR(o, [2], 0.05), 4, [1.0] * 4),
+    "before the fall": (lambda o: schedules.MultiStepLR(o, [6], 0.05), 4, [1.0] * 4),
+    "linear": (lambda o: LambdaLR(o, lambda t: 1 - t / 8), 4, [1.0] * 4),
+    "cosine": (lambda o: schedules.CosineAnnealingLR(o, 8), 4, [1.0] * 4),
+    "one cycle, at its last step": (lambda o: schedules.OneCycleLR(o, 2e-4, total_steps=8), 7, [1.0]),
+    "warm-up": (lambda o: LambdaLR(o, lambda t: min(1.0, (t + 1) / 7)), 4, [5 / 7, 6 / 7, 1.0, 1.0]),
+    "warm-up, then a fall": (
+        lambda o: LambdaLR(o, lambda t: (t + 1) / 6 if t < 6 else 0.5), 4, [5 / 6, 1.0, 1.0, 1.0]),
+    "its top by a hair": (lambda o: LinearLR(o, 0.1, total_iters=4), 4, [1.0] * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN_UP)
+def test_a_schedule_that_has_fallen_is_at_its_height_and_a_warm_up_is_none(tmp_path: Path, name: str) -> None:
+    """Where a run is taken up without a memory; a warm-up is told as it was from the beginning on."""
+
+    def run(*callbacks: TrainerCallback) -> None:
+        model = fresh_model()
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+        built = trainer(
+            tmp_path,
+            callbacks,
+            model=model,
+            optimizers=(made, make(made)),
+            **{**SAVING, "max_steps": 8, "save_steps": step},
+        )
+        built.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}") if callbacks else None)
+
+    make, step, expected = TAKEN_UP[name]
+    run()
+    policy = Auto(ControllerConfig(), Shares)
+    run(LeapCallback(policy=policy))
+    assert policy.controller.told == pytest.approx(expected)
+
+
+class Cosine(LRScheduler):
+    """By hand, of a height of its own. `held` hides it from whoever would try it beforehand."""
+
+    def __init__(self, made: Any, height: float, held: Any = None) -> None:
+        self.height, self.held = height, held
+        super().__init__(made)
+
+    def get_lr(self) -> list[Any]:
+        return [self.height * 0.5 * (1 + math.cos(math.pi * self.last_epoch / 40)) for _ in self.base_lrs]
+
+
+class FromGroups(Cosine):
+    """The same of the groups' rates."""
+
+    def get_lr(self) -> list[Any]:
+        return [base / self.height * rate for base, rate in zip(self.base_lrs, super().get_lr(), strict=True)]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("kind", [Cosine, FromGroups])
+def test_a_schedule_that_no_factor_reaches_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any, hidden: bool
+) -> None:
+    def rates(*callbacks: TrainerCallback) -> list[float]:
+        model, seen = fresh_model(), Rates()
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+        schedule = kind(made, 1e-5, SimpleNamespace(model=model) if hidden else None)
+        options = {"learning_rate": 1e-5, "max_steps": 8}
+        trainer(tmp_path, [*callbacks, seen], model=model, optimizers=(made, schedule), **options).train()
+        assert "initial_lr" in made.param_groups[0]
+        bases.append(made.param_groups[0]["initial_lr"])
+        return seen.rates
+
+    bases: list[float] = []
+    callback = LeapCallback(4)
+    found, plain = rates(callback), rates()
+    lines = [r.getMessage() for r in caplog.records if "numbers of its own" in r.getMessage()]
+    told = [d.lr_factor for d in callback.decisions]
+    if kind is FromGroups:  # followed as any other, whether it can be tried or not
+        assert lines == []
+        assert found[-1] > 10 * plain[-1]
+        assert told[-1] == pytest.approx(found[-1] / plain[-1])
+        return
+    (line,) = lines
+    assert line.startswith(
+        f"nextrl, step {3 if hidden else 1}: the schedule makes its learning rates from numbers"
+    )
+    assert "\n" not in line
+    kept = [0, *range(2, 8)] if hidden else range(8)  # a change shows by the rate after it at the latest
+    assert [found[i] for i in kept] == pytest.approx([plain[i] for i in kept])
+    assert told[1 if hidden else 0 :] == [1.0] * (len(told) - hidden)
+    assert len(told) > hidden
+    assert [f for f in factors(callback) if f != 1.0] == factors(callback)[:1] * hidden
+    assert bases[0] == pytest.approx(bases[1])
 
 
 class SetsOnce(TrainerCallback):

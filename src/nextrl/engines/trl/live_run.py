@@ -17,6 +17,7 @@ from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.optimizers import unwrapped
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.rehearsal import follows, rises
 from nextrl.engines.rollback import (
     Moments,
     parameters,
@@ -87,6 +88,14 @@ class LiveRun:
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
         return falls_by_itself(self.scheduler, begin, end)
+
+    def rises(self, steps: int) -> bool | None:
+        """Whether the rate's next change, within so many steps, is a rise; None where nobody knows."""
+        return rises(self.optimizer, self.scheduler, steps, self.heights)
+
+    def follows(self, steps: int) -> bool | None:
+        """Whether a factor reaches every rate that the schedule sets; None where nobody knows."""
+        return follows(self.optimizer, self.scheduler, steps)
 
     @property
     def group(self) -> int:

@@ -324,6 +324,16 @@ class VerlRun:
         """Whether the schedule lowers the rate between two steps."""
         return bool(self.workers.ask("falls_by_itself", begin, end)[0])
 
+    def rises(self, steps: int) -> bool | None:
+        """Whether the rate's next change, within so many steps, is a rise; None where nobody knows."""
+        found: bool | None = self.workers.ask("rises", steps)[0]
+        return found
+
+    def follows(self, steps: int) -> bool | None:
+        """Whether a factor reaches every rate that the schedule sets; None where nobody knows."""
+        found: bool | None = self.workers.ask("follows", steps)[0]
+        return found
+
     @property
     def optimizer_name(self) -> str:
         """The optimizer's class."""

@@ -31,6 +31,7 @@ from nextrl.engines.live_weights import all_finite, shrinking_parts
 from nextrl.engines.optimizer_state import copied, joined, put_back, split, took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
+from nextrl.engines.rehearsal import follows, rises
 from nextrl.engines.schedules import (
     base_rate,
     falls_by_itself,
@@ -184,6 +185,14 @@ class Shards:
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
         return falls_by_itself(self._scheduler, begin, end)
+
+    def rises(self, steps: int) -> bool | None:
+        """Whether the rate's next change, within so many steps, is a rise; None where nobody knows."""
+        return rises(self._optimizer, self._scheduler, steps)
+
+    def follows(self, steps: int) -> bool | None:
+        """Whether a factor reaches every rate that the schedule sets; None where nobody knows."""
+        return follows(self._optimizer, self._scheduler, steps)
 
     def optimizer_name(self) -> str:
         """The optimizer's class."""
