@@ -373,7 +373,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "combined": Option(
         "an optimizer made of others (Muon beside AdamW, SAM)",
-        verdict="Combined steps through optimizers inside it (AdamW)",
+        verdict="Combined steps through optimizers inside it",
         make=optimizer(Combined, lr=1e-3),
     ),
     "relative_step": Option(
