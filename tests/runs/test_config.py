@@ -290,3 +290,14 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     found = loaded(tmp_path, "train: {steps: 1e3, learning_rate: 1e-5}", "eval.every=5e1", "leap.every=+2E1")
     assert (found.train.steps, found.eval.every, found.leap.every) == (1000, 50, 20)
     assert found.train.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["mechanic", "prodigy-schedulefree"])
+@pytest.mark.parametrize("leap", [{}, {"method": "secant", "at": [20]}])
+def test_an_optimizer_that_finds_its_own_rate_goes_with_no_leaps(
+    optimizer: str, leap: dict[str, Any]
+) -> None:
+    train = {"optimizer": optimizer}
+    with pytest.raises(ValidationError, match=r"finds its own learning rate.*set leap\.method: none"):
+        RunConfig(train=train, leap=leap)
+    assert RunConfig(train=train, leap={"method": "none"}).train.optimizer == optimizer

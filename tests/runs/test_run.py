@@ -19,6 +19,7 @@ from peft import PeftModel
 
 from nextrl.engines.folder_lock import LOCK
 from nextrl.errors import InputError
+from nextrl.runs import run as module
 from nextrl.runs.config import RunConfig
 from nextrl.runs.resume import MARKER, last_checkpoint, sealed
 from nextrl.runs.run import CONFIG, Outcome, run
@@ -88,7 +89,8 @@ def test_a_run_writes_what_it_says(whole: tuple[str, Path, Any]) -> None:
     _, out, result = whole
     names = {p.name for p in out.iterdir()}
     assert {"config.yaml", "trajectory", "final", "result.json", "report.html"} <= names
-    assert names - {"leaps", LOCK} == {"config.yaml", "trajectory", "final", "result.json", "report.html"}
+    kept = {"config.yaml", "inputs.json", "trajectory", "final", "result.json", "report.html"}
+    assert names - {"leaps", LOCK} == kept
     assert sorted(p.name for p in (out / "trajectory").glob("checkpoint-*")) == [
         f"checkpoint-{s}" for s in (2, 4, 6)
     ]
@@ -342,6 +344,107 @@ def test_another_config_is_refused_with_the_keys_named(tmp_path: Path) -> None:
         run(other)
     with pytest.raises(InputError, match=r"different in leap\.method"):
         run(config(tmp_path, "none"))
+
+
+TASK_FILE = """
+from nextrl.tasks import base
+CHAIN = base.get("chain")
+def examples(split): return [(e.prompt, e.answer) for e in CHAIN.examples(split)[:60]]
+def reward(completion, answer): return CHAIN.reward(completion, answer)
+max_completion_length = 6
+"""
+
+
+def changed_reward(folder: Path) -> None:
+    (folder / "task.py").write_text(TASK_FILE + "\nreward = lambda completion, answer: 1.0\n")
+
+
+def changed_examples(folder: Path) -> None:
+    (folder / "task.py").write_text(TASK_FILE.replace("[:60]", "[1:61]"))
+
+
+def changed_weights(folder: Path) -> None:
+    model = tiny.load("chain")[0]
+    model.model.norm.weight.data += 0.3
+    model.save_pretrained(folder / "base")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (changed_reward, "the task's file changed since this run began"),
+        (changed_examples, "the task's examples changed since this run began"),
+        (changed_weights, "the model's files changed since this run began"),
+    ],
+)
+def test_a_run_goes_on_only_with_what_it_began_with(
+    tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    (tmp_path / "task.py").write_text(TASK_FILE)
+    for part in tiny.load("chain"):
+        part.save_pretrained(tmp_path / "base")
+    names = {"task": str(tmp_path / "task.py"), "model": str(tmp_path / "base")}
+    here = config(tmp_path / "run", "none", **names)
+    stop(here, 3)
+    change(tmp_path)
+    with pytest.raises(InputError, match=says):
+        run(here)
+    (tmp_path / "run" / "inputs.json").unlink()
+    assert run(here).result is not None
+
+
+def test_more_prompts_than_there_are_for_an_algorithm_s_batch_are_refused(
+    tmp_path: Path, few_chain_prompts: Callable[[int], None]
+) -> None:
+    """TRL trained nothing then, and the run told that it had been stopped."""
+    few_chain_prompts(6)
+    with pytest.raises(InputError, match="has 6 training prompts, and dapo samples for 8 at a time"):
+        run(config(tmp_path / "out", "none", algorithm="dapo"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trainer_that_ends_by_itself_was_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._train
+    monkeypatch.setattr(module, "_train", lambda *given: (real(*given)[0], 2))
+    with pytest.raises(InputError, match="ended by itself after step 2 of 6"):
+        run(config(tmp_path, "none"))
+
+
+def test_the_prompts_of_an_accuracy_are_those_that_there_were(
+    tmp_path: Path, few_chain_prompts: Callable[[int], None]
+) -> None:
+    few_chain_prompts(60)
+    settings = config(tmp_path, "none", eval={"every": 6, "prompts": 500})
+    result = run(settings).result
+    assert result is not None
+    assert result.config["test_prompts"] == 40
+
+
+def test_accuracy_is_measured_at_the_length_that_was_trained(tmp_path: Path) -> None:
+    train = {**SMALL["train"], "steps": 2, "max_completion_length": 1}
+    result = run(config(tmp_path, "none", train=train)).result
+    assert result is not None
+    assert result.arms["run"].greedy == [0.0, 0.0]  # no answer of this task has one token
+
+
+def test_mechanic_cannot_be_gone_on_with_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("mechanic_pytorch")
+    here = config(tmp_path, "none", train={**SMALL["train"], "optimizer": "mechanic"})
+    stop(here, 3)
+    with pytest.raises(InputError, match="mechanic cannot be gone on with"):
+        run(here)
+
+
+def test_settings_that_a_model_came_with_are_written_with_the_whole_model(tmp_path: Path) -> None:
+    for part in tiny.load("chain"):
+        part.save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "top_p": 0.5, "do_sample": True}))
+    run(config(tmp_path / "run", "none", model=str(tmp_path / "base"), lora=None))
+    written = json.loads((tmp_path / "run" / "final" / "generation_config.json").read_text())
+    assert (written["top_p"], written["do_sample"]) == (0.5, True)
 
 
 def test_a_folder_may_be_moved_and_the_logger_changed(tmp_path: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 import nextrl.tasks.evaluate
 from nextrl.errors import InputError
-from nextrl.tasks import base
+from nextrl.tasks import base, bases
 from nextrl.tasks.bases import tiny
 from nextrl.tasks.evaluate import batch_size, complete, evaluate, grade, inference, sample, seeded
+from nextrl.tasks.generation import end_tokens
 
 TASK = base.get("chain")
 PROMPTS = [e.prompt for e in TASK.examples("test")[:40]]
@@ -131,3 +138,54 @@ def test_prompts_and_completions_beyond_the_context_are_refused_before_any_is_an
             InputError, match=rf"completion may have {room + 1}, and the model takes 64 together"
         ):
             complete(model, encode, PROMPTS, max_new_tokens=room + 1, batch=batch)
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> Any:
+    """(a folder as it was saved, the same with settings for chatting and two end tokens)."""
+    model, tokenizer = tiny.load("chain")
+    for name, settings in (
+        ("plain", {}),
+        ("chatty", {"top_p": 0.5, "repetition_penalty": 1.3, "do_sample": True}),
+    ):
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / name)
+        path = tmp_path / name / "generation_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return tmp_path / "plain", tmp_path / "chatty"
+
+
+def test_settings_that_a_model_was_published_with_change_no_accuracy(chatty: Any) -> None:
+    plain, other = (evaluate(*bases.load(str(folder), "chain"), TASK, prompts=60) for folder in chatty)
+    assert plain == other
+    model, tokenizer = tiny.load("chain")
+    model.generation_config.top_p, model.generation_config.repetition_penalty = 0.5, 1.3
+    assert evaluate(model, tokenizer, TASK, prompts=60) == plain  # a model of one's own, from Python
+    assert model.generation_config.top_p == 0.5
+
+
+def test_a_completion_ends_at_each_of_the_model_s_end_tokens() -> None:
+    model, tokenizer = tiny.load("chain")
+    prompts = [example.prompt for example in TASK.examples("test")[:8]]
+    before = sample(model, tokenizer, prompts, max_new_tokens=6, temperature=None)
+    second = int(before.ids[0, -before.mask.shape[1] + 1])  # the token that the first answer goes on with
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, second]
+    after = sample(model, tokenizer, prompts, max_new_tokens=6, temperature=None)
+    assert int(after.mask[0].sum()) == 2
+    assert bool(after.ended[0])
+    assert end_tokens(model, tokenizer) == sorted({tokenizer.eos_token_id, second})
+
+
+def test_evaluating_draws_nothing_from_python_and_numpy() -> None:
+    model, tokenizer = tiny.load("chain")
+    noisy = replace_reward(TASK, lambda completion, answer: random.random() * float(np.random.rand()))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first, second = (evaluate(model, tokenizer, noisy, prompts=8) for _ in range(2))
+    assert first == second
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def replace_reward(task: Any, reward: Any) -> Any:
+    return SimpleNamespace(
+        max_completion_length=task.max_completion_length, examples=task.examples, reward=reward
+    )

@@ -178,7 +178,7 @@ def test_ctrl_c_in_a_reward_is_ctrl_c(tmp_path: Path) -> None:
         ("    return None", r"examples\('train'\) failed: TypeError"),
         ("    return [('\\ud800', 'b')] * 3", "half a surrogate pair"),
         (
-            "    return [('a', type('Odd', (), {'__str__': lambda self: 1 / 0})())]",
+            "    return [('a', type('Odd', (str,), {'__str__': lambda self: 1 / 0})())]",
             r"\[0\] cannot be read: ZeroDivisionError",
         ),
     ],
@@ -198,3 +198,31 @@ def test_a_module_that_answers_for_its_own_names_is_heard_out(tmp_path: Path) ->
         InputError, match="line 2: cannot be asked for examples and reward: RuntimeError: examples"
     ):
         tasks.get(_task(tmp_path, text))
+
+
+def test_a_file_that_shuffles_without_a_seed_is_one_task_for_all_who_ask(tmp_path: Path) -> None:
+    """Run anew for each of them, what one trained on the next one measured accuracy on."""
+    shuffled = "import random\nROWS = list(range(300))\nrandom.shuffle(ROWS)\n" + GOOD.replace(
+        "START[split] + i", "ROWS[START[split] + i]"
+    )
+    name = _task(tmp_path, shuffled)
+    first, second = tasks.get(name), tasks.get(name)
+    assert first.examples("test") == second.examples("test")
+    Path(name).write_text(shuffled.replace("max_completion_length = 7", "max_completion_length = 17"))
+    assert tasks.get(name).max_completion_length == 17
+
+
+@pytest.mark.parametrize("answer", ["['0', '0']", "None", "{'a': 1}"])
+def test_an_answer_that_is_no_text_is_refused(tmp_path: Path, answer: str) -> None:
+    """Turned into text it would grade whatever is a part of that text."""
+    text = GOOD.replace('"answer": r.value', f'"answer": {answer}')
+    with pytest.raises(InputError, match="the answer must be text or a number"):
+        tasks.get(_task(tmp_path, text))
+
+
+def test_a_file_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "helper_of_a_task.py").write_text("def right(a, b):\n    return a.strip() == b\n")
+    body = "    from helper_of_a_task import right\n    return right(completion, answer)"
+    task = tasks.get(_task(tmp_path, GOOD.replace("    return completion.strip() == answer", body)))
+    assert task.reward(" 1", "1") == 1.0

@@ -7,6 +7,7 @@ would look a name up on the Hub whenever it saves.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nextrl.files import read_json
 from nextrl.leaps.model_card import base_name, card_text
 from nextrl.leaps.provenance import CARD
 from nextrl.runs.arm import ArmRecord, ArmSettings
+from nextrl.tasks.generation import generating
 from nextrl.version import VERSION
 
 
@@ -49,11 +51,18 @@ class NamesItsBase(TrainerCallback):
 def write_final(model: Any, tokenizer: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:
     """The adapter as a PEFT folder with its card, or all weights where there is no adapter; whole or not at all."""
     with replacing_folder(folder, lambda entry: True) as temporary:
-        model.save_pretrained(str(temporary))
+        _save(model, temporary, whole=arm.lora is None)
         name_base(temporary, arm.model)
         if arm.lora is None:
             tokenizer.save_pretrained(str(temporary))
         write_bytes(temporary / CARD, _card(arm, record, folder.resolve().name).encode())
+
+
+def _save(model: Any, folder: Path, *, whole: bool) -> None:
+    """Write a whole model, with the generation settings that its base came with, or an adapter."""
+    own = getattr(model, "own_generation_config", None) if whole else None
+    with generating(model, own) if own is not None else nullcontext():
+        model.save_pretrained(str(folder))
 
 
 def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:

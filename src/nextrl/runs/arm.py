@@ -107,6 +107,7 @@ class ArmRecord(BaseModel):
         search_completions, search_seconds: what deciding took, the fits of methods included.
         fit_seconds: the part of `search_seconds` that fits took.
         resumed: steps from which a stopped arm went on.
+        test_prompts: held-out prompts that each accuracy is of; None in records of earlier versions.
     """
 
     name: str
@@ -128,6 +129,7 @@ class ArmRecord(BaseModel):
     fit_seconds: float = 0.0
     train_seconds: float = 0.0
     resumed: list[int] = []
+    test_prompts: int | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -144,6 +144,11 @@ class RunConfig(BaseModel):
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
+        if self.train.optimizer != "adamw" and self.leap.method != "none":
+            raise ValueError(
+                f"train.optimizer: {self.train.optimizer} finds its own learning rate, which leap.method: "
+                f"{self.leap.method} would move as well: set leap.method: none"
+            )
         if self.leap.method == "auto":
             self._check_auto()
         elif self.leap.method != "none":

@@ -89,8 +89,15 @@ class Meter(TrainerCallback):
         """Add one evaluation to the record, with the clock stopped."""
         self.tick()
         with evaluation_weights(optimizer):
-            result: Accuracy = evaluate(model, self._tokenizer, self._task, prompts=self._arm.eval_prompts)
+            result: Accuracy = evaluate(
+                model,
+                self._tokenizer,
+                self._task,
+                prompts=self._arm.eval_prompts,
+                max_new_tokens=self._arm.train.max_completion_length,
+            )
         record = self.record
+        record.test_prompts = result.n
         record.steps.append(step)
         record.accuracy.append(result.accuracy)
         record.se.append(result.se)

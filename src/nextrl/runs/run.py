@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_bytes, writing
+from nextrl.engines import algorithms
 from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.folder_lock import claimed, locked
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.errors import InputError
 from nextrl.files import regular_file
+from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
@@ -98,15 +100,29 @@ def run(
         if config.lora is not None:
             adapter_without_weights(loaded[0], config.lora, config.model)
         _check_context(config, loaded)
-        if not begun:
+        made_of = inputs.digests(base.get(config.task), config.task, config.model)
+        if begun:
+            inputs.check(out, made_of)
+        else:
             stack.enter_context(_claimed(out, config))
+            inputs.keep(out, made_of)
         found = _checkpoint(config, say)
         if stop_asked():
             ranks.tell(None)
             return Outcome(found.step if found else 0, None)
-        ranks.tell((found,))
-        record, step = _train(config, found, loaded, lambda: ranks.any(stop_asked()), progress)
+        ranks.tell((found, made_of))
+        asked: list[bool] = []
+
+        def stop() -> bool:
+            asked.append(ranks.any(stop_asked()))
+            return asked[-1]
+
+        record, step = _train(config, found, loaded, stop, progress)
         if step < config.train.steps:
+            if not any(asked):
+                raise InputError(
+                    f"the trainer ended by itself after step {step} of {config.train.steps}: see its log"
+                )
             return Outcome(step, None)
         return Outcome(step, _finish(config, record))
 
@@ -116,6 +132,10 @@ def _follow(config: RunConfig, ranks: Ranks, stop_asked: Callable[[], bool]) -> 
     told = ranks.tell(None)
     if told is None:
         return Outcome(0, None, trained=False)
+    if inputs.digests(base.get(config.task), config.task, config.model) != told[1]:
+        raise InputError(
+            f"task {config.task}: its examples are others in this process than in the first: seed what shuffles them"
+        )
     loaded = bases.load(config.model, config.task)
     _, step = _train(config, told[0], loaded, lambda: ranks.any(stop_asked()), None)
     return Outcome(step, None)
@@ -175,10 +195,11 @@ def _check_surroundings(config: RunConfig) -> None:
             raise InputError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
     task = base.get(config.task)
     rows = {split: len(task.examples(split)) for split in ("train", "validation", "test")}
-    if rows["train"] < config.train.prompts_per_step:
+    batch = config.train.prompts_per_step * algorithms.get(config.algorithm).steps_per_generation
+    if rows["train"] < batch:
         raise InputError(
-            f"task {config.task} has {rows['train']} training prompts: lower train.prompts_per_step "
-            f"({config.train.prompts_per_step})"
+            f"task {config.task} has {rows['train']} training prompts, and {config.algorithm} samples for {batch} at a "
+            f"time: lower train.prompts_per_step ({config.train.prompts_per_step})"
         )
     needed = {"test": "to measure accuracy on"}
     if config.arm().leap and config.alpha() is None:
@@ -199,7 +220,7 @@ def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
     sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
     texts = [example.prompt for split in sampled for example in task.examples(split)]
     held_out = [example.prompt for example in task.examples("test")[: config.eval.prompts]]
-    for prompts, completion in ((texts, trained), (held_out, task.max_completion_length)):
+    for prompts, completion in ((texts, trained), (held_out, trained)):
         check_context(*loaded, prompts, completion)
 
 
@@ -221,6 +242,11 @@ def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | N
         ):  # of a killed process: `atomic` writes there first
             temporary.unlink()
     found = last_checkpoint(out / "trajectory", out / STOPPED, lambda s: s % k == 0 or s == last, say)
+    if found and found.step < last and config.train.optimizer == "mechanic":
+        raise InputError(
+            f"{out}: a run with train.optimizer: mechanic cannot be gone on with (mechanic-pytorch loses its state "
+            "when it is saved): choose another output_dir"
+        )
     if found:
         say(f"going on from step {found.step} of {last}")
     elif (out / "trajectory").is_dir():

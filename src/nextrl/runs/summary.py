@@ -111,7 +111,7 @@ def summarise_run(
         version=FORMAT,
         seed=arm.train.seed,
         task=arm.task,
-        config={**config, "test_prompts": arm.eval_prompts},
+        config={**config, "test_prompts": record.test_prompts or arm.eval_prompts},
         provenance=provenance(),
         target=None,
         arms={"run": series(record)},

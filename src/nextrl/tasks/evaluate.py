@@ -7,17 +7,20 @@ was, so that evaluating a run does not change it.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError
 from nextrl.tasks.base import Example, Task
+from nextrl.tasks.generation import end_tokens, generating, plain_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +48,17 @@ class Accuracy:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random state set to `seed` inside, restored outside (the CPU's and every CUDA device's)."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+    """Torch's, numpy's and Python's random states set to `seed` inside, restored outside (torch's of every device)."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 @contextmanager
@@ -164,21 +174,19 @@ def sample(
     Raises:
         InputError: a prompt and its completion exceed the model's context, or the model's output is NaN or Inf.
     """
-    with needs("trl", "generating with a model"):
-        from transformers import GenerationConfig
-    config = GenerationConfig(
+    config = plain_config(
+        model,
+        tokenizer,
         max_new_tokens=max_new_tokens,
         do_sample=temperature is not None,
         temperature=temperature,
         top_k=0 if temperature is not None else None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
     )
+    ending = end_tokens(model, tokenizer)
     encoded = tokenizer(list(prompts), return_tensors="pt", padding=True)
     ids, attention = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
     _check_length(model, ids.shape[1], max_new_tokens)
-    with inference(model):
+    with inference(model), generating(model, config):
         try:
             out = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
         except RuntimeError as error:
@@ -188,7 +196,7 @@ def sample(
                 "the model's output is NaN or Inf: its weights, or its adapter's, are broken"
             ) from error
     own = out[:, ids.shape[1] :]
-    ends = own == tokenizer.eos_token_id
+    ends = torch.isin(own, torch.tensor(ending, device=own.device))
     # Tokens before the first end-of-sequence token, and that one.
     mask = ((ends.cumsum(1) - ends.long()) == 0).long()
     texts = tokenizer.batch_decode(own, skip_special_tokens=True)
@@ -212,11 +220,15 @@ def evaluate(
     seed: int = 0,
     examples: Sequence[Example] | None = None,
     batch: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> Accuracy:
     """Accuracy on the first `prompts` held-out test examples (or on `examples`).
 
+    A reward that draws random numbers draws the same ones each time, and none of the caller's.
+
     Args:
         batch: see `complete`.
+        max_new_tokens: of a completion; None for as many as the task says.
 
     Raises:
         InputError: fewer than 2 prompts.
@@ -225,12 +237,15 @@ def evaluate(
     if len(chosen) < 2:
         raise InputError(f"an accuracy needs at least 2 prompts, not {len(chosen)}")
     texts = [e.prompt for e in chosen]
-    length = task.max_completion_length
+    length = max_new_tokens or task.max_completion_length
     answer = partial(complete, model, tokenizer, texts, max_new_tokens=length, batch=batch)
     sampled = answer(temperature=temperature, seed=seed)
-    rewards = grade(task, chosen, sampled)
+    with seeded(seed):
+        rewards = grade(task, chosen, sampled)
     best: float | None = None
     if greedy:
-        best = float(grade(task, chosen, answer(temperature=None)).mean())
+        surest = answer(temperature=None)
+        with seeded(seed):
+            best = float(grade(task, chosen, surest).mean())
     se = float(rewards.std(unbiased=True)) / math.sqrt(len(chosen))
     return Accuracy(float(rewards.mean()), se, best, len(chosen))

@@ -12,14 +12,17 @@ The file is run as any Python program is: name only files that you trust.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import math
+import numbers
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +82,13 @@ def build(name: str) -> PythonTask:
         path = regular_file(usable_path(name))
     except NoSuchFile:
         raise InputError(f"{name}: there is no such file, so no task") from None
+    status = path.stat()
+    return _built(name, path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _built(name: str, path: Path, written: int, size: int) -> PythonTask:
+    """The task of a file as it is now: run once per process, so that what it shuffles is the same for all who ask."""
     module = _run(path)
     with _theirs(
         path, "cannot be asked for examples and reward"
@@ -106,6 +116,9 @@ def _run(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.absolute().parent)) not in sys.path:
+        # For what the file imports, now or in its reward; last, so that nothing installed is hidden by a file there.
+        sys.path.append(folder)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
     with _theirs(path, "cannot be run"):
         spec.loader.exec_module(module)
@@ -182,6 +195,11 @@ def _example(where: str, row: Any) -> Example:
         )
     if not isinstance(row[0], str) or not row[0]:
         raise InputError(f"{where}: the prompt must be text that is not empty, not {shown(row[0])}")
+    if not isinstance(row[1], str | numbers.Real | Decimal):
+        raise InputError(
+            f"{where}: the answer must be text or a number, not {shown(row[1])}: write it as text (json.dumps), and "
+            "read it in reward()"
+        )
     answer = str(row[1])
     if not encodable(row[0]) or not encodable(answer):
         raise InputError(f"{where}: holds half a surrogate pair, which is no text")

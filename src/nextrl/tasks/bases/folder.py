@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from nextrl.errors import InputError, first_line, needs, shown
 from nextrl.files import read_json, regular_file
+from nextrl.tasks.generation import plain_config
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
 _LARGEST = 10**8  # of any number in a config: vocabularies have 10^6, contexts 10^7
@@ -73,6 +74,10 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
                 "restore tokenizer.json and tokenizer_config.json"
             )
     tokenizer.padding_side = "left"
+    # A trainer's rollouts, too, would take what they leave open from it. `own_generation_config` is put back where all
+    # of the model is written out.
+    model.own_generation_config = model.generation_config
+    model.generation_config = plain_config(model, tokenizer)
     return model, tokenizer
 
 

@@ -1,0 +1,86 @@
+"""What a run is made of beside its config, so that a resume notices that it has become something else.
+
+A config names a task and a model; both are files that somebody may edit, or a program that makes other examples each
+time it is run. Digests of them lie in the run's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from nextrl.checkpoints.atomic import write_json
+from nextrl.errors import InputError
+from nextrl.files import read_json
+from nextrl.tasks.base import Split, Task
+
+INPUTS = "inputs.json"
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_ENDS = 2**20  # bytes at either end of a file of weights: a 7B has too many to be read at each start
+_MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def digests(task: Task, task_name: str, model_name: str) -> dict[str, str]:
+    """Name of a part -> its SHA-256: the task's examples, its file, and the model's files, where these are local."""
+    found = {"the task's examples": _digest(_rows(task))}
+    if (file := Path(task_name.partition("?")[0]).expanduser()).is_file():
+        found["the task's file"] = _digest([file.read_bytes()])
+    if (folder := Path(model_name).expanduser()).is_dir():
+        found["the model's files"] = _digest(_model(folder))
+    return found
+
+
+def check(out: Path, now: dict[str, str]) -> None:
+    """See that the run in a folder goes on with what it began with; one that kept no digests is let be.
+
+    Raises:
+        InputError: a part of it has changed.
+    """
+    path = out / INPUTS
+    if not path.is_file():
+        return
+    before = read_json(path)
+    for part, digest in now.items():
+        if isinstance(before, dict) and before.get(part, digest) != digest:
+            again = (
+                " (examples have to be the same each time: seed what shuffles them)"
+                if "examples" in part
+                else ""
+            )
+            raise InputError(
+                f"{out}: {part} changed since this run began{again}: restore them, choose another output_dir, or "
+                f"remove {path} to go on all the same"
+            )
+
+
+def keep(out: Path, now: dict[str, str]) -> None:
+    """Write the digests into a run's folder."""
+    write_json(out / INPUTS, now)
+
+
+def _rows(task: Task) -> Iterator[bytes]:
+    for split in _SPLITS:
+        for example in task.examples(split):
+            yield json.dumps([split, example.prompt, example.answer]).encode()
+
+
+def _model(folder: Path) -> Iterator[bytes]:
+    for pattern in _MODEL_FILES:
+        for path in sorted(folder.glob(pattern)):
+            yield path.name.encode()
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                yield str(size).encode()
+                for start in {0, max(0, size - _ENDS)}:
+                    file.seek(start)
+                    yield file.read(_ENDS)
+
+
+def _digest(parts: Iterator[bytes] | list[bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "big"))
+        sha.update(part)
+    return sha.hexdigest()
