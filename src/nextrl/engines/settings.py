@@ -82,7 +82,10 @@ class TrainSettings(BaseModel):
         8, ge=2, le=10**5, description="completions sampled for each prompt (the group)"
     )
     max_completion_length: int | None = Field(
-        None, ge=1, le=10**7, description="most tokens per completion; null: the task's own"
+        None,
+        ge=1,
+        le=10**7,
+        description="most tokens per completion, in training and when accuracy is measured; null: the task's own",
     )
     temperature: float = Field(1.0, ge=MIN_TEMPERATURE, le=1e3, description="of the rollouts")
     share_prefixes: bool = Field(
