@@ -40,7 +40,7 @@ EVALUATIONS = (50, 100, 150, 160, 200, 250, 300, 350, 400)
 LEAPS = ("next-paper", "next-paper-searched", "next-paper-merged", "next", "secant", "factors")
 ALGORITHMS = ("grpo", "rloo", "reinforce_plus_plus")
 SMOLLM2_TASK, SMOLLM2_CAUTIOUS, SMOLLM2_TUNED = "short-sums", 1e-5, 3e-4
-SMOLLM2_ARMS = ("plain", "secant", "next-paper", "next", "auto")
+SMOLLM2_ARMS = ("plain", "secant", "next-paper", "next", "auto", "next-paper-merged", "full")
 
 
 @dataclass(frozen=True)
