@@ -93,8 +93,14 @@ def _base_name(settings: AdapterConfig) -> str | None:
     return cached.rsplit("--", 1)[-1] if cached else parts[-1]
 
 
+def _revision(settings: AdapterConfig) -> str | None:
+    named = settings.raw.get("revision")
+    return named if isinstance(named, str) else None
+
+
 _FIXED: dict[str, Callable[[AdapterConfig], object]] = {
     "base_model_name_or_path": _base_name,
+    "revision": _revision,
     "fan_in_fan_out": lambda settings: settings.transposed,
     "init_lora_weights": lambda settings: settings.starts_at_zero,
 }

@@ -51,7 +51,8 @@ def write_merged(
     Raises:
         InputError: no such base, a module that it lacks, stacked experts, tied embeddings that were adapted.
     """
-    out, folder = usable_path(out), find_base(base)
+    revision = base_revision(traj, base)
+    out, folder = usable_path(out), find_base(base, revision)
     _refuse_in_place(traj, out, folder)
     model = FullModel.open(folder)
     layers = BaseLayers(model)
@@ -59,7 +60,10 @@ def write_merged(
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
+    # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
+    commit = folder.name if folder.parent.name == "snapshots" else revision
     details = {"kind": "merged", "base": str(base), **(provenance or {})}
+    details |= {} if commit is None else {"base_revision": commit}
     with leap_folder(out, traj) as place:
         for file in {id(f): f for f in model.places.values()}.values():
             shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
@@ -89,10 +93,30 @@ def _check_written(folder: Path, base: FullModel) -> None:
             )
 
 
-def find_base(base: str | Path) -> Path:
+def base_revision(traj: Trajectory, base: str | Path) -> str | None:
+    """The revision of the base model that the run was trained on, where `base` is the base that its adapters name.
+
+    Raises:
+        InputError: it is no text.
+    """
+    config = traj.adapter_config
+    if str(base) != config.get("base_model_name_or_path") or config.get("revision") is None:
+        return None
+    if not isinstance(config["revision"], str):
+        raise InputError(
+            f"adapter_config.json: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
+            "commit, or to null"
+        )
+    return config["revision"]
+
+
+def find_base(base: str | Path, revision: str | None = None) -> Path:
     """The base model's folder: a path, a name that `nextrl eval` knows, or one in the Hugging Face cache.
 
     Nothing is downloaded. `tiny` is the base of `chain`, `tiny:TASK` that of another task.
+
+    Args:
+        revision: of a model in the cache, the branch, tag or commit; None for its main branch.
 
     Raises:
         InputError: neither.
@@ -107,10 +131,13 @@ def find_base(base: str | Path) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
-        return Path(snapshot_download(str(base), local_files_only=True))
+        return Path(snapshot_download(str(base), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        what = f"--base {base}" + (
+            f", revision {shown(revision)} (adapter_config.json names it)" if revision else ""
+        )
         raise InputError(
-            f"--base {base}: neither a folder nor a model in the Hugging Face cache; download it first"
+            f"{what}: neither a folder nor a model in the Hugging Face cache; download it first"
         ) from error
 
 
