@@ -118,3 +118,17 @@ def test_the_place_of_the_base_is_not_taken(tmp_path: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "twice").exists()
     made.save_merged(out, base)  # over an older merge, from the base, is as ever
+
+
+def test_of_a_single_file_and_shards_in_one_folder_the_file_is_the_model(tmp_path: Path) -> None:
+    """So transformers loads it: shards of before lie there still, where a model was saved once more."""
+    run, base = bases(tmp_path, "llama", False, lora())
+    old = lora_runs.model("llama", False)
+    for parameter in old.parameters():
+        parameter.data += 0.5
+    old.save_pretrained(tmp_path / "old", max_shard_size="8KB")
+    for file in (tmp_path / "old").glob("*safetensors*"):
+        file.rename(base / file.name)
+    error, moved = difference(run, base, tmp_path)
+    assert error < 1e-5 < 0.01 < moved
+    assert [file.name for file in (tmp_path / "merged").glob("*safetensors*")] == ["model.safetensors"]

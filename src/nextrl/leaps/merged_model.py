@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import sha256, write_bytes, write_tensors
-from nextrl.checkpoints.dense import FullModel
+from nextrl.checkpoints.dense import INDEX, SINGLE, FullModel
 from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
@@ -28,6 +28,9 @@ from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
+
+_SMALL = {".json", ".txt", ".model", ".jinja", ".py"}
+"""Endings of the base's files beside the weights that belong to a model."""
 
 _MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
@@ -70,7 +73,9 @@ def write_merged(
             write_tensors(place / file.path.name, shard)
             del shard
         for extra in sorted(folder.iterdir()):
-            if extra.is_file() and extra.suffix in {".json", ".txt", ".model", ".jinja", ".py"}:
+            # An index beside a single file is of shards that are not this model's, and were not read.
+            stale = extra.name == INDEX and (folder / SINGLE).exists()
+            if extra.is_file() and extra.suffix in _SMALL and not stale:
                 write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
         _check_written(place, model)
         if not own_card(out):
