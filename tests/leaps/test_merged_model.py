@@ -10,8 +10,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import lora_runs
 from lora_runs import lora, write_run
@@ -132,3 +134,22 @@ def test_of_a_single_file_and_shards_in_one_folder_the_file_is_the_model(tmp_pat
     error, moved = difference(run, base, tmp_path)
     assert error < 1e-5 < 0.01 < moved
     assert [file.name for file in (tmp_path / "merged").glob("*safetensors*")] == ["model.safetensors"]
+
+
+def test_chat_templates_and_vocabulary_come_along(tmp_path: Path) -> None:
+    """Also over an older merge, whose templates are replaced."""
+    run, base = bases(tmp_path, "llama", False, lora())
+    words = Tokenizer(WordLevel({f"t{i}": i for i in range(30)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t2")
+    (base / "qwen.tiktoken").write_text("dDA= 0\n")
+    for version in "ab":
+        tokenizer.chat_template = {"default": "plain", "tool_use": f"with tools {version}"}
+        tokenizer.save_pretrained(base)
+        leap(Trajectory.load(run), "none", horizon=10).save_merged(tmp_path / "merged", base)
+        merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert (
+            merged.chat_template
+            == AutoTokenizer.from_pretrained(base).chat_template
+            == tokenizer.chat_template
+        )
+        assert (tmp_path / "merged" / "qwen.tiktoken").read_text() == "dDA= 0\n"

@@ -29,8 +29,11 @@ from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
-_SMALL = {".json", ".txt", ".model", ".jinja", ".py"}
+_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 """Endings of the base's files beside the weights that belong to a model."""
+
+_TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
 
 _MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
@@ -72,16 +75,24 @@ def write_merged(
             shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
             write_tensors(place / file.path.name, shard)
             del shard
-        for extra in sorted(folder.iterdir()):
-            # An index beside a single file is of shards that are not this model's, and were not read.
-            stale = extra.name == INDEX and (folder / SINGLE).exists()
-            if extra.is_file() and extra.suffix in _SMALL and not stale:
-                write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
+        _copy_beside(folder, place)
         _check_written(place, model)
         if not own_card(out):
             write_card(place, traj, step, details, out=out)
         write_provenance(traj, step, place, details)
     return out
+
+
+def _copy_beside(base: Path, place: Path) -> None:
+    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code."""
+    for extra in sorted(base.iterdir()):
+        # An index beside a single file is of shards that are not this model's, and were not read.
+        stale = extra.name == INDEX and (base / SINGLE).exists()
+        if extra.is_file() and extra.suffix in _SMALL and not stale:
+            write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
+    for template in sorted((base / _TEMPLATES).glob("*.jinja")):
+        (place / _TEMPLATES).mkdir(exist_ok=True)
+        write_bytes(place / _TEMPLATES / template.name, read_bytes(template, _MAX_EXTRA))
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
