@@ -29,6 +29,7 @@ def with_values(run: Path, option: str, values: Sequence[object]) -> Path:
     [
         ("base_model_name_or_path", ["a/b", "a/b", "c/d", "c/d"], [30, 40]),
         ("base_model_name_or_path", ["c/d", "a/b", None, "a/b"], [10]),
+        ("revision", ["step1000", None, "step1000", "main"], [40]),
         ("fan_in_fan_out", [True, False, True, False], [20, 40]),
         ("init_lora_weights", [True, True, True, "pissa"], [40]),
         ("init_lora_weights", ["pissa", "pissa", "pissa", True], [40]),

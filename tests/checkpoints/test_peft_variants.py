@@ -36,6 +36,32 @@ VARIANTS = {
         "mixtral",
         {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
     ),
+    "experts of their own rank and alpha": (
+        "mixtral",
+        {
+            "target_modules": ["q_proj", "k_proj", "v_proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+            "rank_pattern": {"experts.gate_up_proj": 2, "experts.down_proj": 2},
+            "alpha_pattern": {"experts.(gate_up|down)_proj": 32},
+        },
+    ),
+    "a pattern of the experts' module": (
+        "mixtral",
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+            "rank_pattern": {"mlp.experts": 2},
+        },
+    ),
+    "one parameter of experts": (
+        "mixtral",
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["gate_up_proj"],
+            "rank_pattern": {"gate_up_proj": 2, "q_proj": 3},
+            "alpha_pattern": {"layers.1.mlp.experts.gate_up_proj": 32, "q_proj": 3},
+        },
+    ),
 }
 
 
@@ -103,6 +129,42 @@ def test_what_we_write_loads_in_peft_with_the_same_weights(tmp_path, name, extra
     for key in then:
         if "modules_to_save" in key or "lora_B.default.bias" in key:
             torch.testing.assert_close(now[key], then[key])
+
+
+EXPERTS = {
+    "target_modules": ["q_proj", "k_proj", "v_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_experts_of_which_the_file_does_not_tell_the_parameter_are_refused(tmp_path, key):
+    """Which of two stacks is gate_up_proj is not in the file, and so neither is whose value the pattern gives."""
+    write_run(tmp_path, lora(**EXPERTS, **{key: {"experts.gate_up_proj": 12}}), kind="mixtral", steps=(10,))
+    with pytest.raises(
+        InputError, match=rf"adapter_config.json: {key} gives parameters of one module .* 12 for"
+    ):
+        Trajectory.load(tmp_path)
+
+
+def test_a_pattern_that_says_the_usual_value_is_none(tmp_path):
+    options = lora(**EXPERTS, alpha_pattern={"experts.gate_up_proj": 8})
+    write_run(tmp_path, options, kind="mixtral", steps=(10,))
+    traj = Trajectory.load(tmp_path)
+    assert {traj.scaling(module) for module in traj.modules} == {2.0}
+
+
+def test_a_leap_that_widens_one_stack_of_experts_loads_in_peft(tmp_path):
+    """The other stack of the module takes its rank: PEFT can be told a parameter's, and which is which is unknown."""
+    write_run(tmp_path / "run", lora(**EXPERTS), kind="mixtral", steps=(10, 20))
+    traj = Trajectory.load(tmp_path / "run")
+    widened = [module for module in traj.modules if "experts.base_layer" in module]
+    new = {m: traj.weight(20, m) + traj.delta(m, 10, 20) for m in widened}
+    out = write_adapter(traj, 20, new, tmp_path / "out")
+    deltas = peft_deltas(PeftModel.from_pretrained(tiny("mixtral"), str(out)))
+    for module, mine in dense_by_stored_module(Trajectory.load({20: out}), 20).items():
+        mine = mine.mT if mine.dim() == 3 and mine.shape != deltas[module].shape else mine
+        torch.testing.assert_close(mine, deltas[module], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

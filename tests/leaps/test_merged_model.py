@@ -10,8 +10,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import lora_runs
 from lora_runs import lora, write_run
@@ -118,3 +120,36 @@ def test_the_place_of_the_base_is_not_taken(tmp_path: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "twice").exists()
     made.save_merged(out, base)  # over an older merge, from the base, is as ever
+
+
+def test_of_a_single_file_and_shards_in_one_folder_the_file_is_the_model(tmp_path: Path) -> None:
+    """So transformers loads it: shards of before lie there still, where a model was saved once more."""
+    run, base = bases(tmp_path, "llama", False, lora())
+    old = lora_runs.model("llama", False)
+    for parameter in old.parameters():
+        parameter.data += 0.5
+    old.save_pretrained(tmp_path / "old", max_shard_size="8KB")
+    for file in (tmp_path / "old").glob("*safetensors*"):
+        file.rename(base / file.name)
+    error, moved = difference(run, base, tmp_path)
+    assert error < 1e-5 < 0.01 < moved
+    assert [file.name for file in (tmp_path / "merged").glob("*safetensors*")] == ["model.safetensors"]
+
+
+def test_chat_templates_and_vocabulary_come_along(tmp_path: Path) -> None:
+    """Also over an older merge, whose templates are replaced."""
+    run, base = bases(tmp_path, "llama", False, lora())
+    words = Tokenizer(WordLevel({f"t{i}": i for i in range(30)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t2")
+    (base / "qwen.tiktoken").write_text("dDA= 0\n")
+    for version in "ab":
+        tokenizer.chat_template = {"default": "plain", "tool_use": f"with tools {version}"}
+        tokenizer.save_pretrained(base)
+        leap(Trajectory.load(run), "none", horizon=10).save_merged(tmp_path / "merged", base)
+        merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert (
+            merged.chat_template
+            == AutoTokenizer.from_pretrained(base).chat_template
+            == tokenizer.chat_template
+        )
+        assert (tmp_path / "merged" / "qwen.tiktoken").read_text() == "dDA= 0\n"

@@ -1,4 +1,4 @@
-"""Do the checkpoints of a run belong together? Modules, ranks, scalings, base, dtypes and steps compared."""
+"""Do the checkpoints of a run belong together? Modules, ranks, scalings, base, dtypes, logs and steps compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.branches import strayed
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.run import Problem
 from nextrl.errors import shown
@@ -20,7 +21,7 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
     shapes = [tuple(sorted(c.shapes.items())) for c in opened]
     usual = Counter(shapes).most_common(1)[0][0]  # the first met, where several are as frequent
     reference = opened[shapes.index(usual)]
-    foreign = _of_another_run(opened)
+    foreign, astray = _of_another_run(opened), strayed(opened)
     problems = []
     for checkpoint, shape in zip(opened, shapes, strict=True):
         if shape != usual:
@@ -31,6 +32,8 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
             problems.append(Problem(checkpoint.settings.path, differs, checkpoint.step))
         elif checkpoint.step in foreign:
             problems.append(Problem(checkpoint.settings.path, foreign[checkpoint.step], checkpoint.step))
+        elif checkpoint.step in astray:
+            problems.append(Problem(*astray[checkpoint.step], checkpoint.step))
         elif checkpoint.dtypes != reference.dtypes:
             text = (
                 f"{checkpoint.file.path}: stored as {_join(checkpoint.dtypes)}, step {reference.step} as "
@@ -90,8 +93,14 @@ def _base_name(settings: AdapterConfig) -> str | None:
     return cached.rsplit("--", 1)[-1] if cached else parts[-1]
 
 
+def _revision(settings: AdapterConfig) -> str | None:
+    named = settings.raw.get("revision")
+    return named if isinstance(named, str) else None
+
+
 _FIXED: dict[str, Callable[[AdapterConfig], object]] = {
     "base_model_name_or_path": _base_name,
+    "revision": _revision,
     "fan_in_fan_out": lambda settings: settings.transposed,
     "init_lora_weights": lambda settings: settings.starts_at_zero,
 }

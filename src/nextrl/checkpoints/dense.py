@@ -67,14 +67,14 @@ class FullModel:
 
     @classmethod
     def open(cls, folder: Path) -> FullModel:
-        """Open `model.safetensors` or its shards.
+        """Open `model.safetensors` or, where there is none, its shards, as transformers 5.24.0 does.
 
         Raises:
             InputError: no such files, a shard missing or truncated.
         """
-        if (folder / INDEX).exists():
-            return cls(folder, _sharded(folder))
         if not (folder / SINGLE).exists():
+            if (folder / INDEX).exists():
+                return cls(folder, _sharded(folder))
             raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}; give a model's folder")
         file = TensorFile(folder / SINGLE)
         return cls(folder, dict.fromkeys(file.entries, file))

@@ -163,14 +163,32 @@ class AdapterConfig:
         return cls(raw, path, alphas, ranks)
 
     def check_patterns(self, modules: Iterable[str]) -> None:
-        """Whether the patterns can be matched against these modules in reasonable time; `scaling` and `rank` do so.
+        """Whether the patterns can be matched against these modules; `scaling` and `rank` do so.
 
         Raises:
-            InputError: they cannot.
+            InputError: that would take too long, or what they give a stack of experts cannot be told.
         """
-        modules = tuple(modules)
+        names = [pattern_names(self.raw, module) for module in modules]
+        every = tuple(name for several in names for name in several)
         for key in ("alpha_pattern", "rank_pattern"):
-            patterns.refuse_slow(getattr(self, key), modules, f"{self.path}: {key}")
+            patterns.refuse_slow(getattr(self, key), every, f"{self.path}: {key}")
+        for several in names:
+            if len(several) > 1:
+                self._refuse_unequal(several, "alpha_pattern", self._alphas, self.raw.get("lora_alpha", 8))
+                self._refuse_unequal(several, "rank_pattern", self._ranks, self.raw.get("r", 8))
+
+    def _refuse_unequal(
+        self, names: Sequence[str], key: str, table: Sequence[tuple[re.Pattern[str], Any]], usual: float
+    ) -> None:
+        """Refuse a pattern by which the value of a tensor depends on which of these parameters it belongs to."""
+        found = {name: _matched(table, name, usual) for name in names}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{value:g} for {shown(name)}" for name, value in found.items())
+            raise InputError(
+                f"{self.path}: {key} gives parameters of one module different values ({told}), and the adapter's file "
+                "does not say which of them a tensor belongs to, so that it cannot be read; train it with one value "
+                "for all target_parameters of a module"
+            )
 
     @functools.cached_property
     def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
@@ -182,13 +200,14 @@ class AdapterConfig:
 
     def scaling(self, module: str) -> float:
         """s of one module (PEFT prefix stripped): alpha / r, or alpha / sqrt(r) with rsLoRA."""
-        alpha = float(_matched(self._alphas, module, self.raw.get("lora_alpha", 8)))
+        name = pattern_names(self.raw, module)[0]  # `check_patterns` has seen that all are given the same
+        alpha = float(_matched(self._alphas, name, self.raw.get("lora_alpha", 8)))
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
 
     def rank(self, module: str) -> int:
         """The rank that the configuration gives the module."""
-        return int(_matched(self._ranks, module, self.raw.get("r", 8)))
+        return int(_matched(self._ranks, pattern_names(self.raw, module)[0], self.raw.get("r", 8)))
 
     @property
     def starts_at_zero(self) -> bool:
@@ -199,6 +218,29 @@ class AdapterConfig:
     def transposed(self) -> bool:
         """True for GPT-2's Conv1D, whose weight is stored (in, out): the stored weight moves by s (B A)^T."""
         return bool(self.raw.get("fan_in_fan_out"))
+
+
+def pattern_names(raw: Mapping[str, Any], module: str) -> tuple[str, ...]:
+    """The names, one or more, by which PEFT matches `alpha_pattern` and `rank_pattern` for a module of the file.
+
+    A module's own name; but for a parameter that `target_parameters` names, the parameter's. The adapters of several
+    parameters of one module are wrapped around each other (`experts`, `experts.base_layer`) in the order in which the
+    model declares them, which no file of the adapter tells, so that each of them may be any of these parameters.
+    """
+    targets, modules = raw.get("target_parameters"), raw.get("target_modules")
+    bare = ".".join(part for part in module.split(".") if part != "base_layer")
+    if not isinstance(targets, list | set) or (bare == module and _ends_in_one(bare, modules)):
+        return (module,)
+    keys = sorted({f"{bare}.{target.rpartition('.')[2]}" for target in targets if isinstance(target, str)})
+    parameters = tuple(key for key in keys if _ends_in_one(key, targets))
+    # An expression of target_modules may mean the module itself. It is a stranger's, and is not matched to find out.
+    unknown = isinstance(modules, str) and bare == module
+    return (*parameters, module) if unknown or not parameters else parameters
+
+
+def _ends_in_one(name: str, ends: object) -> bool:
+    """Whether a name is one of a list's, or ends in one, part by part, as PEFT matches target names."""
+    return isinstance(ends, list | set) and any(f".{name}".endswith(f".{end}") for end in ends)
 
 
 def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:

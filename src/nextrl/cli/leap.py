@@ -27,6 +27,7 @@ from nextrl.judge.backtest_scores import NONE
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.leap import DEFAULT_METHOD, Leap
 from nextrl.leaps.leap import leap as make_leap
+from nextrl.leaps.merged_model import base_revision, find_base
 from nextrl.trajectory.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -301,6 +302,8 @@ def _search(
     if not base:
         raise InputError("--alpha auto needs --base: the adapter does not name its base model")
     chosen = tasks.get(str(task))
+    if (revision := base_revision(result.traj, base)) is not None:
+        base = str(find_base(base, revision))
     model, tokenizer = bases.load(base, chosen.name)
     return choose_alpha(
         result, placed(model, device), tokenizer, chosen, prompts=prompts, level=level, seed=seed

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.lora_settings import starts_at_zero
+from nextrl.checkpoints.lora_settings import pattern_names, starts_at_zero
 from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
@@ -144,14 +144,19 @@ def _refuse_new_rank(traj: Trajectory, ranks: Mapping[str, int]) -> None:
 
 
 def _per_stored_module(traj: Trajectory, ranks: dict[str, int]) -> dict[str, int]:
-    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a rank."""
-    stored: dict[str, int] = {}
+    """Ranks by the adapter's own modules: the experts of one stack share a tensor and so must share a rank.
+
+    Stacks of one module share it too: a rank can be given only to a parameter, and which of them a stack is is unknown.
+    """
+    shared: dict[tuple[str, ...], int] = {}
+    stems = {module: _stem(traj, module) for module in ranks}
+    names = {stem: pattern_names(traj.adapter_config, stem) for stem in stems.values()}
     for module, rank in ranks.items():
-        name = _stem(traj, module)
-        stored[name] = max(stored.get(name, 0), rank)
+        group = names[stems[module]]
+        shared[group] = max(shared.get(group, 0), rank)
     for module in ranks:
-        ranks[module] = stored[_stem(traj, module)]
-    return stored
+        ranks[module] = shared[names[stems[module]]]
+    return {stem: shared[group] for stem, group in names.items()}
 
 
 def _stem(traj: Trajectory, module: str) -> str:
@@ -170,8 +175,9 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     root = bool(config.get("use_rslora"))
     alphas = {m: _tidy(scalings[m] * (math.sqrt(r) if root else r)) for m, r in ranks.items()}
     config["r"], config["lora_alpha"] = Counter(ranks.values()).most_common(1)[0][0], _usual(alphas)
-    config["rank_pattern"] = {m: r for m, r in ranks.items() if r != config["r"]}
-    config["alpha_pattern"] = {m: a for m, a in alphas.items() if a != config["lora_alpha"]}
+    for key, usual, values in (("rank_pattern", "r", ranks), ("alpha_pattern", "lora_alpha", alphas)):
+        odd = {m: value for m, value in values.items() if value != config[usual]}
+        config[key] = {name: value for m, value in odd.items() for name in pattern_names(config, m)}
     if traj.layout == "memory" and not config.get("target_modules"):
         config["target_modules"] = sorted({m.rsplit(".", 1)[-1] for m in ranks})
     return config
@@ -220,7 +226,7 @@ def _fit(
 
 
 def _written_scaling(config: Mapping[str, Any], stem: str, rank: int) -> float:
-    alpha = float(config["alpha_pattern"].get(stem, config["lora_alpha"]))
+    alpha = float(config["alpha_pattern"].get(pattern_names(config, stem)[0], config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import sha256, write_bytes, write_tensors
-from nextrl.checkpoints.dense import FullModel
+from nextrl.checkpoints.dense import INDEX, SINGLE, FullModel
 from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
@@ -28,6 +28,12 @@ from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
+
+_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+"""Endings of the base's files beside the weights that belong to a model."""
+
+_TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
 
 _MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
@@ -51,7 +57,8 @@ def write_merged(
     Raises:
         InputError: no such base, a module that it lacks, stacked experts, tied embeddings that were adapted.
     """
-    out, folder = usable_path(out), find_base(base)
+    revision = base_revision(traj, base)
+    out, folder = usable_path(out), find_base(base, revision)
     _refuse_in_place(traj, out, folder)
     model = FullModel.open(folder)
     layers = BaseLayers(model)
@@ -59,20 +66,33 @@ def write_merged(
     replaced = _replacements(traj, step)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
+    # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
+    commit = folder.name if folder.parent.name == "snapshots" else revision
     details = {"kind": "merged", "base": str(base), **(provenance or {})}
+    details |= {} if commit is None else {"base_revision": commit}
     with leap_folder(out, traj) as place:
         for file in {id(f): f for f in model.places.values()}.values():
             shard = {key: _moved(key, file, changes, replaced) for key in file.entries}
             write_tensors(place / file.path.name, shard)
             del shard
-        for extra in sorted(folder.iterdir()):
-            if extra.is_file() and extra.suffix in {".json", ".txt", ".model", ".jinja", ".py"}:
-                write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
+        _copy_beside(folder, place)
         _check_written(place, model)
         if not own_card(out):
             write_card(place, traj, step, details, out=out)
         write_provenance(traj, step, place, details)
     return out
+
+
+def _copy_beside(base: Path, place: Path) -> None:
+    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code."""
+    for extra in sorted(base.iterdir()):
+        # An index beside a single file is of shards that are not this model's, and were not read.
+        stale = extra.name == INDEX and (base / SINGLE).exists()
+        if extra.is_file() and extra.suffix in _SMALL and not stale:
+            write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
+    for template in sorted((base / _TEMPLATES).glob("*.jinja")):
+        (place / _TEMPLATES).mkdir(exist_ok=True)
+        write_bytes(place / _TEMPLATES / template.name, read_bytes(template, _MAX_EXTRA))
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
@@ -89,10 +109,30 @@ def _check_written(folder: Path, base: FullModel) -> None:
             )
 
 
-def find_base(base: str | Path) -> Path:
+def base_revision(traj: Trajectory, base: str | Path) -> str | None:
+    """The revision of the base model that the run was trained on, where `base` is the base that its adapters name.
+
+    Raises:
+        InputError: it is no text.
+    """
+    config = traj.adapter_config
+    if str(base) != config.get("base_model_name_or_path") or config.get("revision") is None:
+        return None
+    if not isinstance(config["revision"], str):
+        raise InputError(
+            f"adapter_config.json: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
+            "commit, or to null"
+        )
+    return config["revision"]
+
+
+def find_base(base: str | Path, revision: str | None = None) -> Path:
     """The base model's folder: a path, a name that `nextrl eval` knows, or one in the Hugging Face cache.
 
     Nothing is downloaded. `tiny` is the base of `chain`, `tiny:TASK` that of another task.
+
+    Args:
+        revision: of a model in the cache, the branch, tag or commit; None for its main branch.
 
     Raises:
         InputError: neither.
@@ -107,10 +147,13 @@ def find_base(base: str | Path) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
-        return Path(snapshot_download(str(base), local_files_only=True))
+        return Path(snapshot_download(str(base), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        what = f"--base {base}" + (
+            f", revision {shown(revision)} (adapter_config.json names it)" if revision else ""
+        )
         raise InputError(
-            f"--base {base}: neither a folder nor a model in the Hugging Face cache; download it first"
+            f"{what}: neither a folder nor a model in the Hugging Face cache; download it first"
         ) from error
 
 

@@ -1,0 +1,155 @@
+"""Checkpoints of an abandoned branch, which a run that was resumed from an earlier one left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_runs import write_run
+from nextrl.checkpoints import open_run
+from nextrl.checkpoints.branches import STATE
+from nextrl.errors import InputError
+from nextrl.trajectory.trajectory import Trajectory
+
+STEPS = (10, 20, 30, 40, 50)
+NAN = float("nan")
+
+
+def entries(steps: Iterable[int], branch: int = 0) -> list[dict[str, Any]]:
+    """What a trainer logs at every fifth step; from one branch to another the reward differs."""
+    return [{"step": t, "loss": 0.1, "reward": t / 100 + branch, "learning_rate": 1e-5} for t in steps]
+
+
+def log_of(step: int, old: bool = False, since: int = 20) -> list[dict[str, Any]]:
+    """The log of a branch that parted from the other after `since`."""
+    return entries(range(5, min(step, since) + 1, 5)) + entries(range(since + 5, step + 1, 5), int(old))
+
+
+def run_with(
+    root: Path,
+    logs: Mapping[int, Sequence[object]],
+    order: Sequence[int] | None = None,
+    *,
+    indent: int | None = 2,
+) -> Path:
+    """A run whose trainers' logs are these, written in an order of steps; None: in that of the steps."""
+    write_run(root, steps=tuple(logs))
+    for time, step in enumerate(order or sorted(logs)):
+        state = {"best_metric": None, "global_step": step, "log_history": logs[step], "max_steps": 100}
+        path = root / f"checkpoint-{step}" / STATE
+        path.write_text(json.dumps(state, indent=indent))
+        os.utime(path, (1e9 + time, 1e9 + time))
+    return root
+
+
+def astray(run: Path) -> list[int | None]:
+    return [problem.step for problem in open_run(run).problems if problem.path.name == STATE]
+
+
+@pytest.mark.parametrize("indent", [2, None], ids=["as transformers writes it", "on one line"])
+def test_what_the_abandoned_branch_left_behind_is_named_and_left_out(
+    tmp_path: Path, indent: int | None
+) -> None:
+    """Resumed from 20, now at 30: 40 and 50 are of the branch that was given up."""
+    logs = {step: log_of(step, old=step > 30) for step in STEPS}
+    run = run_with(tmp_path, logs, (10, 20, 40, 50, 30), indent=indent)
+    assert astray(run) == [40, 50]
+    with pytest.raises(
+        InputError, match=r"checkpoint-40/trainer_state.json: step 40 is of another branch than"
+    ) as no:
+        Trajectory.load(run)
+    assert "step 30: its log has reward 1.25 at step 25, there it is 0.25; leave it out or move it" in str(
+        no.value
+    )
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20, 30)
+    assert Trajectory.load(run, steps=[10, 20, 40, 50]).steps == (10, 20, 40, 50)
+
+
+def test_a_branch_that_saves_at_other_steps_has_overtaken_the_old_one(tmp_path: Path) -> None:
+    logs = {step: log_of(step, old=step in (30, 50)) for step in (10, 20, 30, 40, 50, 60)}
+    run = run_with(tmp_path, logs, (10, 20, 30, 50, 40, 60))
+    assert astray(run) == [30, 50]
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20, 40, 60)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(10, 20, 30, 40, 50), (50, 40, 30, 20, 10), (10, 50, 20, 40, 30)],
+    ids=["by name", "backwards", "anyhow"],
+)
+def test_where_the_times_do_not_tell_no_branch_is_preferred(tmp_path: Path, order: Sequence[int]) -> None:
+    """A copy's times are those of the copying."""
+    run = run_with(tmp_path, {step: log_of(step, old=step > 30) for step in STEPS}, order)
+    assert astray(run) == [30, 40, 50]
+    with pytest.raises(InputError, match=r"the files' times do not tell which the run went on with; move"):
+        Trajectory.load(run)
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20)
+
+
+def test_times_that_are_all_the_same_tell_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {step: log_of(step, old=step > 30) for step in STEPS})
+    for state in run.glob(f"*/{STATE}"):
+        os.utime(state, (1e9, 1e9))
+    assert astray(run) == [30, 40, 50]
+
+
+def changed(change: str) -> dict[int, Any]:
+    """Logs of one branch, in a form that is no sign of another."""
+    logs: dict[int, Any] = {step: log_of(step) for step in STEPS}
+    if change == "with NaN":
+        return {step: [{**entry, "loss": NAN} for entry in log] for step, log in logs.items()}
+    if change == "entries twice":
+        return {step: [entry for entry in log for _ in (0, 1)] for step, log in logs.items()}
+    if change == "an evaluation and a summary beside a step":
+        beside = [{"step": 30, "eval_loss": 3.0, "eval_reward": 2.0}, {"step": 50, "train_loss": 9.0}]
+        return {step: log + beside * (step == 50) for step, log in logs.items()}
+    if change == "cut":
+        return {step: log[-2:] for step, log in logs.items()}
+    if change == "nothing in common":
+        return {step: log[-1:] for step, log in logs.items()}
+    if change == "no log":
+        return {step: [] for step in STEPS}
+    if change == "no entries":
+        return {step: ["text", None, {"step": "x", "loss": 1.0}, {"loss": 2.0 * step}] for step in STEPS}
+    return logs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "none",
+        "with NaN",
+        "entries twice",
+        "an evaluation and a summary beside a step",
+        "cut",
+        "nothing in common",
+        "no log",
+        "no entries",
+    ],
+)
+@pytest.mark.parametrize("indent", [2, None])
+@pytest.mark.parametrize("order", [STEPS, (50, 10, 40, 30, 20)], ids=["as trained", "copied"])
+def test_a_run_of_one_branch_is_no_alarm(
+    tmp_path: Path, change: str, indent: int | None, order: Sequence[int]
+) -> None:
+    assert astray(run_with(tmp_path, changed(change), order, indent=indent)) == []
+
+
+def test_a_run_joined_from_two_that_count_their_own_steps_is_no_alarm(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {step: log_of(step) for step in STEPS})
+    for step in (40, 50):
+        own = {"global_step": step - 30, "log_history": log_of(step - 30, old=True, since=0)}
+        (run / f"checkpoint-{step}" / STATE).write_text(json.dumps(own, indent=2))
+    assert astray(run) == []
+
+
+def test_a_log_that_is_missing_or_damaged_says_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {step: log_of(step) for step in STEPS})
+    (run / "checkpoint-50" / STATE).unlink()
+    (run / "checkpoint-30" / STATE).write_text('{"log_history": [')
+    assert astray(run) == []
