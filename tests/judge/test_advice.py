@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 import synthetic_runs as synthetic
+from nextrl.engines import decision_log
 from nextrl.errors import InputError
 from nextrl.judge.advice import Thresholds, advise, decide
 from nextrl.judge.advice_features import AdviceFeatures, features
+from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
@@ -149,6 +152,53 @@ def test_what_the_trainer_evaluated_in_the_same_entry_takes_nothing_from_trainin
     more = [{"step": 160, "loss": 0.0, "reward": 0.75, "eval_reward": 0.1}]
     synthetic.write(tmp_path, synthetic.walk(2.0), lambda t: 0.5, more=more)
     assert trainer_log.rewards(Trajectory.load(tmp_path))[160] == 0.75
+
+
+def nested(run: Path) -> dict[int, Path]:
+    """The run with each adapter in a folder of its own inside its checkpoint, as PEFT saves a named one."""
+    found = {}
+    for checkpoint in run.glob("checkpoint-*"):
+        adapter = checkpoint / "policy"
+        adapter.mkdir()
+        for file in checkpoint.glob("adapter_*"):
+            file.rename(adapter / file.name)
+        found[int(checkpoint.name.partition("-")[2])] = adapter
+    return found
+
+
+def test_what_the_trainer_left_is_found_beside_named_adapters(tmp_path: Path) -> None:
+    """They lie one level deeper than the log; without it a ruined run looks like one that a leap is due in."""
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.6 if t < 100 else 0.01, beta1=0.8)
+    decision_log.begin(tmp_path, [DecisionRecord(step=100, alpha=0.0, reason="its word", learning_rate=5e-5)])
+    plain = advise(Trajectory.load(tmp_path))
+    assert (plain.advice, plain.factor) == ("lower_lr", 0.1)
+    assert "its word" in plain.features.auto
+    assert advise(Trajectory.load(nested(tmp_path))).as_dict() == plain.as_dict()
+
+
+def test_the_runs_own_folder_is_not_taken_for_a_checkpoints(tmp_path: Path) -> None:
+    """A trainer writes its log there too, when it ends; the decisions lie beside the checkpoints all the same."""
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5)
+    for state in tmp_path.glob("checkpoint-*/trainer_state.json"):
+        state.replace(tmp_path / "trainer_state.json")
+    for state in tmp_path.glob("checkpoint-*/optimizer.pt"):
+        state.unlink()
+    traj = Trajectory.load(tmp_path)
+    assert trainer_log.folder(traj) == tmp_path / f"checkpoint-{traj.steps[-1]}"
+
+
+@pytest.mark.parametrize("e", [0.5, 0.95])
+def test_without_rewards_nobody_is_sure_that_a_rate_is_too_low(e: float) -> None:
+    """A ruined run glides on momentum as straight as that."""
+    seen = measured(e, recommended="factors", horizon=50, skill=0.9)
+    blind, sighted = (
+        decide(seen),
+        decide(dataclasses.replace(seen, reward=0.5, best=0.5, rise=0.0, first=0.4)),
+    )
+    assert blind.advice == sighted.advice
+    assert (blind.confidence, sighted.confidence) == ("low", "high")
+    assert "No rewards were found: a ruined run looks the same" in blind.answer
+    assert "No rewards were found" not in sighted.answer
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"log_history": 3}', b"\xff\xfe"])

@@ -20,12 +20,30 @@ from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 REWARD_KEYS = ("reward", "rewards/mean")
+_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 
 def folder(traj: Trajectory) -> Path | None:
-    """The folder of the trajectory's last checkpoint, or None for factors in memory."""
+    """The folder of the trajectory's last checkpoint, or None for factors in memory.
+
+    A named adapter lies one level deeper (`checkpoint-N/policy/`), and what the trainer leaves does not: where it is
+    only there, the folder is the one above.
+    """
     last = traj.checkpoints[-1]
-    return last.file.path.parent if isinstance(last, AdapterCheckpoint) else None
+    if not isinstance(last, AdapterCheckpoint):
+        return None
+    own = last.file.path.parent
+    # A folder that several checkpoints lie in is the run's own, and no checkpoint.
+    shared = any(
+        isinstance(other, AdapterCheckpoint) and other.file.path.parent.parent == own.parent
+        for other in traj.checkpoints[:-1]
+    )
+    return own.parent if not shared and not _left(own) and _left(own.parent) else own
+
+
+def _left(place: Path) -> bool:
+    """Whether a trainer has left something here."""
+    return any((place / name).is_file() for name in (_STATE, _OPTIMIZER))
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -55,7 +73,7 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     if place is None:
         return {}
     try:
-        state = read_json(place / "trainer_state.json")
+        state = read_json(place / _STATE)
     except InputError:
         return {}
     history = state.get("log_history") if isinstance(state, dict) else None
@@ -108,7 +126,7 @@ def _of_group(traj: Trajectory, key: str) -> object:
     if place is None:
         return None
     try:
-        state = read_pickle(place / "optimizer.pt", mmap=True)
+        state = read_pickle(place / _OPTIMIZER, mmap=True)
     except UNREADABLE:
         return None
     groups = state.get("param_groups") if isinstance(state, dict) else None
