@@ -176,6 +176,37 @@ def test_what_the_trainer_left_is_found_beside_named_adapters(tmp_path: Path) ->
     assert advise(Trajectory.load(nested(tmp_path))).as_dict() == plain.as_dict()
 
 
+def test_where_old_checkpoints_were_deleted_the_log_still_has_its_windows(tmp_path: Path) -> None:
+    """`save_total_limit` leaves the last few; the mean of all steps before them is no window beside windows of ten."""
+    learns = [min(0.8, 0.2 + 0.01 * t) for t in range(161)]  # flat since step 60
+    synthetic.write(tmp_path, synthetic.walk(0.0), learns.__getitem__)
+    every = Trajectory.load(tmp_path)
+    few = every.at([140, 150, 160])
+    logged = trainer_log.rewards(few)
+    assert trainer_log.rewards_by_window(few, logged) == trainer_log.rewards_by_window(every, logged)
+    names = ("reward", "best", "rise", "first", "fall_by_chance", "rise_by_chance")
+    whole, seen = features(every), features(few)
+    assert {name: getattr(seen, name) for name in names} == {name: getattr(whole, name) for name in names}
+    assert "still rises" not in advise(few).answer
+
+
+def test_windows_of_rewards_in_an_uneven_stretch_end_at_its_checkpoints(tmp_path: Path) -> None:
+    synthetic.write(tmp_path, synthetic.walk(0.0), lambda t: t / 200)
+    few = Trajectory.load(tmp_path).at([30, 40, 50, 160])
+    windows = trainer_log.rewards_by_window(few, dict.fromkeys(range(161), 0.5))
+    assert list(windows) == list(range(10, 161, 10))
+    assert {len(window) for window in list(windows.values())[1:]} == {10}
+    # Steps 51 to 54 are too few for a window of their own.
+    moved = synthetic.run(synthetic.line, (30, 40, 50, 74))
+    windows = trainer_log.rewards_by_window(moved, dict.fromkeys(range(1, 90), 0.5))
+    assert {end: len(window) for end, window in windows.items()} == {
+        **dict.fromkeys((10, 20, 30, 40, 50), 10),
+        64: 14,
+        74: 10,
+    }
+    assert set(trainer_log.reward_by_checkpoint(moved, dict.fromkeys(range(1, 90), 0.5))) == {30, 40, 50, 74}
+
+
 def test_the_runs_own_folder_is_not_taken_for_a_checkpoints(tmp_path: Path) -> None:
     """A trainer writes its log there too, when it ends; the decisions lie beside the checkpoints all the same."""
     synthetic.write(tmp_path, synthetic.line, lambda t: 0.5)
