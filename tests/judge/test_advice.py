@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 import synthetic_runs as synthetic
+from nextrl.engines import decision_log
 from nextrl.errors import InputError
 from nextrl.judge.advice import Thresholds, advise, decide
 from nextrl.judge.advice_features import AdviceFeatures, features
+from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
@@ -149,6 +152,84 @@ def test_what_the_trainer_evaluated_in_the_same_entry_takes_nothing_from_trainin
     more = [{"step": 160, "loss": 0.0, "reward": 0.75, "eval_reward": 0.1}]
     synthetic.write(tmp_path, synthetic.walk(2.0), lambda t: 0.5, more=more)
     assert trainer_log.rewards(Trajectory.load(tmp_path))[160] == 0.75
+
+
+def nested(run: Path) -> dict[int, Path]:
+    """The run with each adapter in a folder of its own inside its checkpoint, as PEFT saves a named one."""
+    found = {}
+    for checkpoint in run.glob("checkpoint-*"):
+        adapter = checkpoint / "policy"
+        adapter.mkdir()
+        for file in checkpoint.glob("adapter_*"):
+            file.rename(adapter / file.name)
+        found[int(checkpoint.name.partition("-")[2])] = adapter
+    return found
+
+
+def test_what_the_trainer_left_is_found_beside_named_adapters(tmp_path: Path) -> None:
+    """They lie one level deeper than the log; without it a ruined run looks like one that a leap is due in."""
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.6 if t < 100 else 0.01, beta1=0.8)
+    decision_log.begin(tmp_path, [DecisionRecord(step=100, alpha=0.0, reason="its word", learning_rate=5e-5)])
+    plain = advise(Trajectory.load(tmp_path))
+    assert (plain.advice, plain.factor) == ("lower_lr", 0.1)
+    assert "its word" in plain.features.auto
+    assert advise(Trajectory.load(nested(tmp_path))).as_dict() == plain.as_dict()
+
+
+def test_where_old_checkpoints_were_deleted_the_log_still_has_its_windows(tmp_path: Path) -> None:
+    """`save_total_limit` leaves the last few; the mean of all steps before them is no window beside windows of ten."""
+    learns = [min(0.8, 0.2 + 0.01 * t) for t in range(161)]  # flat since step 60
+    synthetic.write(tmp_path, synthetic.walk(0.0), learns.__getitem__)
+    every = Trajectory.load(tmp_path)
+    few = every.at([140, 150, 160])
+    logged = trainer_log.rewards(few)
+    assert trainer_log.rewards_by_window(few, logged) == trainer_log.rewards_by_window(every, logged)
+    names = ("reward", "best", "rise", "first", "fall_by_chance", "rise_by_chance")
+    whole, seen = features(every), features(few)
+    assert {name: getattr(seen, name) for name in names} == {name: getattr(whole, name) for name in names}
+    assert "still rises" not in advise(few).answer
+
+
+def test_windows_of_rewards_in_an_uneven_stretch_end_at_its_checkpoints(tmp_path: Path) -> None:
+    synthetic.write(tmp_path, synthetic.walk(0.0), lambda t: t / 200)
+    few = Trajectory.load(tmp_path).at([30, 40, 50, 160])
+    windows = trainer_log.rewards_by_window(few, dict.fromkeys(range(161), 0.5))
+    assert list(windows) == list(range(10, 161, 10))
+    assert {len(window) for window in list(windows.values())[1:]} == {10}
+    # Steps 51 to 54 are too few for a window of their own.
+    moved = synthetic.run(synthetic.line, (30, 40, 50, 74))
+    windows = trainer_log.rewards_by_window(moved, dict.fromkeys(range(1, 90), 0.5))
+    assert {end: len(window) for end, window in windows.items()} == {
+        **dict.fromkeys((10, 20, 30, 40, 50), 10),
+        64: 14,
+        74: 10,
+    }
+    assert set(trainer_log.reward_by_checkpoint(moved, dict.fromkeys(range(1, 90), 0.5))) == {30, 40, 50, 74}
+
+
+def test_the_runs_own_folder_is_not_taken_for_a_checkpoints(tmp_path: Path) -> None:
+    """A trainer writes its log there too, when it ends; the decisions lie beside the checkpoints all the same."""
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5)
+    for state in tmp_path.glob("checkpoint-*/trainer_state.json"):
+        state.replace(tmp_path / "trainer_state.json")
+    for state in tmp_path.glob("checkpoint-*/optimizer.pt"):
+        state.unlink()
+    traj = Trajectory.load(tmp_path)
+    assert trainer_log.folder(traj) == tmp_path / f"checkpoint-{traj.steps[-1]}"
+
+
+@pytest.mark.parametrize("e", [0.5, 0.95])
+def test_without_rewards_nobody_is_sure_that_a_rate_is_too_low(e: float) -> None:
+    """A ruined run glides on momentum as straight as that."""
+    seen = measured(e, recommended="factors", horizon=50, skill=0.9)
+    blind, sighted = (
+        decide(seen),
+        decide(dataclasses.replace(seen, reward=0.5, best=0.5, rise=0.0, first=0.4)),
+    )
+    assert blind.advice == sighted.advice
+    assert (blind.confidence, sighted.confidence) == ("low", "high")
+    assert "No rewards were found: a ruined run looks the same" in blind.answer
+    assert "No rewards were found" not in sighted.answer
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"log_history": 3}', b"\xff\xfe"])

@@ -69,6 +69,8 @@ WORDS: dict[Action, str] = {
     "lower_lr": "lower the learning rate",
 }
 """What each advice says about training, beside the leap that may be worth a test."""
+# Without rewards there is no gradient, and momentum alone leaves a path as straight as that of a rate far too low.
+_NO_REWARDS = "No rewards were found: a ruined run looks the same, so look at them first."
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,17 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
         f: measurements, from `features` or from a stored table.
         thresholds: where it turns.
     """
-    advice = _of_a_constant_rate(f, thresholds)
+    advice = _of_unknown_rewards(_of_a_constant_rate(f, thresholds), f)
     if f.auto:
         return _beside_auto(advice, f, thresholds)
     return _of_a_schedule(advice, f, thresholds) if f.steady is False else advice
+
+
+def _of_unknown_rewards(advice: Advice, f: AdviceFeatures) -> Advice:
+    """The advice, with little confidence where only rewards could tell a rate too low from one that ruined the run."""
+    if f.reward is not None or advice.advice not in ("leap", "raise_lr"):
+        return advice
+    return replace(advice, confidence="low", reasons=(*advice.reasons, _NO_REWARDS))
 
 
 def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:

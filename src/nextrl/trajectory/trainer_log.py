@@ -8,6 +8,7 @@ figure is unknown then, and the caller says what it assumed. `optimizer.pt` is a
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,30 @@ from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 REWARD_KEYS = ("reward", "rewards/mean")
+_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 
 def folder(traj: Trajectory) -> Path | None:
-    """The folder of the trajectory's last checkpoint, or None for factors in memory."""
+    """The folder of the trajectory's last checkpoint, or None for factors in memory.
+
+    A named adapter lies one level deeper (`checkpoint-N/policy/`), and what the trainer leaves does not: where it is
+    only there, the folder is the one above.
+    """
     last = traj.checkpoints[-1]
-    return last.file.path.parent if isinstance(last, AdapterCheckpoint) else None
+    if not isinstance(last, AdapterCheckpoint):
+        return None
+    own = last.file.path.parent
+    # A folder that several checkpoints lie in is the run's own, and no checkpoint.
+    shared = any(
+        isinstance(other, AdapterCheckpoint) and other.file.path.parent.parent == own.parent
+        for other in traj.checkpoints[:-1]
+    )
+    return own.parent if not shared and not _left(own) and _left(own.parent) else own
+
+
+def _left(place: Path) -> bool:
+    """Whether a trainer has left something here."""
+    return any((place / name).is_file() for name in (_STATE, _OPTIMIZER))
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -55,7 +74,7 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     if place is None:
         return {}
     try:
-        state = read_json(place / "trainer_state.json")
+        state = read_json(place / _STATE)
     except InputError:
         return {}
     history = state.get("log_history") if isinstance(state, dict) else None
@@ -77,22 +96,34 @@ def _of_training(entry: Mapping[str, Any]) -> bool:
 
 
 def rewards_by_window(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, list[float]]:
-    """The rewards logged between each checkpoint and the one before it; checkpoints without any are left out.
+    """The rewards logged in each window, by its last step; windows without any are left out.
+
+    A window lies between a checkpoint and the one before it. Where those are further apart than the run's spacing, as
+    where old ones were deleted, the stretch is cut into windows of that spacing, counted back from its end: the log
+    has every step, and the mean of a long stretch would be compared with those of short ones. A rest of less than half
+    a spacing belongs to the window after it.
 
     Where the run begins with a leap, what was earned before it is left out too.
     """
-    found, before = {}, traj.start or -1
-    for step in traj.steps:
-        window = [r for s, r in by_step.items() if before < s <= step]
-        if window:
-            found[step] = window
-        before = step
+    found: dict[int, list[float]] = {}
+    ends = [traj.start or -1, *traj.steps]
+    for step, reward in sorted(by_step.items()):
+        place = bisect.bisect_left(ends, step)
+        if 0 < place < len(ends):
+            found.setdefault(_window_end(step, ends[place - 1], ends[place], traj.spacing), []).append(reward)
     return found
 
 
+def _window_end(step: int, before: int, end: int, spacing: int) -> int:
+    """The last step of the window that a step after `before`, up to `end`, lies in."""
+    windows = max(1, round((end - max(before, 0)) / spacing))
+    return end - spacing * min((end - step) // spacing, windows - 1)
+
+
 def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict[int, float]:
-    """The mean of each of `rewards_by_window`."""
-    return {step: sum(window) / len(window) for step, window in rewards_by_window(traj, by_step).items()}
+    """The mean of each of `rewards_by_window` that ends at a checkpoint."""
+    windows = rewards_by_window(traj, by_step)
+    return {step: sum(windows[step]) / len(windows[step]) for step in traj.steps if step in windows}
 
 
 def adam_beta1(traj: Trajectory) -> float | None:
@@ -108,7 +139,7 @@ def _of_group(traj: Trajectory, key: str) -> object:
     if place is None:
         return None
     try:
-        state = read_pickle(place / "optimizer.pt", mmap=True)
+        state = read_pickle(place / _OPTIMIZER, mmap=True)
     except UNREADABLE:
         return None
     groups = state.get("param_groups") if isinstance(state, dict) else None
