@@ -204,3 +204,17 @@ def test_an_unreadable_folder(tmp_path):
     tmp_path.chmod(0)
     with pytest.raises(InputError, match="cannot be listed"):
         Trajectory.load(tmp_path)
+
+
+@pytest.mark.parametrize(("before", "asked"), [(0.0, False), (0.02, False), (1.0, True)])
+def test_a_run_that_began_from_an_adapter_is_asked_about_it(tmp_path, before, asked):
+    """GRPO on top of an SFT adapter: its configuration says that the run began at zero."""
+    write_run(tmp_path, steps=(10, 20, 30))
+    for step in (10, 20, 30):
+        edit_tensors(
+            tmp_path, lambda state: {key: t + before * (".lora_B." in key) for key, t in state.items()}, step
+        )
+    lines = [text for text in facts(tmp_path)["problems"] if "was the run begun from an adapter?" in text]
+    assert len(lines) == asked
+    assert all("checkpoint-10: lies" in text for text in lines)
+    assert Trajectory.load(tmp_path).steps == (10, 20, 30)

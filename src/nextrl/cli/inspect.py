@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,10 @@ from nextrl.checkpoints.adapter import weights_path
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.errors import InputError, one_line
+from nextrl.trajectory.lowrank import LowRank
+
+FAR = 5.0
+"""Times the way of the second window, step for step: what no warm-up or decay of the rate makes of the first one."""
 
 
 def inspect(
@@ -75,6 +81,8 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
             f"{checkpoints[0].settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
             "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
         )
+    elif values and found.start == 0 and (far := _far_start([c for c in checkpoints if c.step not in bad])):
+        problems.append(far)
     ranks = sorted({r for c in checkpoints for _, _, r in c.shapes.values()})
     dtypes = sorted({name for c in checkpoints for name in c.dtypes})
     return {
@@ -91,6 +99,29 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
         "shapes": _shapes(last),
         "carried": list(last.carried) if last else [],
     }
+
+
+def _far_start(checkpoints: Sequence[AdapterCheckpoint]) -> str:
+    """What to ask where a run seems to have begun from an adapter, of which its configuration says nothing; else "".
+
+    Such a run's first checkpoint holds all of that adapter's training, which methods would take for the run's own.
+    """
+    if len(checkpoints) < 2 or checkpoints[0].step == 0:
+        return ""
+    first, second = checkpoints[:2]
+    far = moved = 0.0
+    for module in first.modules:
+        (a, b), (a2, b2) = first.factors(module), second.factors(module)
+        start, scale = LowRank(b.double(), a.double().mT), first.scaling(module)
+        far += scale**2 * float(start.square)
+        moved += scale**2 * float((LowRank(b2.double(), a2.double().mT) - start).square)
+    ratio = math.sqrt(far / moved) * (second.step - first.step) / first.step if moved > 0 else 0.0
+    if ratio <= FAR:
+        return ""
+    return (
+        f"{first.folder}: lies {ratio:.0f} times as far from the base model, per step, as step {second.step} lies from "
+        "it: was the run begun from an adapter? Then add that as checkpoint-0, or deltas from the start are wrong"
+    )
 
 
 def _shapes(last: AdapterCheckpoint | None) -> list[dict[str, Any]]:
