@@ -16,6 +16,7 @@ from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
+from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
 
 _STEADY = 0.9
@@ -28,7 +29,8 @@ class AdviceFeatures:
 
     Attributes:
         step: the run's last step T.
-        windows: persistence at the end of the run, by window length.
+        windows: persistence at the end of the run, by window length; without those that are mostly the rounding of
+            factors stored in 16 bits.
         beta1: Adam's first momentum coefficient.
         beta1_known: whether it was read from the run's optimizer.pt.
         drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
@@ -105,7 +107,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
 
     Raises:
         InputError: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
-            unevenly spaced that no two windows can be compared, or a file of decisions that cannot be read.
+            unevenly spaced that no two windows can be compared, or so near each other that 16 bits do not tell them
+            apart, or a file of decisions that cannot be read.
     """
     known = known_steps(traj)
     if len(known) < 3:
@@ -121,6 +124,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
+    windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
     seen = AdviceFeatures(
         traj.steps[-1],
@@ -146,6 +150,27 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         fall_by_chance=rewards.fall_by_chance,
         rise_by_chance=rewards.rise_by_chance,
     )
+
+
+def _above_rounding(
+    traj: Trajectory, windows: tuple[PersistenceWindow, ...]
+) -> tuple[PersistenceWindow, ...]:
+    """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
+
+    Raises:
+        InputError: there are none.
+    """
+    shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
+    kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
+    if not kept:
+        # Some modules may be stored wider; those of 16 bits are the ones that round.
+        kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
+        narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
+        raise InputError(
+            f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
+            "often"
+        )
+    return kept
 
 
 def _drift_to_noise(traj: Trajectory) -> float:
