@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import synthetic_runs as synthetic
+from nextrl.cli.next_step import next_step
 from nextrl.engines import decision_log
 from nextrl.errors import InputError
 from nextrl.judge.advice import Thresholds, advise, decide
@@ -242,6 +243,21 @@ def test_broken_side_files_are_as_if_absent(saved: Trajectory, broken: bytes) ->
     seen = features(saved)
     assert seen.reward is None
     assert (seen.beta1, seen.beta1_known) == (0.9, False)
+
+
+@pytest.mark.parametrize(("until", "rate", "steady"), [(40, 1e-5, True), (120, 1e-4, False)])
+def test_after_a_resume_the_rate_is_that_of_the_windows_judged(
+    until: int, rate: float, steady: bool, tmp_path: Path
+) -> None:
+    """A factor is one of the rate that left these checkpoints, not of one that the run had before."""
+    rates = [{"step": t, "learning_rate": 1e-4 if t <= until else 1e-5} for t in range(1, 161)]
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5, logged_rates=rates, initial_lr=1e-4)
+    traj = Trajectory.load(tmp_path)
+    advice = advise(traj)
+    assert (advice.features.rate, advice.features.steady) == (rate, steady)
+    what = next_step(advice, tmp_path, traj).what
+    assert ("raised to 3e-5 or more (it was 1e-5)" in what) == steady
+    assert ("(it was 1e-4 at its highest)" in what) != steady
 
 
 def straight_on(per_step: float, dtype: torch.dtype) -> Trajectory:

@@ -41,7 +41,8 @@ class AdviceFeatures:
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
         first: mean reward of the first window.
-        rate: the highest learning rate of the run, None (like the next two) if none was logged.
+        rate: the learning rate of the steps that `windows` span where it was constant there, else the highest of the
+            run; None (like the next two) if none was logged.
         rate_now: the rate that was logged last.
         steady: whether the rate was constant, within a tenth, over the steps that `windows` span.
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
@@ -214,13 +215,19 @@ def _rewards(traj: Trajectory) -> RewardWindows | None:
 
 
 def _rates(traj: Trajectory, span: int) -> tuple[float | None, float | None, bool | None]:
-    """(highest rate, last one, whether those of the last `span` steps are the same within a tenth)."""
+    """(rate, last one, whether those of the last `span` steps are the same within a tenth).
+
+    The rate is the one that the last `span` steps had where they had one, as after a resume at another: theirs are the
+    windows that are judged. Else it is the highest of the run.
+    """
     logged, peak = trainer_log.learning_rates(traj), trainer_log.peak_learning_rate(traj)
     if not logged or peak is None:
         return peak, None, None
     lately = [rate for step, rate in logged.items() if step > traj.steps[-1] - span]
     seen = lately if len(lately) > 1 else [peak, *logged.values()]
-    return peak, list(logged.values())[-1], min(seen) >= _STEADY * max(seen)
+    steady = min(seen) >= _STEADY * max(seen)
+    # A rate of zero is none that a factor could raise.
+    return max(seen) if steady and max(seen) > 0 else peak, list(logged.values())[-1], steady
 
 
 def _auto(traj: Trajectory) -> str:
