@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import synthetic_runs as synthetic
+from nextrl.cli.next_step import next_step
 from nextrl.engines import decision_log
 from nextrl.errors import InputError
 from nextrl.judge.advice import Thresholds, advise, decide
@@ -241,6 +243,47 @@ def test_broken_side_files_are_as_if_absent(saved: Trajectory, broken: bytes) ->
     seen = features(saved)
     assert seen.reward is None
     assert (seen.beta1, seen.beta1_known) == (0.9, False)
+
+
+@pytest.mark.parametrize(("until", "rate", "steady"), [(40, 1e-5, True), (120, 1e-4, False)])
+def test_after_a_resume_the_rate_is_that_of_the_windows_judged(
+    until: int, rate: float, steady: bool, tmp_path: Path
+) -> None:
+    """A factor is one of the rate that left these checkpoints, not of one that the run had before."""
+    rates = [{"step": t, "learning_rate": 1e-4 if t <= until else 1e-5} for t in range(1, 161)]
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5, logged_rates=rates, initial_lr=1e-4)
+    traj = Trajectory.load(tmp_path)
+    advice = advise(traj)
+    assert (advice.features.rate, advice.features.steady) == (rate, steady)
+    what = next_step(advice, tmp_path, traj).what
+    assert ("raised to 3e-5 or more (it was 1e-5)" in what) == steady
+    assert ("(it was 1e-4 at its highest)" in what) != steady
+
+
+def straight_on(per_step: float, dtype: torch.dtype) -> Trajectory:
+    """A straight run that goes on from an adapter whose weights are far larger than its steps."""
+    g = torch.Generator().manual_seed(3)
+    a, b, drift = (torch.randn(size, generator=g) for size in ((4, 64), (64, 4), (64, 4)))
+    factors = [
+        {"w": ((a / 8).to(dtype), (0.03 * b + t * per_step * drift).to(dtype))} for t in range(0, 301, 10)
+    ]
+    return Trajectory.from_factors(range(0, 301, 10), factors)
+
+
+def test_what_rounding_hides_is_not_advised_on() -> None:
+    """Rounding turns back from checkpoint to checkpoint, so a rate far too low looked like one far too high."""
+    assert advise(straight_on(1e-6, torch.float32)).regime == "signal"
+    with pytest.raises(
+        InputError, match=r"^stored in bfloat16, whose rounding is .* times the last window: save in"
+    ):
+        advise(straight_on(1e-6, torch.bfloat16))
+
+
+def test_windows_that_rounding_spoils_are_left_out() -> None:
+    wide, narrow = (features(straight_on(2.5e-5, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    assert [w.steps for w in wide.windows] == [10, 20, 50]
+    assert [w.steps for w in narrow.windows] == [50]
+    assert narrow.excess == pytest.approx(1.0, abs=0.05)
 
 
 def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:

@@ -119,7 +119,7 @@ def _seen(advice: Advice, rate: float) -> str:
 
 
 def _rate(advice: Advice, factor: float) -> str:
-    """ " at a learning rate of ...", from the run's own where its trainer left it."""
+    """ " to 3e-5 or more (it was ...)", from the rate that was judged where the run's trainer left it."""
     rate = advice.features.rate
     bound = "more" if factor > 1 else "less"
     if rate is None:
@@ -128,7 +128,7 @@ def _rate(advice: Advice, factor: float) -> str:
 
 
 def _highest(advice: Advice) -> str:
-    """Which of the run's rates is meant, where there were several."""
+    """Which of the run's rates is meant, where there were several in the windows that were judged."""
     return " at its highest" if advice.features.steady is False else ""
 
 

@@ -16,6 +16,7 @@ from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
+from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
 
 _STEADY = 0.9
@@ -28,7 +29,8 @@ class AdviceFeatures:
 
     Attributes:
         step: the run's last step T.
-        windows: persistence at the end of the run, by window length.
+        windows: persistence at the end of the run, by window length; without those that are mostly the rounding of
+            factors stored in 16 bits.
         beta1: Adam's first momentum coefficient.
         beta1_known: whether it was read from the run's optimizer.pt.
         drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
@@ -39,7 +41,8 @@ class AdviceFeatures:
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
         first: mean reward of the first window.
-        rate: the highest learning rate of the run, None (like the next two) if none was logged.
+        rate: the learning rate of the steps that `windows` span where it was constant there, else the highest of the
+            run; None (like the next two) if none was logged.
         rate_now: the rate that was logged last.
         steady: whether the rate was constant, within a tenth, over the steps that `windows` span.
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
@@ -105,7 +108,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
 
     Raises:
         InputError: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
-            unevenly spaced that no two windows can be compared, or a file of decisions that cannot be read.
+            unevenly spaced that no two windows can be compared, or so near each other that 16 bits do not tell them
+            apart, or a file of decisions that cannot be read.
     """
     known = known_steps(traj)
     if len(known) < 3:
@@ -121,6 +125,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
+    windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
     seen = AdviceFeatures(
         traj.steps[-1],
@@ -146,6 +151,27 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         fall_by_chance=rewards.fall_by_chance,
         rise_by_chance=rewards.rise_by_chance,
     )
+
+
+def _above_rounding(
+    traj: Trajectory, windows: tuple[PersistenceWindow, ...]
+) -> tuple[PersistenceWindow, ...]:
+    """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
+
+    Raises:
+        InputError: there are none.
+    """
+    shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
+    kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
+    if not kept:
+        # Some modules may be stored wider; those of 16 bits are the ones that round.
+        kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
+        narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
+        raise InputError(
+            f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
+            "often"
+        )
+    return kept
 
 
 def _drift_to_noise(traj: Trajectory) -> float:
@@ -189,13 +215,19 @@ def _rewards(traj: Trajectory) -> RewardWindows | None:
 
 
 def _rates(traj: Trajectory, span: int) -> tuple[float | None, float | None, bool | None]:
-    """(highest rate, last one, whether those of the last `span` steps are the same within a tenth)."""
+    """(rate, last one, whether those of the last `span` steps are the same within a tenth).
+
+    The rate is the one that the last `span` steps had where they had one, as after a resume at another: theirs are the
+    windows that are judged. Else it is the highest of the run.
+    """
     logged, peak = trainer_log.learning_rates(traj), trainer_log.peak_learning_rate(traj)
     if not logged or peak is None:
         return peak, None, None
     lately = [rate for step, rate in logged.items() if step > traj.steps[-1] - span]
     seen = lately if len(lately) > 1 else [peak, *logged.values()]
-    return peak, list(logged.values())[-1], min(seen) >= _STEADY * max(seen)
+    steady = min(seen) >= _STEADY * max(seen)
+    # A rate of zero is none that a factor could raise.
+    return max(seen) if steady and max(seen) > 0 else peak, list(logged.values())[-1], steady
 
 
 def _auto(traj: Trajectory) -> str:

@@ -7,12 +7,15 @@ has the expected squared spectral scale s^2 (var_B m |A|_2^2 + var_A n |B|_2^2),
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 from torch import Tensor
 
 from nextrl.trajectory.trajectory import Trajectory
 
 _FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+_NARROW = {torch.bfloat16, torch.float16}
 WARN_ABOVE = 0.1
 
 
@@ -44,3 +47,18 @@ def noise_share(traj: Trajectory, module: str, sigma: float) -> float:
     if sigma == 0:
         return float("inf") if floor > 0 else 0.0
     return floor / sigma
+
+
+def window_noise(traj: Trajectory, since: int) -> float:
+    """Noise floor over sigma_1 of the delta from step `since` to the last one, the median over modules that moved.
+
+    0.0 where nothing is stored in 16 bits: the rounding of wider numbers is far below any window.
+    """
+    last, shares = traj.steps[-1], []
+    for module in traj.modules:
+        if not _NARROW.intersection(traj.dtypes(last, module)):
+            continue
+        sigma = float(traj.delta(module, since, last).singular_values()[0])
+        if sigma > 0:
+            shares.append(noise_share(traj, module, sigma))
+    return statistics.median(shares) if shares else 0.0
