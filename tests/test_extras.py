@@ -80,7 +80,7 @@ FEATURES = {
     "the demo's controls": ("rivals", "demo --out {out} --quick"),
     "a rate-free optimizer": (
         "rivals",
-        "run {root}/examples/tiny.yaml output_dir={out} train.optimizer=mechanic",
+        "run {root}/examples/tiny.yaml output_dir={out} train.optimizer=mechanic leap.method=none",
     ),
     "reasoning-gym": ("tasks", "eval tiny --task reasoning_gym:gcd"),
     "math-verify": ("tasks", "eval tiny --task {file}:math"),

@@ -170,7 +170,7 @@ def test_the_published_network_for_sizes_may_say_the_same_of_every_matrix() -> N
 
 def test_paper_form_exposes_its_alphas_and_sizes() -> None:
     method = get("next-paper")
-    assert method.alphas == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+    assert method.tags.alphas == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
     assert (method.width, method.epochs, method.learning_rate) == (256, 1000, 2e-5)
 
 

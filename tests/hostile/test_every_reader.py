@@ -49,6 +49,7 @@ EXCEPTIONS = {
     ): "what it has just written, folders for fsync, and a digest after `regular_file`",
     ("checkpoints/atomic.py", "json.loads"): "of the text that json.dumps has just made",
     ("tasks/bases/folder.py", "safe_open"): "headers, after `regular_file`; tasks may not import checkpoints",
+    ("runs/inputs.py", "open"): "the ends of a model's files, after `regular_file`",
     ("tasks/python_file.py", "open"): "writes the log of a user's traceback",
     ("engines/decision_log.py", "open"): "appends a line",
     ("engines/verl/process.py", "open"): "appends what verl prints, and reads the end of that for a message",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from nextrl import extrapolators
 from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
+from nextrl.extrapolators.base import tags_by_name
 from nextrl.runs.demo import Plan, claim, plan, run
 from nextrl.runs.loop import ArmSettings, LeapSettings
 from nextrl.runs.rate_rule import rate_of
@@ -61,7 +61,7 @@ def test_the_published_rule_is_a_control_that_no_sweep_pays_for(quick: bool) -> 
 
 def test_next_as_published_keeps_the_paper_s_alphas_and_its_rivals_get_the_wide_range() -> None:
     tried = {arm.name: arm.leap.alphas for arm in plan(0, False).arms if arm.leap}
-    assert tried.pop("next-paper") == PAPER_ALPHAS == extrapolators.get("next-paper").alphas
+    assert tried.pop("next-paper") == PAPER_ALPHAS == tags_by_name("next-paper").alphas
     assert set(tried.values()) == {WIDE_ALPHAS}
 
 

@@ -100,7 +100,8 @@ class RunRate:
         """
         if not _lowered(share):
             return 1.0
-        rises = self._run.rises(self._run.max_steps - step - 1)
+        # A run of one step may be the first of a warm-up, too.
+        rises = self._run.rises(max(int(step == 0), self._run.max_steps - step - 1))
         return 1.0 if (step == 0 if rises is None else rises) else share
 
     def state(self) -> dict[str, Any]:

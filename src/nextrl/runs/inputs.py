@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.atomic import sha256, write_json
 from nextrl.errors import InputError
-from nextrl.files import read_json
+from nextrl.files import read_json, regular_file
 from nextrl.tasks.base import Split, Task
 
 INPUTS = "inputs.json"
@@ -26,7 +26,7 @@ def digests(task: Task, task_name: str, model_name: str) -> dict[str, str]:
     """Name of a part -> its SHA-256: the task's examples, its file, and the model's files, where these are local."""
     found = {"the task's examples": _digest(_rows(task))}
     if (file := Path(task_name.partition("?")[0]).expanduser()).is_file():
-        found["the task's file"] = _digest([file.read_bytes()])
+        found["the task's file"] = sha256(file)
     if (folder := Path(model_name).expanduser()).is_dir():
         found["the model's files"] = _digest(_model(folder))
     return found
@@ -70,7 +70,7 @@ def _model(folder: Path) -> Iterator[bytes]:
     for pattern in _MODEL_FILES:
         for path in sorted(folder.glob(pattern)):
             yield path.name.encode()
-            with path.open("rb") as file:
+            with regular_file(path).open("rb") as file:
                 size = file.seek(0, 2)
                 yield str(size).encode()
                 for start in {0, max(0, size - _ENDS)}:
@@ -78,7 +78,7 @@ def _model(folder: Path) -> Iterator[bytes]:
                     yield file.read(_ENDS)
 
 
-def _digest(parts: Iterator[bytes] | list[bytes]) -> str:
+def _digest(parts: Iterator[bytes]) -> str:
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "big"))
