@@ -37,15 +37,15 @@ def belongs(known: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> b
     Weights that were widened when they were loaded (PEFT makes a half-precision adapter float32) are compared in the
     dtype they were saved in; those that were narrowed have lost what would tell.
     """
-    comparable = {
-        name: tensor.detach().to(dtype)
-        for name, tensor in tensors.items()
-        if known and name in known
-        for dtype in (getattr(torch, str(known[name][0]).removeprefix("torch."), None),)
-        if isinstance(dtype, torch.dtype) and torch.promote_types(tensor.dtype, dtype) == tensor.dtype
+    if not known:
+        return True
+    stored: dict[str, Any] = {
+        name: getattr(torch, str(known[name][0]).removeprefix("torch."), None) for name in known
     }
-    return (
-        all(one == int(known[name][1]) for name, (_, one) in fingerprint(comparable).items())
-        if known
-        else True
-    )
+    comparable = {
+        name: tensor.detach().to(stored[name])
+        for name, tensor in tensors.items()
+        if isinstance(stored.get(name), torch.dtype)
+        and torch.promote_types(tensor.dtype, stored[name]) == tensor.dtype
+    }
+    return all(one == int(known[name][1]) for name, (_, one) in fingerprint(comparable).items())

@@ -55,9 +55,8 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
         raise
     except Exception as error:
         # Whatever transformers, and tokenizers (Rust, which raises plain `Exception`), make of files of no use to them.
-        line = first_line(error)
         raise InputError(
-            f"{folder}: transformers cannot load a model and its tokenizer there ({line})"
+            f"{folder}: transformers cannot load a model and its tokenizer there ({first_line(error)})"
         ) from error
     if missing := sorted(report["missing_keys"]):
         # transformers draws them at random, with a warning at most.
