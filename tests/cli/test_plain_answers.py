@@ -13,7 +13,7 @@ import pytest
 from lora_runs import write_run
 from nextrl import cli
 from nextrl.checkpoints.atomic import write_json
-from nextrl.runs.result import RESULT
+from nextrl.runs.layout import RESULT
 from synthetic_result import synthetic_result
 
 Call = Callable[..., tuple[int, str, str]]

@@ -18,7 +18,8 @@ from peft import PeftModel
 
 from nextrl import cli
 from nextrl.runs import run as job
-from nextrl.runs.run import CONFIG, Outcome
+from nextrl.runs.layout import CONFIG
+from nextrl.runs.run import Outcome
 from nextrl.tasks.bases import tiny
 
 SMALL: dict[str, Any] = {

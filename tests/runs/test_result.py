@@ -19,9 +19,10 @@ from nextrl.errors import InputError
 from nextrl.judge.advice import advise
 from nextrl.judge.regime import MEANING, regime_of
 from nextrl.leaps.leap import leap
+from nextrl.runs.layout import RESULT
 from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings
 from nextrl.runs.report import render
-from nextrl.runs.result import FORMAT, RESULT, Result, parse_result, read_result, write_result
+from nextrl.runs.result import FORMAT, Result, parse_result, read_result, write_result
 from nextrl.runs.summary import summarise, summarise_run, trajectory_figures
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory

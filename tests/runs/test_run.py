@@ -21,8 +21,9 @@ from nextrl.engines.folder_lock import LOCK
 from nextrl.errors import InputError
 from nextrl.runs import run as module
 from nextrl.runs.config import RunConfig
+from nextrl.runs.layout import CONFIG
 from nextrl.runs.resume import MARKER, last_checkpoint, sealed
-from nextrl.runs.run import CONFIG, Outcome, run
+from nextrl.runs.run import Outcome, run
 from nextrl.runs.stop import StopSignal
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases import tiny

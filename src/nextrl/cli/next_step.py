@@ -15,11 +15,10 @@ from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.judge.advice import Advice
 from nextrl.runs import config_file
-from nextrl.runs.result import RESULT
+from nextrl.runs.layout import CONFIG, RESULT
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 
-CONFIG = "config.yaml"
 _TASK = "TASK"
 _WHAT_TASK = " (TASK: what the run was trained on, a name or a file, docs/tasks.md)"
 

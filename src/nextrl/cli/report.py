@@ -10,8 +10,9 @@ import typer
 from nextrl.cli import values
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError
+from nextrl.runs.layout import RESULT
 from nextrl.runs.report import write_report
-from nextrl.runs.result import RESULT, read_result
+from nextrl.runs.result import read_result
 
 
 def report(

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_weights import State
@@ -118,7 +119,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
 def write_pending(output_dir: Path, step: int, memory: Memory, rest: dict[str, Any]) -> None:
     """Save what belongs into `checkpoint-<step>` before the trainer writes that folder."""
     forget_pending(output_dir)
-    write(output_dir / PENDING / f"checkpoint-{step}", memory, rest)
+    write(trainer_checkpoint(output_dir / PENDING, step), memory, rest)
 
 
 def deliver_pending(folder: Path) -> bool:

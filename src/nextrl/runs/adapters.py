@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.atomic import replacing_folder, write_bytes, write_json
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.leaps.model_card import base_name, card_text
@@ -45,7 +46,7 @@ class NamesItsBase(TrainerCallback):
     ) -> None:
         """The checkpoint was written just before."""
         if args.should_save:
-            name_base(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._name)
+            name_base(trainer_checkpoint(Path(args.output_dir), state.global_step), self._name)
 
 
 def write_final(model: Any, tokenizer: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:

@@ -19,6 +19,7 @@ from nextrl.files import read_json
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
+from nextrl.runs.layout import RECORD
 
 Kind = Literal["plain", "control", "leap", "auto"]
 Progress = Callable[[str, int], None]
@@ -173,7 +174,7 @@ def read_record(folder: Path) -> ArmRecord:
     Raises:
         InputError: the file is missing or damaged.
     """
-    file = folder / "record.json"
+    file = folder / RECORD
     try:
         return ArmRecord.model_validate(read_json(file))
     except ValidationError as error:

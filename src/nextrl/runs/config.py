@@ -32,6 +32,7 @@ from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.nested import dotted
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.runs.config_sections import ControllerSection, EvalSection, LeapSection
+from nextrl.runs.layout import FINAL, TRAJECTORY
 from nextrl.runs.rate_rule import RULE, rate_of
 from nextrl.scalars import MAX_SEED
 from nextrl.tasks import base
@@ -318,8 +319,8 @@ class RunConfig(BaseModel):
             "checkpoints": [*range(train.save_every, train.steps, train.save_every), train.steps],
             "evaluations": [0, *arm.eval_at],
             "leap": leap,
-            "trajectory": str(self.output_dir / "trajectory"),
-            "final": str(self.output_dir / "final"),
+            "trajectory": str(self.output_dir / TRAJECTORY),
+            "final": str(self.output_dir / FINAL),
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
 from nextrl.runs.demo_plan import Plan, plan
+from nextrl.runs.layout import ARMS, DEMO, RESULT
 from nextrl.runs.loop import one_thread, run_arm, temperature_control
-from nextrl.runs.result import RESULT, Result, write_result
+from nextrl.runs.result import Result, write_result
 from nextrl.runs.summary import summarise
 
 __all__ = ["Plan", "Watcher", "claim", "plan", "run"]
@@ -39,7 +40,7 @@ def claim(out: Path, what: Plan) -> None:
     Raises:
         InputError: it is a file, cannot be written, holds something else or another demo, or the disk is full.
     """
-    marker = out / "demo.json"
+    marker = out / DEMO
     fingerprint = settings_hash(what.arms)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder with --out")
@@ -94,7 +95,7 @@ def _report(name: str, step: int) -> None:
 
 
 def _work(arm: ArmSettings, out: Path) -> ArmRecord:
-    folder, plain = out / "arms" / arm.name, out / "arms" / "plain"
+    folder, plain = out / ARMS / arm.name, out / ARMS / "plain"
     if arm.name == "temperature":
         return temperature_control(arm, folder, plain)
     return run_arm(arm, folder, plain, _report)
@@ -124,7 +125,7 @@ def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> Result:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     ordered = {arm.name: records[arm.name] for arm in what.arms}
-    result = summarise(ordered, what.arms, out / "arms" / "plain", leap_at=what.leap_at, sweep=what.sweep)
+    result = summarise(ordered, what.arms, out / ARMS / "plain", leap_at=what.leap_at, sweep=what.sweep)
     write_result(out / RESULT, result)
     return result
 

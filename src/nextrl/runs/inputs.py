@@ -14,9 +14,9 @@ from pathlib import Path
 from nextrl.checkpoints.atomic import sha256, write_json
 from nextrl.errors import InputError
 from nextrl.files import read_json, regular_file
+from nextrl.runs.layout import INPUTS
 from nextrl.tasks.base import Split, Task
 
-INPUTS = "inputs.json"
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _ENDS = 2**20  # bytes at either end of a file of weights: a 7B has too many to be read at each start
 _MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import TrainerState
 
 from nextrl.checkpoints.atomic import write_bytes
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.engines.history import DiskHistory
 from nextrl.engines.policies import AtSteps, Auto
 from nextrl.engines.ranks import launched
@@ -31,8 +32,9 @@ from nextrl.judge.decision import DecisionRecord
 from nextrl.leaps.leap import leap
 from nextrl.runs.adapters import NamesItsBase, write_final
 from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
+from nextrl.runs.layout import FINAL, LEAPS, RECORD, STOPPED, TRAJECTORY
 from nextrl.runs.meter import Meter, evaluation_weights
-from nextrl.runs.resume import STOPPED, Checkpoint, Resumable
+from nextrl.runs.resume import Checkpoint, Resumable
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
@@ -89,11 +91,11 @@ def _start(arm: ArmSettings, plain: Path, folder: Path) -> _Start:
     base_model, tokenizer = bases.load(arm.model, arm.task)
     if not arm.merge:
         return _Start(_adapted(arm, base_model, arm.train.seed), tokenizer)
-    adapter = plain / f"checkpoint-{arm.start}"
+    adapter = trainer_checkpoint(plain, arm.start)
     decisions: tuple[DecisionRecord, ...] = ()
     seconds = 0.0
     if arm.leap:
-        adapter = folder / "leaps" / f"leap-{arm.start}"
+        adapter = folder / LEAPS / f"leap-{arm.start}"
         decision, seconds = _leap_to_merge(arm, arm.leap, plain, adapter)
         decisions = (decision,)
     model = PeftModel.from_pretrained(base_model, str(adapter), torch_device="cpu").merge_and_unload()
@@ -133,7 +135,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
         folder: the arm's own folder.
         plain: the folder of the plain arm, whose checkpoints an arm with `start` goes on from.
     """
-    done = folder / "record.json"
+    done = folder / RECORD
     if done.is_file():
         return read_record(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
     )
     if leaper:
         meter.costs = lambda: leaper.costs
-    resume = str(plain / f"checkpoint-{arm.start}") if arm.start and not arm.merge else None
+    resume = str(trainer_checkpoint(plain, arm.start)) if arm.start and not arm.merge else None
     trainer.train(resume_from_checkpoint=resume)
     _update(record, leaper, trainer.state)
     if arm.merge:
@@ -184,7 +186,7 @@ def train(
     base_model, tokenizer = loaded
     meter = Meter(arm, tokenizer, record)
     meter.progress = progress or meter.progress
-    leaper = _leaper(arm, run.out / "trajectory", run.out, on_leap=meter.evaluate)
+    leaper = _leaper(arm, run.out / TRAJECTORY, run.out, on_leap=meter.evaluate)
     if leaper:
         meter.costs = lambda: leaper.costs
 
@@ -194,7 +196,7 @@ def train(
 
     def keep(model: Any, optimizer: Any) -> None:
         with evaluation_weights(optimizer):
-            write_final(model, tokenizer, run.out / "final", arm, record)
+            write_final(model, tokenizer, run.out / FINAL, arm, record)
 
     resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
     trainer = build_trainer(
@@ -202,7 +204,7 @@ def train(
         tokenizer,
         base.get(arm.task),
         arm.train,
-        run.out / "trajectory",
+        run.out / TRAJECTORY,
         callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), PromptOrder(), resumable],
         report_to=run.report_to,
         log_dir=run.out / "logs",
@@ -229,7 +231,7 @@ def _leaper(
     if arm.leap is None:
         return None
     validation = as_dataset(base.get(arm.task).examples("validation")) if arm.leap.search else None
-    policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / "leaps", writes=launched().leader))
+    policy = _policy(arm, arm.leap, DiskHistory(checkpoints, out / LEAPS, writes=launched().leader))
     if arm.leap.accept == "argmax":
         return LeapCallback(
             policy=policy,
@@ -277,11 +279,13 @@ def temperature_control(
 
     What sharpening alone would give, with no training at all; charged for the validation completions.
     """
-    done = folder / "record.json"
+    done = folder / RECORD
     if done.is_file():
         return read_record(folder)
     base_model, tokenizer = bases.load(arm.model, arm.task)
-    model = PeftModel.from_pretrained(base_model, str(plain / f"checkpoint-{arm.start}"), torch_device="cpu")
+    model = PeftModel.from_pretrained(
+        base_model, str(trainer_checkpoint(plain, arm.start)), torch_device="cpu"
+    )
     model, task = placed(model), base.get(arm.task)
     validation = task.examples("validation")[:128]
     began = time.perf_counter()

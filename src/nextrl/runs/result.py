@@ -32,8 +32,8 @@ from pydantic import (
 from nextrl.checkpoints.atomic import write_json
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, read_json
+from nextrl.runs.layout import CONFIG, DEMO, TRAJECTORY
 
-RESULT = "result.json"
 FORMAT = 2
 """Version of the files written now.
 
@@ -331,7 +331,7 @@ def read_result(path: Path) -> Result:
 def _why_no_result(folder: Path) -> str:
     """Whether a run of ours has not finished there, or there was none."""
     # What they leave first; other trainers have a config.yaml, too, and no such folder beside it.
-    run, demo = (folder / "config.yaml").is_file() and (folder / "trajectory").is_dir(), folder / "demo.json"
+    run, demo = (folder / CONFIG).is_file() and (folder / TRAJECTORY).is_dir(), folder / DEMO
     if run or demo.is_file():
         return ": its run has not finished; run the same command again"
     return (

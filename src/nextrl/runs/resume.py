@@ -19,14 +19,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import sealed, sha256, write_json, writing
-from nextrl.checkpoints.layouts.listing import trainer_checkpoints
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint, trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.errors import InputError
 from nextrl.files import read_json, whole
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
-STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Resumable(TrainerCallback):
         if state.global_step == args.max_steps:
             self._before_last(kwargs["model"], kwargs["optimizer"])
         self._update(state)
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = trainer_checkpoint(Path(args.output_dir), state.global_step)
         files = {
             file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(folder.rglob("*"))

@@ -32,18 +32,16 @@ from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
+from nextrl.runs.layout import CONFIG, FINAL, LEAPS, REPORT, RESULT, STOPPED, TRAJECTORY
 from nextrl.runs.loop import RunFolder, train
-from nextrl.runs.report import NAME as REPORT
 from nextrl.runs.report import write_report
-from nextrl.runs.result import RESULT, Result, read_result, write_result
-from nextrl.runs.resume import STOPPED, Checkpoint, last_checkpoint
+from nextrl.runs.result import Result, read_result, write_result
+from nextrl.runs.resume import Checkpoint, last_checkpoint
 from nextrl.runs.summary import summarise_run
 from nextrl.tasks import base, bases
 from nextrl.tasks.base import Split
 from nextrl.tasks.evaluate import check_context
 from nextrl.trajectory.trajectory import Trajectory
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
     for name in (RESULT, REPORT):
         if (out / name).exists():
             regular_file(out / name)
-    for name in ("trajectory", "final", "leaps", STOPPED):
+    for name in (TRAJECTORY, FINAL, LEAPS, STOPPED):
         if (out / name).exists() and not (out / name).is_dir():
             raise InputError(f"{out / name}: is not the folder that a run has there; remove it")
     return True
@@ -235,13 +233,13 @@ def _claimed(out: Path, config: RunConfig) -> Iterator[None]:
 
 def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | None:
     out, k, last = config.output_dir, config.train.save_every, config.train.steps
-    for name in (CONFIG, RESULT, REPORT, f"trajectory/{DECISIONS}"):
+    for name in (CONFIG, RESULT, REPORT, f"{TRAJECTORY}/{DECISIONS}"):
         half = out / name
         for temporary in half.parent.glob(
             f".{half.name}.*"
         ):  # of a killed process: `atomic` writes there first
             temporary.unlink()
-    found = last_checkpoint(out / "trajectory", out / STOPPED, lambda s: s % k == 0 or s == last, say)
+    found = last_checkpoint(out / TRAJECTORY, out / STOPPED, lambda s: s % k == 0 or s == last, say)
     if found and found.step < last and config.train.optimizer == "mechanic":
         raise InputError(
             f"{out}: a run with train.optimizer: mechanic cannot be gone on with (mechanic-pytorch loses its state "
@@ -249,7 +247,7 @@ def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | N
         )
     if found:
         say(f"going on from step {found.step} of {last}")
-    elif (out / "trajectory").is_dir():
+    elif (out / TRAJECTORY).is_dir():
         say("no whole checkpoint was left: starting again from step 0")
     return found
 
@@ -271,7 +269,7 @@ def _train(
 
 def _finish(config: RunConfig, record: ArmRecord) -> Result:
     out = config.output_dir
-    traj = None if config.lora is None else Trajectory.load(out / "trajectory")
+    traj = None if config.lora is None else Trajectory.load(out / TRAJECTORY)
     result = summarise_run(record, config.arm(), config.as_dict(), traj)
     write_result(out / RESULT, result)
     write_report(result, out)

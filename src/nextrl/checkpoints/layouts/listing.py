@@ -64,6 +64,11 @@ def _once(found: list[Numbered], problems: list[Problem]) -> list[Numbered]:
     return list(by_step.values())
 
 
+def trainer_checkpoint(run: Path, step: int) -> Path:
+    """Where a Trainer that writes to `run` puts its checkpoint of `step`; whether it is there is not asked."""
+    return run / f"checkpoint-{step}"
+
+
 def trainer_checkpoints(run: Path) -> list[Numbered]:
     """The `checkpoint-N` folders of `run` by step; none where `run` is not there (yet).
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.errors import InputError
 
 
@@ -43,7 +44,7 @@ def resumed_from(output_dir: Path, step: int) -> Path:
         found = frame.f_locals.get("resume_from_checkpoint")
         if isinstance(found, str | Path):
             return Path(found)
-    return output_dir / f"checkpoint-{step}"
+    return trainer_checkpoint(output_dir, step)
 
 
 def _frames() -> Iterator[FrameType]:

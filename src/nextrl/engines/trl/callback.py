@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.engines import decision_log, memory
 from nextrl.engines.all_weights import trained_in
 from nextrl.engines.candidate_scores import Row
@@ -244,7 +245,7 @@ class LeapCallback(TrainerCallback):
 
     def deliver(self, args: TrainingArguments, state: TrainerState) -> None:
         """Put the memory into the checkpoint that the trainer has just written."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = trainer_checkpoint(Path(args.output_dir), state.global_step)
         if args.should_save and folder.is_dir():
             # Another callback may have asked for a checkpoint after this one was asked whether there is one.
             if not memory.deliver_pending(folder):

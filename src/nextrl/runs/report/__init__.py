@@ -21,6 +21,7 @@ from nextrl.judge.advice import WORDS
 from nextrl.judge.regime import MEANING, OSCILLATES, SIGNAL
 from nextrl.nested import dotted
 from nextrl.palette import css
+from nextrl.runs.layout import REPORT
 from nextrl.runs.report import rows
 from nextrl.runs.report.arms import base_greedy, read_arms, written
 from nextrl.runs.report.charts import chart_data, embed
@@ -29,7 +30,6 @@ from nextrl.version import VERSION
 
 __all__ = ["render", "write_report"]
 
-NAME = "report.html"
 _NO_VERDICT = "This result carries no verdict; the figures below are all it says."
 
 
@@ -48,7 +48,7 @@ def write_report(result: Result, out_dir: Path) -> Path:
     Raises:
         InputError: the page cannot be written.
     """
-    target = Path(out_dir) / NAME
+    target = Path(out_dir) / REPORT
     write_bytes(target, render(result).encode("utf-8"))
     return target
 
