@@ -122,29 +122,9 @@ def leap(
     params = params_of(method, param)
     searches = alpha == "auto"
     fixed = None if alpha is None or searches else _number(alpha)
-    if searches and task is None:
-        raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
-    if not searches:
-        values.refuse_given(
-            "of a search (--alpha auto)", {"prompts": prompts, "level": level, "device": device}
-        )
-    if push_to_hub is None:
-        values.refuse_given("of --push-to-hub", {"private": private})
-    # Before anything is computed or written.
-    if searches:
-        require("peft", "trl", "--alpha auto")
-    if push_to_hub is not None:
-        require("huggingface_hub", "trl", "--push-to-hub")
-        check_push(push_to_hub)
-    try:
-        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
-    except InputError as error:
-        if not (run.is_dir() and dense.find(run)):
-            raise
-        raise InputError(
-            f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
-            "(analyze --base MODEL reads full weights)"
-        ) from error
+    _check_search(searches, task, {"prompts": prompts, "level": level, "device": device})
+    _check_hub(push_to_hub, private)
+    traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at)
     base = values.place(base) or _named_base(traj)
     if kind is As.merged and not base:
         raise InputError("--as merged needs --base: the adapter does not name its base model")
@@ -174,18 +154,44 @@ def leap(
     elif not staying:
         result.save_adapter(out, rank, task or task_of(run))
     sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
+    written = None if staying else out
     if as_json:
-        facts = _facts(result, None if staying else out, choice)
-        emit_json(facts | {"pushed_to": sent, "reason": reason or None})
+        emit_json(_facts(result, written, choice) | {"pushed_to": sent, "reason": reason or None})
+    else:
+        _say(result, written, choice, reason, rank, sent)
+
+
+def _check_search(searches: bool, task: str | None, of_a_search: dict[str, Any]) -> None:
+    """What `--alpha auto` needs, and nothing else reads, before anything is computed or written."""
+    if not searches:
+        values.refuse_given("of a search (--alpha auto)", of_a_search)
         return
-    if reason:
-        console.print(reason, highlight=False)
-    if choice is not None:
-        _say_choice(result, choice)
-    if not staying:
-        _report(result, rank, out)
-    if sent is not None:
-        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+    if task is None:
+        raise InputError("--alpha auto needs --task NAME: what candidates are scored on")
+    require("peft", "trl", "--alpha auto")
+
+
+def _check_hub(push_to_hub: str | None, private: bool) -> None:
+    """What `--push-to-hub` needs, before anything is computed or written."""
+    if push_to_hub is None:
+        values.refuse_given("of --push-to-hub", {"private": private})
+        return
+    require("huggingface_hub", "trl", "--push-to-hub")
+    check_push(push_to_hub)
+
+
+def _load_adapters(
+    run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool, at: int | None
+) -> Trajectory:
+    try:
+        return load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
+    except InputError as error:
+        if not (run.is_dir() and dense.find(run)):
+            raise
+        raise InputError(
+            f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
+            "(analyze --base MODEL reads full weights)"
+        ) from error
 
 
 def _facts(result: Leap, out: Path | None, choice: AlphaChoice | None) -> dict[str, Any]:
@@ -202,6 +208,25 @@ def _facts(result: Leap, out: Path | None, choice: AlphaChoice | None) -> dict[s
         "skipped": list(result.traj.skipped),
     }
     return facts if choice is None else facts | {"search": asdict(choice)}
+
+
+def _say(
+    result: Leap,
+    out: Path | None,
+    choice: AlphaChoice | None,
+    reason: str,
+    rank: int | None,
+    sent: str | None,
+) -> None:
+    """What was written and why, for a reader; `out` is None where nothing was written."""
+    if reason:
+        console.print(reason, highlight=False)
+    if choice is not None:
+        _say_choice(result, choice)
+    if out is not None:
+        _report(result, rank, out)
+    if sent is not None:
+        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
 
 
 def _say_choice(result: Leap, choice: AlphaChoice) -> None:
