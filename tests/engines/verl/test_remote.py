@@ -477,6 +477,7 @@ def test_a_run_resumed_under_another_policy_begins_where_it_was_resumed(tmp_path
         first.take(begun, 1)
         state.save(folder / "global_step_1", first.run, begun)
         second = Training(folder / "second", 20, 1e-4)
+        second.actor.load_state_dict(first.actor.state_dict())
         second.step_number = 1
         resumed = second.session(after)
         assert state.load(folder / "global_step_1", second.run, resumed, 1)
@@ -556,6 +557,7 @@ def test_a_warm_up_that_begins_anew_leads_to_the_rate_that_was_found(tmp_path):
     rate = first.run.rate
     state.save(tmp_path / "global_step", first.run, begun)
     second = Training(tmp_path / "second", 100, 1e-6, warm_up=4)
+    second.actor.load_state_dict(first.actor.state_dict())
     second.step_number = 12
     assert state.load(
         tmp_path / "global_step", second.run, second.session(Auto(ControllerConfig(every=3))), 12
@@ -563,6 +565,40 @@ def test_a_warm_up_that_begins_anew_leads_to_the_rate_that_was_found(tmp_path):
     assert second.run.rate == pytest.approx(rate / 4, rel=1e-9)
     second.scheduler.step()
     assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2, rel=1e-9)
+
+
+def test_a_state_that_was_written_beside_other_weights_is_left_alone(tmp_path, caplog):
+    """A run without nextrl wrote `global_step_12/actor` anew (`trainer.resume_mode=disable`) and left `nextrl/`."""
+    first = Training(tmp_path / "first", 100, 1e-6)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    state.save(tmp_path / "global_step", first.run, begun)
+    path = tmp_path / "global_step" / "nextrl" / "state.json"
+
+    def resumed(change):
+        second = Training(tmp_path / "second", 100, 1e-6)
+        second.actor.load_state_dict(first.actor.state_dict())
+        change(second)
+        second.step_number = 12
+        session = second.session(Auto(ControllerConfig(every=3)))
+        return state.load(tmp_path / "global_step", second.run, session, 12), second, session
+
+    def other_weights(second):
+        with torch.no_grad():
+            second.actor.layer.lora_B.weight += 1e-7
+
+    taken, _, _ = resumed(lambda second: None)
+    assert taken
+    caplog.clear()
+    taken, second, session = resumed(other_weights)
+    assert not taken
+    assert (second.run.rate, session.memory.factor, session.decisions) == (1e-6, 1.0, [])
+    assert "written beside other weights than those that were loaded" in caplog.text
+    # A state of an earlier version does not know.
+    values = json.loads(path.read_text())
+    del values["weights"]
+    path.write_text(json.dumps(values))
+    assert resumed(other_weights)[0]
 
 
 def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):

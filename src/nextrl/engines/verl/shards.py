@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nextrl.checkpoints.atomic import write_tensors
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines import sharded
+from nextrl.engines.fingerprint import Fingerprint, fingerprint
 from nextrl.engines.live_weights import all_finite, shrinking_parts
 from nextrl.engines.optimizer_state import copied, joined, put_back, split, took_gradient
 from nextrl.engines.optimizers import check_optimizer
@@ -219,6 +220,10 @@ class Shards:
         one, two, three, four = (self._copies[key] for key in (start, stop, other_start, other_stop))
         ways = ((two[n].double() - one[n].double(), four[n].double() - three[n].double()) for n in one)
         return sum(float((way * other).sum()) for way, other in ways)
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells this process's part of the weights, as it is now, from other weights of the same names."""
+        return fingerprint({name: sharded.local(p) for name, p in self._trained().items()})
 
     def save(self, path: str, copies: Mapping[str, int], moments: Mapping[str, int]) -> None:
         """Write copies into one file.

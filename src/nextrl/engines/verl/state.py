@@ -1,7 +1,8 @@
 """What a verl run with leaps remembers, in verl's own checkpoint: `global_step_N/nextrl/`.
 
 shards-world_W-rank_R.safetensors   each process's shards of the adapter where the window began, and of the moments
-state.json                          the rest; written last, so that a folder has either a whole state or none
+state.json                          the rest, what tells the weights beside it from others among it; written last, so
+                                    that a folder has either a whole state or none
 
 verl writes its tracker file (`latest_checkpointed_iteration.txt`) after everything else, and this is written before
 verl begins: a checkpoint that the tracker names has a whole state.
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
+from nextrl.engines.fingerprint import Fingerprint
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
@@ -51,6 +53,7 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
         "moments": bool(kept.moments),
         "origin": None if kept.origin is None else kept.origin.step,
         "base_rate": run.base_rate,
+        "weights": run.workers.ask("fingerprint"),
         **session.state(),
     }
     write_json(folder / JSON, values)
@@ -71,7 +74,7 @@ def prune(run_folder: Path, saved: int) -> None:
 
 
 def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
-    """Take up the state in `global_step_N`; False where it has none.
+    """Take up the state in `global_step_N`; False where it has none, or one that belongs to other weights.
 
     Raises:
         InputError: it is damaged, of another version, or of other shards; or see `Session.begins_late`.
@@ -90,12 +93,26 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
             f"; {len(session.decisions)} decisions up to it are kept" if session.decisions else "",
         )
         return False
-    start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
+    now = run.workers.ask("fingerprint")
     with _whole(path):
         if values["version"] != VERSION:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
             )
+        foreign = not _belongs(values.get("weights"), now)
+    if foreign:
+        session.begins_late(step)
+        say(
+            log,
+            "%s holds the state of another run, which is left alone: it was written beside other weights than those "
+            "that were loaded (a run without nextrl has written into the same folder since); a new window begins at "
+            "step %d, at the rate that verl has",
+            path,
+            step,
+        )
+        return False
+    start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
+    with _whole(path):
         memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
         copies, names = {"start": start.key}, {"start_moments": moments.key} if values["moments"] else {}
         if values["origin"] is not None:
@@ -106,6 +123,22 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         session.restore(memory, values, step)
         _bring_rate(run, session, values)
     return True
+
+
+def _belongs(saved: Any, now: Sequence[Fingerprint]) -> bool:
+    """Whether the processes hold the weights that a state was written beside.
+
+    True where that is not known: in a state of an earlier version, on another number of processes (for which there are
+    no shards, and `load` says so), and of weights that are loaded in another dtype.
+    """
+    if not saved or len(saved) != len(now):
+        return True
+    return all(
+        one == then[name][1]
+        for then, part in zip(saved, now, strict=True)
+        for name, (dtype, one) in part.items()
+        if name in then and then[name][0] == dtype
+    )
 
 
 def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
