@@ -119,6 +119,16 @@ def lacking(method: Extrapolator, known: Sequence[int], spacing: int, horizon: i
     return max(needed, 1) if few else 0
 
 
+def spacings_in(horizon: int, spacing: int) -> int:
+    """Checkpoint spacings in a horizon, rounded up: so many checkpoints before T lies `W_{T-h}`.
+
+    Args:
+        horizon: h, in steps.
+        spacing: steps from one checkpoint to the next.
+    """
+    return -(-horizon // spacing)
+
+
 def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> str:
     """The largest horizon that `require` would accept, in words."""
     for h in range(reach // k * k, 0, -k):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
 from nextrl.checkpoints.naming import module_kind
-from nextrl.errors import InputError, MissingExtra, needs, shown
+from nextrl.errors import InputError, MissingExtra, first_line, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -159,6 +159,7 @@ def backtest(
         InputError: an argument is not of its kind, no run that can be read, too few checkpoints (says which horizon
             would work), unknown method, a run that never moves, a method asked for by name whose package is not
             installed.
+        Exception: whatever a method that was named raises besides; one that was not is under `skipped` instead.
     """
     horizon = None if horizon is None else several(whole(1))("horizon", horizon)
     max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
@@ -256,25 +257,50 @@ def _at_horizon(
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
     scores, skipped = {}, {}
     for method in methods:
-        outcomes: dict[int, dict[str, ForecastScore]] = {}
         tried = pairs[-TRAINED_ORIGINS:] if tags_of(method).trains else pairs
-        for t, later in tried:
-            try:
-                prediction = method.fit(traj.upto(t), later - t, seed=seed)
-            except InputError as error:
-                if named and isinstance(error, MissingExtra):  # asked for by name: no result without it
-                    raise
-                skipped[method.name] = str(error)
-                continue
-            found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
-            if not all(math.isfinite(outcome.predicted) for outcome in found.values()):
-                skipped[method.name] = f"predicts a NaN or an Inf from step {t}"
-                continue
-            outcomes[t] = found
+        outcomes, why_not = _outcomes(traj, grams, method, tried, seed, named)
         if outcomes:
-            skipped.pop(method.name, None)
             scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)
+        else:
+            skipped[method.name] = why_not
     return HorizonScores(horizon, tuple(t for t, _ in pairs), scores, skipped, control)
+
+
+def _outcomes(
+    traj: Trajectory,
+    grams: Mapping[str, Tensor],
+    method: Extrapolator,
+    pairs: Sequence[tuple[int, int]],
+    seed: int,
+    named: bool,
+) -> tuple[dict[int, dict[str, ForecastScore]], str]:
+    """Origin t -> module -> prediction against fact, where there is a finite one; and why not at the latest other one.
+
+    Raises:
+        MissingExtra: of a method that was asked for by name.
+        Exception: whatever else such a method raises that is no refusal; any other one then has no outcome at all.
+    """
+    outcomes: dict[int, dict[str, ForecastScore]] = {}
+    why_not = ""
+    for t, later in pairs:
+        try:
+            prediction = method.fit(traj.upto(t), later - t, seed=seed)
+            found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
+        except InputError as error:
+            if named and isinstance(error, MissingExtra):
+                raise
+            why_not = str(error)
+            continue
+        except Exception as error:
+            # A fault of a method that nobody asked for, a plugin's perhaps, must not cost the scores of all the others.
+            if named:
+                raise
+            return {}, f"{type(error).__name__}: {first_line(error)}"
+        if all(math.isfinite(outcome.predicted) for outcome in found.values()):
+            outcomes[t] = found
+        else:
+            why_not = f"predicts a NaN or an Inf from step {t}"
+    return outcomes, why_not
 
 
 def _score(
