@@ -130,6 +130,18 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: as `read_json`, or the value in it is a list, a number or the like.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; restore it")
+    return value
+
+
 def parse_json(data: bytes, where: str) -> Any:
     """The value of a JSON text in UTF-8.
 
