@@ -183,6 +183,22 @@ def test_demo_run_report_and_advise_call_a_run_by_one_regime(tmp_path: Path, sha
         assert f"at its end: <b>{wanted}</b> ({MEANING[wanted]})" in page
 
 
+def test_a_run_too_short_to_advise_on_has_a_result_and_a_damaged_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ArmSettings(name="run", kind="plain", label="run", train=TrainSettings(), eval_at=(40,))
+    short = Trajectory.load(straight(tmp_path, 1.2)).at((10,))
+    done = record("run", "plain", [0, 20], [0.3, 0.4])
+    assert summarise_run(done, plain, {}, short).advice is None
+
+    def unreadable(traj: Trajectory) -> None:
+        raise InputError("nextrl_decisions.jsonl: not readable as JSON")
+
+    monkeypatch.setattr("nextrl.runs.summary.advise", unreadable)
+    with pytest.raises(InputError, match="not readable"):
+        summarise_run(done, plain, {}, short)
+
+
 def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
     seen = {
         measured_by_advise(Trajectory.load(straight(tmp_path / str(s), s)))[0] for s in (0.0, 0.6, 1.2, 5.0)

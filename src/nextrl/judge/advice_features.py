@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, TooShort
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.decision_file import last_of_auto
@@ -107,20 +107,21 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         traj, tested: as `advise` takes them.
 
     Raises:
-        InputError: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
+        TooShort: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
             unevenly spaced that no two windows can be compared, or so near each other that 16 bits do not tell them
-            apart, or a file of decisions that cannot be read.
+            apart.
+        InputError: a checkpoint, or a file of decisions, that cannot be read.
     """
     known = known_steps(traj)
     if len(known) < 3:
-        raise InputError(
+        raise TooShort(
             f"advice needs 3 checkpoints (the start counts where known); this run has {len(known)}"
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
     windows = recent_windows(traj, used)
     if not windows:
-        raise InputError(f"{no_windows(traj)}: there is nothing to advise on")
+        raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
     if not all(math.isfinite(window.e) for window in windows):
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
@@ -159,7 +160,7 @@ def _above_rounding(
     """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
 
     Raises:
-        InputError: there are none.
+        TooShort: there are none.
     """
     shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
     kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
@@ -167,7 +168,7 @@ def _above_rounding(
         # Some modules may be stored wider; those of 16 bits are the ones that round.
         kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
         narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
-        raise InputError(
+        raise TooShort(
             f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
             "often"
         )
@@ -199,7 +200,7 @@ def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, floa
     """(recommended, horizon, alpha, skill, whether there was one, best control)."""
     try:
         result = backtest(traj, methods=CANDIDATES) if tested is None else tested
-    except InputError:
+    except TooShort:
         return NONE, 0, 0.0, 0.0, False, "stay"
     control = result.horizons[result.horizon].control
     if result.recommended == NONE:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
 from nextrl.checkpoints.naming import module_kind
-from nextrl.errors import InputError, MissingExtra, first_line, needs, shown
+from nextrl.errors import InputError, MissingExtra, TooShort, first_line, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -156,9 +156,9 @@ def backtest(
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: an argument is not of its kind, no run that can be read, too few checkpoints (says which horizon
-            would work), unknown method, a run that never moves, a method asked for by name whose package is not
-            installed.
+        TooShort: fewer than three checkpoints, or a run that does not move over a horizon.
+        InputError: an argument is not of its kind, no run that can be read, too few checkpoints for a horizon that was
+            named (says which would work), unknown method, a method asked for by name whose package is not installed.
         Exception: whatever a method that was named raises besides; one that was not is under `skipped` instead.
     """
     horizon = None if horizon is None else several(whole(1))("horizon", horizon)
@@ -221,7 +221,7 @@ def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     k, known = traj.spacing, known_steps(traj)
     longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
     if longest is None:
-        raise InputError(
+        raise TooShort(
             f"a backtest needs at least 3 checkpoints (the start counts where it is known); this run has "
             f"{len(known)}, at steps {', '.join(map(str, known))}"
         )
@@ -250,7 +250,7 @@ def _at_horizon(
     still = {t: sum(_actual(traj, g, t, later) for g in grams.values()) for t, later in pairs}
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
-        raise InputError(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
+        raise TooShort(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
     beta1 = trainer_log.beta1_or_default(traj)
     pooled = torch.stack(list(grams.values())).sum(0)
     skills = {t: _not_leaping(traj, pooled, t, later, beta1) for t, later in pairs}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextrl.errors import InputError
+from nextrl.errors import TooShort
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.regime import DEFAULT_WINDOW, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
@@ -128,10 +128,14 @@ def summarise_run(
 
 
 def _advice(traj: Trajectory) -> Advice | None:
-    """What `nextrl advise` says of the run; None where its checkpoints say too little."""
+    """What `nextrl advise` says of the run; None where it was too short for it.
+
+    Raises:
+        InputError: what the run left cannot be read.
+    """
     try:
         return advise(traj)
-    except InputError:
+    except TooShort:
         return None
 
 

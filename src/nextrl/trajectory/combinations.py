@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, TooShort
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -57,11 +57,11 @@ def distinct_steps(traj: Trajectory, targets: Sequence[float]) -> tuple[int, ...
         A known step for each target, descending, all of them before T.
 
     Raises:
-        InputError: there are fewer known steps before T than targets.
+        TooShort: there are fewer known steps before T than targets.
     """
     *before, end = known_steps(traj)
     if len(before) < len(targets):
-        raise InputError(
+        raise TooShort(
             f"{len(targets)} checkpoints before step {end} are needed, and there are {len(before)}: "
             f"{', '.join(map(str, before)) or 'none'}"
         )
