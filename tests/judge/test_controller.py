@@ -32,7 +32,7 @@ def seen(
 
 
 def window(step: int = 11, rewards: tuple[float, ...] = (0.5, 0.52, 0.49, 0.51, 0.5, 0.52)) -> Window:
-    return Window(step, None, rewards, 1e-3)
+    return Window(step, rewards, 1e-3)
 
 
 FALLEN = (0.5, 0.52, 0.49, 0.51, 0.5, 0.49, 0.51, 0.5, 0.04, 0.05)

@@ -24,6 +24,12 @@ def test_a_field_s_former_name_is_read_and_its_present_one_written() -> None:
         DecisionRecord.model_validate({**former, "saved": 1})
 
 
+def test_what_nothing_measures_any_more_is_read_and_not_written() -> None:
+    former = {"step": 3, "alpha": 0.0, "reason": "r", "persistence": 0.4, "excess": 0.2, "leg": 1}
+    written = DecisionRecord.model_validate(former).model_dump()
+    assert not {"persistence", "excess", "leg"} & written.keys()
+
+
 def test_published_decisions_are_still_read() -> None:
     decisions = json.loads(PUBLISHED.read_text(encoding="utf-8"))["decisions"]
     assert decisions

@@ -209,12 +209,13 @@ def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
 def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> None:
     arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
     decided = [
-        {"step": s, "alpha": a, "excess": e, "scores": {}, "reason": "r", "learning_rate": 1e-4}
-        for s, a, e in ((10, 8.0, None), (20, 0.0, 0.9), (30, 0.0, 0.8))
+        {"step": s, "alpha": a, "scores": {}, "reason": "r", "learning_rate": 1e-4}
+        for s, a in ((10, 8.0), (20, 0.0), (30, 0.0))
     ]
     leapt = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
     result = summarise_run(leapt, arm, {}, Trajectory.load(plain_run))
-    assert result.regime == regime_of(0.85) == "signal"
+    own = list(result.trajectory.excess["10"].values())
+    assert result.regime == regime_of(sum(own) / len(own))
     # The leap at step 10 lies between step 0 and 10: no window may span it.
     assert list(result.trajectory.persistence["10"]) == ["30", "40"]
 

@@ -346,7 +346,12 @@ class Session:
 
     def _window(self, step: int, rewards: Sequence[float]) -> Window:
         """What the window shows for free."""
-        return Window(step, None, tuple(rewards), self.memory.rate, step * self.run.completions_per_step)
+        return Window(
+            step=step,
+            rewards=tuple(rewards),
+            rate=self.memory.rate,
+            trained=step * self.run.completions_per_step,
+        )
 
     def _view(self, window: Window, end: State, moments: Moments | None = None) -> View:
         kept, run = self.memory, self.run
