@@ -303,7 +303,15 @@ def takes_a_gap(make: Maker) -> None:
 def comes_out_at_the_adapters_rank(make: Maker) -> None:
     """The leap fits into an adapter of the run's own rank, as well as any matrix of that rank can."""
     method, traj = make(), _drifting().upto(AT)
-    leap = Leap(traj, _fitted(method, traj, HORIZON), method.name, AT, HORIZON, 1.0, 0.0)
+    leap = Leap(
+        traj=traj,
+        prediction=_fitted(method, traj, HORIZON),
+        method=method.name,
+        from_step=AT,
+        horizon=HORIZON,
+        alpha=1.0,
+        seconds=0.0,
+    )
     count = len(leap.leap_state())
     _expect(count == 2 * len(traj.modules), method, f"the leap has {count} tensors, not A and B per module")
     for module in traj.modules:

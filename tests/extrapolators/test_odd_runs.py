@@ -103,7 +103,16 @@ def tensors(name: str, run: str) -> list[torch.Tensor]:
     """What a prediction says of each module at several alphas, and the leap's own factors."""
     traj, prediction = RUNS[run], fitted(name, run)
     deltas = [prediction.delta(m, a).dense() for m in traj.modules for a in (-1.0, 0.0, 1.0, 4.0)]
-    return [*deltas, *Leap(traj, prediction, name, traj.steps[-1], HORIZON, 1.0, 0.0).leap_state().values()]
+    made = Leap(
+        traj=traj,
+        prediction=prediction,
+        method=name,
+        from_step=traj.steps[-1],
+        horizon=HORIZON,
+        alpha=1.0,
+        seconds=0.0,
+    )
+    return [*deltas, *made.leap_state().values()]
 
 
 @pytest.mark.parametrize("run", list(RUNS))

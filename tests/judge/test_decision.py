@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nextrl.judge.decision import Decision, DecisionRecord, searched
+from nextrl.judge.decision import DecisionRecord, searched, stay
 from nextrl.judge.paired_search import Scores
 
 PUBLISHED = Path(__file__).parents[2] / "studies/smollm2/raw/short-sums/seed-0/auto-before.json"
@@ -50,4 +50,4 @@ def test_what_could_not_be_scored_is_counted_over_all_candidates() -> None:
     assert (decision.completions, decision.unscored) == (6, 3)
     record = DecisionRecord.of(decision, step=1)
     assert (record.completions, record.unscored) == (6, 3)
-    assert DecisionRecord.of(Decision(0.0, 1.0, "r", {}, 0), step=1).unscored == 0
+    assert DecisionRecord.of(stay("r"), step=1).unscored == 0

@@ -17,7 +17,7 @@ from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, Snapshot
-from nextrl.judge.decision import Decision, DecisionRecord
+from nextrl.judge.decision import Decision, DecisionRecord, stay
 from nextrl.judge.window import Window
 
 
@@ -170,7 +170,7 @@ def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Dec
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
     why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
-    return Decision(0.0, 1.0, f"{why}: rolled back", {}, 0)
+    return stay(f"{why}: rolled back")
 
 
 def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:

@@ -23,7 +23,7 @@ _STEADY = 0.9
 """Share of the highest rate lately that the lowest one has where the rate counts as constant."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdviceFeatures:
     """Everything that `decide` looks at; plain numbers, so a table of them can be stored.
 
@@ -128,13 +128,19 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         )
     windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
+    past = _past(traj, tested)
     seen = AdviceFeatures(
-        traj.steps[-1],
-        windows,
-        used,
-        beta1 is not None,
-        _drift_to_noise(traj),
-        *_backtest(traj, tested),
+        step=traj.steps[-1],
+        windows=windows,
+        beta1=used,
+        beta1_known=beta1 is not None,
+        drift_to_noise=_drift_to_noise(traj),
+        recommended=past.recommended,
+        horizon=past.horizon,
+        alpha=past.alpha,
+        skill=past.skill,
+        backtested=past.backtested,
+        control=past.control,
         rate=rate,
         rate_now=rate_now,
         steady=steady,
@@ -196,17 +202,35 @@ def _drift_to_noise(traj: Trajectory) -> float:
     return min(drift, 1e6)
 
 
-def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, float, float, bool, str]:
-    """(recommended, horizon, alpha, skill, whether there was one, best control)."""
+@dataclass(frozen=True, kw_only=True)
+class _Past:
+    """What the run's own past says of a leap: the fields of `AdviceFeatures` that come from the backtest."""
+
+    recommended: str = NONE
+    horizon: int = 0
+    alpha: float = 0.0
+    skill: float = 0.0
+    backtested: bool = True
+    control: str = "stay"
+
+
+def _past(traj: Trajectory, tested: Backtest | None) -> _Past:
+    """The backtest in short: `tested`, or one of `CANDIDATES`; nothing where the run is too short for one."""
     try:
         result = backtest(traj, methods=CANDIDATES) if tested is None else tested
     except TooShort:
-        return NONE, 0, 0.0, 0.0, False, "stay"
+        return _Past(backtested=False)
     control = result.horizons[result.horizon].control
     if result.recommended == NONE:
-        return NONE, 0, 0.0, 0.0, True, control
+        return _Past(control=control)
     score = result.methods[result.recommended]
-    return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
+    return _Past(
+        recommended=result.recommended,
+        horizon=result.horizon,
+        alpha=score.best_alpha,
+        skill=score.mean("skill"),
+        control=control,
+    )
 
 
 def _rewards(traj: Trajectory) -> RewardWindows | None:

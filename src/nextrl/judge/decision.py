@@ -62,7 +62,7 @@ class Decision:
 
 def stay(reason: str) -> Decision:
     """Nothing to do, at no cost."""
-    return Decision(0.0, 1.0, reason, {}, 0)
+    return Decision(alpha=0.0, rate_factor=1.0, reason=reason, scores={}, completions=0)
 
 
 def searched(why: str, alpha: float, scores: Scores) -> Decision:
