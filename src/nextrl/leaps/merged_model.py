@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint, finite
+from nextrl.checkpoints.adapter import CONFIG, NOTE, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import sha256, write_bytes, write_tensors
 from nextrl.checkpoints.dense import INDEX, SINGLE, FullModel
 from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
@@ -120,7 +120,7 @@ def base_revision(traj: Trajectory, base: str | Path) -> str | None:
         return None
     if not isinstance(config["revision"], str):
         raise InputError(
-            f"adapter_config.json: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
+            f"{CONFIG}: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
             "commit, or to null"
         )
     return config["revision"]
@@ -149,9 +149,7 @@ def find_base(base: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(base), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        what = f"--base {base}" + (
-            f", revision {shown(revision)} (adapter_config.json names it)" if revision else ""
-        )
+        what = f"--base {base}" + (f", revision {shown(revision)} ({CONFIG} names it)" if revision else "")
         raise InputError(
             f"{what}: neither a folder nor a model in the Hugging Face cache; download it first"
         ) from error
