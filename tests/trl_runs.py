@@ -210,7 +210,7 @@ class Scripted:
             self.answers[len(self.windows) - 1] if len(self.windows) <= len(self.answers) else (0.0, 1.0)
         )
         spent = sum(len(s) for s in self.scores[-1].values())
-        return Decision(alpha, factor, "scripted", {}, spent)
+        return Decision(alpha=alpha, rate_factor=factor, reason="scripted", scores={}, completions=spent)
 
     def moved(self, step: int, alpha: float) -> None: ...
 

@@ -93,6 +93,13 @@ class InputError(ValueError):
         super().__init__(one_line(message))
 
 
+class TooShort(InputError):
+    """A run is too short, so far, for what was asked: its checkpoints are too few, or their moves too small to see.
+
+    Nothing is broken, and a caller may go on without the answer; every other `InputError` may be damage.
+    """
+
+
 class MissingExtra(InputError):
     """What the user asked for needs a package that is not installed. The message ends in the command that installs it.
 

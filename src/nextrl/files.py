@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from nextrl.errors import InputError, shown
+from nextrl.errors import InputError, one_line, shown
 
 MAX_TEXT = 64 * 2**20
 """Bytes of a text file that is read whole: the log of a long run has a few megabytes, a config 4 kB."""
@@ -41,6 +41,13 @@ _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 class NoSuchFile(InputError):
     """The file is not there, which a caller may know more about."""
+
+
+def no_safetensors(path: Path, why: object) -> InputError:
+    """The error for a file that should hold tensors and cannot be read as safetensors; `why` in a few words."""
+    return InputError(
+        f"{path}: truncated or not a safetensors file ({one_line(str(why))}); copy it again from where it was written"
+    )
 
 
 def usable_path(given: str | Path) -> Path:
@@ -128,6 +135,18 @@ def as_text(data: bytes, where: str) -> str:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises as `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: as `read_json`, or the value in it is a list, a number or the like.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; restore it")
+    return value
 
 
 def parse_json(data: bytes, where: str) -> Any:

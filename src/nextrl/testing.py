@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, first_line
 from nextrl.extrapolators import Extrapolator, InsideFactors, Prediction, Tags, get, tags_of
 from nextrl.leaps.leap import Leap
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
@@ -28,6 +29,7 @@ MODULES = {"model.layers.0.self_attn.q_proj": (24, 20), "model.layers.0.mlp.up_p
 """Name -> (m, n) of the matrices that a synthetic run adapts."""
 RANK = 4
 STEPS = tuple(range(10, 161, 10))
+GAPPED_STEPS = (10, 20, 30, 40, 50, 100, 110, 120)
 UNEVEN_STEPS = (10, 20, 30, 35, 50, 60, 70, 80, 90, 110, 120, 130, 140, 150)
 HORIZON, AT = 20, 120  # the checks leap 20 steps ahead from step 120
 FAR = 1000  # a horizon for which no synthetic run is long enough
@@ -280,10 +282,36 @@ def takes_uneven_spacing(make: Maker) -> None:
     _expect(finite, method, "delta has a NaN or an Inf on a run of uneven spacing")
 
 
+def takes_a_gap(make: Maker) -> None:
+    """Where checkpoints are missing, so that two targets may have one nearest, a prediction is finite, or refused."""
+    method, gapped = make(), synthetic_run(straight_line, GAPPED_STEPS)
+    remedy = "take nextrl.extrapolators.distinct_steps(traj, targets)"
+    # T - h and T - 2h have one nearest checkpoint: before the gap for T = 100, and behind it for T = 120.
+    for last, horizon in ((100, 10), (120, 20)):
+        traj = gapped.upto(last)
+        what = f"on a run with a gap (steps {', '.join(map(str, traj.steps))}; horizon {horizon}); {remedy}"
+        try:
+            with _no_other_exception(method, what):
+                prediction = method.fit(traj, horizon)
+                deltas = [prediction.delta(module, 1.0).dense() for module in traj.modules]
+        except InputError:  # a method may need the checkpoints that are missing
+            continue
+        finite = all(bool(torch.isfinite(delta).all()) for delta in deltas)
+        _expect(finite, method, f"delta has a NaN or an Inf {what}")
+
+
 def comes_out_at_the_adapters_rank(make: Maker) -> None:
     """The leap fits into an adapter of the run's own rank, as well as any matrix of that rank can."""
     method, traj = make(), _drifting().upto(AT)
-    leap = Leap(traj, _fitted(method, traj, HORIZON), method.name, AT, HORIZON, 1.0, 0.0)
+    leap = Leap(
+        traj=traj,
+        prediction=_fitted(method, traj, HORIZON),
+        method=method.name,
+        from_step=AT,
+        horizon=HORIZON,
+        alpha=1.0,
+        seconds=0.0,
+    )
     count = len(leap.leap_state())
     _expect(count == 2 * len(traj.modules), method, f"the leap has {count} tensors, not A and B per module")
     for module in traj.modules:
@@ -313,6 +341,7 @@ CHECKS: dict[str, Callable[[Maker], None]] = {
         refuses_alpha_out_of_range,
         stays_where_alpha_is_zero,
         takes_uneven_spacing,
+        takes_a_gap,
         comes_out_at_the_adapters_rank,
     )
 }
@@ -324,12 +353,30 @@ def _drifting() -> Trajectory:
 
 
 def _fitted(method: Extrapolator, traj: Trajectory, horizon: int, seed: int = 0) -> Prediction:
+    steps = f"steps {traj.steps[0]} to {traj.steps[-1]}"
     try:
-        return method.fit(traj, horizon, seed=seed)
+        with _no_other_exception(method, f"for a horizon of {horizon} steps on a sound run ({steps})"):
+            return method.fit(traj, horizon, seed=seed)
     except InputError as error:
-        steps = f"steps {traj.steps[0]} to {traj.steps[-1]}"
         raise AssertionError(
             f"{method.name}: refuses a horizon of {horizon} steps on a sound run ({steps}): {error}"
+        ) from error
+
+
+@contextmanager
+def _no_other_exception(method: Extrapolator, what: str) -> Iterator[None]:
+    """Turns whatever a method raises into one line with its name; a refusal and what a check found pass.
+
+    Raises:
+        AssertionError: it raised something else.
+    """
+    try:
+        yield
+    except (InputError, AssertionError):
+        raise
+    except Exception as error:
+        raise AssertionError(
+            f"{method.name}: raises {type(error).__name__}: {first_line(error)} {what}"
         ) from error
 
 

@@ -102,8 +102,8 @@ class DivergenceRule(Controller):
             return None
         factor = max(0.1, min(1000.0 if step < 3 else 1.5, (self.config.goal / 4 / moved) ** 0.5))
         if self.back and moved > self.config.reckless:
-            return Decision(-1.0, min(0.5, factor), "taken back", {}, 0, back="step")
-        return Decision(0.0, factor, "rule", {}, 0)
+            return replace(stay("taken back"), alpha=-1.0, rate_factor=min(0.5, factor), back="step")
+        return replace(stay("rule"), rate_factor=factor)
 
     def window(self, window: Window, look: Look) -> Decision:
         return stay("never judged")

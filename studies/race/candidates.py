@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nextrl.extrapolators import CombinationOfCheckpoints, InsideFactors, Tags, register, require
+from nextrl.extrapolators import CombinationOfCheckpoints, InsideFactors, Tags, register, require, spacings_in
 from nextrl.trajectory.combinations import pooled_gram, slope_weights, step_numbers, unit
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory
@@ -28,7 +28,7 @@ class _Study:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T - h and T, and one more."""
-        return max(3, -(-horizon // spacing) + 1)
+        return max(3, spacings_in(horizon, spacing) + 1)
 
 
 def _combine(traj: Trajectory, module: str, weights: Tensor) -> tuple[Tensor, Tensor]:

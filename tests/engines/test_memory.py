@@ -214,7 +214,17 @@ def memory() -> Memory:
     history = AdapterHistory([10, 20], [start, before], {20: 0.25})
     origin = Origin({n: t - 1 for n, t in start.items()}, [{}, {"exp_avg": torch.ones(2)}], 5)
     return Memory(
-        start, moments, 7, [0.5, float("nan")], 1e-4, 128, 3.0, 0.5, False, snapshot, history, False, origin
+        start=start,
+        moments=moments,
+        began=7,
+        rewards=[0.5, float("nan")],
+        rate=1e-4,
+        offset=128,
+        factor=3.0,
+        cooled=0.5,
+        snapshot=snapshot,
+        history=history,
+        origin=origin,
     )
 
 

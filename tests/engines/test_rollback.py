@@ -20,7 +20,7 @@ def snapshot(reward: float = 0.6, variance: float = 0.0) -> Snapshot:
 
 
 def window(*rewards: float) -> Window:
-    return Window(20, None, rewards, 1e-4)
+    return Window(20, rewards, 1e-4)
 
 
 @pytest.mark.parametrize(

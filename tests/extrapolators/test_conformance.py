@@ -20,11 +20,14 @@ from nextrl.extrapolators import (
     Tags,
     get,
     names,
+    nearest_step,
     register,
     require,
+    spacings_in,
 )
 from nextrl.extrapolators.base import METHODS
 from nextrl.leaps.leap import leap
+from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -68,7 +71,7 @@ class LastStep:
     summary: ClassVar[str] = "the last step, again"
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
-        return -(-horizon // spacing) + 1
+        return spacings_in(horizon, spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
         require(self, traj, horizon)
@@ -112,6 +115,30 @@ class InfiniteWhenUneven(LastStep):
     def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
         gaps = {b - a for a, b in zip(traj.steps, traj.steps[1:], strict=False)}
         return super().coefficients(traj, horizon) / (0.0 if len(gaps) > 1 else 1.0)
+
+
+class NearestTwice(LastStep):
+    """Richardson's second difference over the checkpoints nearest to T - h and T - 2h, which may be one."""
+
+    def min_checkpoints(self, horizon: int, spacing: int) -> int:
+        return 2 * spacings_in(horizon, spacing) + 1
+
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        end = traj.steps[-1]
+        middle, first = (nearest_step(traj, end - k * horizon) for k in (1, 2))
+        late, early = (
+            (unit(traj, b) - unit(traj, a)) * (1.0 / (b - a)) for a, b in ((middle, end), (first, middle))
+        )
+        return horizon * (2.0 * late - early)
+
+
+class InfiniteAcrossAGap(NearestTwice):
+    """The same in tensors, which divide by zero in silence."""
+
+    def coefficients(self, traj: Trajectory, horizon: int) -> torch.Tensor:
+        end = traj.steps[-1]
+        middle, first = (nearest_step(traj, end - k * horizon) for k in (1, 2))
+        return (unit(traj, end) - unit(traj, middle)) / torch.tensor(float(middle - first))
 
 
 class InfiniteWhereStill(LastStep):
@@ -240,6 +267,8 @@ BROKEN: list[tuple[str, type[LastStep], str]] = [
     ),
     ("stays_where_alpha_is_zero", NeverStays, "at alpha 0, which is to stay"),
     ("takes_uneven_spacing", InfiniteWhenUneven, "has a NaN or an Inf on a run of uneven spacing"),
+    ("takes_a_gap", NearestTwice, "raises ZeroDivisionError: float division by zero on a run with a gap"),
+    ("takes_a_gap", InfiniteAcrossAGap, "has a NaN or an Inf on a run with a gap .*distinct_steps"),
     ("comes_out_at_the_adapters_rank", OtherRank, r"the leap's A and B are \(\(5, 20\), \(24, 5\)\)"),
 ]
 
@@ -267,6 +296,33 @@ def test_each_check_sees_what_is_broken(
     if check != "reads_nothing_later":
         with pytest.raises((AssertionError, RuntimeError)):
             testing.check_extrapolator(broken)
+
+
+@pytest.mark.parametrize("broken", [NearestTwice, InfiniteAcrossAGap])
+def test_two_points_at_one_checkpoint_show_across_a_gap_only(broken: type[LastStep]) -> None:
+    for name, check in testing.CHECKS.items():
+        if name != "takes_a_gap":
+            check(testing.maker(broken))
+
+
+def test_a_method_may_refuse_a_gap() -> None:
+    class Refuses(LastStep):
+        def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+            if 50 in traj.steps and 60 not in traj.steps and 70 not in traj.steps:
+                raise InputError("last-step: the checkpoints lie too far apart")
+            return super().fit(traj, horizon, seed=seed)
+
+    testing.check_extrapolator(Refuses)
+
+
+def test_an_exception_that_is_no_refusal_is_told_in_one_line() -> None:
+    class Raises(LastStep):
+        def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+            return [][horizon]
+
+    with pytest.raises(AssertionError, match=r"^last-step: raises IndexError: list index") as caught:
+        testing.check_extrapolator(Raises)
+    assert isinstance(caught.value.__cause__, IndexError)
 
 
 def test_every_check_is_shown_to_fail() -> None:

@@ -36,6 +36,17 @@ def elsewhere(t: float, p: torch.Tensor, q: torch.Tensor, noise: torch.Tensor) -
     return p + q if t >= STEPS[-1] else p
 
 
+def rests_at(step: int) -> synthetic.Path:
+    """A walk that stands still in the one window that ends at a step."""
+    walk, places = synthetic.walk(2.0), {}
+
+    def path(t: float, p: torch.Tensor, q: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        places[p.shape] = places[p.shape] if t == step else walk(t, p, q, noise).clone()
+        return places[p.shape]
+
+    return path
+
+
 def broken(step: int) -> synthetic.Path:
     """A walk with one NaN at a step."""
     walk = synthetic.walk(2.0)
@@ -63,6 +74,8 @@ RUNS = {
     "one module moves at first": synthetic.run(only(SECOND, until(30), synthetic.line), STEPS),
     "rank 1": synthetic.run(synthetic.rank_one_line, STEPS),
     "rank 1 in one module": synthetic.run(only(FIRST, synthetic.rank_one_line, synthetic.line), STEPS),
+    "a gap": synthetic.run(synthetic.walk(2.0), testing.GAPPED_STEPS),
+    "two equal checkpoints": synthetic.run(rests_at(60), STEPS),
     "uneven steps": synthetic.run(synthetic.walk(2.0), UNEVEN),
     "NaN at the last checkpoint": synthetic.run(broken(120), STEPS),
     "NaN at an early checkpoint": synthetic.run(broken(20), STEPS),
@@ -90,7 +103,16 @@ def tensors(name: str, run: str) -> list[torch.Tensor]:
     """What a prediction says of each module at several alphas, and the leap's own factors."""
     traj, prediction = RUNS[run], fitted(name, run)
     deltas = [prediction.delta(m, a).dense() for m in traj.modules for a in (-1.0, 0.0, 1.0, 4.0)]
-    return [*deltas, *Leap(traj, prediction, name, traj.steps[-1], HORIZON, 1.0, 0.0).leap_state().values()]
+    made = Leap(
+        traj=traj,
+        prediction=prediction,
+        method=name,
+        from_step=traj.steps[-1],
+        horizon=HORIZON,
+        alpha=1.0,
+        seconds=0.0,
+    )
+    return [*deltas, *made.leap_state().values()]
 
 
 @pytest.mark.parametrize("run", list(RUNS))
@@ -104,6 +126,21 @@ def test_a_prediction_is_finite_or_refused_in_one_line(name: str, run: str) -> N
     assert bool(line) == (name in REFUSE.get(run, ())), line
     assert "\n" not in line
     assert all(bool(tensor.isfinite().all()) for tensor in made)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(10,), (0, 10), (10, 20), (10, 40), (10, 20, 30), (10, 15, 40), (7, 10, 50, 53), (10, 20, 30, 200)],
+)
+@pytest.mark.parametrize("name", names())
+def test_a_handful_of_checkpoints_is_enough_or_too_few_in_one_line(name: str, steps: tuple[int, ...]) -> None:
+    traj = synthetic.run(synthetic.walk(2.0), steps)
+    for horizon in (1, 10, 20):
+        try:
+            made = testing.maker(name, **FAST.get(name, {}))().fit(traj, horizon)
+        except InputError:  # one line, as every message of it
+            continue
+        assert all(bool(made.delta(m, a).dense().isfinite().all()) for m in traj.modules for a in (-1, 1, 4))
 
 
 @pytest.mark.parametrize("run", [run for run in REFUSE if not run.startswith("NaN")])

@@ -12,7 +12,8 @@ import torch
 import synthetic_runs as synthetic
 from nextrl.cli.next_step import next_step
 from nextrl.engines import decision_log
-from nextrl.errors import InputError
+from nextrl.errors import InputError, TooShort
+from nextrl.judge import advice_features
 from nextrl.judge.advice import Thresholds, advise, decide
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.decision import DecisionRecord
@@ -115,10 +116,29 @@ def test_drift_to_noise_is_near_zero_on_a_walk_and_large_on_a_drift() -> None:
 
 
 def test_too_few_checkpoints() -> None:
-    with pytest.raises(InputError, match="needs 3 checkpoints"):
+    with pytest.raises(TooShort, match="needs 3 checkpoints"):
         advise(synthetic.run(synthetic.line, (10,)))
-    with pytest.raises(InputError, match="does not move"):
+    with pytest.raises(TooShort, match="does not move"):
         advise(synthetic.run(lambda t, p, q, noise: p))
+
+
+def test_a_run_too_short_to_backtest_is_told_apart_from_one_that_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traj = synthetic.run(synthetic.line)
+
+    def refuse(error: InputError) -> None:
+        def backtest(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(advice_features, "backtest", backtest)
+
+    refuse(TooShort("a backtest needs at least 3 checkpoints"))
+    seen = features(traj)
+    assert (seen.backtested, seen.recommended, seen.control) == (False, "none", "stay")
+    refuse(InputError("checkpoint-30/adapter_model.safetensors: cannot be read any more"))
+    with pytest.raises(InputError, match="cannot be read any more"):
+        features(traj)
 
 
 @pytest.fixture
@@ -274,7 +294,7 @@ def test_what_rounding_hides_is_not_advised_on() -> None:
     """Rounding turns back from checkpoint to checkpoint, so a rate far too low looked like one far too high."""
     assert advise(straight_on(1e-6, torch.float32)).regime == "signal"
     with pytest.raises(
-        InputError, match=r"^stored in bfloat16, whose rounding is .* times the last window: save in"
+        TooShort, match=r"^stored in bfloat16, whose rounding is .* times the last window: save in"
     ):
         advise(straight_on(1e-6, torch.bfloat16))
 

@@ -12,7 +12,8 @@ import torch
 import synthetic_runs as synthetic
 from nextrl import extrapolators
 from nextrl.errors import InputError
-from nextrl.extrapolators import NewDirection, get, resolve, tags_of
+from nextrl.extrapolators import CombinationOfCheckpoints, NewDirection, get, resolve, tags_of
+from nextrl.extrapolators.base import METHODS
 from nextrl.extrapolators.secant import Secant
 from nextrl.judge import backtest as backtest_module
 from nextrl.judge.backtest import Backtest, backtest, origins_for
@@ -142,6 +143,47 @@ def test_a_method_that_predicts_nan_is_left_out_and_says_so() -> None:
     assert max(tried.methods["spoiled"].outcomes) == 110
     assert "always-spoiled" not in tried.methods
     assert tried.skipped == {"always-spoiled": "predicts a NaN or an Inf from step 140"}
+
+
+class CrashesInFit(Secant):
+    """Divides by zero."""
+
+    name = "crashes"
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        return horizon / 0
+
+
+class CrashesInDelta(Secant):
+    """Fits, and fails from step 120 on where it is asked how far the weights move."""
+
+    name = "crashes"
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        good = super().fit(traj, horizon, seed=seed)
+        late = CombinationOfCheckpoints(traj, lambda alpha: [][int(alpha)])
+        return late if traj.steps[-1] >= 120 else good
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (CrashesInFit, "ZeroDivisionError: division by zero"),
+        (CrashesInDelta, "IndexError: list index out of range"),
+    ],
+)
+def test_a_method_that_crashes_ends_the_backtest_only_where_it_was_named(
+    broken: type[Secant], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traj = synthetic.run(synthetic.walk(1.0))
+    monkeypatch.setattr(METHODS, "_entries", {**METHODS._entries, "crashes": broken})
+    monkeypatch.setattr(backtest_module, "names", lambda: ("none", "secant", "crashes"))
+    result = backtest(traj, 20)
+    assert set(result.methods) == {"none", "secant"}
+    assert result.as_dict()["skipped"] == {"crashes": words}
+    for named in ("crashes", [broken()]):
+        with pytest.raises((ZeroDivisionError, IndexError)):
+            backtest(traj, 20, named)
 
 
 def test_as_dict_is_the_contract() -> None:

@@ -27,12 +27,25 @@ def seen(
     """A batch that says `z` standard errors of a candidate that goes `nats` far."""
     gain = Estimate(z * 0.01, 0.01)
     return BatchGain(
-        gain, gain, gain, 128, groups, left_out, 128, groups, 128.0, 128.0, 1.0, nats, nats, degenerate
+        gain=gain,
+        plain=gain,
+        slope=gain,
+        completions=128,
+        groups=groups,
+        left_out=left_out,
+        informative=128,
+        informative_groups=groups,
+        ess=128.0,
+        informative_ess=128.0,
+        mean_weight=1.0,
+        nats_k2=nats,
+        nats_k3=nats,
+        degenerate=degenerate,
     )
 
 
 def window(step: int = 11, rewards: tuple[float, ...] = (0.5, 0.52, 0.49, 0.51, 0.5, 0.52)) -> Window:
-    return Window(step, None, rewards, 1e-3)
+    return Window(step, rewards, 1e-3)
 
 
 FALLEN = (0.5, 0.52, 0.49, 0.51, 0.5, 0.49, 0.51, 0.5, 0.04, 0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nextrl.judge.decision import Decision, DecisionRecord, searched
+from nextrl.judge.decision import DecisionRecord, searched, stay
 from nextrl.judge.paired_search import Scores
 
 PUBLISHED = Path(__file__).parents[2] / "studies/smollm2/raw/short-sums/seed-0/auto-before.json"
@@ -22,6 +22,12 @@ def test_a_field_s_former_name_is_read_and_its_present_one_written() -> None:
     assert DecisionRecord.model_validate_json(record.model_dump_json()) == record
     with pytest.raises(ValidationError):
         DecisionRecord.model_validate({**former, "saved": 1})
+
+
+def test_what_nothing_measures_any_more_is_read_and_not_written() -> None:
+    former = {"step": 3, "alpha": 0.0, "reason": "r", "persistence": 0.4, "excess": 0.2, "leg": 1}
+    written = DecisionRecord.model_validate(former).model_dump()
+    assert not {"persistence", "excess", "leg"} & written.keys()
 
 
 def test_published_decisions_are_still_read() -> None:
@@ -44,4 +50,4 @@ def test_what_could_not_be_scored_is_counted_over_all_candidates() -> None:
     assert (decision.completions, decision.unscored) == (6, 3)
     record = DecisionRecord.of(decision, step=1)
     assert (record.completions, record.unscored) == (6, 3)
-    assert DecisionRecord.of(Decision(0.0, 1.0, "r", {}, 0), step=1).unscored == 0
+    assert DecisionRecord.of(stay("r"), step=1).unscored == 0

@@ -16,7 +16,7 @@ LOST = (0.26, 0.28, 0.05, 0.02, 0.03, 0.02)
 
 
 def window(rewards: tuple[float, ...]) -> Window:
-    return Window(step=10, persistence=None, rewards=rewards, rate=1e-3)
+    return Window(step=10, rewards=rewards, rate=1e-3)
 
 
 def verdicts(probation: Probation, *windows: tuple[float, ...], rise: float = 1.0) -> list[bool | None]:

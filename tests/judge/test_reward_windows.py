@@ -72,7 +72,20 @@ def test_the_noise_of_logged_steps_and_of_windows_of_one_number() -> None:
 
 def features(**rewards: float) -> AdviceFeatures:
     windows = (PersistenceWindow(10, 0.5, 0.5, 0.0), PersistenceWindow(20, 0.3, 0.3, 0.0))
-    return AdviceFeatures(200, windows, 0.9, True, 0.0, "none", 0, 0.0, 0.0, True, "stay", **rewards)
+    return AdviceFeatures(
+        step=200,
+        windows=windows,
+        beta1=0.9,
+        beta1_known=True,
+        drift_to_noise=0.0,
+        recommended="none",
+        horizon=0,
+        alpha=0.0,
+        skill=0.0,
+        backtested=True,
+        control="stay",
+        **rewards,
+    )
 
 
 def test_the_rule_asks_for_a_fall_and_a_rise_beyond_chance() -> None:

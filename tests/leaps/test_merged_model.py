@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import lora_runs
 from lora_runs import lora, write_run
+from nextrl.checkpoints.adapter import NOTE
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
@@ -104,6 +105,16 @@ def test_without_a_config_whether_it_is_tied_is_unknown(tmp_path: Path) -> None:
     (base / "config.json").unlink()
     with pytest.raises(InputError, match=r"has no config.json"):
         difference(run, base, tmp_path)
+
+
+@pytest.mark.parametrize("note", ["{", "[]"])
+def test_a_base_whose_note_cannot_be_read_may_hold_the_leap_already(tmp_path: Path, note: str) -> None:
+    run, base = bases(tmp_path, "llama", False, lora())
+    (base / NOTE).write_text(note)
+    made, out = leap(Trajectory.load(run), "secant", horizon=10), tmp_path / "out"
+    with pytest.raises(InputError, match=rf"{NOTE}: .*whether this base holds a leap of the run already"):
+        made.save_merged(out, base)
+    assert not out.exists()
 
 
 def test_the_place_of_the_base_is_not_taken(tmp_path: Path) -> None:

@@ -183,6 +183,22 @@ def test_demo_run_report_and_advise_call_a_run_by_one_regime(tmp_path: Path, sha
         assert f"at its end: <b>{wanted}</b> ({MEANING[wanted]})" in page
 
 
+def test_a_run_too_short_to_advise_on_has_a_result_and_a_damaged_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ArmSettings(name="run", kind="plain", label="run", train=TrainSettings(), eval_at=(40,))
+    short = Trajectory.load(straight(tmp_path, 1.2)).at((10,))
+    done = record("run", "plain", [0, 20], [0.3, 0.4])
+    assert summarise_run(done, plain, {}, short).advice is None
+
+    def unreadable(traj: Trajectory) -> None:
+        raise InputError("nextrl_decisions.jsonl: not readable as JSON")
+
+    monkeypatch.setattr("nextrl.runs.summary.advise", unreadable)
+    with pytest.raises(InputError, match="not readable"):
+        summarise_run(done, plain, {}, short)
+
+
 def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
     seen = {
         measured_by_advise(Trajectory.load(straight(tmp_path / str(s), s)))[0] for s in (0.0, 0.6, 1.2, 5.0)
@@ -193,12 +209,13 @@ def test_the_shares_above_cover_every_regime(tmp_path: Path) -> None:
 def test_a_run_that_leapt_is_measured_by_its_own_windows(plain_run: Path) -> None:
     arm = ArmSettings(name="run", kind="auto", label="run", train=TrainSettings(), eval_at=(40,), auto=True)
     decided = [
-        {"step": s, "alpha": a, "excess": e, "scores": {}, "reason": "r", "learning_rate": 1e-4}
-        for s, a, e in ((10, 8.0, None), (20, 0.0, 0.9), (30, 0.0, 0.8))
+        {"step": s, "alpha": a, "scores": {}, "reason": "r", "learning_rate": 1e-4}
+        for s, a in ((10, 8.0), (20, 0.0), (30, 0.0))
     ]
     leapt = record("run", "auto", [0, 40], [0.3, 0.4], decisions=decided)
     result = summarise_run(leapt, arm, {}, Trajectory.load(plain_run))
-    assert result.regime == regime_of(0.85) == "signal"
+    own = list(result.trajectory.excess["10"].values())
+    assert result.regime == regime_of(sum(own) / len(own))
     # The leap at step 10 lies between step 0 and 10: no window may span it.
     assert list(result.trajectory.persistence["10"]) == ["30", "40"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import finite
 from nextrl.errors import InputError
-from nextrl.trajectory.combinations import moves
+from nextrl.testing import straight_line, synthetic_run
+from nextrl.trajectory.combinations import distinct_steps, moves, nearest_step
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -55,3 +56,32 @@ def test_no_dtype_hides_what_is_no_number(dtype: torch.dtype) -> None:
     assert finite(torch.tensor([1.0, -60000.0], dtype=dtype))
     for value in (math.nan, math.inf, -math.inf):
         assert not finite(torch.tensor([1.0, value], dtype=dtype))
+
+
+GAPPED = synthetic_run(straight_line, (10, 20, 30, 40, 50, 100, 110, 120))
+
+
+@pytest.mark.parametrize(
+    ("last", "targets", "found"),
+    [
+        (120, (110, 100), (110, 100)),
+        (120, (100, 80), (100, 50)),  # 100 is the nearest to both
+        (100, (90, 80), (50, 40)),  # 50 is
+        (100, (90, 80, 70, 60, 50, 40), (50, 40, 30, 20, 10, 0)),  # there are just enough
+        (30, (-100, -200), (10, 0)),  # the last one is left for the second
+        (50, (25,), (30,)),  # a tie goes to the later one, as in `nearest_step`
+        (50, (), ()),
+    ],
+)
+def test_no_two_targets_share_a_checkpoint(
+    last: int, targets: tuple[int, ...], found: tuple[int, ...]
+) -> None:
+    traj = GAPPED.upto(last)
+    assert distinct_steps(traj, targets) == found
+    if len(targets) == 1:
+        assert nearest_step(traj, targets[0]) == found[0]
+
+
+def test_more_targets_than_checkpoints_are_refused() -> None:
+    with pytest.raises(InputError, match="3 checkpoints before step 20 are needed, and there are 2: 0, 10"):
+        distinct_steps(GAPPED.upto(20), (10, 0, -10))

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from nextrl.checkpoints import dense
-from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.adapter import CONFIG, AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint
@@ -142,7 +142,7 @@ def _nothing(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> str:
             f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; "
             "name the base model too (--base MODEL)"
         )
-    if (run / "adapter_config.json").exists():
+    if (run / CONFIG).exists():
         return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
     if inner := _run_below(run, readers):
         return f"{run}: no LoRA checkpoints here, but in {inner}: give that folder"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
+from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
@@ -31,7 +32,7 @@ _FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
 
 def holds_full_model(folder: Path) -> bool:
     """Whether a folder holds all weights of a model, and no adapter."""
-    if (folder / "adapter_config.json").exists() or any(folder.glob("adapter_model.*")):
+    if (folder / CONFIG).exists() or any(folder.glob("adapter_model.*")):
         return False
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 

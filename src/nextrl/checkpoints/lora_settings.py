@@ -15,7 +15,7 @@ from typing import Any
 
 from nextrl.checkpoints import patterns
 from nextrl.errors import InputError, shown
-from nextrl.files import NoSuchFile, is_number, read_json
+from nextrl.files import NoSuchFile, is_number, read_object
 
 MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
 """Of lora_alpha and of ranks: outside of it scalings and their squares leave the range of float32."""
@@ -121,11 +121,9 @@ class AdapterConfig:
             InputError: it is missing, not JSON, not a LoRA adapter's, nonlinear, or says lora_alpha 0.
         """
         try:
-            raw = read_json(path)
+            raw = read_object(path)
         except NoSuchFile as error:
             raise InputError(f"{path}: missing; the scaling of the adapter is unknown without it") from error
-        if not isinstance(raw, dict):
-            raise InputError(f"{path}: holds no JSON object; restore it")
         return cls.of({**raw, **(overrides or {})}, path)
 
     @classmethod

@@ -28,6 +28,16 @@ class StoredCheckpoint(Protocol):
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]: ...
 
 
+def knows_start(first: StoredCheckpoint, start: int) -> bool:
+    """Whether W_0 of a stretch is known: its checkpoint is there, or it is the base model (B_0 A_0 = 0).
+
+    Args:
+        first: the stretch's first checkpoint.
+        start: the step at which the stretch began.
+    """
+    return first.step == start or (start == 0 and first.starts_at_zero)
+
+
 def no_checkpoint(step: int, there: Iterable[int], where: object = "") -> InputError:
     """The error for a step that a run has no checkpoint of, with those that it has.
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nextrl.errors import InputError, first_line, one_line, shown
-from nextrl.files import NoSuchFile, parse_json, regular_file
+from nextrl.errors import InputError, first_line, shown
+from nextrl.files import NoSuchFile, no_safetensors, parse_json, regular_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -87,10 +87,7 @@ class TensorFile:
                     pass  # the library's own checks: sizes, overlaps, JSON, truncation
                 self._entries, self._spans = _read_header(path)
             except (SafetensorError, OSError, UnicodeEncodeError) as error:
-                raise InputError(
-                    f"{path}: truncated or not a safetensors file ({one_line(str(error))}); "
-                    "copy it again from where it was written"
-                ) from error
+                raise no_safetensors(path, error) from error
         else:
             self._pickle = _load_pickle(path, allow_pickle)
             self._entries = {name: (tuple(t.shape), t.dtype) for name, t in self._pickle.items()}
@@ -133,10 +130,7 @@ def _refuse_length(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(_MAX_HEADER, size - 8):
-        raise InputError(
-            f"{path}: truncated or not a safetensors file (a header of {length} bytes in {size}); copy it again from "
-            "where it was written"
-        )
+        raise no_safetensors(path, f"a header of {length} bytes in {size}")
 
 
 def _read_header(
@@ -171,10 +165,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: truncated or not a safetensors file ({one_line(str(error))}); copy it again from where it "
-            "was written"
-        ) from error
+        raise no_safetensors(path, error) from error
 
 
 def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

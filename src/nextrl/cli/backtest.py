@@ -72,6 +72,8 @@ def backtest(
         emit_json(facts | ({"by_type": _by_type(result)} if by_type else {}))
         return
     console.print(_table(result, recommended))
+    for name, why in result.horizons[result.horizon].skipped.items():
+        console.print(f"{name} is not scored: {why}", style="yellow", markup=False, highlight=False)
     if by_type:
         console.print(_type_table(result))
     among = "" if methods is None else ", among the methods named"

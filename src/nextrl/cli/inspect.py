@@ -13,6 +13,7 @@ from rich.table import Table
 
 from nextrl.checkpoints import AdapterCheckpoint, OpenedRun, open_run
 from nextrl.checkpoints.adapter import weights_path
+from nextrl.checkpoints.run import knows_start
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.errors import InputError, one_line
@@ -47,6 +48,20 @@ def inspect(
         raise InputError(f"{run}: no checkpoint can be used ({_counted(count)}, listed above)")
 
 
+def _unknown_start(found: OpenedRun, first: AdapterCheckpoint) -> str:
+    """Why W_0 is unknown, and what to do."""
+    if found.start:
+        return (
+            f"{found.source}: begins with the leap that wrote step {found.start}, which is not among its usable "
+            "checkpoints, so that deltas from the start are unknown; restore it"
+        )
+    init = first.settings.raw.get("init_lora_weights")
+    return (
+        f"{first.settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
+        "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
+    )
+
+
 def _counted(problems: int) -> str:
     return "1 problem" if problems == 1 else f"{problems} problems"
 
@@ -69,18 +84,8 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     skipped += map(str, found.left_out)
     problems = [str(problem) for problem in known if not (skip_bad_checkpoints and problem.fatal)]
     last = checkpoints[-1] if checkpoints else None
-    # As `Trajectory.knows_start`.
-    if last is not None and found.start not in (0, checkpoints[0].step):
-        problems.append(
-            f"{found.source}: begins with the leap that wrote step {found.start}, which is not among its usable "
-            "checkpoints, so that deltas from the start are unknown; restore it"
-        )
-    elif last is not None and not (checkpoints[0].starts_at_zero or checkpoints[0].step == found.start):
-        init = checkpoints[0].settings.raw.get("init_lora_weights")
-        problems.append(
-            f"{checkpoints[0].settings.path}: init_lora_weights={init!r} starts from B_0 A_0 != 0, and step 0 is not "
-            "there; save the initial adapter as checkpoint-0, or deltas from the start are unknown"
-        )
+    if checkpoints and not knows_start(checkpoints[0], found.start):
+        problems.append(_unknown_start(found, checkpoints[0]))
     elif values and found.start == 0 and (far := _far_start([c for c in checkpoints if c.step not in bad])):
         problems.append(far)
     ranks = sorted({r for c in checkpoints for _, _, r in c.shapes.values()})

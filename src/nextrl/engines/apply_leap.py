@@ -17,7 +17,7 @@ from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rollback import Moments, Snapshot
-from nextrl.judge.decision import Decision, DecisionRecord
+from nextrl.judge.decision import Decision, DecisionRecord, stay
 from nextrl.judge.window import Window
 
 
@@ -86,7 +86,7 @@ class Run(Protocol):
         ...
 
     def move(self, state: State) -> None:
-        """Write the factors, and see to it that nothing of the old policy is used."""
+        """Write what is trained, the same on every process, and see to it that nothing of the old policy is used."""
         ...
 
     def way(self, start: State, moments: Moments) -> tuple[float, float]:
@@ -129,11 +129,6 @@ class Run(Protocol):
         ...
 
 
-def apply_leap(run: Run, state: State) -> None:
-    """Move what is trained to `state`, the same on every process, and let nothing of the old policy be used."""
-    run.move(state)
-
-
 def carry_out(
     run: Run,
     memory: Memory,
@@ -164,18 +159,18 @@ def carry_out(
                 moments=moments_of(run),
                 measured=window.measured,
             )
-        apply_leap(run, run.ranks.same(candidate(decision.alpha)))
+        run.move(run.ranks.same(candidate(decision.alpha)))
     scale_rate(run, memory, decision.rate_factor)
 
 
 def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
     """Put adapter, rate and moments back as they were before the last leap."""
-    apply_leap(run, before.state)
+    run.move(before.state)
     run.put_moments(before.moments)
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
     why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
-    return Decision(0.0, 1.0, f"{why}: rolled back", {}, 0)
+    return stay(f"{why}: rolled back")
 
 
 def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
@@ -184,7 +179,7 @@ def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments:
     Args:
         start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.
     """
-    apply_leap(run, start)
+    run.move(start)
     run.put_moments(moments)
     scale_rate(run, memory, decision.rate_factor)
 

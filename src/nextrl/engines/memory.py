@@ -14,7 +14,7 @@ the checkpoint lacks it.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Memory:
 
     start: State
     moments: Moments = field(default_factory=list)
+    _: KW_ONLY
     began: int = 0
     rewards: list[float] = field(default_factory=list)
     rate: float = 0.0
@@ -195,19 +196,19 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
     steps = [int(step) for step in window["history"]["steps"]]
     states = [_as_live(_named(tensors, f"history/{i}/"), like, "cpu") for i in range(len(steps))]
     return Memory(
-        _as_live(_named(tensors, "start/"), like),
-        joined(window["moments"], tensors, "start_moments"),
-        window["began"],
-        list(window["rewards"]),
-        window["rate"],
-        window["offset"],
-        window["factor"],
-        window["cooled"],
-        window["partial"],
-        _joined_snapshot(window["snapshot"], tensors, like),
-        AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
-        window["waiting"],
-        _joined_origin(window["origin"], tensors, like),
+        start=_as_live(_named(tensors, "start/"), like),
+        moments=joined(window["moments"], tensors, "start_moments"),
+        began=window["began"],
+        rewards=list(window["rewards"]),
+        rate=window["rate"],
+        offset=window["offset"],
+        factor=window["factor"],
+        cooled=window["cooled"],
+        partial=window["partial"],
+        snapshot=_joined_snapshot(window["snapshot"], tensors, like),
+        history=AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
+        waiting=window["waiting"],
+        origin=_joined_origin(window["origin"], tensors, like),
     )
 
 

@@ -346,19 +346,29 @@ class Session:
 
     def _window(self, step: int, rewards: Sequence[float]) -> Window:
         """What the window shows for free."""
-        return Window(step, None, tuple(rewards), self.memory.rate, step * self.run.completions_per_step)
+        return Window(
+            step=step,
+            rewards=tuple(rewards),
+            rate=self.memory.rate,
+            trained=step * self.run.completions_per_step,
+        )
 
     def _view(self, window: Window, end: State, moments: Moments | None = None) -> View:
         kept, run = self.memory, self.run
         return View(
-            window, kept.start, end, kept.history, run.adapter, run.ranks,
-            partial(self._scorer, end, window.step),
-            partial(run.tools.fresh.gain, end),
-            partial(self._divergence.of, end, [] if moments is None else moments),
-            run.max_steps - window.step,
-            run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
-            self.costs.search_completions,
-        )  # fmt: skip
+            window=window,
+            start=kept.start,
+            end=end,
+            history=kept.history,
+            adapter=run.adapter,
+            ranks=run.ranks,
+            score=partial(self._scorer, end, window.step),
+            look=partial(run.tools.fresh.gain, end),
+            moved=partial(self._divergence.of, end, [] if moments is None else moments),
+            steps_left=run.max_steps - window.step,
+            decayed=run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
+            searched=self.costs.search_completions,
+        )
 
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""

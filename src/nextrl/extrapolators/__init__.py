@@ -26,7 +26,17 @@ from nextrl.extrapolators import (  # noqa: F401  isort: skip  (imported to be r
     alpharl,
     nowcast,
 )
-from nextrl.extrapolators.base import Extrapolator, Tags, get, names, register, require, resolve, tags_of
+from nextrl.extrapolators.base import (
+    Extrapolator,
+    Tags,
+    get,
+    names,
+    register,
+    require,
+    resolve,
+    spacings_in,
+    tags_of,
+)
 from nextrl.extrapolators.predictions import (
     CombinationOfCheckpoints,
     InsideFactors,
@@ -34,6 +44,7 @@ from nextrl.extrapolators.predictions import (
     Prediction,
     check_alpha,
 )
+from nextrl.trajectory.combinations import distinct_steps, nearest_step
 
 __all__ = [
     "CombinationOfCheckpoints",
@@ -43,10 +54,13 @@ __all__ = [
     "Prediction",
     "Tags",
     "check_alpha",
+    "distinct_steps",
     "get",
     "names",
+    "nearest_step",
     "register",
     "require",
     "resolve",
+    "spacings_in",
     "tags_of",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from nextrl.errors import InputError, shown
+from nextrl.errors import InputError, TooShort, shown
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
 from nextrl.extrapolators.parameters import check_ranges, checked, from_text
 from nextrl.extrapolators.predictions import Prediction
@@ -83,8 +83,9 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
     """The checks that every `fit` begins with.
 
     Raises:
-        InputError: horizon < 1, a parameter out of its range, too few checkpoints for the horizon (says how many are
-            needed and which horizon would work), or an adapter whose last two checkpoints are the same.
+        InputError: horizon < 1, or a parameter out of its range.
+        TooShort: too few checkpoints for the horizon (says how many are needed and which horizon would work), or an
+            adapter whose last two checkpoints are the same.
     """
     check_ranges(method)
     if horizon < 1:
@@ -92,13 +93,13 @@ def require(method: Extrapolator, traj: Trajectory, horizon: int) -> None:
     known, k = known_steps(traj), traj.spacing
     reach = known[-1] - known[0]
     if needed := lacking(method, known, k, horizon):
-        raise InputError(
+        raise TooShort(
             f"{method.name} needs {needed} checkpoints {k} steps apart for a horizon of {horizon}; this run "
             f"has {len(known)} (steps {known[0]} to {known[-1]}); "
             + _what_would_work(method, len(known), reach, k)
         )
     if len(known) > 1 and not tags_of(method).stays and not moves(traj):
-        raise InputError(
+        raise TooShort(
             f"the adapter does not move between steps {known[-2]} and {known[-1]}: "
             "there is nothing to extrapolate"
         )
@@ -117,6 +118,16 @@ def lacking(method: Extrapolator, known: Sequence[int], spacing: int, horizon: i
     reach = known[-1] - known[0]
     few = len(known) < method.min_checkpoints(1, spacing) or reach < (needed - 1) * spacing - spacing / 2
     return max(needed, 1) if few else 0
+
+
+def spacings_in(horizon: int, spacing: int) -> int:
+    """Checkpoint spacings in a horizon, rounded up: so many checkpoints before T lies `W_{T-h}`.
+
+    Args:
+        horizon: h, in steps.
+        spacing: steps from one checkpoint to the next.
+    """
+    return -(-horizon // spacing)
 
 
 def _what_would_work(method: Extrapolator, count: int, reach: int, k: int) -> str:

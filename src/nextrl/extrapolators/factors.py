@@ -13,9 +13,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.predictions import InsideFactors
-from nextrl.trajectory.combinations import wide
+from nextrl.trajectory.combinations import nearest_of, wide
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -35,7 +35,7 @@ class Factors:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h, both on disk."""
-        return -(-horizon // spacing) + 1
+        return spacings_in(horizon, spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
         """No numbers are fitted; the factors are read when they are asked for."""
@@ -45,7 +45,7 @@ class Factors:
             raise InputError(
                 "factors needs two checkpoints on disk (a fresh adapter's A is not zero): keep step 0"
             )
-        start = max(before, key=lambda step: (-abs(step - (end - horizon)), step))
+        start = nearest_of(before, end - horizon)
         scale = horizon / (end - start)
 
         def leap(module: str, alpha: float) -> tuple[Tensor, Tensor]:

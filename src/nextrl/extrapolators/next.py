@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
@@ -86,7 +86,7 @@ class Next:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""
-        return -(-horizon // spacing) + 3
+        return spacings_in(horizon, spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
         """Train one network per vector length and side, and one for the sizes; apply them at T."""

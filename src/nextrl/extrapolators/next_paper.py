@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_ALPHAS, PAPER_AT
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
@@ -92,7 +92,7 @@ class NextPaper:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start and two training pairs (t, t + h)."""
-        return -(-horizon // spacing) + 3
+        return spacings_in(horizon, spacing) + 3
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
         """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted.

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.errors import InputError
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
 from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
@@ -49,7 +49,7 @@ class Nowcast:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """The start, five snapshots on disk, and the one h steps after the last of them."""
-        return 1 + SNAPSHOTS + -(-horizon // spacing)
+        return 1 + SNAPSHOTS + spacings_in(horizon, spacing)
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
         """Train on scalars drawn from all modules and all possible t."""

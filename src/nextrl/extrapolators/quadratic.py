@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
-from nextrl.trajectory.combinations import known_steps, unit
+from nextrl.trajectory.combinations import distinct_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -31,16 +31,13 @@ class Quadratic:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T, T - h and T - 2h."""
-        return 2 * -(-horizon // spacing) + 1
+        return 2 * spacings_in(horizon, spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """Three nodes: T and the checkpoints nearest to T - h and to T - 2h."""
         require(self, traj, horizon)
-        known = known_steps(traj)
-        end = known[-1]
-        middle = min(known[1:-1], key=lambda s: abs(s - (end - horizon)))
-        first = min((s for s in known if s < middle), key=lambda s: abs(s - (end - 2 * horizon)))
-        nodes = (first, middle, end)
+        end = traj.steps[-1]
+        nodes = (*reversed(distinct_steps(traj, (end - horizon, end - 2 * horizon))), end)
 
         def rule(alpha: float) -> Tensor:
             at = end + alpha * horizon

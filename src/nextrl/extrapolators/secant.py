@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
 from nextrl.trajectory.combinations import nearest_step, unit
 from nextrl.trajectory.trajectory import Trajectory
@@ -23,7 +23,7 @@ class Secant:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""
-        return -(-horizon // spacing) + 1
+        return spacings_in(horizon, spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """`c_T = a h / (T - s)`, `c_s = -c_T`, s the checkpoint nearest to T - h."""

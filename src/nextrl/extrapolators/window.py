@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from nextrl.extrapolators.base import Tags, register, require
+from nextrl.extrapolators.base import Tags, register, require, spacings_in
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.trajectory.combinations import nearest_step
 from nextrl.trajectory.lowrank import LowRank
@@ -31,7 +31,7 @@ class Window:
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """T and T - h."""
-        return -(-horizon // spacing) + 1
+        return spacings_in(horizon, spacing) + 1
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
         """One exact top-k decomposition per module."""

@@ -103,7 +103,7 @@ RATE_EVIDENCE: dict[str, RateEvidence] = {
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Advice:
     """What to do.
 
@@ -229,7 +229,13 @@ def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
         f"{said} At a constant rate such checkpoints would say to {WORDS[advice.advice]}; of a rate that auto moved "
         "they say less than it saw."
     )
-    return Advice(advice.regime, "continue", "low", (first, said), f)
+    return Advice(
+        regime=advice.regime,
+        advice="continue",
+        confidence="low",
+        reasons=(first, said),
+        features=f,
+    )
 
 
 def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
@@ -255,7 +261,15 @@ def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
         factor = START_OVER if ruined else LOWER
         seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
         danger.append(f"How far down is not in the checkpoints: {seen}.")
-        return Advice(regime, "lower_lr", sure, (*reasons, *danger), f, factor=factor, evidence=seen)
+        return Advice(
+            regime=regime,
+            advice="lower_lr",
+            confidence=sure,
+            reasons=(*reasons, *danger),
+            features=f,
+            factor=factor,
+            evidence=seen,
+        )
     edge = t.faster + t.closing * f.closing
     if f.excess <= edge:
         if regime != "noise":
@@ -273,11 +287,29 @@ def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
             f"{how_far}"
         )
         sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
-        return Advice(regime, "leap", sure, tuple(reasons), f, f.recommended, f.horizon, factor, evidence)
+        return Advice(
+            regime=regime,
+            advice="leap",
+            confidence=sure,
+            reasons=tuple(reasons),
+            features=f,
+            method=f.recommended,
+            horizon=f.horizon,
+            factor=factor,
+            evidence=evidence,
+        )
     reasons.append(f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip())
     if f.backtested and f.recommended == NONE:
         reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
-    return Advice(regime, "raise_lr", _sure(f, t), tuple(reasons), f, factor=factor, evidence=evidence)
+    return Advice(
+        regime=regime,
+        advice="raise_lr",
+        confidence=_sure(f, t),
+        reasons=tuple(reasons),
+        features=f,
+        factor=factor,
+        evidence=evidence,
+    )
 
 
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
@@ -325,7 +357,13 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
     """Go on, or average once the reward is flat and the path has no direction."""
     if f.rise is not None and f.rise > max(t.flat, f.rise_by_chance or 0.0):
         reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
-        return Advice(regime, "continue", _sure(f, t), tuple(reasons), f)
+        return Advice(
+            regime=regime,
+            advice="continue",
+            confidence=_sure(f, t),
+            reasons=tuple(reasons),
+            features=f,
+        )
     if len(f.windows) < 2 or regime != "noise":
         why = (
             "Too few windows lie between the checkpoints to average"
@@ -333,7 +371,13 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
             else "The path still has a direction"
         )
         reasons.append(f"{why}: go on.")
-        return Advice(regime, "continue", "low", tuple(reasons), f)
+        return Advice(
+            regime=regime,
+            advice="continue",
+            confidence="low",
+            reasons=tuple(reasons),
+            features=f,
+        )
     if f.rise is None:
         reasons.append(
             "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
@@ -343,7 +387,14 @@ def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) 
         reasons.append(
             f"The reward is flat ({f.rise:+.2f} over the last windows{noise}): average the last checkpoints."
         )
-    return Advice(regime, "average", _sure(f, t), tuple(reasons), f, method="lawa")
+    return Advice(
+        regime=regime,
+        advice="average",
+        confidence=_sure(f, t),
+        reasons=tuple(reasons),
+        features=f,
+        method="lawa",
+    )
 
 
 def _sure(f: AdviceFeatures, t: Thresholds) -> str:

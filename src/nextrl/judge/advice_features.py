@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, TooShort
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.decision_file import last_of_auto
@@ -23,7 +23,7 @@ _STEADY = 0.9
 """Share of the highest rate lately that the lowest one has where the rate counts as constant."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdviceFeatures:
     """Everything that `decide` looks at; plain numbers, so a table of them can be stored.
 
@@ -107,33 +107,40 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         traj, tested: as `advise` takes them.
 
     Raises:
-        InputError: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
+        TooShort: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
             unevenly spaced that no two windows can be compared, or so near each other that 16 bits do not tell them
-            apart, or a file of decisions that cannot be read.
+            apart.
+        InputError: a checkpoint, or a file of decisions, that cannot be read.
     """
     known = known_steps(traj)
     if len(known) < 3:
-        raise InputError(
+        raise TooShort(
             f"advice needs 3 checkpoints (the start counts where known); this run has {len(known)}"
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
     windows = recent_windows(traj, used)
     if not windows:
-        raise InputError(f"{no_windows(traj)}: there is nothing to advise on")
+        raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
     if not all(math.isfinite(window.e) for window in windows):
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
     windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
+    past = _past(traj, tested)
     seen = AdviceFeatures(
-        traj.steps[-1],
-        windows,
-        used,
-        beta1 is not None,
-        _drift_to_noise(traj),
-        *_backtest(traj, tested),
+        step=traj.steps[-1],
+        windows=windows,
+        beta1=used,
+        beta1_known=beta1 is not None,
+        drift_to_noise=_drift_to_noise(traj),
+        recommended=past.recommended,
+        horizon=past.horizon,
+        alpha=past.alpha,
+        skill=past.skill,
+        backtested=past.backtested,
+        control=past.control,
         rate=rate,
         rate_now=rate_now,
         steady=steady,
@@ -159,7 +166,7 @@ def _above_rounding(
     """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
 
     Raises:
-        InputError: there are none.
+        TooShort: there are none.
     """
     shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
     kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
@@ -167,7 +174,7 @@ def _above_rounding(
         # Some modules may be stored wider; those of 16 bits are the ones that round.
         kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
         narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
-        raise InputError(
+        raise TooShort(
             f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
             "often"
         )
@@ -195,17 +202,35 @@ def _drift_to_noise(traj: Trajectory) -> float:
     return min(drift, 1e6)
 
 
-def _backtest(traj: Trajectory, tested: Backtest | None) -> tuple[str, int, float, float, bool, str]:
-    """(recommended, horizon, alpha, skill, whether there was one, best control)."""
+@dataclass(frozen=True, kw_only=True)
+class _Past:
+    """What the run's own past says of a leap: the fields of `AdviceFeatures` that come from the backtest."""
+
+    recommended: str = NONE
+    horizon: int = 0
+    alpha: float = 0.0
+    skill: float = 0.0
+    backtested: bool = True
+    control: str = "stay"
+
+
+def _past(traj: Trajectory, tested: Backtest | None) -> _Past:
+    """The backtest in short: `tested`, or one of `CANDIDATES`; nothing where the run is too short for one."""
     try:
         result = backtest(traj, methods=CANDIDATES) if tested is None else tested
-    except InputError:
-        return NONE, 0, 0.0, 0.0, False, "stay"
+    except TooShort:
+        return _Past(backtested=False)
     control = result.horizons[result.horizon].control
     if result.recommended == NONE:
-        return NONE, 0, 0.0, 0.0, True, control
+        return _Past(control=control)
     score = result.methods[result.recommended]
-    return result.recommended, result.horizon, score.best_alpha, score.mean("skill"), True, control
+    return _Past(
+        recommended=result.recommended,
+        horizon=result.horizon,
+        alpha=score.best_alpha,
+        skill=score.mean("skill"),
+        control=control,
+    )
 
 
 def _rewards(traj: Trajectory) -> RewardWindows | None:

@@ -68,7 +68,7 @@ class ModuleAnalysis:
     norm: float = 0.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Analysis:
     """All of a run; dictionaries over steps hold only the steps where the number is defined.
 
@@ -215,19 +215,19 @@ def analyze(
     used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
     zero = {w: adam_persistence(w, used) for w in table}
     return Analysis(
-        traj.steps,
-        h,
-        modules,
-        {kind: energy[kind].shares() for kind in KINDS},
-        line(total, traj.steps),
-        table,
-        {w: {t: excess(c, zero[w]) for t, c in row.items()} for w, row in table.items()},
-        predictability(total, traj.steps, traj.start),
-        drift_and_noise(total, traj.steps, traj.start),
-        noisy,
-        used,
-        zero,
-        _kept(traj),
+        steps=traj.steps,
+        horizon=h,
+        modules=modules,
+        energy_share={kind: energy[kind].shares() for kind in KINDS},
+        line=line(total, traj.steps),
+        persistence=table,
+        excess={w: {t: excess(c, zero[w]) for t, c in row.items()} for w, row in table.items()},
+        predictability=predictability(total, traj.steps, traj.start),
+        drift=drift_and_noise(total, traj.steps, traj.start),
+        noisy=noisy,
+        beta1=used,
+        zero=zero,
+        kept=_kept(traj),
     )
 
 

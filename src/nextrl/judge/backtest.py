@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.atomic import replacing
 from nextrl.checkpoints.naming import module_kind
-from nextrl.errors import InputError, MissingExtra, needs, shown
+from nextrl.errors import InputError, MissingExtra, TooShort, first_line, needs, shown
 from nextrl.extrapolators import (
     CombinationOfCheckpoints,
     Extrapolator,
@@ -156,9 +156,10 @@ def backtest(
         seed: of methods that draw random numbers.
 
     Raises:
-        InputError: an argument is not of its kind, no run that can be read, too few checkpoints (says which horizon
-            would work), unknown method, a run that never moves, a method asked for by name whose package is not
-            installed.
+        TooShort: fewer than three checkpoints, or a run that does not move over a horizon.
+        InputError: an argument is not of its kind, no run that can be read, too few checkpoints for a horizon that was
+            named (says which would work), unknown method, a method asked for by name whose package is not installed.
+        Exception: whatever a method that was named raises besides; one that was not is under `skipped` instead.
     """
     horizon = None if horizon is None else several(whole(1))("horizon", horizon)
     max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
@@ -220,7 +221,7 @@ def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     k, known = traj.spacing, known_steps(traj)
     longest = max((h for h in range(k, known[-1] - known[0] + 1, k) if origins_for(traj, h)), default=None)
     if longest is None:
-        raise InputError(
+        raise TooShort(
             f"a backtest needs at least 3 checkpoints (the start counts where it is known); this run has "
             f"{len(known)}, at steps {', '.join(map(str, known))}"
         )
@@ -249,32 +250,57 @@ def _at_horizon(
     still = {t: sum(_actual(traj, g, t, later) for g in grams.values()) for t, later in pairs}
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
-        raise InputError(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
+        raise TooShort(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
     beta1 = trainer_log.beta1_or_default(traj)
     pooled = torch.stack(list(grams.values())).sum(0)
     skills = {t: _not_leaping(traj, pooled, t, later, beta1) for t, later in pairs}
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
     scores, skipped = {}, {}
     for method in methods:
-        outcomes: dict[int, dict[str, ForecastScore]] = {}
         tried = pairs[-TRAINED_ORIGINS:] if tags_of(method).trains else pairs
-        for t, later in tried:
-            try:
-                prediction = method.fit(traj.upto(t), later - t, seed=seed)
-            except InputError as error:
-                if named and isinstance(error, MissingExtra):  # asked for by name: no result without it
-                    raise
-                skipped[method.name] = str(error)
-                continue
-            found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
-            if not all(math.isfinite(outcome.predicted) for outcome in found.values()):
-                skipped[method.name] = f"predicts a NaN or an Inf from step {t}"
-                continue
-            outcomes[t] = found
+        outcomes, why_not = _outcomes(traj, grams, method, tried, seed, named)
         if outcomes:
-            skipped.pop(method.name, None)
             scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)
+        else:
+            skipped[method.name] = why_not
     return HorizonScores(horizon, tuple(t for t, _ in pairs), scores, skipped, control)
+
+
+def _outcomes(
+    traj: Trajectory,
+    grams: Mapping[str, Tensor],
+    method: Extrapolator,
+    pairs: Sequence[tuple[int, int]],
+    seed: int,
+    named: bool,
+) -> tuple[dict[int, dict[str, ForecastScore]], str]:
+    """Origin t -> module -> prediction against fact, where there is a finite one; and why not at the latest other one.
+
+    Raises:
+        MissingExtra: of a method that was asked for by name.
+        Exception: whatever else such a method raises that is no refusal; any other one then has no outcome at all.
+    """
+    outcomes: dict[int, dict[str, ForecastScore]] = {}
+    why_not = ""
+    for t, later in pairs:
+        try:
+            prediction = method.fit(traj.upto(t), later - t, seed=seed)
+            found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
+        except InputError as error:
+            if named and isinstance(error, MissingExtra):
+                raise
+            why_not = str(error)
+            continue
+        except Exception as error:
+            # A fault of a method that nobody asked for, a plugin's perhaps, must not cost the scores of all the others.
+            if named:
+                raise
+            return {}, f"{type(error).__name__}: {first_line(error)}"
+        if all(math.isfinite(outcome.predicted) for outcome in found.values()):
+            outcomes[t] = found
+        else:
+            why_not = f"predicts a NaN or an Inf from step {t}"
+    return outcomes, why_not
 
 
 def _score(

@@ -130,7 +130,8 @@ class HorizonScores:
         horizon: h in steps.
         origins: the steps t that were tried.
         methods: name -> scores.
-        skipped: name -> why a method could not be fitted at any origin.
+        skipped: name -> why a method has no scores: it could not be fitted at any origin, or raised an exception (its
+            type and text) and was not asked for by name.
         control: the way of not leaping that did best: "stay", "average" (the last h steps), "mean" (all of the
             past), "start", or "momentum" (what Adam's momentum carries on by itself).
     """

@@ -21,7 +21,7 @@ Back = Literal["", "step", "window", "run"]
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
 """Names that fields had in files of earlier versions -> their names now."""
 
-_DROPPED = {"leg"}
+_DROPPED = {"leg", "persistence", "excess"}
 """Fields of files of earlier versions that nothing asks for any more."""
 
 
@@ -41,7 +41,6 @@ class Decision:
         horizon: steps that a named method's alpha = 1 stands for; None for `auto` and where no leap was due.
         discarded: share of the leap's squared norm that the adapter's rank cannot hold.
         fit_seconds: what fitting the method took.
-        excess: excess persistence, where it was looked at.
         back: what is taken back, the last step, the whole window or all of the run; empty where nothing is.
         looks: what the batch sampled after the window said of each alpha.
     """
@@ -56,7 +55,6 @@ class Decision:
     horizon: int | None = None
     discarded: float = 0.0
     fit_seconds: float = 0.0
-    excess: float | None = None
     back: Back = ""
     looks: Mapping[float, BatchGain] = field(default_factory=dict)
     unscored: int = 0
@@ -64,32 +62,27 @@ class Decision:
 
 def stay(reason: str) -> Decision:
     """Nothing to do, at no cost."""
-    return Decision(0.0, 1.0, reason, {}, 0)
+    return Decision(alpha=0.0, rate_factor=1.0, reason=reason, scores={}, completions=0)
 
 
-def searched(why: str, alpha: float, scores: Scores, rate_factor: float = 1.0, **facts: Any) -> Decision:
+def searched(why: str, alpha: float, scores: Scores) -> Decision:
     """The decision that a search led to, with its outcome in words.
 
     Args:
         why: what the search was for.
         alpha: the candidate taken, 0.0 for staying put.
         scores: what was seen of each.
-        rate_factor: for the learning rate; above 1 without a leap says that such a leap did no harm.
-        facts: other fields of `Decision`.
     """
     outcome = "no candidate beats staying put" if alpha == 0.0 else f"alpha {alpha:g} beats staying put"
-    if alpha == 0.0 and rate_factor > 1.0:
-        outcome = f"alpha {rate_factor - 1.0:g} does no harm"
     refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
     return Decision(
-        alpha,
-        rate_factor,
-        f"{why}: {outcome}{refusals}",
-        scores.means(),
-        scores.completions(),
+        alpha=alpha,
+        rate_factor=1.0,
+        reason=f"{why}: {outcome}{refusals}",
+        scores=scores.means(),
+        completions=scores.completions(),
         unscored=scores.not_scored(),
         refused=dict(scores.refused),
-        **facts,
     )
 
 
@@ -103,8 +96,6 @@ class DecisionRecord(BaseModel):
         learning_rate: the rate after the decision.
         lr_factor: that rate over what the run would have without any change of it; None where that is not known.
         reason: one clause.
-        persistence: cosine of the window's displacement with the one before, where it was measured.
-        excess: that cosine over what Adam's memory explains.
         divergence: what the window, or the step, moved the policy by, nats per token.
         reward: mean training reward of the window.
         scores: mean held-out reward by candidate, the key being its alpha as text; "0" is staying put.
@@ -129,8 +120,6 @@ class DecisionRecord(BaseModel):
     learning_rate: float | None = None
     lr_factor: float | None = None
     reason: str
-    persistence: float | None = None
-    excess: float | None = None
     divergence: float | None = None
     reward: float | None = None
     scores: dict[str, float | None] = {}
@@ -154,7 +143,7 @@ class DecisionRecord(BaseModel):
             return values
         return {_FORMER.get(name, name): value for name, value in values.items() if name not in _DROPPED}
 
-    @field_validator("persistence", "excess", "divergence", "reward", "claimed_steps", mode="before")
+    @field_validator("divergence", "reward", "claimed_steps", mode="before")
     @classmethod
     def _measured(cls, value: Any) -> Any:
         # JSON has no NaN and no infinity: what could not be measured is null there.
@@ -176,7 +165,6 @@ class DecisionRecord(BaseModel):
         own = (
             "alpha",
             "reason",
-            "excess",
             "divergence",
             "scores",
             "horizon",

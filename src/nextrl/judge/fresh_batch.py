@@ -77,7 +77,7 @@ class Estimate:
         return math.copysign(math.inf, self.value) if self.value else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchGain:
     """What a batch says of one candidate.
 
@@ -234,7 +234,22 @@ def likelihood_gain(log_ratios: Tensor, mask: Tensor) -> BatchGain:
         float(x[keep].sum()) / count
         for x in (tokens.square() / 2, tokens.clamp_max(_LARGEST_TOKEN).expm1() - tokens)
     )
-    return BatchGain(gain, gain, gain, n, n, left_out, n, n, float(n), float(n), 1.0, k2, k3, "")
+    return BatchGain(
+        gain=gain,
+        plain=gain,
+        slope=gain,
+        completions=n,
+        groups=n,
+        left_out=left_out,
+        informative=n,
+        informative_groups=n,
+        ess=float(n),
+        informative_ess=float(n),
+        mean_weight=1.0,
+        nats_k2=k2,
+        nats_k3=k3,
+        degenerate="",
+    )
 
 
 def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:

@@ -23,8 +23,6 @@ class Window:
 
     Attributes:
         step: optimizer steps so far.
-        persistence: cosine of this window's displacement of the effective weights with the previous window's (leaps
-            between them left out), or None for the first window.
         rewards: mean training reward of each step of the window, in order; NaN where none was measured.
         rate: the learning rate the window was trained at.
         trained: completions that the run has been trained on so far, which the search's budget is a share of; None
@@ -32,7 +30,6 @@ class Window:
     """
 
     step: int
-    persistence: float | None
     rewards: tuple[float, ...]
     rate: float
     trained: int | None = None

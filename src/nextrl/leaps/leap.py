@@ -35,7 +35,7 @@ DEFAULT_HORIZON = 50
 DEFAULT_METHOD = "factors"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Leap:
     """The result of `leap`.
 
@@ -241,4 +241,12 @@ def leap(
     started = time.perf_counter()
     prediction = fitting.fit(traj, horizon, seed=seed)
     seconds = time.perf_counter() - started
-    return Leap(traj, prediction, method, traj.steps[-1], horizon, alpha, seconds)
+    return Leap(
+        traj=traj,
+        prediction=prediction,
+        method=method,
+        from_step=traj.steps[-1],
+        horizon=horizon,
+        alpha=alpha,
+        seconds=seconds,
+    )

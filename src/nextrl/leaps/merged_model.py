@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint, finite
+from nextrl.checkpoints.adapter import CONFIG, NOTE, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import sha256, write_bytes, write_tensors
 from nextrl.checkpoints.dense import INDEX, SINGLE, FullModel
 from nextrl.checkpoints.lora_settings import UNMERGEABLE, AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, needs, shown
-from nextrl.files import read_bytes, read_json, usable_path
+from nextrl.files import NoSuchFile, read_bytes, read_object, usable_path
 from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
@@ -120,7 +120,7 @@ def base_revision(traj: Trajectory, base: str | Path) -> str | None:
         return None
     if not isinstance(config["revision"], str):
         raise InputError(
-            f"adapter_config.json: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
+            f"{CONFIG}: revision is {shown(config['revision'])}; set it to the base model's branch, tag or "
             "commit, or to null"
         )
     return config["revision"]
@@ -149,9 +149,7 @@ def find_base(base: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(base), revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        what = f"--base {base}" + (
-            f", revision {shown(revision)} (adapter_config.json names it)" if revision else ""
-        )
+        what = f"--base {base}" + (f", revision {shown(revision)} ({CONFIG} names it)" if revision else "")
         raise InputError(
             f"{what}: neither a folder nor a model in the Hugging Face cache; download it first"
         ) from error
@@ -194,9 +192,7 @@ def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
     """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
     config_file = model.folder / "config.json"
-    config = read_json(config_file) if config_file.exists() else {}
-    if not isinstance(config, dict):
-        raise InputError(f"{config_file}: holds no JSON object; restore it")
+    config = read_object(config_file) if config_file.exists() else {}
     if config.get("quantization_config"):
         raise InputError(
             f"{config_file}: the model is quantised (quantization_config), and a leap cannot be added to codes: give "
@@ -242,7 +238,7 @@ def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
     """Refuse to take the place of the base, and to add a leap to what it was added to before.
 
     Raises:
-        InputError: `out` is the base, or the base is a merge of the same run.
+        InputError: `out` is the base, or the base is a merge of the same run or has a note that cannot be read.
     """
     if out.exists() and out.samefile(base):
         raise InputError(
@@ -251,10 +247,14 @@ def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
     if Path(os.path.realpath(out)) in Path(os.path.realpath(base)).parents:
         raise InputError(f"{out}: holds the base, and would be replaced as a whole; name another --out")
     try:
-        note = read_json(base / NOTE)
-    except InputError:
-        return  # none, or none that can be read
-    if not isinstance(note, dict) or note.get("kind") != "merged":
+        note = read_object(base / NOTE)
+    except NoSuchFile:
+        return
+    except InputError as error:
+        raise InputError(
+            f"{error}; it says whether this base holds a leap of the run already, and without it nobody can tell"
+        ) from error
+    if note.get("kind") != "merged":
         return
     earlier = note.get("source_sha256")
     digests = set(map(str, earlier.values())) if isinstance(earlier, dict) else set()

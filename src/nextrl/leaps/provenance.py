@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints.adapter import NOTE, AdapterCheckpoint
+from nextrl.checkpoints.adapter import CONFIG, NOTE, AdapterCheckpoint
 from nextrl.checkpoints.atomic import replacing_folder, sha256, write_json, writing
 from nextrl.errors import InputError
 from nextrl.files import read_json
@@ -17,7 +17,7 @@ from nextrl.version import VERSION
 
 CARD = "README.md"
 WEIGHTS = (
-    "adapter_config.json",
+    CONFIG,
     "adapter_model.*",
     "*.safetensors",
     "*.safetensors.index.json",

@@ -179,7 +179,6 @@ class LeapEntry(_Part):
         back: what was taken back, "step", "window" or "run"; empty where nothing was.
         rolled_back: the step of a leap that was.
         divergence: what the window, or the step, moved the policy by, nats per token.
-        excess: excess persistence that it rested on.
         reason: one clause.
         scores: candidate -> mean reward or accuracy on validation prompts.
         accepted: whether the adapter moved.
@@ -193,7 +192,6 @@ class LeapEntry(_Part):
     back: StrictStr | None = None
     rolled_back: Figure = None
     divergence: Figure = None
-    excess: Figure = None
     reason: StrictStr | None = None
     scores: dict[str, Figure] = {}
     accepted: bool | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextrl.errors import InputError
+from nextrl.errors import TooShort
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.regime import DEFAULT_WINDOW, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
@@ -103,7 +103,7 @@ def summarise_run(
     if traj is not None:
         jumps = _jumps(record, traj.steps)
         figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
-        recent = _recent_excess(record, figures, traj, bool(jumps))
+        recent = _recent_excess(figures, traj, bool(jumps))
         # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
         constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
         advice = _advice(traj) if constant else None
@@ -128,10 +128,14 @@ def summarise_run(
 
 
 def _advice(traj: Trajectory) -> Advice | None:
-    """What `nextrl advise` says of the run; None where its checkpoints say too little."""
+    """What `nextrl advise` says of the run; None where it was too short for it.
+
+    Raises:
+        InputError: what the run left cannot be read.
+    """
     try:
         return advise(traj)
-    except InputError:
+    except TooShort:
         return None
 
 
@@ -211,9 +215,7 @@ def _jumps(record: ArmRecord, steps: Sequence[int]) -> list[tuple[int, int]]:
     return jumps
 
 
-def _recent_excess(
-    record: ArmRecord, figures: TrajectoryFigures, traj: Trajectory, leapt: bool
-) -> float | None:
+def _recent_excess(figures: TrajectoryFigures, traj: Trajectory, leapt: bool) -> float | None:
     """Mean excess persistence where the run stands, None where it was too short to show any.
 
     A run that did not leap is measured as `nextrl advise` does. After a leap the last windows may span it: then the
@@ -221,9 +223,7 @@ def _recent_excess(
     """
     if not leapt:
         return _excess_at_the_end(traj)
-    seen: Sequence[float | None] = [decision.excess for decision in record.decisions]
-    if all(value is None for value in seen):
-        seen = next((list(row.values()) for row in figures.excess.values() if row), [])
+    seen = next((list(row.values()) for row in figures.excess.values() if row), [])
     known = [value for value in seen if value is not None][-_LAST_WINDOWS:]
     return sum(known) / len(known) if known else None
 

@@ -8,11 +8,12 @@ touching a weight; `weighted_displacement` alone turns one into factors.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nextrl.errors import InputError
+from nextrl.errors import InputError, TooShort
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -33,7 +34,42 @@ def nearest_step(traj: Trajectory, target: float) -> int:
     Uneven spacing is met here: a method that wants `W_{T-h}` takes the nearest checkpoint s and rescales its
     displacement by h / (T - s).
     """
-    return max(known_steps(traj)[:-1], key=lambda step: (-abs(step - target), step))
+    return nearest_of(known_steps(traj)[:-1], target)
+
+
+def nearest_of(steps: Sequence[int], target: float) -> int:
+    """Which of the steps is nearest to `target` (the later one on a tie)."""
+    return max(steps, key=lambda step: (-abs(step - target), step))
+
+
+def distinct_steps(traj: Trajectory, targets: Sequence[float]) -> tuple[int, ...]:
+    """The known steps before T that are nearest to several targets, no two of them the same.
+
+    Across a gap T - h and T - 2h may have one nearest checkpoint, and what divides by the distance of its points would
+    divide by zero. So each point lies before the one found for the target before it, and leaves as many known steps
+    behind it as there are targets to come.
+
+    Args:
+        traj: the run.
+        targets: steps, from T backwards: `(T - h, T - 2 h)`.
+
+    Returns:
+        A known step for each target, descending, all of them before T.
+
+    Raises:
+        TooShort: there are fewer known steps before T than targets.
+    """
+    *before, end = known_steps(traj)
+    if len(before) < len(targets):
+        raise TooShort(
+            f"{len(targets)} checkpoints before step {end} are needed, and there are {len(before)}: "
+            f"{', '.join(map(str, before)) or 'none'}"
+        )
+    found: list[int] = []
+    for to_come, target in zip(reversed(range(len(targets))), targets, strict=True):
+        found.append(nearest_of(before[to_come:], target))
+        before = before[: before.index(found[-1])]
+    return tuple(found)
 
 
 def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -> LowRank:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.lora_settings import starts_at_zero
-from nextrl.checkpoints.run import no_checkpoint
+from nextrl.checkpoints.run import knows_start, no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
 from nextrl.scalars import whole
@@ -196,7 +196,7 @@ class Trajectory:
     @property
     def knows_start(self) -> bool:
         """Whether W_0 is known: its checkpoint is there, or it is the base model (B_0 A_0 = 0)."""
-        return self.steps[0] == self.start or (self.start == 0 and self.checkpoints[0].starts_at_zero)
+        return knows_start(self.checkpoints[0], self.start)
 
     @property
     def spacing(self) -> int:

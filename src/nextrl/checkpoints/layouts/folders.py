@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located
 from nextrl.errors import InputError
@@ -17,9 +18,7 @@ _FOLDER = re.compile(r"^(?:step[-_]?|adapter[-_])?(\d+)$")
 def find(run: Path) -> Layout:
     """Subfolders named `N`, `stepN`, `step-N`, `step_N` or `adapter-N` that hold an adapter."""
     folders, problems = numbered(run, _FOLDER)
-    located = tuple(
-        Located(step, folder) for step, folder in folders if (folder / "adapter_config.json").exists()
-    )
+    located = tuple(Located(step, folder) for step, folder in folders if (folder / CONFIG).exists())
     return Layout("folders", located, tuple(problems) if located else ())
 
 

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
@@ -44,7 +45,7 @@ def _adapter(folder: Path) -> Path | None:
 
 def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
     """lora_alpha from `lora_train_meta.json`, only where the adapter's own is missing or 0."""
-    config = _json(adapter / "adapter_config.json")
+    config = _json(adapter / CONFIG)
     if config.get("lora_alpha"):
         return {}
     for place in (folder / "actor", folder, adapter.parent):

@@ -22,7 +22,7 @@ D = TypeVar("D", Decision, Decision | None)
 FEW, MOST = 48, 512  # completions of each process that are looked at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """What a policy is shown at the end of a window, or of a step that it checks.
 

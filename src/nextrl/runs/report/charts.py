@@ -75,7 +75,6 @@ def _leap(leap: LeapEntry) -> dict[str, Any]:
         "divergence": _float(leap.divergence),
         "horizon": _float(leap.horizon),
         "learning_rate": _float(leap.learning_rate),
-        "excess": _float(leap.excess),
         "reason": written(leap.reason),
         "scores": [[alpha, _float(score)] for alpha, score in leap.scores.items()],
         "done": what_was_done(leap),

@@ -148,7 +148,6 @@ DECIDED = (
     "what was done",
     "learning rate after",
     "moved, nats per token",
-    "excess",
     "alpha: score on validation prompts",
     "reason",
 )
@@ -175,7 +174,6 @@ def _decided(leap: LeapEntry) -> tuple[str, ...]:
         what_was_done(leap),
         rate(leap.learning_rate),
         _shown(leap.divergence, ".2g"),
-        fixed(leap.excess, 2),
         # A score stays in the line of its alpha.
         ", ".join(f"{alpha}:\u00a0{fixed(score)}" for alpha, score in leap.scores.items()) or NONE,
         written(leap.reason) or NONE,

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextrl.errors import InputError, first_line, needs, shown
-from nextrl.files import read_json, regular_file
+from nextrl.files import no_safetensors, read_object, regular_file
 from nextrl.tasks.generation import plain_config
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
@@ -134,18 +134,14 @@ def _stored(folder: Path) -> tuple[int, int]:
                         count *= extent
                     tensors, numbers = tensors + 1, numbers + count
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{file}: truncated or not a safetensors file ({error}); copy it again"
-            ) from error
+            raise no_safetensors(file, error) from error
     return tensors, numbers
 
 
 def _check_numbers(folder: Path, tensors: int, numbers: int) -> None:
     """Refuse a config whose numbers are beyond any model's, or beyond what is stored."""
     path = folder / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no JSON object; restore it")
+    config = read_object(path)
     level: list[Mapping[str, Any]] = [config]
     while level:
         inner: list[Mapping[str, Any]] = []

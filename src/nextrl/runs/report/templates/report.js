@@ -93,7 +93,6 @@ function leapTip(arm, leap) {
   if (known(leap.horizon)) rows.push(["horizon", whole(leap.horizon)]);
   if (known(leap.learning_rate)) rows.push(["learning rate after", rate(leap.learning_rate)]);
   if (known(leap.divergence)) rows.push(["moved, nats per token", `${+leap.divergence.toPrecision(2)}`]);
-  if (known(leap.excess)) rows.push(["excess", leap.excess.toFixed(2)]);
   for (const [alpha, score] of leap.scores) rows.push([`score at alpha ${alpha}`, known(score) ? score.toFixed(3) : "–"]);
   return { title: arm.label, rows, text: leap.reason };
 }
