@@ -1,6 +1,6 @@
 """Things that users choose by name: a registry, and an error that offers the nearest name that there is.
 
-Extrapolators, tasks, verifiers, base models, algorithms and checkpoint layouts are each kept in one. This
+Extrapolators, tasks, verifiers, base models, algorithms, optimizers and checkpoint layouts are each kept in one. This
 file stands below every room that keeps such names: it imports nothing but `errors`.
 """
 
@@ -67,6 +67,12 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def either(names: Iterable[str]) -> str:
+    """Names of which one is to be chosen, as a sentence lists them: "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

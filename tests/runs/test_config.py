@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
 from nextrl.runs.config import RunConfig, known_keys
 from nextrl.runs.config_file import load
@@ -292,7 +293,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     assert found.train.learning_rate == 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["mechanic", "prodigy-schedulefree"])
+@pytest.mark.parametrize("optimizer", [optimizer.name for optimizer in named_optimizers.rate_free()])
 @pytest.mark.parametrize("leap", [{}, {"method": "secant", "at": [20]}])
 def test_an_optimizer_that_finds_its_own_rate_goes_with_no_leaps(
     optimizer: str, leap: dict[str, Any]
@@ -301,3 +302,10 @@ def test_an_optimizer_that_finds_its_own_rate_goes_with_no_leaps(
     with pytest.raises(ValidationError, match=r"finds its own learning rate.*set leap\.method: none"):
         RunConfig(train=train, leap=leap)
     assert RunConfig(train=train, leap={"method": "none"}).train.optimizer == optimizer
+
+
+@pytest.mark.parametrize(("lora", "plain"), [({}, "plain"), (None, "all weights")])
+def test_a_label_names_no_rate_that_is_not_read(lora: dict[str, Any] | None, plain: str) -> None:
+    train = {"optimizer": "mechanic", "learning_rate": 1e-3}
+    label = RunConfig(train=train, leap={"method": "none"}, lora=lora).arm().label
+    assert label == f"{plain}, Mechanic around AdamW"

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nextrl.cli import values
 from nextrl.cli.console import AsJson, TrainingProgress, console, emit_json, err_console
-from nextrl.engines.settings import require_optimizer
+from nextrl.engines import named_optimizers
 from nextrl.engines.verl import job as verl_job
 from nextrl.errors import needs
 from nextrl.runs import config_file
@@ -63,7 +63,7 @@ def run(
 
         from nextrl.engines.ranks import launched
         from nextrl.runs import run as job
-    require_optimizer(settings.train.optimizer)
+    named_optimizers.get(settings.train.optimizer).check_installed()
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nextrl.engines import algorithms
+from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl.config import VerlSection, VerlSettings
 from nextrl.errors import InputError
@@ -145,7 +145,7 @@ class RunConfig(BaseModel):
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
-        if self.train.optimizer != "adamw" and self.leap.method != "none":
+        if named_optimizers.get(self.train.optimizer).rate_free and self.leap.method != "none":
             raise ValueError(
                 f"train.optimizer: {self.train.optimizer} finds its own learning rate, which leap.method: "
                 f"{self.leap.method} would move as well: set leap.method: none"
@@ -250,7 +250,9 @@ class RunConfig(BaseModel):
         """The run as the one arm of a comparison, which is what the loop trains."""
         leap = self.leap
         kind: Any = {"auto": "auto", "none": "plain"}.get(leap.method, "leap")
-        rate = f"lr {self.train.learning_rate:g}"
+        optimizer = named_optimizers.get(self.train.optimizer)
+        # A rate that the optimizer finds itself is not the config's, which it never reads.
+        rate = optimizer.label if optimizer.rate_free else f"lr {self.train.learning_rate:g}"
         plain = "all weights" if self.lora is None else "plain"
         label = {"auto": f"auto, from {rate}", "plain": f"{plain}, {rate}"}.get(
             kind, f"{leap.method}, {rate}"
