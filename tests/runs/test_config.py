@@ -10,10 +10,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from nextrl.cli.run import _RUN
 from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
+from nextrl.registry import Registry
+from nextrl.runs import engines
 from nextrl.runs.config import RunConfig, known_keys
 from nextrl.runs.config_file import load
+from nextrl.runs.engines import verl_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -133,7 +137,9 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("engine: verl\nleap: {method: linear, at: [40]}", (), "engine verl takes auto or none"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
-        ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
+        ("engine: vllm", (), "engine: 'vllm' is unknown"),
+        ("engine: verl\nleap: {method: none}\ntrain: {optimizer: mechanic}", (),
+         "train.optimizer: engine verl trains with adamw, not mechanic"),
         ("report_to: tensorbord", (), "did you mean tensorboard?"),
         ("seed: -1", (), "seed must be greater than or equal to 0"),
         ("eval: {prompts: 1}", (), "eval.prompts must be greater than or equal to 2"),
@@ -182,12 +188,10 @@ def test_the_arm_is_what_the_config_says() -> None:
     derived = config(leap={"every": 5}).derived()["leap"]
     assert derived == {"method": "auto", "every": 5}  # it asks no prompts
     through_verl = config(engine="verl", leap={"every": 5, "controller": {"goal": 0.01}})
-    assert through_verl.verl_settings().dials == {"every": 5, "goal": 0.01}
-    assert config(engine="verl", leap={"method": "none"}).verl_settings().dials is None
+    assert verl_settings(through_verl).dials == {"every": 5, "goal": 0.01}
+    assert verl_settings(config(engine="verl", leap={"method": "none"})).dials is None
     # TRL takes two steps on each batch of this algorithm, verl is told to take one.
-    assert (
-        config(engine="verl", algorithm="gspo", train={"save_every": 5}).verl_settings().algorithm == "gspo"
-    )
+    assert verl_settings(config(engine="verl", algorithm="gspo", train={"save_every": 5})).algorithm == "gspo"
     auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
     assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
     assert auto.dials["undo"] == 3.0
@@ -309,3 +313,23 @@ def test_a_label_names_no_rate_that_is_not_read(lora: dict[str, Any] | None, pla
     train = {"optimizer": "mechanic", "learning_rate": 1e-3}
     label = RunConfig(train=train, leap={"method": "none"}, lora=lora).arm().label
     assert label == f"{plain}, Mechanic around AdamW"
+
+
+def test_an_engine_that_is_registered_checks_and_derives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(given: RunConfig) -> None:
+        if given.seed:
+            raise ValueError("engine mine has no seed")
+
+    known = Registry("engine", {name: engines.get(name) for name in engines.names()})
+    monkeypatch.setattr(engines, "_ENGINES", known)
+    engines.register(engines.Engine("mine", check, lambda given: {"steps": given.train.steps}))
+    assert config(engine="mine").derived() == {"steps": 400}
+    with pytest.raises(ValidationError, match="engine mine has no seed"):
+        config(engine="mine", seed=1)
+    with pytest.raises(ValidationError, match="'min' is unknown; did you mean mine"):
+        config(engine="min")
+
+
+def test_the_command_line_can_run_every_engine() -> None:
+    missing = set(engines.names()) - set(_RUN)
+    assert not missing, f"add {missing} to _RUN in src/nextrl/cli/run.py, with the function that runs it"
