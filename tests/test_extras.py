@@ -157,7 +157,8 @@ def test_the_table_of_extras_is_the_one_that_pip_reads() -> None:
     named = {extra: {re.split(r"[<>=]", line)[0] for line in listed} for extra, listed in lists.items()}
     assert set(named) == {*EXTRAS, "all", "dev", "docs"}
     for extra, modules in EXTRAS.items():
-        assert named[extra] == set(modules.values()), extra
+        differ = named[extra] ^ set(modules.values())
+        assert not differ, f"EXTRAS (src/nextrl/errors.py) and pyproject.toml differ under {extra}: {differ}"
     assert "verl" not in str(lists["all"])
 
 

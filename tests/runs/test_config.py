@@ -235,7 +235,8 @@ def test_differences_name_what_is_trained_otherwise() -> None:
 def test_every_key_says_what_it_is() -> None:
     keys = known_keys()
     assert {"model", "train.learning_rate", "lora.r", "leap.at", "eval.every"} <= keys.keys()
-    assert all(field.description for field in keys.values())
+    missing = [name for name, field in keys.items() if not field.description]
+    assert not missing, f"give Field(description=...) to {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
