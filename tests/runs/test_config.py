@@ -103,6 +103,7 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("train: {learning_rte: 1}", (), "train.learning_rte is no key of a config; did you mean train.learning_rate?"),
         ("modle: tiny", (), "modle is no key of a config; did you mean model?"),
         ("learning_rate: 1", (), "did you mean train.learning_rate?"),
+        ("goal: 1", (), "goal is no key of a config; did you mean leap.controller.goal?"),
         ("qqq: 1", (), "--print-config lists every key"),
         ("", ("train.stepz=3",), "train.stepz=3: train.stepz is no key of a config; did you mean train.steps?"),
         ("", ("train.steps=0",), "train.steps=0: train.steps must be greater than or equal to 1, not 0"),

@@ -7,10 +7,9 @@ key of a config.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.nested import dotted
+from nextrl.registry import unknown
 from nextrl.runs import engines
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.runs.config_sections import ControllerSection, EvalSection, LeapSection
@@ -333,9 +333,3 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
         elif f"{prefix}{name}" not in [f"train.{key}" for key in LIFTED]:
             keys[f"{prefix}{name}"] = field
     return keys
-
-
-def unknown(name: str, known: Sequence[str]) -> str:
-    """One clause about a name that is not known, with the nearest that is."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"'{name}' is unknown; " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")
