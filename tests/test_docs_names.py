@@ -100,27 +100,33 @@ def _relative(path: Path) -> str:
 @pytest.mark.parametrize("page", [*PAGES, *SCRIPTS], ids=_relative)
 def test_what_a_page_or_script_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert missing_paths(text) == []
-    assert missing_names(text) == []
+    missing = [*missing_paths(text), *missing_names(text)]
+    assert not missing, (
+        f"{_relative(page)} names {', '.join(missing)}, where there is nothing: correct the page"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in _LINK.findall(text) if "://" not in link]
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    assert missing_anchors(text, page) == []
+    missing = [link for link in links if not (page.parent / link).exists()] + missing_anchors(text, page)
+    assert not missing, (
+        f"{_relative(page)} links to {', '.join(missing)}, where there is nothing: correct the link"
+    )
 
 
 @pytest.mark.parametrize("model", [DecisionRecord, ArmRecord])
 def test_the_formats_page_has_every_field(model: type[DecisionRecord | ArmRecord]) -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    assert [name for name in model.model_fields if f"`{name}`" not in page] == []
+    missing = [name for name in model.model_fields if f"`{name}`" not in page]
+    assert not missing, f"add a row for {', '.join(missing)} of {model.__name__} to docs/formats.md"
 
 
 def test_the_formats_page_has_the_version_of_a_checkpoint_s_memory() -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    assert f"| `version` | int | {memory.VERSION} |" in page
+    row = f"| `version` | int | {memory.VERSION} |"
+    assert row in page, f"bring the row of version in docs/formats.md up to date: {row}"
 
 
 def test_what_is_missing_is_found() -> None:

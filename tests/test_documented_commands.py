@@ -232,12 +232,14 @@ def test_what_a_page_prints_can_be_typed(
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_left_out_is_counted(page: str) -> None:
     found = Counter(block.why for block in on(page) for _ in block.left_out)
-    assert dict(found) == LEFT_OUT.get(page, {})
+    assert dict(found) == LEFT_OUT.get(page, {}), f"say in LEFT_OUT how many commands of {page} are not typed"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_block_says_what_it_is(page: str) -> None:
-    assert [(b.line, b.language) for b in on(page) if b.language not in SHELL | PYTHON | DATA] == []
+    unknown = [f"line {b.line} ({b.language})" for b in on(page) if b.language not in SHELL | PYTHON | DATA]
+    known = ", ".join(sorted(SHELL | PYTHON | DATA))
+    assert not unknown, f"{page}: give each of these blocks a language of {known}: {', '.join(unknown)}"
 
 
 def test_make_has_what_the_pages_name() -> None:

@@ -13,6 +13,7 @@ import pytest
 from isolation import nextrl, python
 from lora_runs import write_run
 from nextrl.cli import VERBS
+from nextrl.engines import named_optimizers
 from nextrl.errors import EXTRAS, InputError, MissingExtra, needs, require
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +105,16 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("optimizer", ["prodigy-schedulefree", "mechanic"])
-def test_the_rate_free_optimizers_say_what_they_need(optimizer: str) -> None:
-    code = (
-        "import torch; from nextrl.engines.trl.trainer import _optimizer\n"
-        f"_optimizer({optimizer!r}, torch.nn.Linear(1, 1), 1.0)"
-    )
-    done = python(code, without=list(EXTRAS["rivals"]))
-    assert done.stderr.splitlines()[-1].endswith("not installed: pip install 'nextrl[rivals]'")
+OPTIMIZERS = {name: extra for name in named_optimizers.names() if (extra := named_optimizers.get(name).extra)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("call", ["check_installed()", "build(torch.nn.Linear(1, 1), 1.0)"])
+def test_the_optimizers_of_extras_say_what_they_need(optimizer: str, call: str) -> None:
+    code = f"import torch; from nextrl.engines import named_optimizers as n; n.get({optimizer!r}).{call}"
+    done = python(code, without=list(EXTRAS[OPTIMIZERS[optimizer]]))
+    wanted = f"not installed: pip install 'nextrl[{OPTIMIZERS[optimizer]}]'"
+    assert done.stderr.splitlines()[-1].endswith(wanted)
 
 
 def test_the_callback_says_what_it_needs() -> None:
@@ -154,7 +157,8 @@ def test_the_table_of_extras_is_the_one_that_pip_reads() -> None:
     named = {extra: {re.split(r"[<>=]", line)[0] for line in listed} for extra, listed in lists.items()}
     assert set(named) == {*EXTRAS, "all", "dev", "docs"}
     for extra, modules in EXTRAS.items():
-        assert named[extra] == set(modules.values()), extra
+        differ = named[extra] ^ set(modules.values())
+        assert not differ, f"EXTRAS (src/nextrl/errors.py) and pyproject.toml differ under {extra}: {differ}"
     assert "verl" not in str(lists["all"])
 
 

@@ -20,8 +20,10 @@ OPTIONAL = {
     "datasets",
     "huggingface_hub",
     "matplotlib",
+    "mechanic_pytorch",
     "pandas",
     "peft",
+    "prodigyplus",
     "sklearn",
     "transformers",
     "trl",
@@ -49,6 +51,7 @@ def test_inspect_loads_no_trainer(tmp_path: Path) -> None:
 LIGHT = (
     "nextrl.engines.settings",
     "nextrl.engines.algorithms",
+    "nextrl.engines.named_optimizers",
     "nextrl.engines.verl.config",
     "nextrl.extrapolators",
     "nextrl.judge.analysis_figures",

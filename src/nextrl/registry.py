@@ -1,13 +1,13 @@
 """Things that users choose by name: a registry, and an error that offers the nearest name that there is.
 
-Extrapolators, tasks, verifiers, base models, algorithms and checkpoint layouts are each kept in one. This
+Extrapolators, tasks, verifiers, base models, algorithms, optimizers and checkpoint layouts are each kept in one. This
 file stands below every room that keeps such names: it imports nothing but `errors`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from nextrl.errors import InputError
@@ -54,8 +54,7 @@ class Registry(Generic[T]):
             otherwise: what the user could have given instead of a name, "a local folder".
         """
         known = self.names() if known is None else tuple(known)
-        near = nearest(name, known)
-        hint = "" if near is None else f" did you mean '{near}'?"
+        hint = f" {said}" if (said := did_you_mean(name, known)) else ""
         rest = f"; or give {otherwise}" if otherwise else ""
         return InputError(f"unknown {self.kind} '{name}';{hint} known: {', '.join(known)}{rest}")
 
@@ -69,7 +68,25 @@ class Registry(Generic[T]):
         return len(self._entries)
 
 
+def either(names: Iterable[str]) -> str:
+    """Names of which one is to be chosen, as a sentence lists them: "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is most likely a misspelling of, or None where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The question that offers the nearest name, or `otherwise` where none is close."""
+    near = nearest(name, known)
+    return otherwise if near is None else f"did you mean {near}?"
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """One clause about a name that is not known: the nearest that is, or all of them."""
+    choose = f"choose {', '.join(known)}"
+    return f"'{name}' is unknown; {did_you_mean(name, known, choose)}"

@@ -14,8 +14,11 @@ import torch
 
 import nextrl
 from nextrl import cli
+from nextrl.checkpoints import READERS
 from nextrl.cli.completion import OPTIONS
 from nextrl.errors import InputError
+from nextrl.extrapolators.base import METHODS
+from nextrl.registry import either
 from nextrl.runs.config import RunConfig
 
 
@@ -56,6 +59,13 @@ def test_the_overview_s_line_is_the_verb_s_own(verb: str) -> None:
     module = importlib.import_module(f"nextrl.cli.{verb}")
     function = getattr(module, "evaluate_command" if verb == "eval" else verb)
     assert (function.__doc__ or "").splitlines()[0] == cli.VERBS[verb]
+
+
+def test_a_help_lists_the_layouts_and_the_methods_that_are_there(nextrl_call) -> None:
+    said = " ".join(nextrl_call("backtest", "--help")[1].split())
+    assert f"{either(READERS)}, where the automatic choice is wrong" in said
+    slow = [name for name in METHODS if METHODS.get(name).tags.slow]
+    assert f"default: all but {', '.join(slow)}." in said
 
 
 def test_python_m_nextrl_is_the_same_command() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from nextrl.cli import build
@@ -33,6 +34,14 @@ def test_print_config_shows_verls_command_and_needs_no_model(tmp_path):
     assert "actor_rollout_ref.rollout.n=8" in command
     assert "trainer.v1.trainer_mode=nextrl +trainer.v1.nextrl.every=20" in command
     assert not out.exists()
+
+
+def test_the_command_is_shown_below_the_config():
+    found = CliRunner().invoke(build(["run"]), ["run", EXAMPLE, "--print-config"])
+    config, _, derived = found.stdout.partition("# what follows from it\n")
+    assert yaml.safe_load(config)["engine"] == "verl"
+    assert derived.startswith("#   command: ")
+    assert derived.count("\n") == 1
 
 
 def test_named_methods_and_overrides_of_ours_are_refused():

@@ -168,16 +168,6 @@ def test_other_libraries_bars_and_notices_are_off(monkeypatch: pytest.MonkeyPatc
     assert "ours" in done.stderr
 
 
-def test_an_optimizer_that_talks_says_nothing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("prodigyplus")
-    import torch
-
-    from nextrl.engines.trl.trainer import _optimizer
-
-    assert _optimizer("prodigy-schedulefree", torch.nn.Linear(2, 2), 1.0) is not None
-    assert capsys.readouterr().out == ""
-
-
 def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
     """The command in a shell's own words, `nextrl` in the place of `NEXTRL`."""
     words = line.replace("NEXTRL", f"'{sys.executable}' -m nextrl")

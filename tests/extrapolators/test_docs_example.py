@@ -43,4 +43,5 @@ def test_the_printed_method_keeps_the_promises_of_a_method() -> None:
 
 def test_the_page_lists_every_method() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert not [name for name in names() if f"`{name}`" not in text]
+    missing = [name for name in names() if f"`{name}`" not in text]
+    assert not missing, f"add a row for {', '.join(missing)} to docs/extrapolators.md"

@@ -10,9 +10,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from nextrl.cli.run import _RUN
+from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
+from nextrl.registry import Registry
+from nextrl.runs import engines
 from nextrl.runs.config import RunConfig, known_keys
 from nextrl.runs.config_file import load
+from nextrl.runs.engines import verl_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -98,6 +103,7 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("train: {learning_rte: 1}", (), "train.learning_rte is no key of a config; did you mean train.learning_rate?"),
         ("modle: tiny", (), "modle is no key of a config; did you mean model?"),
         ("learning_rate: 1", (), "did you mean train.learning_rate?"),
+        ("goal: 1", (), "goal is no key of a config; did you mean leap.controller.goal?"),
         ("qqq: 1", (), "--print-config lists every key"),
         ("", ("train.stepz=3",), "train.stepz=3: train.stepz is no key of a config; did you mean train.steps?"),
         ("", ("train.steps=0",), "train.steps=0: train.steps must be greater than or equal to 1, not 0"),
@@ -132,7 +138,9 @@ def test_the_seed_at_the_top_is_the_trainer_s() -> None:
         ("engine: verl\nleap: {method: linear, at: [40]}", (), "engine verl takes auto or none"),
         ("algorithm: grppo", (), "algorithm: 'grppo' is unknown; did you mean grpo?"),
         ("algorithm: dapo", ("train.save_every=5",), "train.save_every must be a multiple of 2"),
-        ("engine: vllm", (), "engine must be 'trl' or 'verl', not 'vllm'"),
+        ("engine: vllm", (), "engine: 'vllm' is unknown"),
+        ("engine: verl\nleap: {method: none}\ntrain: {optimizer: mechanic}", (),
+         "train.optimizer: engine verl trains with adamw, not mechanic"),
         ("report_to: tensorbord", (), "did you mean tensorboard?"),
         ("seed: -1", (), "seed must be greater than or equal to 0"),
         ("eval: {prompts: 1}", (), "eval.prompts must be greater than or equal to 2"),
@@ -181,12 +189,10 @@ def test_the_arm_is_what_the_config_says() -> None:
     derived = config(leap={"every": 5}).derived()["leap"]
     assert derived == {"method": "auto", "every": 5}  # it asks no prompts
     through_verl = config(engine="verl", leap={"every": 5, "controller": {"goal": 0.01}})
-    assert through_verl.verl_settings().dials == {"every": 5, "goal": 0.01}
-    assert config(engine="verl", leap={"method": "none"}).verl_settings().dials is None
+    assert verl_settings(through_verl).dials == {"every": 5, "goal": 0.01}
+    assert verl_settings(config(engine="verl", leap={"method": "none"})).dials is None
     # TRL takes two steps on each batch of this algorithm, verl is told to take one.
-    assert (
-        config(engine="verl", algorithm="gspo", train={"save_every": 5}).verl_settings().algorithm == "gspo"
-    )
+    assert verl_settings(config(engine="verl", algorithm="gspo", train={"save_every": 5})).algorithm == "gspo"
     auto = config(leap={"every": 5, "controller": {"undo": 3}}).arm()
     assert (auto.kind, auto.auto, auto.window, auto.leap) == ("auto", True, 5, None)
     assert auto.dials["undo"] == 3.0
@@ -230,7 +236,8 @@ def test_differences_name_what_is_trained_otherwise() -> None:
 def test_every_key_says_what_it_is() -> None:
     keys = known_keys()
     assert {"model", "train.learning_rate", "lora.r", "leap.at", "eval.every"} <= keys.keys()
-    assert all(field.description for field in keys.values())
+    missing = [name for name, field in keys.items() if not field.description]
+    assert not missing, f"give Field(description=...) to {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
@@ -292,7 +299,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     assert found.train.learning_rate == 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["mechanic", "prodigy-schedulefree"])
+@pytest.mark.parametrize("optimizer", [optimizer.name for optimizer in named_optimizers.rate_free()])
 @pytest.mark.parametrize("leap", [{}, {"method": "secant", "at": [20]}])
 def test_an_optimizer_that_finds_its_own_rate_goes_with_no_leaps(
     optimizer: str, leap: dict[str, Any]
@@ -301,3 +308,30 @@ def test_an_optimizer_that_finds_its_own_rate_goes_with_no_leaps(
     with pytest.raises(ValidationError, match=r"finds its own learning rate.*set leap\.method: none"):
         RunConfig(train=train, leap=leap)
     assert RunConfig(train=train, leap={"method": "none"}).train.optimizer == optimizer
+
+
+@pytest.mark.parametrize(("lora", "plain"), [({}, "plain"), (None, "all weights")])
+def test_a_label_names_no_rate_that_is_not_read(lora: dict[str, Any] | None, plain: str) -> None:
+    train = {"optimizer": "mechanic", "learning_rate": 1e-3}
+    label = RunConfig(train=train, leap={"method": "none"}, lora=lora).arm().label
+    assert label == f"{plain}, Mechanic around AdamW"
+
+
+def test_an_engine_that_is_registered_checks_and_derives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(given: RunConfig) -> None:
+        if given.seed:
+            raise ValueError("engine mine has no seed")
+
+    known = Registry("engine", {name: engines.get(name) for name in engines.names()})
+    monkeypatch.setattr(engines, "_ENGINES", known)
+    engines.register(engines.Engine("mine", check, lambda given: {"steps": given.train.steps}))
+    assert config(engine="mine").derived() == {"steps": 400}
+    with pytest.raises(ValidationError, match="engine mine has no seed"):
+        config(engine="mine", seed=1)
+    with pytest.raises(ValidationError, match="'min' is unknown; did you mean mine"):
+        config(engine="min")
+
+
+def test_the_command_line_can_run_every_engine() -> None:
+    missing = set(engines.names()) - set(_RUN)
+    assert not missing, f"add {missing} to _RUN in src/nextrl/cli/run.py, with the function that runs it"

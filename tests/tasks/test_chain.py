@@ -90,7 +90,7 @@ def test_every_answer_is_its_prompt_s() -> None:
 
 def test_an_unknown_task_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(
-        InputError, match=r"unknown task 'chian'; did you mean 'chain'\? known: .*chain-wrong-rule.*FILE\.py"
+        InputError, match=r"unknown task 'chian'; did you mean chain\? known: .*chain-wrong-rule.*FILE\.py"
     ):
         base.get("chian")
     assert base.get("chain-wrong-rule").name == "chain-wrong-rule"

@@ -22,4 +22,5 @@ def test_the_python_example_is_a_task(tmp_path: Path) -> None:
 def test_the_tables_name_every_registered_task_and_verifier() -> None:
     from nextrl.tasks.verifiers import VERIFIERS
 
-    assert all(f"`{name}`" in DOCS for name in (*tasks.names(), *VERIFIERS))
+    missing = [name for name in (*tasks.names(), *VERIFIERS) if f"`{name}`" not in DOCS]
+    assert not missing, f"add a row for {', '.join(missing)} to docs/tasks.md"

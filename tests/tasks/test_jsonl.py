@@ -88,7 +88,7 @@ def test_a_file_that_is_empty_small_or_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        (":maths", "unknown verifier 'maths'; did you mean 'math'\\? known: exact"),
+        (":maths", "unknown verifier 'maths'; did you mean math\\? known: exact"),
         (":", "unknown verifier ''"),
         ("?token=4", "option 'token' is unknown; did you mean tokens"),
         ("?tokens=0", "tokens must be a whole number of at least 1"),

@@ -52,6 +52,6 @@ def test_math_works_outside_the_main_thread() -> None:
 
 def test_an_unknown_verifier_lists_those_there_are() -> None:
     with pytest.raises(
-        InputError, match=r"unknown verifier 'maths'; did you mean 'math'\? known: exact, .*math"
+        InputError, match=r"unknown verifier 'maths'; did you mean math\? known: exact, .*math"
     ):
         verifiers.get("maths")

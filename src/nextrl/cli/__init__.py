@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import typer
 
 from nextrl.cli.completion import placeholder
-from nextrl.errors import InputError, one_line
+from nextrl.engines import named_optimizers
+from nextrl.errors import EXTRAS, InputError, one_line
 from nextrl.version import VERSION
 
 # Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function. It is imported
@@ -57,9 +58,7 @@ _NO_BARS = (
     "HF_DATASETS_DISABLE_PROGRESS_BARS",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS",
 )
-_LIBRARIES = (
-    r"(accelerate|datasets|huggingface_hub|mechanic_pytorch|peft|prodigyplus|torch|transformers|trl)(\.|$)"
-)
+_LIBRARIES = {"torch", *EXTRAS["trl"], *named_optimizers.modules()}
 
 
 def build(verbs: Collection[str] = tuple(VERBS), *, completing: bool = False) -> typer.Typer:
@@ -190,8 +189,9 @@ def _quiet() -> None:
     if not os.environ.get("SOURCE_DATE_EPOCH", "0").isdecimal():
         del os.environ["SOURCE_DATE_EPOCH"]  # matplotlib would end with a traceback
     # Libraries announce to each other what they will rename; a user can do nothing about it.
+    theirs = rf"({'|'.join(sorted(_LIBRARIES))})(\.|$)"
     for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
+        warnings.filterwarnings("ignore", category=category, module=theirs)
 
 
 def _refuse(message: str) -> NoReturn:

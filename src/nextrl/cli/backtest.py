@@ -14,6 +14,7 @@ from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBad
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
+from nextrl.extrapolators.base import METHODS, tags_of
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
@@ -21,6 +22,9 @@ from nextrl.judge.backtest_scores import NONE
 from nextrl.trajectory.trajectory import Trajectory
 
 FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
+# Of this package's own methods: a plugin's tags would have to be loaded for a line of help.
+_SLOW = [name for name in METHODS if tags_of(METHODS.get(name)).slow]
+_DEFAULT = f"all but {', '.join(_SLOW)}" if _SLOW else "all"
 HEADS = ("cosine", "norm\nratio", "relative\nerror", "skill", "best\nalpha")
 
 
@@ -32,7 +36,7 @@ def backtest(
             help="Steps ahead; repeat for several. Default: 1, 2 and 5 spacings.", callback=values.every_step
         ),
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; default: all but next-paper.")] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Comma-separated; default: {_DEFAULT}.")] = None,
     param: Params = None,
     origins: Annotated[int, typer.Option(help="Use at most so many of the latest origins.")] = 8,
     by_type: Annotated[bool, typer.Option("--by-type", help="Also per layer type.")] = False,

@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
-from nextrl.checkpoints import detect
+from nextrl.checkpoints import READERS, detect
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli.console import err_console
 from nextrl.cli.values import path
 from nextrl.errors import one_line
+from nextrl.registry import either
 from nextrl.scalars import MAX_SEED
 from nextrl.trajectory.trajectory import Trajectory
 
 RunFolder = Annotated[
     Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.", callback=path)
 ]
-Layout = Annotated[
-    str | None, typer.Option(help="trl, verl, openrlhf or folders, where the automatic choice is wrong.")
-]
+Layout = Annotated[str | None, typer.Option(help=f"{either(READERS)}, where the automatic choice is wrong.")]
 SkipBadCheckpoints = Annotated[
     bool, typer.Option("--skip-bad-checkpoints", help="Leave broken checkpoints out.")
 ]

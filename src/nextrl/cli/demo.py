@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nextrl.cli import values
 from nextrl.cli.console import AsJson, TrainingProgress, console, emit_json, err_console
-from nextrl.engines.settings import require_optimizer
+from nextrl.engines import named_optimizers
 from nextrl.errors import needs
 from nextrl.runs.report import write_report
 from nextrl.runs.result import AccuracyAfter, Result, Saved
@@ -40,7 +40,7 @@ def demo(
         from nextrl.runs import demo as job
     what = job.plan(seed, quick)
     for arm in what.arms:
-        require_optimizer(arm.train.optimizer)
+        named_optimizers.get(arm.train.optimizer).check_installed()
     job.claim(out, what)
     # A job started in the background inherits an ignored SIGINT; Ctrl-C must stop this one all the same.
     # SIGTERM stops it the same way, or its workers would outlive it.

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from nextrl.cli import values
 from nextrl.cli.console import AsJson, TrainingProgress, console, emit_json, err_console
-from nextrl.engines.settings import require_optimizer
+from nextrl.engines import named_optimizers
 from nextrl.engines.verl import job as verl_job
 from nextrl.errors import needs
 from nextrl.runs import config_file
 from nextrl.runs.config import RunConfig
+from nextrl.runs.engines import verl_settings
 from nextrl.runs.report.arms import read_arms
 from nextrl.runs.report.rows import fixed, rate, whole, with_error
 from nextrl.runs.result import Result
@@ -55,15 +56,17 @@ def run(
     if print_config:
         _print(settings, as_json)
         return
-    if settings.engine == "verl":
-        _run_verl(settings, as_json)
-        return
+    _RUN[settings.engine](settings, as_json)
+
+
+def _run_trl(settings: RunConfig, as_json: bool) -> None:
+    """Train through TRL, with a bar; the run's folder has its result and its page."""
     with needs("trl", "nextrl run"):
         from transformers.utils.logging import disable_progress_bar
 
         from nextrl.engines.ranks import launched
         from nextrl.runs import run as job
-    require_optimizer(settings.train.optimizer)
+    named_optimizers.get(settings.train.optimizer).check_installed()
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     leader = launched().leader
@@ -80,18 +83,10 @@ def run(
 
 
 def _print(settings: RunConfig, as_json: bool) -> None:
-    if settings.engine == "verl":
-        # Nothing is started, and neither verl nor the model has to be here.
-        command = verl_job.plan(settings.verl_settings(), settings.output_dir)
-        if as_json:
-            emit_json({"config": settings.as_dict(), "derived": {"command": command}})
-            return
-        console.print(f"{settings.as_yaml()}# {command}", markup=False, highlight=False, soft_wrap=True)
-        return
-    if as_json:
-        emit_json({"config": settings.as_dict(), "derived": settings.derived()})
-        return
     derived = settings.derived()  # may refuse: nothing is printed yet
+    if as_json:
+        emit_json({"config": settings.as_dict(), "derived": derived})
+        return
     console.print(settings.as_yaml(), markup=False, highlight=False, soft_wrap=True, end="")
     console.print("# what follows from it", highlight=False)
     for key, value in derived.items():
@@ -102,7 +97,7 @@ def _run_verl(settings: RunConfig, as_json: bool) -> None:
     """Train through verl. The accuracy over steps is in verl's own logs, so there is no result page."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that verl is stopped with us
     try:
-        outcome = verl_job.run(settings.verl_settings(), settings.output_dir)
+        outcome = verl_job.run(verl_settings(settings), settings.output_dir)
     except KeyboardInterrupt:
         err_console.print("stopped; the same command goes on from verl's last checkpoint", style="yellow")
         raise typer.Exit(130) from None
@@ -120,6 +115,10 @@ def _run_verl(settings: RunConfig, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+# Engine -> what runs it and says what it did; `nextrl.runs.engines` registers the same names.
+_RUN: dict[str, Callable[[RunConfig, bool], None]] = {"trl": _run_trl, "verl": _run_verl}
 
 
 def _watched(

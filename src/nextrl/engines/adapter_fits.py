@@ -10,7 +10,7 @@ import torch
 from nextrl.checkpoints import patterns
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError, first_line, needs, shown
-from nextrl.registry import nearest
+from nextrl.registry import did_you_mean
 
 WHERE = "lora: target_modules"
 
@@ -52,6 +52,6 @@ def _refuse_absent(wanted: Sequence[str], there: Sequence[str]) -> None:
     """
     for name in wanted:
         if not any(module == name or module.endswith(f".{name}") for module in there):
-            near = nearest(name, sorted({module.rsplit(".", 1)[-1] for module in there}))
-            hint = f"did you mean {near}?" if near else "name modules of the model, or all-linear"
+            last = sorted({module.rsplit(".", 1)[-1] for module in there})
+            hint = did_you_mean(name, last, "name modules of the model, or all-linear")
             raise InputError(f"{WHERE}: the model has no module {shown(name)}; {hint}")

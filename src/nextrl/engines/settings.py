@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nextrl.engines import algorithms
-from nextrl.errors import needs, require
+from nextrl.engines import algorithms, named_optimizers
+from nextrl.errors import needs
+from nextrl.registry import either
 
-OptimizerName = Literal["adamw", "prodigy-schedulefree", "mechanic"]
-_PACKAGES: dict[OptimizerName, str] = {"prodigy-schedulefree": "prodigyplus", "mechanic": "mechanic_pytorch"}
+_TAKE_A_RATE = [n for n in named_optimizers.names() if not named_optimizers.get(n).rate_free]
 
 # What no run of this kind comes near. A number beyond them is a slip, and lists and memory are as long as it is.
 MAX_STEPS = 10**6
@@ -62,6 +62,7 @@ class TrainSettings(BaseModel):
 
     Attributes:
         algorithm: a name of `algorithms.names()`.
+        optimizer: a name of `named_optimizers.names()`.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -75,7 +76,8 @@ class TrainSettings(BaseModel):
         5e-5,
         gt=0,
         le=1e3,
-        description="of `adamw`; constant, until `auto` changes it; `rule`: by the model's width, as below",
+        description=f"of {either(f'`{name}`' for name in _TAKE_A_RATE)}; constant, until `auto` changes it; "
+        "`rule`: by the model's width, as below",
     )
     prompts_per_step: int = Field(16, ge=1, le=MAX_PROMPTS, description="prompts per step")
     completions_per_prompt: int = Field(
@@ -91,7 +93,11 @@ class TrainSettings(BaseModel):
     share_prefixes: bool = Field(
         False, description="compute prompts that completions share once; for long prompts without vLLM"
     )
-    optimizer: OptimizerName = Field("adamw", description="`adamw`, `prodigy-schedulefree` or `mechanic`")
+    optimizer: str = Field(
+        named_optimizers.DEFAULT,
+        description=either(f"`{name}`" for name in named_optimizers.names()),
+        json_schema_extra={"enum": [*named_optimizers.names()]},
+    )
     seed: int = 0
 
     @field_validator("algorithm")
@@ -99,17 +105,12 @@ class TrainSettings(BaseModel):
     def _known(cls, name: str) -> str:
         return algorithms.get(name).name
 
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return named_optimizers.get(name).name
+
     @property
     def completions_per_step(self) -> int:
         """Completions sampled in one step."""
         return self.prompts_per_step * self.completions_per_prompt
-
-
-def require_optimizer(name: OptimizerName) -> None:
-    """Refuse before anything is written or trained.
-
-    Raises:
-        MissingExtra: the optimizer's package is not installed.
-    """
-    if name in _PACKAGES:
-        require(_PACKAGES[name], "rivals", f"optimizer '{name}'")

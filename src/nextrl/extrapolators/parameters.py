@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import TypeAdapter, ValidationError
 
 from nextrl.errors import InputError, shown
-from nextrl.registry import nearest
+from nextrl.registry import did_you_mean
 from nextrl.scalars import integer, number
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
@@ -116,8 +116,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def _unknown(name: str, key: str, known: Mapping[str, Any]) -> InputError:
-    near = nearest(key, known)
-    hint = "" if near is None else f" did you mean {near}?"
+    hint = f" {said}" if (said := did_you_mean(key, known)) else ""
     there = f"it takes {', '.join(known)}" if known else "it takes none"
     return InputError(f"method {name!r} has no parameter {shown(key)};{hint} {there}")
 

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.atomic import replacing_folder, write_bytes, write_json
 from nextrl.checkpoints.layouts.listing import trainer_checkpoint
+from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.leaps.model_card import base_name, card_text
@@ -68,13 +69,14 @@ def _save(model: Any, folder: Path, *, whole: bool) -> None:
 
 def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
     leap = "auto" if arm.auto else arm.leap.method if arm.leap else "none"
+    optimizer = named_optimizers.get(arm.train.optimizer)
     rows: dict[str, object] = {
         "base model": base_name(arm.model),
         "task": base_name(arm.task),
         "algorithm": arm.train.algorithm,
         "steps": arm.train.steps,
-        "learning rate at the start": arm.train.learning_rate,
-        "optimizer": arm.train.optimizer,
+        "learning rate at the start": None if optimizer.rate_free else arm.train.learning_rate,
+        "optimizer": optimizer.name,
         "trained": "all weights" if arm.lora is None else f"LoRA, rank {arm.lora.r}, alpha {arm.lora.alpha}",
         "seed": arm.train.seed,
         "leaps and learning rate by": leap,

@@ -7,19 +7,18 @@ key of a config.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nextrl.engines import algorithms
+from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.settings import LoraSettings, TrainSettings
-from nextrl.engines.verl.config import VerlSection, VerlSettings
+from nextrl.engines.verl.config import VerlSection
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators import get as method_of
@@ -30,12 +29,12 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.nested import dotted
+from nextrl.registry import unknown
+from nextrl.runs import engines
 from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.runs.config_sections import ControllerSection, EvalSection, LeapSection
-from nextrl.runs.layout import FINAL, TRAJECTORY
 from nextrl.runs.rate_rule import RULE, rate_of
 from nextrl.scalars import MAX_SEED
-from nextrl.tasks import base
 
 LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
 # Set at the top of the config, where a user looks for them; `train.seed` would be a second place for the same thing.
@@ -66,7 +65,9 @@ class RunConfig(BaseModel):
         "grpo",
         description="how rewards become gradients: " + ", ".join(f"`{name}`" for name in algorithms.names()),
     )
-    engine: Literal["trl", "verl"] = Field("trl", description="what trains")
+    engine: str = Field(
+        engines.DEFAULT, description="what trains", json_schema_extra={"enum": [*engines.names()]}
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of weights, prompts and rollouts")
     output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
@@ -86,6 +87,13 @@ class RunConfig(BaseModel):
     def _known(cls, name: str) -> str:
         if name not in algorithms.names():
             raise ValueError(unknown(name, algorithms.names()))
+        return name
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str) -> str:
+        if name not in engines.names():
+            raise ValueError(unknown(name, engines.names()))
         return name
 
     @field_validator("output_dir", mode="before")
@@ -133,19 +141,11 @@ class RunConfig(BaseModel):
                 raise ValueError(f"report_to: {unknown(name, LOGGERS)}")
         if self.lora is None:
             self._check_full()
-        served = algorithms.get(self.algorithm).steps_per_generation
-        # verl is told to take one step on each batch.
-        if self.engine == "trl" and self.train.save_every % served:
-            raise ValueError(
-                f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
-                "of rollouts, and a checkpoint between them could not be gone on from"
-            )
-        if self.engine == "verl" and self.leap.method not in ("auto", "none"):
-            raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
+        engines.get(self.engine).check(self)
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
-        if self.train.optimizer != "adamw" and self.leap.method != "none":
+        if named_optimizers.get(self.train.optimizer).rate_free and self.leap.method != "none":
             raise ValueError(
                 f"train.optimizer: {self.train.optimizer} finds its own learning rate, which leap.method: "
                 f"{self.leap.method} would move as well: set leap.method: none"
@@ -162,8 +162,6 @@ class RunConfig(BaseModel):
                 f"lora: null trains all weights, and {self.leap.method} works on an adapter: set leap.method: auto or "
                 "none, or leave lora out"
             )
-        if self.engine == "verl":
-            raise ValueError("lora: null is for engine trl; engine verl trains an adapter")
 
     def _check_auto(self) -> None:
         for key in ("at", "horizon", "params"):
@@ -250,7 +248,9 @@ class RunConfig(BaseModel):
         """The run as the one arm of a comparison, which is what the loop trains."""
         leap = self.leap
         kind: Any = {"auto": "auto", "none": "plain"}.get(leap.method, "leap")
-        rate = f"lr {self.train.learning_rate:g}"
+        optimizer = named_optimizers.get(self.train.optimizer)
+        # A rate that the optimizer finds itself is not the config's, which it never reads.
+        rate = optimizer.label if optimizer.rate_free else f"lr {self.train.learning_rate:g}"
         plain = "all weights" if self.lora is None else "plain"
         label = {"auto": f"auto, from {rate}", "plain": f"{plain}, {rate}"}.get(
             kind, f"{leap.method}, {rate}"
@@ -287,41 +287,13 @@ class RunConfig(BaseModel):
             **more,
         )
 
-    def verl_settings(self) -> VerlSettings:
-        """The run as `engines.verl.job` takes it."""
-        values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
-        values["dials"] = self.leap.dials() if self.leap.method == "auto" else None
-        return VerlSettings(
-            **values, train=self.train, lora=self.lora or LoraSettings(), **self.verl.model_dump()
-        )
-
     def derived(self) -> dict[str, Any]:
-        """What follows from the config, for `--print-config`.
+        """What follows from the config under its engine, for `--print-config`.
 
         Raises:
             InputError: the task is unknown.
         """
-        task, arm, train = base.get(self.task), self.arm(), self.train
-        leap: dict[str, Any] = {"method": self.leap.method}
-        if arm.leap:
-            leap |= {
-                "at": list(arm.leap.at),
-                "horizon": arm.leap.horizon,
-                "alphas": list(arm.leap.alphas),
-                "prompts": arm.leap.prompts,
-            }
-        elif arm.auto:
-            leap["every"] = arm.window
-        return {
-            "completions_per_step": train.completions_per_step,
-            "completions": train.completions_per_step * train.steps,
-            "max_completion_length": train.max_completion_length or task.max_completion_length,
-            "checkpoints": [*range(train.save_every, train.steps, train.save_every), train.steps],
-            "evaluations": [0, *arm.eval_at],
-            "leap": leap,
-            "trajectory": str(self.output_dir / TRAJECTORY),
-            "final": str(self.output_dir / FINAL),
-        }
+        return engines.get(self.engine).derived(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON and YAML hold it; `RunConfig(**config.as_dict())` is the same config."""
@@ -361,9 +333,3 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
         elif f"{prefix}{name}" not in [f"train.{key}" for key in LIFTED]:
             keys[f"{prefix}{name}"] = field
     return keys
-
-
-def unknown(name: str, known: Sequence[str]) -> str:
-    """One clause about a name that is not known, with the nearest that is."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"'{name}' is unknown; " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")

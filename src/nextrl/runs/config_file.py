@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from nextrl.errors import InputError, shown
 from nextrl.files import MAX_DEPTH, encodable, read_text
 from nextrl.nested import dotted
+from nextrl.registry import did_you_mean
 from nextrl.runs.config import LIFTED, SECTIONS, WHOLE_EXPONENT, RunConfig, known_keys
 
 _MAX_BYTES = 2**16  # of a config, with 4 kB the longest there is; PyYAML reads this much in a second
@@ -191,11 +191,10 @@ def _one_line(error: ValidationError, path: str, sources: Mapping[str, str]) -> 
             key = longer
     source = sources.get(key, path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, names, 1, 0.5) or [
-            n for n in names if n.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
-        ]
-        hint = f"did you mean {near[0]}?" if near else "nextrl run --print-config lists every key"
-        message = f"{source}: {key} is no key of a config; {hint}"
+        # A key of another section is not near where that section's name is long.
+        elsewhere = next((n for n in names if n.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]), "")
+        otherwise = did_you_mean(elsewhere, names, "nextrl run --print-config lists every key")
+        message = f"{source}: {key} is no key of a config; {did_you_mean(key, names, otherwise)}"
     elif first["type"] == "value_error" and not where:
         message = f"{source}: {first['msg'].removeprefix('Value error, ')}"
     else:

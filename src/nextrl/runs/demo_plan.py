@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nextrl.engines.settings import OptimizerName, TrainSettings
+from nextrl.engines import named_optimizers
+from nextrl.engines.settings import TrainSettings
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.leaps.leap import DEFAULT_HORIZON
 from nextrl.runs.arm import ArmSettings, Kind, LeapSettings
@@ -16,10 +17,6 @@ from nextrl.runs.rate_rule import RULE, rate_of
 CAUTIOUS = 5e-5
 SWEEP = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 LEAP_METHODS = ("linear", "secant", "window", "factors", "lawa", "next-paper", "next")
-RATE_FREE: tuple[tuple[OptimizerName, str], ...] = (
-    ("prodigy-schedulefree", "Prodigy + schedule-free"),
-    ("mechanic", "Mechanic around AdamW"),
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class _Arms:
         steps: int,
         *,
         rate: float | None = None,
-        optimizer: OptimizerName = "adamw",
+        optimizer: str = named_optimizers.DEFAULT,
         **more: Any,
     ) -> ArmSettings:
         train = TrainSettings(
@@ -109,10 +106,10 @@ class _Arms:
         rate = rate_of("tiny")
         return self.arm(RULE, "control", f"plain, lr {rate:g} (by rule)", self.lengths.control, rate=rate)
 
-    def rate_free(self, count: int) -> list[ArmSettings]:
-        """The first so many optimizers that find their own rate."""
-        steps = self.lengths.control
-        return [self.arm(n, "control", label, steps, optimizer=n) for n, label in RATE_FREE[:count]]
+    def rate_free(self, count: int | None = None) -> list[ArmSettings]:
+        """Optimizers that find their own rate: the first so many, or all."""
+        steps, found = self.lengths.control, named_optimizers.rate_free()[:count]
+        return [self.arm(o.name, "control", o.label, steps, optimizer=o.name) for o in found]
 
     def leap(self, method: str) -> ArmSettings:
         """One leap by a named method, from the plain run's checkpoint."""
@@ -151,7 +148,7 @@ def plan(seed: int, quick: bool, task: str = "chain", rate: float = CAUTIOUS) ->
         *build.main(),
         *tuned,
         build.by_rule(),
-        *build.rate_free(1 if quick else len(RATE_FREE)),
+        *build.rate_free(1 if quick else None),
         *(build.leap(method) for method in (("secant", "next") if quick else LEAP_METHODS)),
         *([] if quick else [build.restart()]),
         build.temperature(),

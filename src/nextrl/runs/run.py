@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_bytes, writing
-from nextrl.engines import algorithms
+from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.folder_lock import claimed, locked
@@ -240,10 +240,11 @@ def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | N
         ):  # of a killed process: `atomic` writes there first
             temporary.unlink()
     found = last_checkpoint(out / TRAJECTORY, out / STOPPED, lambda s: s % k == 0 or s == last, say)
-    if found and found.step < last and config.train.optimizer == "mechanic":
+    optimizer = named_optimizers.get(config.train.optimizer)
+    if found and found.step < last and optimizer.cannot_resume:
         raise InputError(
-            f"{out}: a run with train.optimizer: mechanic cannot be gone on with (mechanic-pytorch loses its state "
-            "when it is saved): choose another output_dir"
+            f"{out}: a run with train.optimizer: {optimizer.name} cannot be gone on with ({optimizer.cannot_resume}): "
+            "choose another output_dir"
         )
     if found:
         say(f"going on from step {found.step} of {last}")

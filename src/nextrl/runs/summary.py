@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nextrl.engines import named_optimizers
 from nextrl.errors import TooShort
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.regime import DEFAULT_WINDOW, mean_excess, recent_windows, regime_of
@@ -105,7 +106,7 @@ def summarise_run(
         figures = trajectory_figures(traj, [w for w in WINDOWS if w % k == 0] or [k], jumps)
         recent = _recent_excess(figures, traj, bool(jumps))
         # A rate that followed `auto`, and a leap in the path, are in the last windows too: advice is for constant ones.
-        constant = arm.kind == "plain" and arm.train.optimizer == "adamw"
+        constant = arm.kind == "plain" and not named_optimizers.get(arm.train.optimizer).rate_free
         advice = _advice(traj) if constant else None
     return Result(
         version=FORMAT,

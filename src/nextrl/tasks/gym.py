@@ -8,12 +8,12 @@ the dataset itself. The reward is the dataset's own score.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from nextrl.errors import InputError, needs, require
+from nextrl.registry import did_you_mean
 from nextrl.tasks.base import Example, Split, register_source, split_of
 from nextrl.tasks.jsonl import checked
 from nextrl.tasks.task_name import MAX_LENGTH, TaskName, parse
@@ -98,8 +98,7 @@ def _dataset(parts: TaskName, size: int, seed: int) -> Any:
 
     wanted = parts.source.removeprefix(PREFIX)
     if wanted not in DATASETS:
-        near = difflib.get_close_matches(wanted, list(DATASETS), 3, 0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(DATASETS))}"
+        hint = did_you_mean(wanted, DATASETS, f"it has {', '.join(sorted(DATASETS))}")
         raise InputError(f"task '{parts.full}': reasoning-gym has no dataset '{wanted}'; {hint}")
     own = {key: value for key, value in parts.options.items() if key not in _OWN}
     try:

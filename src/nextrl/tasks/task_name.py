@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nextrl.errors import InputError, shown
-from nextrl.registry import nearest
+from nextrl.registry import unknown
 
 Value = int | float | bool | str
 
@@ -55,9 +55,7 @@ class TaskName:
         """
         for key in self.options:
             if key not in known:
-                near = nearest(key, known)
-                hint = f"did you mean {near}?" if near else f"choose {', '.join(known)}"
-                raise InputError(f"task '{self.full}': option '{key}' is unknown; {hint}")
+                raise InputError(f"task '{self.full}': option {unknown(key, known)}")
 
 
 def parse(name: str) -> TaskName:

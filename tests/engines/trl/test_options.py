@@ -186,4 +186,6 @@ def test_the_page_has_the_table() -> None:
 
 
 def test_each_row_names_a_test_that_is_there() -> None:
-    assert all((Path(__file__).parents[1] / option.test).is_file() for option in OPTIONS.values())
+    tests = Path(__file__).parents[1]
+    missing = [name for name, option in OPTIONS.items() if not (tests / option.test).is_file()]
+    assert not missing, f"tests/trainer_options.py: no file is where `test` of {', '.join(missing)} points to"

@@ -10,6 +10,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import TrainingArguments
 
+from nextrl.engines import named_optimizers
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.trainer import as_dataset, build_trainer, reward_function, with_adapter
 from nextrl.tasks import base
@@ -134,11 +135,11 @@ def test_shared_prefixes_change_nothing_but_the_cost(tmp_path: Path, algorithm: 
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("prodigy-schedulefree", "prodigyplus"), ("mechanic", "mechanic_pytorch")]
+    ("name", "module"), [(optimizer.name, optimizer.module) for optimizer in named_optimizers.rate_free()]
 )
-def test_the_rate_free_controls_train(tmp_path: Path, name: str, package: str) -> None:
-    pytest.importorskip(package)
-    settings = TrainSettings(steps=2, prompts_per_step=4, completions_per_prompt=4, optimizer=name)  # type: ignore[arg-type]
+def test_the_rate_free_controls_train(tmp_path: Path, name: str, module: str) -> None:
+    pytest.importorskip(module)
+    settings = TrainSettings(steps=2, prompts_per_step=4, completions_per_prompt=4, optimizer=name)
     base_model, encode = tiny.load("chain")
     model = with_adapter(base_model, LoraSettings(), 0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -8,7 +8,6 @@ unpatched; nextrl enters through callbacks.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +20,12 @@ from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from nextrl.engines import algorithms
+from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.ranks import launched
-from nextrl.engines.settings import LoraSettings, OptimizerName, TrainSettings
+from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.fused_head import score_labelled_columns
 from nextrl.engines.trl.shared_prefix import share_prefixes
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError
 from nextrl.tasks.base import Example, Task
 
 
@@ -48,24 +47,6 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
 def as_dataset(examples: Sequence[Example]) -> Dataset:
     """Examples as a TRL dataset with the columns `prompt` and `answer`."""
     return Dataset.from_dict({"prompt": [e.prompt for e in examples], "answer": [e.answer for e in examples]})
-
-
-def _optimizer(name: OptimizerName, model: Any, learning_rate: float) -> torch.optim.Optimizer | None:
-    """The learning-rate-free controls (docs/design.md, what was tried); None leaves AdamW to the trainer."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if name == "prodigy-schedulefree":
-        with needs("rivals", f"optimizer '{name}'"):
-            from prodigyplus import ProdigyPlusScheduleFree
-        # It prints what it made of its own defaults; on stdout, where `--json` promises one object.
-        with contextlib.redirect_stdout(io.StringIO()):
-            free: torch.optim.Optimizer = ProdigyPlusScheduleFree(parameters)
-        return free
-    if name == "mechanic":
-        with needs("rivals", f"optimizer '{name}'"):
-            from mechanic_pytorch import mechanize
-        tuned: torch.optim.Optimizer = mechanize(torch.optim.AdamW)(parameters, lr=1.0, weight_decay=0.0)
-        return tuned
-    return None
 
 
 def _share(settings: TrainSettings) -> int:
@@ -135,7 +116,7 @@ def build_trainer(
     # Without a launcher one GPU trains: TRL refuses DataParallel.
     if launched().world == 1 and config.n_gpu > 1:
         config._n_gpu = 1
-    optimizer = _optimizer(settings.optimizer, model, settings.learning_rate)
+    optimizer = named_optimizers.get(settings.optimizer).build(model, settings.learning_rate)
     with _offline():
         trainer = algorithm.trainer(
             model=model,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nextrl.engines import named_optimizers
 from nextrl.runs.rate_path import rate_path
 from nextrl.runs.rate_rule import RULE
 from nextrl.runs.result import ArmSeries, Result
@@ -21,7 +22,6 @@ GROUPS = {
     "leap": "Leaps by a named method",
     "other": "Others",
 }
-_FREE = ("prodigy", "mechanic", "dadapt", "schedulefree", "schedule-free")
 # Dashes and markers tell arms of one hue apart without relying on colour at all.
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "6 2 1 2 1 2")
 _MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "plus")
@@ -66,11 +66,13 @@ class Arm:
 def read_arms(result: Result) -> list[Arm]:
     """Every arm of a result, ordered by group (as `GROUPS`), within a group as the result lists them."""
     tuned, leap = tuned_arm(result), _best_leap(result)
+    # The demo calls the arm of such an optimizer by the optimizer's name.
+    free = {optimizer.name for optimizer in named_optimizers.rate_free()}
     counts: dict[str, int] = {}
     arms = []
     for name, curves in result.arms.items():
         group = _group(curves)
-        role = "tuned" if name == tuned else "free" if group == "control" and is_free(name) else group
+        role = "tuned" if name == tuned else "free" if group == "control" and name in free else group
         index = counts.get(role, 0)
         # The best leap is drawn solid; the first dash is kept for it.
         if role == "leap":
@@ -105,11 +107,6 @@ def base_greedy(arms: Sequence[Arm]) -> float | None:
 def written(text: str | None) -> str | None:
     """A text that says something, else None."""
     return text if text and text.strip() else None
-
-
-def is_free(name: str) -> bool:
-    """Whether an arm's name is one of the learning-rate-free optimizers."""
-    return any(word in name.lower() for word in _FREE)
 
 
 def _best_leap(result: Result) -> str | None:

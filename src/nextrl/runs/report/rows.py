@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from nextrl.engines.decision_log import done
 from nextrl.runs.rate_path import cooling
-from nextrl.runs.report.arms import GROUPS, Arm, is_free, tuned_arm, written
+from nextrl.runs.report.arms import GROUPS, Arm, tuned_arm, written
 from nextrl.runs.result import AccuracyAfter, LeapEntry, Result, Saved, SearchCosts, Spent
 
 NONE = "–"
@@ -200,7 +200,7 @@ def tiles(result: Result, arms: Sequence[Arm]) -> list[Tile]:
             else f"{percent(sweep)} once the sweep that found it is charged"
         )
         found.append(_tile(result, tuned, "Tuned rate", tail))
-    free = [arm for arm in arms if is_free(arm.name) and arm.role == "free"]
+    free = [arm for arm in arms if arm.role == "free"]
     if free:
         # The first to reach the target; with none there, the best at the end.
         best = max(free, key=lambda arm: (_share(result, arm), arm.last() or 0.0))
