@@ -29,6 +29,9 @@ from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
 
+FULL = "full"
+"""The layout of full-weight checkpoints, each reduced to factors by itself: those of two have nothing in common."""
+
 
 @dataclass(frozen=True, repr=False)
 class Trajectory:
@@ -120,7 +123,8 @@ class Trajectory:
         """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
 
         Exact leading triples (`checkpoints.dense`), one matrix in memory at a time; what lies beyond `rank`
-        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out.
+        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out, and so is
+        all that is no matrix. Each checkpoint has factors of its own, so that no method can step inside them.
 
         Args:
             path: directory of checkpoint-N folders with `model.safetensors` or shards.
@@ -149,7 +153,7 @@ class Trajectory:
             MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
             for step, f in zip(wanted, factors, strict=True)
         )
-        return cls(stored, Path(path), {}, "full")
+        return cls(stored, Path(path), {}, FULL)
 
     @classmethod
     def from_factors(
