@@ -299,14 +299,29 @@ def _compare(
 ) -> ForecastScore:
     """Prediction against fact for one module; combinations never leave the Gram matrix."""
     actual = _actual(traj, gram, t, later)
-    if isinstance(prediction, CombinationOfCheckpoints):
-        c = torch.zeros(len(traj.steps), dtype=torch.float64)
-        own = prediction.coefficients(module)
-        c[: len(own)] = own
+    c = _coefficients(traj, prediction, module)
+    if c is not None:
         return ForecastScore(float(c @ gram @ _move(traj, t, later)), float(c @ gram @ c), actual)
     predicted: LowRank = prediction.delta(module)
     inner = float(predicted.inner(traj.delta(module, t, later)))
     return ForecastScore(inner, float(predicted.norm()) ** 2, actual)
+
+
+def _coefficients(traj: Trajectory, prediction: Prediction, module: str) -> Tensor | None:
+    """(T,) over the checkpoints of the whole run; None of what is no combination of these from the same W_0.
+
+    A method's own trajectory may be a view of any of them (the last five), or hold others (their means).
+    """
+    if not isinstance(prediction, CombinationOfCheckpoints):
+        return None
+    own = prediction.traj
+    places = {id(checkpoint): place for place, checkpoint in enumerate(traj.checkpoints)}
+    same_start = (own.start, own.start in own.steps) == (traj.start, traj.start in traj.steps)
+    if not same_start or any(id(checkpoint) not in places for checkpoint in own.checkpoints):
+        return None
+    c = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
+    c[[places[id(checkpoint)] for checkpoint in own.checkpoints]] = prediction.coefficients(module)
+    return c
 
 
 def _move(traj: Trajectory, t: int, later: int) -> Tensor:
