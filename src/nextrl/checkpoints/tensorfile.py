@@ -113,7 +113,7 @@ class TensorFile:
         dtype = OTHERS.get(stored) if isinstance(stored, str) else stored
         if dtype is None:
             raise InputError(f"{self.path}: {name} is stored as {stored}, which cannot be read here")
-        raw = torch.empty(stop - start, dtype=torch.uint8)
+        raw = torch.empty(stop - start, dtype=torch.uint8, device="cpu")
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)

@@ -160,7 +160,7 @@ def _end(y: NDArray[np.float64], level: float) -> float:
 
 def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, float]:
     """Value at step `at` and slope per step of the straight line through the accuracies (single ones are noisy)."""
-    x = torch.tensor(steps, dtype=torch.float64)
+    x = torch.tensor(steps, dtype=torch.float64, device="cpu")
     slope = float(slope_weights(x).numpy() @ y)
     return float(y.mean()) + slope * (at - float(x.mean())), slope
 

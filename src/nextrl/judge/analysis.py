@@ -195,7 +195,7 @@ def analyze(
     h = 5 * traj.spacing if horizon is None else horizon
     lengths = list(windows) if windows else [n * traj.spacing for n in (1, 2, 5, 10)]
     energy = {kind: _Energy() for kind in KINDS}
-    modules, total = [], torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
+    modules, total = [], torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64, device="cpu")
     noisy: dict[str, float] = {}
 
     def work(name: str) -> tuple[dict[str, Spectrum], Tensor]:

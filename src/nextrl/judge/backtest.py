@@ -326,7 +326,7 @@ def _coefficients(traj: Trajectory, prediction: Prediction, module: str) -> Tens
 
 def _move(traj: Trajectory, t: int, later: int) -> Tensor:
     """(T,) coefficients of `W_later - W_t`."""
-    c = torch.zeros(len(traj.steps), dtype=torch.float64)
+    c = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
     c[traj.steps.index(later)], c[traj.steps.index(t)] = 1.0, -1.0
     return c
 

@@ -287,7 +287,9 @@ class Trajectory:
             known.update(
                 {(s, t): products[i][j] for i, s in enumerate(self.steps) for j, t in enumerate(self.steps)}
             )
-        return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
+        return torch.tensor(
+            [[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64, device="cpu"
+        )
 
     def product_sizes(self, module: str) -> Tensor:
         """(T,) float64: s |B_t| |A_t| (Frobenius norms), what the rounding errors of `gram` are relative to.
@@ -296,7 +298,9 @@ class Trajectory:
         """
         if any(step not in self._sizes.get(module, {}) for step in self.steps):
             self.gram(module)
-        return torch.tensor([self._sizes[module][step] for step in self.steps], dtype=torch.float64)
+        return torch.tensor(
+            [self._sizes[module][step] for step in self.steps], dtype=torch.float64, device="cpu"
+        )
 
     def base_index(self, module: str) -> int:
         """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
@@ -317,7 +321,7 @@ class Trajectory:
         of_b, of_a = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
         squares = [products.diagonal(dim1=1, dim2=2).sum(1) for products in (of_b, of_a)]
         sizes = (squares[0] * squares[1]).sqrt() * abs(self.scaling(module))
-        raw = torch.empty(count, count, dtype=torch.float64)
+        raw = torch.empty(count, count, dtype=torch.float64, device="cpu")
         values = (of_b * of_a).sum((1, 2)) * self.scaling(module) ** 2
         for (i, j), value, size in zip(pairs, values, sizes.tolist(), strict=True):
             raw[i, j] = raw[j, i] = value
