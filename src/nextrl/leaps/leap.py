@@ -71,7 +71,7 @@ class Leap:
         return self._target(module, *self.traj.factors(self.from_step, module))
 
     def factors(self, module: str, old_basis: bool = True) -> tuple[Tensor, Tensor]:
-        """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider.
+        """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider, copies of the caller's own.
 
         Args:
             module: its name.
@@ -79,7 +79,7 @@ class Leap:
                 Adam's moments think it means (`rank.fit_to_rank`); otherwise balanced singular factors.
         """
         fit = self._fit(module, old_basis)
-        return fit.a, fit.b
+        return fit.a.clone(), fit.b.clone()
 
     @cached_property
     def discarded(self) -> float:
@@ -137,7 +137,8 @@ class Leap:
             raise InputError(f"the rank of an adapter must be at least 1, not {rank}")
         notes = self.provenance()
         if rank is None:
-            factors = {module: self.factors(module) for module in self.traj.modules}
+            fits = {module: self._fit(module) for module in self.traj.modules}
+            factors = {module: (fit.a, fit.b) for module, fit in fits.items()}
             write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes, task=task)
             return
         targets = {module: self.target(module) for module in self.traj.modules}
