@@ -138,8 +138,8 @@ class TensorFile:
             with self.path.open("rb", buffering=0) as file:
                 if Version.of(file.fileno()) != self._version:
                     raise InputError(
-                        f"{self.path}: was written anew since it was opened, so that where its tensors lay is not where "
-                        "they lie: load the run again"
+                        f"{self.path}: was written anew since it was opened, so that its tensors may lie elsewhere: "
+                        "load the run again"
                     )
                 file.seek(start)
                 view = raw.numpy().data

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.checkpoints.consistency import common_gap
-from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
 from nextrl.scalars import whole
 from nextrl.trajectory.blocks import pair_products
+from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
@@ -111,9 +111,11 @@ class Trajectory:
             more = f" (and {len(fatal) - 1} more: nextrl inspect lists them)" if len(fatal) > 1 else ""
             raise InputError(f"{fatal[0]}{more}")
         if not good:
-            raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
-        skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
+            raise InputError(
+                f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}"
+            )
         start = run.start if start is None else start
+        skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
         return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, start)
 
     @classmethod
@@ -161,7 +163,7 @@ class Trajectory:
         steps: Sequence[int],
         factors: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
         *,
-        scaling: float | Mapping[str, float] = 1.0,
+        scaling: float | Mapping[str, float] | None = None,
         adapter_config: dict[str, Any] | None = None,
         start: int = 0,
     ) -> Trajectory:
@@ -169,23 +171,21 @@ class Trajectory:
 
         Args:
             steps: optimizer steps, one per checkpoint, ascending.
-            factors: for each step, module -> (A (r, n), B (m, r)); copied if they lie on another device.
-            scaling: s, for all modules or each.
+            factors: for each step, module -> (A (r, n), B (m, r)), the same modules and shapes at each; copied, so
+                that parameters of a model may train on. A module is named as in the base model, or as in PEFT's.
+            scaling: s, for all modules or each; by default what `adapter_config` says (r, lora_alpha, patterns,
+                use_rslora), and 1 where it says nothing.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
                 is known (it is by default).
             start: the step of W_0; one other than 0 must be among `steps`, or W_0 is unknown.
+
+        Raises:
+            InputError: steps that do not ascend, factors that do not fit together or differ in modules or shapes, a
+                scaling that is none or contradicts `adapter_config`.
         """
-        if len(steps) != len(factors) or list(steps) != sorted(set(steps)):
-            raise InputError(
-                f"from_factors needs ascending steps, one for each checkpoint, got {list(steps)}"
-            )
         config = dict(adapter_config or {})
-        zero = starts_at_zero(config.get("init_lora_weights", True))
-        stored = tuple(
-            MemoryCheckpoint(step, {m: (a.cpu(), b.cpu()) for m, (a, b) in f.items()}, scaling, zero)
-            for step, f in zip(steps, factors, strict=True)
-        )
-        return cls(stored, None, config, start=start)
+        stored = checkpoints_of(steps, factors, scaling, config)
+        return cls(stored, None, config, start=whole(0)("start", start))
 
     @property
     def steps(self) -> tuple[int, ...]:
