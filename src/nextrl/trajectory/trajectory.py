@@ -20,7 +20,7 @@ from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
-from nextrl.scalars import whole
+from nextrl.scalars import several, whole
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
@@ -90,7 +90,8 @@ class Trajectory:
         Args:
             path: the run's directory, or a mapping step -> adapter folder.
             layout: name of a reader where the automatic choice is wrong.
-            steps: only these checkpoints.
+            steps: only these checkpoints, and W_0 where its checkpoint is there: without it the base model would be
+                taken for it.
             skip_bad_checkpoints: leave broken checkpoints out (this reads all values once, to find NaN).
             allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
             start: the step at which this stretch of the run began; by default that of the last checkpoint that a
@@ -101,7 +102,9 @@ class Trajectory:
             InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
         """
         source = _source(path)
-        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, whole=start is not None)
+        start = None if start is None else whole(0)("start", start)
+        steps = None if steps is None else several(whole(0))("steps", steps)
+        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, start=start)
         fatal = [problem for problem in run.problems if problem.fatal]
         good = list(run.checkpoints)
         if skip_bad_checkpoints:
@@ -112,11 +115,10 @@ class Trajectory:
             raise InputError(f"{fatal[0]}{more}")
         if not good:
             raise InputError(
-                f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}"
+                f"{path}: no usable checkpoint; {next(iter([*fatal, *run.left_out]), 'none found')}"
             )
-        start = run.start if start is None else start
         skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
-        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, start)
+        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, run.start)
 
     @classmethod
     def from_full_weights(
@@ -138,7 +140,7 @@ class Trajectory:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
         found = dense.find(Path(path))
-        wanted = sorted(found if steps is None else steps)
+        wanted = sorted(found if steps is None else several(whole(0))("steps", steps))
         if not wanted or not set(wanted) <= set(found):
             raise InputError(
                 f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
