@@ -149,8 +149,10 @@ def backtest(
 
     Args:
         traj: the run, or its folder.
-        horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
-        methods: names, a comma-separated string, or methods; by default all that are not slow, and always `none`.
+        horizon: h, several (each a distance that two checkpoints have), or None for one, two and five checkpoint
+            spacings as far as the run is long enough.
+        methods: names, a comma-separated string, or methods, of one name only one; by default all that are not slow,
+            and always `none`.
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
@@ -212,7 +214,24 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
         if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "fit")):
             raise InputError(f"each of methods must be a name, or an extrapolator, not {shown(method)}")
         chosen += resolve(method) if isinstance(method, str) else [method]
+    chosen = _once(chosen)
     return chosen if any(m.name == NONE for m in chosen) else [*resolve(NONE), *chosen]
+
+
+def _once(methods: Sequence[Extrapolator]) -> list[Extrapolator]:
+    """Each method once.
+
+    Raises:
+        InputError: two of one name are not the same, so that the scores of the first would be lost.
+    """
+    by_name: dict[str, Extrapolator] = {}
+    for method in methods:
+        if by_name.setdefault(method.name, method) != method:
+            raise InputError(
+                f"two of the methods are called {method.name} ({shown(by_name[method.name])}, {shown(method)}), and "
+                "scores are kept by name: backtest one after the other"
+            )
+    return list(by_name.values())
 
 
 def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
@@ -227,7 +246,13 @@ def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     if horizon is None:
         return [h for h in (k, 2 * k, 5 * k) if h <= longest]
     for h in horizon:
-        if not origins_for(traj, h):
+        pairs = origins_for(traj, h)
+        if pairs and h not in (spans := {later - t for t, later in pairs}):
+            raise InputError(
+                f"no backtest at a horizon of {h}: no two checkpoints lie {h} steps apart; give "
+                f"{' or '.join(map(str, sorted(spans)))}, as some do"
+            )
+        if not pairs:
             raise InputError(
                 f"no backtest at a horizon of {h}: it needs checkpoints {h} steps before and after an origin "
                 f"(about {2 * h // k + 1} checkpoints {k} steps apart, this run has {len(known)}); "
@@ -274,7 +299,8 @@ def _at_horizon(
         if outcomes:
             skipped.pop(method.name, None)
             scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)
-    return HorizonScores(horizon, tuple(t for t, _ in pairs), scores, skipped, control)
+    spans = {t: later - t for t, later in pairs}
+    return HorizonScores(horizon, tuple(spans), scores, skipped, control, spans)
 
 
 def _score(
