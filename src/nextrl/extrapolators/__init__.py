@@ -34,11 +34,13 @@ from nextrl.extrapolators.predictions import (
     Prediction,
     check_alpha,
 )
+from nextrl.trajectory.lowrank import LowRank
 
 __all__ = [
     "CombinationOfCheckpoints",
     "Extrapolator",
     "InsideFactors",
+    "LowRank",
     "NewDirection",
     "Prediction",
     "Tags",

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, needs, shown
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import check_alpha
 from nextrl.extrapolators.triples import span_triples
@@ -126,6 +126,10 @@ class AlphaRL:
         given = self.accuracy
         if given is None:
             given = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"alpharl: accuracy must map steps to values, as {{10: 0.4}}, not be {shown(given)}"
+            )
         start = known_steps(traj)[0]
         steps = [s for s in traj.steps if s > start and math.isfinite(given.get(s, math.nan))]
         if len(steps) < 3:

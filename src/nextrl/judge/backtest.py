@@ -38,6 +38,7 @@ from nextrl.extrapolators import (
     tags_of,
 )
 from nextrl.extrapolators.base import tags_by_name
+from nextrl.files import usable_path
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
@@ -55,6 +56,7 @@ CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "d
 # In fewer dimensions random directions agree by chance: a random walk of 3 x 4 weights was recommended a leap in 13 of
 # 40 runs (docs/backtest.md).
 FEW_WEIGHTS = 100
+_PICTURES = ("png", "svg", "pdf")
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
@@ -122,6 +124,10 @@ class Backtest:
         with needs("plots", "a plot of a backtest"):
             from matplotlib.figure import Figure
 
+        path = usable_path(path)
+        suffix = path.suffix.removeprefix(".") or "png"
+        if suffix not in _PICTURES:
+            raise InputError(f"{path}: the name of a picture must end in .{', .'.join(_PICTURES)}")
         order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
         figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
@@ -133,8 +139,8 @@ class Backtest:
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
-        with replacing(Path(path)) as temporary:
-            figure.savefig(temporary, dpi=150, format=Path(path).suffix.removeprefix(".") or "png")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format=suffix)
 
 
 def backtest(

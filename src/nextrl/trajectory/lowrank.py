@@ -44,7 +44,7 @@ class Triples(NamedTuple):
     v: Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LowRank:
     """The matrix `left @ right.mT`, with any leading batch dimensions.
 

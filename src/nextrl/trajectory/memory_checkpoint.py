@@ -12,7 +12,7 @@ from nextrl.checkpoints.adapter import LARGEST, finite
 from nextrl.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryCheckpoint:
     """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks."""
 

@@ -20,7 +20,7 @@ from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
-from nextrl.scalars import several, whole
+from nextrl.scalars import integer, several, whole
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
@@ -33,7 +33,7 @@ FULL = "full"
 """The layout of full-weight checkpoints, each reduced to factors by itself: those of two have nothing in common."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trajectory:
     """The run's checkpoints, sorted by step. Make one with `load` or `from_factors`.
 
@@ -261,8 +261,15 @@ class Trajectory:
         return LowRank(left, torch.cat([a1, a1 - a0], 0).mT)
 
     def upto(self, step: int) -> Trajectory:
-        """The trajectory as it was at `step`: a view that holds no later checkpoint."""
-        return self.at([s for s in self.steps if s <= step])
+        """The trajectory as it was at `step`: a view that holds no later checkpoint.
+
+        Raises:
+            InputError: there is no checkpoint up to that step.
+        """
+        last = integer("step", step)
+        if last < self.steps[0]:
+            raise InputError(f"no checkpoint up to step {last}; the first is at step {self.steps[0]}")
+        return self.at([s for s in self.steps if s <= last])
 
     def at(self, steps: Sequence[int]) -> Trajectory:
         """A view of these checkpoints only. Inner products already computed are shared with it.
@@ -346,7 +353,8 @@ class Trajectory:
         Raises:
             InputError: one of the three checkpoints is not there.
         """
-        last = self.steps[-1] if at is None else at
+        window = whole(1)("window", window)
+        last = self.steps[-1] if at is None else integer("at", at)
         middle, first = last - window, last - 2 * window
         for step in (first, middle, last):
             if step not in self.steps and not (step == self.start and self.knows_start):
@@ -388,7 +396,7 @@ class Trajectory:
         for checkpoint in self.checkpoints:
             if checkpoint.step == step:
                 return checkpoint
-        raise no_checkpoint(step, self.steps)
+        raise no_checkpoint(integer("a step", step), self.steps)
 
     def _need_start(self) -> None:
         if self.knows_start:
