@@ -57,7 +57,9 @@ def usable_path(given: str | Path) -> Path:
         InputError: it is empty, holds NUL or what is no text, is too long for any file system, or names the home of
             a user who does not exist.
     """
-    text = os.fspath(given)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InputError(f"a file or folder must be named by a path, not {shown(given)}")
     if not text:
         raise InputError("a path is empty: name a file or folder")
     if "\0" in text:

@@ -191,7 +191,7 @@ def repeats_itself_for_one_seed(make: Maker) -> None:
     _expect(
         torch.equal(state, torch.random.get_rng_state()),
         method,
-        "fit changes torch's global random state; draw from a torch.Generator, or inside torch.random.fork_rng",
+        "fit changes torch's global random state; draw from a torch.Generator of its own",
     )
     for module in traj.modules:
         same = torch.equal(first.delta(module).dense(), second.delta(module).dense())

@@ -1,11 +1,13 @@
 """One suite over every adapter layout: same run, same numbers, same leap to the bit."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_runs import PLACES, STEPS, write_run
 from nextrl.checkpoints import READERS, detect, open_run
@@ -176,3 +178,50 @@ def test_where_an_adapter_lies_that_is_not_read_is_said(tmp_path):
     (folders[20] / "adapter_model.safetensors.index.json").write_text("{}")
     with pytest.raises(InputError, match="its adapter is in shards"):
         Trajectory.load(folders)
+
+
+def test_a_pickled_tensor_is_a_fresh_copy_too(tmp_path):
+    write_run(tmp_path, steps=(10,))
+    folder = tmp_path / "checkpoint-10"
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    traj = Trajectory.load(tmp_path, allow_pickle=True)
+    before = traj.weight(10, traj.modules[0]).norm()
+    for factor in traj.factors(10, traj.modules[0]):
+        factor *= 2
+    assert torch.equal(traj.weight(10, traj.modules[0]).norm(), before)
+
+
+def _in_place(path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, path)
+
+
+def _with_another_header(path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, path, metadata={"written": "again, with a header of another length"})
+
+
+def _by_another_file(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """As a rename does, the old one's time kept, as a copy does that keeps times."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    save_file(state, path.with_suffix(".new"))
+    os.utime(path.with_suffix(".new"), ns=times)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("rewrite", [_in_place, _with_another_header, _by_another_file])
+def test_a_file_that_was_written_anew_is_not_read_at_the_old_places(tmp_path, rewrite) -> None:
+    write_run(tmp_path)
+    traj = Trajectory.load(tmp_path)
+    module, path = traj.modules[0], tmp_path / "checkpoint-20" / "adapter_model.safetensors"
+    os.utime(path, ns=(10**18, 10**18))  # long ago: a test is faster than a file system's clock may be
+    traj = Trajectory.load(tmp_path)
+    traj.factors(20, module)
+    rewrite(path, {name: 3 * tensor for name, tensor in load_file(path).items()})
+    with pytest.raises(
+        InputError, match=r"checkpoint-20.*was written anew since it was opened.*load the run"
+    ):
+        traj.factors(20, module)
+    with pytest.raises(InputError, match="was written anew"):
+        traj.gram(module)
+    traj.factors(30, module)
+    Trajectory.load(tmp_path).factors(20, module)

@@ -53,7 +53,7 @@ def test_help_fits_80_columns_and_gives_texts_half_of_them(
 def scored() -> Backtest:
     outcome = ForecastScore(0.123456, 0.5, 0.4)
     score = MethodScore({280: outcome, 290: outcome}, {"q_proj": outcome}, 0.1, 0.01)
-    found = HorizonScores(50, (280, 290), dict.fromkeys(names(), score), {}, "stay")
+    found = HorizonScores(50, (280, 290), dict.fromkeys(names(), score), {}, "stay", {280: 50, 290: 50})
     return Backtest({50: found}, 50, "rank1-linear", "because")
 
 

@@ -26,6 +26,7 @@ from nextrl.extrapolators import (
     spacings_in,
 )
 from nextrl.extrapolators.base import METHODS
+from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.lowrank import LowRank
@@ -81,6 +82,26 @@ class LastStep:
         c = torch.zeros(len(traj.steps), dtype=torch.float64)
         c[-1], c[-2] = 1.0, -1.0
         return c * horizon / (traj.steps[-1] - traj.steps[-2])
+
+
+class OfAView(LastStep):
+    """Its coefficients are of the last two checkpoints, and of no others."""
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        require(self, traj, horizon)
+        recent = traj.at(traj.steps[-2:])
+        return CombinationOfCheckpoints(recent, lambda alpha: alpha * self.coefficients(recent, horizon))
+
+
+class OfItsOwn(LastStep):
+    """Its coefficients are of two checkpoints of its own making, at steps of the run's."""
+
+    def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Any:
+        require(self, traj, horizon)
+        a = {m: traj.factors(traj.steps[-1], m)[0] for m in traj.modules}
+        doubled = [{m: (2 * a[m], traj.factors(s, m)[1]) for m in traj.modules} for s in traj.steps[-2:]]
+        made = Trajectory.from_factors(traj.steps[-2:], doubled, scaling=1.0)
+        return CombinationOfCheckpoints(made, lambda alpha: alpha * self.coefficients(made, horizon))
 
 
 class BadName(LastStep):
@@ -280,6 +301,17 @@ def test_a_sound_method_passes_whether_registered_or_not(monkeypatch: pytest.Mon
     register(type("Registered", (LastStep,), {"name": "last-step"}))
     testing.check_extrapolator("last-step")
     assert get("last-step").tags == Tags()
+
+
+@pytest.mark.parametrize("kind", [OfAView, OfItsOwn])
+def test_coefficients_may_be_of_a_trajectory_of_the_methods_own(kind: type[LastStep]) -> None:
+    testing.check_extrapolator(kind)
+    traj = synthetic.run(synthetic.walk(1.0), (0, *synthetic.STEPS))
+    plain, own = (backtest(traj, 20, [method()]).methods["last-step"] for method in (LastStep, kind))
+    assert own.outcomes.keys() == plain.outcomes.keys()
+    for t, outcome in own.outcomes.items():
+        assert outcome.cosine == pytest.approx(plain.outcomes[t].cosine, abs=1e-9)
+        assert outcome.skill == pytest.approx(plain.outcomes[t].skill, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -273,3 +273,32 @@ def test_a_recommendation_on_a_handful_of_weights_says_that_it_may_be_chance() -
 def test_the_gate_is_what_the_page_says() -> None:
     assert not MethodScore({}, {}, 0.08, 0.03).convincing
     assert MethodScore({}, {}, 0.08, 0.01).convincing
+
+
+def test_two_methods_of_one_name_are_refused_and_the_same_twice_is_once() -> None:
+    traj = synthetic.run(synthetic.walk(1.0))
+    with pytest.raises(InputError, match=r"two of the methods are called dmd .*kept by name") as caught:
+        backtest(traj, 20, [get("dmd", modes=1), get("dmd", modes=2)])
+    assert "\n" not in str(caught.value)
+    assert list(backtest(traj, 20, "secant,none,secant").methods) == ["secant", "none"]
+
+
+@pytest.mark.parametrize(("horizon", "offered"), [(45, "40"), (11, "10"), (19, "20")])
+def test_a_horizon_that_no_two_checkpoints_have_is_refused_with_one_that_they_have(
+    horizon: int, offered: str
+) -> None:
+    traj = synthetic.run(synthetic.line)
+    words = f"no two checkpoints lie {horizon} steps apart; give {offered}, as some do"
+    with pytest.raises(InputError, match=words):
+        backtest(traj, horizon, "secant")
+    assert backtest(traj, int(offered), "secant").horizon == int(offered)
+
+
+def test_the_worth_of_a_leap_counts_the_steps_that_were_measured() -> None:
+    steps = (10, 20, 30, 40, 51, 60, 70, 80, 92, 100, 110)
+    scores = backtest(synthetic.run(synthetic.line, steps), 20, "secant").horizons[20]
+    pairs = origins_for(synthetic.run(synthetic.line, steps), 20)[-8:]
+    assert scores.spans == {t: later - t for t, later in pairs}
+    assert any(span != 20 for span in scores.spans.values())
+    mean = sum(scores.spans.values()) / len(scores.spans)
+    assert scores.expected_steps("secant") == pytest.approx(mean, rel=1e-3)

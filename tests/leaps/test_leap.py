@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import synthetic_runs as synthetic
+from lora_runs import write_run
 from nextrl.errors import InputError
 from nextrl.leaps import leap as leap_module
 from nextrl.leaps.leap import leap
@@ -127,6 +128,25 @@ def test_each_module_is_fitted_once_and_its_factors_read_once(
     # `secant` reads T once more: its prediction is a combination of the checkpoints themselves.
     assert {read[160, module] for module in traj.modules} == {reads}
     assert replace(made, alpha=0.5).factors(traj.modules[0])[1] is not made.factors(traj.modules[0])[1]
+
+
+@pytest.mark.parametrize("method", ["secant", "factors"])
+def test_what_is_done_to_tensors_that_were_handed_out_is_not_written(tmp_path, method: str) -> None:
+    """PEFT takes a state's tensors for its parameters (`assign=True`), and then they are trained."""
+    write_run(tmp_path / "run")
+    for traj in (Trajectory.load(tmp_path / "run"), synthetic.run(synthetic.walk(2.0))):
+        made, again = leap(traj, method, horizon=10), leap(traj, method, horizon=10)
+        handed = [*made.leap_state().values(), *made.leap_state("default").values()]
+        handed += [tensor for module in traj.modules for tensor in made.factors(module)]
+        handed += [tensor for module in traj.modules for tensor in traj.factors(traj.steps[-1], module)]
+        for tensor in handed:
+            tensor.zero_()
+        places = [tmp_path / name for name in ("made", "again")]
+        for one, place in zip((made, again), places, strict=True):
+            one.save_adapter(place)
+        written = [load_file(place / "adapter_model.safetensors") for place in places]
+        assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+        assert all(bool(tensor.any()) for tensor in written[0].values())
 
 
 @pytest.mark.parametrize("method", ["secant", "lawa"])

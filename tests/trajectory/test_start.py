@@ -146,9 +146,39 @@ def test_a_view_without_its_start_does_not_know_it(tmp_path: Path) -> None:
         traj.weight(0, MODULE)
 
 
-def test_a_start_after_the_first_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_what_comes_before_a_given_start_is_left_out(tmp_path: Path) -> None:
+    traj = Trajectory.load(leapt_run(tmp_path), start=120)
+    assert (traj.start, traj.steps) == (120, tuple(range(120, 201, 10)))
+    assert [line.split(": ")[1] for line in traj.skipped] == ["comes before step 120, the start"] * 2
+    line = traj.delta(MODULE, 120, 200)
+    assert float(traj.gram(MODULE)[-1, -1]) == pytest.approx(float(line.square))
+    with pytest.raises(InputError, match=r"no usable checkpoint.*comes before step 500, the start"):
+        Trajectory.load(leapt_run(tmp_path / "again"), start=500)
     with pytest.raises(InputError, match="cannot start at step 120"):
-        Trajectory.load(leapt_run(tmp_path), start=120)
+        Trajectory(Trajectory.load(leapt_run(tmp_path / "more")).checkpoints, start=120)
+
+
+def test_some_steps_of_a_run_are_counted_from_where_it_began(tmp_path: Path) -> None:
+    """An adapter that training began from, or a leap: without it the base model was taken for W_0."""
+    write_run(tmp_path / "run", steps=(0, 10, 20, 30, 40))
+    whole, some = Trajectory.load(tmp_path / "run"), Trajectory.load(tmp_path / "run", steps=[20, 40])
+    assert some.steps == (0, 20, 40)
+    module = whole.modules[0]
+    torch.testing.assert_close(some.gram(module), whole.gram(module)[::2, ::2])
+    assert Trajectory.load(tmp_path / "run", steps=[20, 40], start=10).steps == (10, 20, 40)
+    folders = leapt_run(tmp_path)
+    several = Trajectory.load(folders, steps=[150, 160])
+    assert (several.start, several.steps) == (100, (100, 150, 160))
+    assert Trajectory.load(folders, steps=[100]).steps == (100,)
+
+
+def test_steps_of_another_kind_are_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert Trajectory.load(tmp_path, steps=20).steps == (20,)
+    with pytest.raises(InputError, match="each of steps must be a whole number"):
+        Trajectory.load(tmp_path, steps=["20"])
+    with pytest.raises(InputError, match="start must be a whole number"):
+        Trajectory.load(tmp_path, start="x")
 
 
 def test_a_damaged_note_beside_the_first_checkpoint_is_named(tmp_path: Path) -> None:

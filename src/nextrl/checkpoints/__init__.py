@@ -16,7 +16,7 @@ from nextrl.checkpoints.adapter import CONFIG, AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
 from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint
-from nextrl.checkpoints.stretch import Stretch, stretch_of
+from nextrl.checkpoints.stretch import stretch_from, stretch_of
 from nextrl.errors import InputError
 from nextrl.files import usable_path
 from nextrl.registry import Registry
@@ -67,12 +67,13 @@ def open_run(
     layout: str | None = None,
     steps: Sequence[int] | None = None,
     allow_pickle: bool = False,
-    whole: bool = False,
+    start: int | None = None,
 ) -> OpenedRun:
     """Find and open the checkpoints of a run; problems are collected, not raised.
 
     Args:
-        whole: whatever leaps wrote some of them, all are of the run; where it begins is the caller's to say.
+        steps: only these checkpoints, and that of the step at which the run begins, which is their W_0.
+        start: where it begins, whatever leaps wrote some of them; by default what the notes beside them say.
 
     Raises:
         InputError: `source` is no run at all (missing, unknown layout, two layouts in one folder), or has no
@@ -84,10 +85,11 @@ def open_run(
     missing = [step for step in steps or () if step not in have]
     if missing:
         raise no_checkpoint(missing[0], have, path or "")
-    wanted = have if steps is None else set(steps)
+    asked = have if steps is None else set(steps)
+    stretch = stretch_of(found.located, asked) if start is None else stretch_from(start, found.located, asked)
+    wanted = have if steps is None else {*steps, stretch.start}
     problems = [p for p in found.problems if steps is None or p.step in wanted]
     located = [where for where in found.located if where.step in wanted]
-    stretch = Stretch() if whole else stretch_of(located)
     apart = {problem.step for problem in stretch.left_out}
     problems = [*(p for p in problems if p.step not in apart), *stretch.damaged]
     unknown = {problem.step for problem in stretch.damaged}

@@ -7,11 +7,13 @@ kernel takes them back, and a file that shrinks under a map kills the process in
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,6 +63,24 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit
 _MAX_NAME = 1000
 
 
+class Version(NamedTuple):
+    """What tells a file from the one that was written in its place.
+
+    One that was rewritten in place, at the same size, within the file system's clock tick (some ms; two seconds on FAT)
+    is not told. The time of the inode's change is left out: a hard link or a move changes that, and no tensor.
+    """
+
+    size: int
+    written: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: int) -> Version:
+        """Of an open file, by its descriptor."""
+        found = os.fstat(file)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
 class TensorFile:
     """Named tensors of one file.
 
@@ -85,7 +105,7 @@ class TensorFile:
             try:
                 with safe_open(path, framework="pt"):
                     pass  # the library's own checks: sizes, overlaps, JSON, truncation
-                self._entries, self._spans = _read_header(path)
+                self._version, self._entries, self._spans = _read_header(path)
             except (SafetensorError, OSError, UnicodeEncodeError) as error:
                 raise no_safetensors(path, error) from error
         else:
@@ -105,14 +125,19 @@ class TensorFile:
             InputError: the file has changed or vanished since it was opened.
         """
         if self._pickle is not None:
-            return self._pickle[name]
+            return self._pickle[name].clone()
         (shape, stored), (start, stop) = self._entries[name], self._spans[name]
         dtype = OTHERS.get(stored) if isinstance(stored, str) else stored
         if dtype is None:
             raise InputError(f"{self.path}: {name} is stored as {stored}, which cannot be read here")
-        raw = torch.empty(stop - start, dtype=torch.uint8)
+        raw = torch.empty(stop - start, dtype=torch.uint8, device="cpu")
         try:
             with self.path.open("rb", buffering=0) as file:
+                if Version.of(file.fileno()) != self._version:
+                    raise InputError(
+                        f"{self.path}: was written anew since it was opened, so that its tensors may lie elsewhere: "
+                        "load the run again"
+                    )
                 file.seek(start)
                 view = raw.numpy().data
                 while len(view) and (count := file.readinto(view)):
@@ -135,9 +160,10 @@ def _refuse_length(path: Path) -> None:
 
 def _read_header(
     path: Path,
-) -> tuple[dict[str, tuple[tuple[int, ...], torch.dtype | str]], dict[str, tuple[int, int]]]:
-    """Shapes and dtypes, and each tensor's byte span in the file (format: 8 bytes of length, JSON, data)."""
+) -> tuple[Version, dict[str, tuple[tuple[int, ...], torch.dtype | str]], dict[str, tuple[int, int]]]:
+    """Which file it is, shapes and dtypes, and each tensor's byte span (format: 8 bytes of length, JSON, data)."""
     with path.open("rb") as file:
+        version = Version.of(file.fileno())
         length = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(min(length, _MAX_HEADER)), str(path))
     entries: dict[str, tuple[tuple[int, ...], torch.dtype | str]] = {}
@@ -151,7 +177,7 @@ def _read_header(
             start, stop = field["data_offsets"]
             entries[name] = tuple(field["shape"]), DTYPES.get(field["dtype"], field["dtype"])
             spans[name] = 8 + length + start, 8 + length + stop
-    return entries, spans
+    return version, entries, spans
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

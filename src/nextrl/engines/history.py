@@ -13,6 +13,7 @@ from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import State
 from nextrl.errors import InputError
 from nextrl.leaps.leap import Leap
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 from nextrl.trajectory.trajectory import Trajectory
 
 KEPT = 16
@@ -56,7 +57,9 @@ class AdapterHistory:
     def trajectory(self, adapter: LiveAdapter) -> Trajectory:
         """What is kept, by module name, on the CPU; nothing is copied."""
         factors = [adapter.matrices(state) for state in self.states]
-        return Trajectory.from_factors(self._own(self.steps), factors, scaling=adapter.scalings())
+        scalings = adapter.scalings()
+        stored = zip(self._own(self.steps), factors, strict=True)
+        return Trajectory(tuple(MemoryCheckpoint(step, f, scalings) for step, f in stored))
 
     def accuracy(self) -> dict[int, float]:
         """Step, counted as in `trajectory` -> mean training reward, where one was measured."""

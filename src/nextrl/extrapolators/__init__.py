@@ -45,11 +45,13 @@ from nextrl.extrapolators.predictions import (
     check_alpha,
 )
 from nextrl.trajectory.combinations import distinct_steps, nearest_step
+from nextrl.trajectory.lowrank import LowRank
 
 __all__ = [
     "CombinationOfCheckpoints",
     "Extrapolator",
     "InsideFactors",
+    "LowRank",
     "NewDirection",
     "Prediction",
     "Tags",

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextrl.errors import InputError, needs
+from nextrl.errors import InputError, needs, shown
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import check_alpha
 from nextrl.extrapolators.triples import span_triples
@@ -126,6 +126,10 @@ class AlphaRL:
         given = self.accuracy
         if given is None:
             given = trainer_log.reward_by_checkpoint(traj, trainer_log.rewards(traj))
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"alpharl: accuracy must map steps to values, as {{10: 0.4}}, not be {shown(given)}"
+            )
         start = known_steps(traj)[0]
         steps = [s for s in traj.steps if s > start and math.isfinite(given.get(s, math.nan))]
         if len(steps) < 3:
@@ -160,7 +164,7 @@ def _end(y: NDArray[np.float64], level: float) -> float:
 
 def _line(steps: list[int], y: NDArray[np.float64], at: int) -> tuple[float, float]:
     """Value at step `at` and slope per step of the straight line through the accuracies (single ones are noisy)."""
-    x = torch.tensor(steps, dtype=torch.float64)
+    x = torch.tensor(steps, dtype=torch.float64, device="cpu")
     slope = float(slope_weights(x).numpy() @ y)
     return float(y.mean()) + slope * (at - float(x.mean())), slope
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nextrl.extrapolators.base import Tags, register, require, spacings_in
-from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, linear, plain_torch, seeded, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.lowrank import LowRank
@@ -32,11 +32,11 @@ class VectorNet(nn.Module):
     start at 0 and 1 (the local direction, repeated), W2 starts at zero.
     """
 
-    def __init__(self, d: int, width: int) -> None:
+    def __init__(self, d: int, width: int, first: torch.Generator) -> None:
         super().__init__()
-        self.mix = nn.Parameter(torch.tensor([0.0, 1.0]))
-        self.inner = nn.Linear(2 * d, width)
-        self.outer = nn.Linear(width, d)
+        self.mix = nn.Parameter(torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu"))
+        self.inner = linear(2 * d, width, first)
+        self.outer = linear(width, d, first)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
@@ -50,10 +50,10 @@ class VectorNet(nn.Module):
 class SizeNet(nn.Module):
     """log sigma of the target = log sigma of the local span, carried to the horizon, + a 2 -> width -> 1 network."""
 
-    def __init__(self, x: Tensor, width: int) -> None:
+    def __init__(self, x: Tensor, width: int, first: torch.Generator) -> None:
         super().__init__()
         self.mean, self.spread = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
-        self.net = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1))
+        self.net = nn.Sequential(linear(2, width, first), nn.ReLU(), linear(width, 1, first))
         for parameter in self.net[2].parameters():
             nn.init.zeros_(parameter)
 
@@ -88,15 +88,14 @@ class Next:
         """The start and two training pairs (t, t + h)."""
         return spacings_in(horizon, spacing) + 3
 
+    @plain_torch()
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
         """Train one network per vector length and side, and one for the sizes; apply them at T."""
         require(self, traj, horizon)
         features = collect(traj, horizon, self.name)
-        draws = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            left, right = (self._directions(features, side, draws) for side in ("u", "v"))
-            sizes = self._sizes(features, draws)
+        first, draws = seeded(seed), seeded(seed)
+        left, right = (self._directions(features, side, first, draws) for side in ("u", "v"))
+        sizes = self._sizes(features, first, draws)
         directions = {}
         for module in traj.modules:
             if module in sizes:
@@ -109,12 +108,14 @@ class Next:
     def _recipe(self) -> TrainingSettings:
         return TrainingSettings(self.updates, self.learning_rate, self.rows)
 
-    def _directions(self, features: Features, side: str, draws: torch.Generator) -> dict[str, Tensor]:
-        """module -> (d,) predicted unit vector of one side ("u" or "v")."""
+    def _directions(
+        self, features: Features, side: str, first: torch.Generator, draws: torch.Generator
+    ) -> dict[str, Tensor]:
+        """module -> (d,) predicted unit vector of one side ("u" or "v"); `first` draws what the networks begin with."""
         predicted: dict[str, Tensor] = {}
         for d, modules in features.lengths(side).items():
             x, y, last = (block * math.sqrt(d) for block in features.vectors(side, modules))
-            net = VectorNet(d, self.width)
+            net = VectorNet(d, self.width, first)
             # Of vectors that moved too late to learn from, the network as it begins says the local one.
             if len(x):
                 train(net, x, y, self._recipe(), draws)
@@ -123,11 +124,11 @@ class Next:
             predicted.update(zip(modules, out, strict=True))
         return predicted
 
-    def _sizes(self, features: Features, draws: torch.Generator) -> dict[str, float]:
+    def _sizes(self, features: Features, first: torch.Generator, draws: torch.Generator) -> dict[str, float]:
         """module -> predicted sigma of the target, for the modules that moved."""
         # A module that stood still in its last span gets the smallest normal number, not minus infinity.
         x, y, last = (block.clamp_min(1e-30).log() for block in features.sizes(features.horizon))
-        net = SizeNet(x, self.width)
+        net = SizeNet(x, self.width, first)
         train(net, x, y, self._recipe(), draws)
         with torch.no_grad():
             out = net(last).exp()

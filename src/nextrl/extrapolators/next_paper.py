@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHA, PAPER_ALPHAS, PAPER_AT
 from nextrl.extrapolators.base import Tags, register, require, spacings_in
-from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, linear, plain_torch, seeded, train
 from nextrl.extrapolators.predictions import NewDirection
 from nextrl.extrapolators.triples import Features, collect
 from nextrl.trajectory.combinations import known_steps
@@ -46,11 +46,11 @@ _BRANCHES: dict[Inputs, tuple[int, ...]] = {"both": (0, 1), "global": (0,), "loc
 class PaperNet(nn.Module):
     """(N, 2, d) global and local vector -> (N, d); of the two only `inputs` are looked at."""
 
-    def __init__(self, d: int, width: int = 256, inputs: Inputs = "both") -> None:
+    def __init__(self, d: int, first: torch.Generator, width: int = 256, inputs: Inputs = "both") -> None:
         super().__init__()
         self._seen = _BRANCHES[inputs]
-        self.branches = nn.ModuleList(_stack(d, width, d) for _ in self._seen)
-        self.joint = _stack(len(self._seen) * d, width, d)
+        self.branches = nn.ModuleList(_stack(d, width, d, first) for _ in self._seen)
+        self.joint = _stack(len(self._seen) * d, width, d, first)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, 2, d) -> (N, d)."""
@@ -59,9 +59,13 @@ class PaperNet(nn.Module):
         return out
 
 
-def _stack(d: int, width: int, out: int) -> nn.Sequential:
+def _stack(d: int, width: int, out: int, first: torch.Generator) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(d, width), nn.Linear(width, d), nn.ReLU(), nn.Linear(d, width), nn.Linear(width, out)
+        linear(d, width, first),
+        linear(width, d, first),
+        nn.ReLU(),
+        linear(d, width, first),
+        linear(width, out, first),
     )
 
 
@@ -94,6 +98,7 @@ class NextPaper:
         """The start and two training pairs (t, t + h)."""
         return spacings_in(horizon, spacing) + 3
 
+    @plain_torch()
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> NewDirection:
         """Train on the checkpoints t with t + h <= T, apply at T; u and v renormalised, sigma as predicted.
 
@@ -118,12 +123,10 @@ class NextPaper:
 
     def _part(self, features: Features, spacing: int, seed: int) -> dict[str, LowRank]:
         """module -> what is predicted of one singular triple, (m, n) of rank 1; none for a module without it."""
-        draws = torch.Generator().manual_seed(seed)
+        first, draws = seeded(seed), seeded(seed)
         recipe = TrainingSettings(self.epochs, self.learning_rate, weight_decay=0.01)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            left, right = (self._sides(features, side, recipe, draws) for side in ("u", "v"))
-            sizes = self._sizes(features, spacing, recipe, draws)
+        left, right = (self._sides(features, side, recipe, first, draws) for side in ("u", "v"))
+        sizes = self._sizes(features, spacing, recipe, first, draws)
         directions = {}
         for module, sigma in sizes.items():
             u, v = (nn.functional.normalize(side[module], dim=0).double() for side in (left, right))
@@ -131,27 +134,39 @@ class NextPaper:
         return directions
 
     def _sides(
-        self, features: Features, side: str, recipe: TrainingSettings, draws: torch.Generator
+        self,
+        features: Features,
+        side: str,
+        recipe: TrainingSettings,
+        first: torch.Generator,
+        draws: torch.Generator,
     ) -> Mapping[str, Tensor]:
-        """module -> (d,) the network's output for one side."""
+        """module -> (d,) the network's output for one side; `first` draws what the networks begin with."""
         predicted: dict[str, Tensor] = {}
         for d, modules in features.lengths(side).items():
             x, y, last = features.vectors(side, modules)
             if not len(x):  # moved too late to learn from, and as it begins this network says nothing
-                predicted.update((module, torch.zeros(d)) for module in modules)
+                predicted.update(
+                    (module, torch.zeros(d, dtype=torch.float32, device="cpu")) for module in modules
+                )
                 continue
-            net = PaperNet(d, self.width, self.inputs)
+            net = PaperNet(d, first, self.width, self.inputs)
             train(net, x, y, recipe, draws)
             with torch.no_grad():
                 predicted.update(zip(modules, net(last), strict=True))
         return predicted
 
     def _sizes(
-        self, features: Features, unit: int, recipe: TrainingSettings, draws: torch.Generator
+        self,
+        features: Features,
+        unit: int,
+        recipe: TrainingSettings,
+        first: torch.Generator,
+        draws: torch.Generator,
     ) -> dict[str, float]:
         """module -> predicted sigma. The network of width d = 1 is the published one: it may say the same of all."""
         x, y, last = features.sizes(unit)
-        net = PaperNet(1, self.width, self.inputs)
+        net = PaperNet(1, first, self.width, self.inputs)
         train(net, x[:, :, None], y[:, None], recipe, draws)
         with torch.no_grad():
             out = net(last[:, :, None])[:, 0]

@@ -29,5 +29,5 @@ class Stay:
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> CombinationOfCheckpoints:
         """Coefficients that are all zero."""
         require(self, traj, horizon)
-        zero = torch.zeros(len(traj.steps), dtype=torch.float64)
+        zero = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
         return CombinationOfCheckpoints(traj, lambda alpha: zero)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import Tags, register, require, spacings_in
-from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, train
+from nextrl.extrapolators.networks import MOST_UNITS, TrainingSettings, linear, plain_torch, seeded, train
 from nextrl.extrapolators.predictions import InsideFactors
 from nextrl.trajectory.combinations import wide
 from nextrl.trajectory.trajectory import Trajectory
@@ -51,14 +51,13 @@ class Nowcast:
         """The start, five snapshots on disk, and the one h steps after the last of them."""
         return 1 + SNAPSHOTS + spacings_in(horizon, spacing)
 
+    @plain_torch()
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> InsideFactors:
         """Train on scalars drawn from all modules and all possible t."""
         require(self, traj, horizon)
-        draws = torch.Generator().manual_seed(seed)
+        first, draws = seeded(seed), seeded(seed)
         x, y = self._examples(traj, horizon, draws)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = nn.Sequential(nn.Linear(SNAPSHOTS, self.width), nn.ReLU(), nn.Linear(self.width, 1))
+        net = nn.Sequential(linear(SNAPSHOTS, self.width, first), nn.ReLU(), linear(self.width, 1, first))
         train(net, x, y[:, None], TrainingSettings(self.updates, self.learning_rate, self.rows), draws)
         end = traj.steps[-1]
 
@@ -88,7 +87,7 @@ class Nowcast:
             for side in (0, 1):
                 for t in origins:
                     size = traj.factors(t, module)[side].numel()
-                    pick = torch.randint(size, (share,), generator=draws)
+                    pick = torch.randint(size, (share,), generator=draws, device="cpu")
                     past = _snapshots(traj, module, side, t, pick)
                     later = _value(traj, module, side, t + horizon, pick)
                     spread = past.max(0).values - past.min(0).values
@@ -126,6 +125,7 @@ def _snapshots(traj: Trajectory, module: str, side: int, end: int, pick: Tensor 
     return torch.stack([_value(traj, module, side, end - i * k, pick) for i in reversed(range(SNAPSHOTS))])
 
 
+@plain_torch()
 @torch.no_grad()
 def _forecast(net: nn.Sequential, past: Tensor) -> Tensor:
     """The change of every scalar h steps on; zero for one that did not move."""

@@ -40,6 +40,9 @@ class LeastSquares:
         since = known[-1] - self.share * (known[-1] - known[0])
         used = [s for s in known if s >= since]
         used = list(known[-3:]) if len(used) < 3 else used
-        weights = slope_weights(torch.tensor(used, dtype=torch.float64))
-        slope = sum((w * unit(traj, s) for w, s in zip(weights, used, strict=True)), torch.zeros(()))
+        weights = slope_weights(torch.tensor(used, dtype=torch.float64, device="cpu"))
+        slope = sum(
+            (w * unit(traj, s) for w, s in zip(weights, used, strict=True)),
+            torch.zeros((), dtype=torch.float64, device="cpu"),
+        )
         return CombinationOfCheckpoints(traj, lambda alpha: alpha * horizon * slope)

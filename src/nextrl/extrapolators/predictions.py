@@ -19,7 +19,7 @@ from torch import Tensor
 from nextrl.errors import InputError
 from nextrl.trajectory.combinations import weighted_displacement, wide
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, Trajectory
 
 # A leap of more than 64 horizons, or of more than 8 backwards, is a typing mistake: the widest search that was ever
 # run went to 16, and -1 already undoes the last window.
@@ -84,10 +84,21 @@ class NewDirection:
 
 @dataclass(frozen=True)
 class InsideFactors:
-    """A leap of A and B themselves: the result is a rank-r adapter in the same gauge, exactly."""
+    """A leap of A and B themselves: the result is a rank-r adapter in the same gauge, exactly.
+
+    Raises:
+        InputError: the run is of full weights, where the factors of two checkpoints have nothing to do with each other.
+    """
 
     traj: Trajectory
     rule: FactorRule
+
+    def __post_init__(self) -> None:
+        if self.traj.layout == FULL:
+            raise InputError(
+                "a run of full weights has no factors to step inside (each checkpoint was decomposed by itself): take "
+                'a method on differences of weights, as in method="secant"'
+            )
 
     def factors(self, module: str, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
         """The predicted factors (A (r, n), B (m, r)), float32 or wider."""

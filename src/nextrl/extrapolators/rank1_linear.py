@@ -38,14 +38,17 @@ class RankOneLinear:
         """One exact leading triple and one slope per module."""
         require(self, traj, horizon)
         known = known_steps(traj)
-        weights = slope_weights(torch.tensor(known, dtype=torch.float64))
+        weights = slope_weights(torch.tensor(known, dtype=torch.float64, device="cpu"))
         directions = {}
         for module in traj.modules:
             top = traj.delta(module, known[0], known[-1]).top(1)
             u, v = top.u[:, 0], top.v[:, 0]
             deltas = (traj.delta(module, known[0], step) for step in known[1:])
             along = torch.stack(
-                [torch.zeros((), dtype=torch.float64), *(d.left.mT @ u @ (d.right.mT @ v) for d in deltas)]
+                [
+                    torch.zeros((), dtype=torch.float64, device="cpu"),
+                    *(d.left.mT @ u @ (d.right.mT @ v) for d in deltas),
+                ]
             )
             directions[module] = LowRank(top.u * (horizon * (weights @ along)), top.v)
         return NewDirection(directions)

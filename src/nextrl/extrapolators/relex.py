@@ -47,7 +47,7 @@ def rank_one_line(traj: Trajectory, module: str) -> tuple[Tensor, Tensor, Tensor
     rows = step_numbers(traj) > traj.start
     steps = step_numbers(traj)[rows]
     along, c = principal(traj.gram(module)[rows][:, rows])
-    v = torch.zeros(len(rows), dtype=along.dtype)
+    v = torch.zeros(len(rows), dtype=along.dtype, device=along.device)
     v[rows] = along
     slope = slope_weights(steps) @ c
     return v, c.mean() + slope * (steps[-1] - steps.mean()), slope

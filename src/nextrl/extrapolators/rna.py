@@ -53,7 +53,7 @@ class NonlinearAcceleration:
         moves = grid[1:] - grid[:-1]
         square = moves @ pooled_gram(traj) @ moves.mT
         square = square / torch.linalg.matrix_norm(square, 2)
-        ones = torch.ones(len(moves), dtype=torch.float64)
+        ones = torch.ones(len(moves), dtype=torch.float64, device="cpu")
         z = torch.linalg.solve(square + self.penalty * torch.diag(ones), ones)
         toward = (z / z.sum()) @ grid[1:] - unit(traj, traj.steps[-1])
         return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)

@@ -139,9 +139,12 @@ class Features:
         Raises:
             InputError: no row is left of any module.
         """
-        origins = torch.tensor(self.plan.origins)
-        per_span = unit / (origins - torch.tensor(self.plan.before))
-        per_target = self.horizon / (torch.tensor(self.plan.targets) - origins[:-1])
+        origins, before, ahead_of = (
+            torch.tensor(steps, device="cpu")
+            for steps in (self.plan.origins, self.plan.before, self.plan.targets)
+        )
+        per_span = unit / (origins - before).float()
+        per_target = self.horizon / (ahead_of - origins[:-1]).float()
         rows, targets, last = [], [], []
         for module in self.modules:
             far, local, ahead = self.far[module].sigma, self.local[module].sigma, self.ahead[module].sigma
@@ -206,8 +209,8 @@ def span_triples(traj: Trajectory, module: str, spans: Sequence[tuple[int, int]]
     """
     deltas = [traj.delta(module, start, stop) for start, stop in spans]
     m, n = deltas[0].shape
-    u, v = torch.zeros(len(spans), m), torch.zeros(len(spans), n)
-    sigma = torch.zeros(len(spans), dtype=torch.float64)
+    u, v = (torch.zeros(len(spans), d, dtype=torch.float32, device="cpu") for d in (m, n))
+    sigma = torch.zeros(len(spans), dtype=torch.float64, device="cpu")
     for width in sorted({d.left.shape[-1] for d in deltas}):
         rows = [i for i, d in enumerate(deltas) if d.left.shape[-1] == width]
         left = torch.stack([deltas[i].left for i in rows])

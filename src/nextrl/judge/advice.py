@@ -22,6 +22,7 @@ from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
 from nextrl.trajectory.given import Run, trajectory_of
+from nextrl.trajectory.trajectory import Trajectory
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
 
@@ -187,11 +188,26 @@ def advise(traj: Run, tested: Backtest | None = None) -> Advice:
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
 
     Raises:
-        InputError: no run that can be read; and as `features`.
+        InputError: no run that can be read, a backtest of another or of what came later; and as `features`.
     """
     if tested is not None and not isinstance(tested, Backtest):
         raise InputError(f"tested must be what nextrl.backtest returned, not {shown(tested)}")
-    return decide(features(trajectory_of(traj), tested))
+    traj = trajectory_of(traj)
+    if tested is not None:
+        _refuse_of_another_run(traj, tested)
+    return decide(features(traj, tested))
+
+
+def _refuse_of_another_run(traj: Trajectory, tested: Backtest) -> None:
+    """Refuse scores that saw more of the run than the run that is advised on holds."""
+    seen = {
+        step for scores in tested.horizons.values() for t, h in scores.spans.items() for step in (t, t + h)
+    }
+    if beyond := sorted(seen - set(traj.steps)):
+        raise InputError(
+            f"tested was measured at step {beyond[-1]}, which this run (steps {traj.steps[0]} to {traj.steps[-1]}) "
+            "does not have: backtest the same run"
+        )
 
 
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:

@@ -31,11 +31,9 @@ from nextrl.trajectory.statistics import (
     persistence_table,
     predictability,
 )
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, Trajectory
 
 RANKS = (1, 2, 4, 8)
-_FULL = "full"
-"""The layout of `Trajectory.from_full_weights`, whose deltas hold leading singular values only."""
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
 
@@ -197,7 +195,7 @@ def analyze(
     h = 5 * traj.spacing if horizon is None else horizon
     lengths = list(windows) if windows else [n * traj.spacing for n in (1, 2, 5, 10)]
     energy = {kind: _Energy() for kind in KINDS}
-    modules, total = [], torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
+    modules, total = [], torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64, device="cpu")
     noisy: dict[str, float] = {}
 
     def work(name: str) -> tuple[dict[str, Spectrum], Tensor]:
@@ -233,7 +231,7 @@ def analyze(
 
 def _kept(traj: Trajectory) -> int | None:
     """How many singular values the deltas of full weights were cut to; None where none were cut off."""
-    if traj.layout != _FULL:
+    if traj.layout != FULL:
         return None
     shapes = [traj.shape(module) for module in traj.modules]
     return max((rank for m, n, rank in shapes if rank < min(m, n)), default=None)

@@ -38,6 +38,7 @@ from nextrl.extrapolators import (
     tags_of,
 )
 from nextrl.extrapolators.base import tags_by_name
+from nextrl.files import usable_path
 from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
@@ -55,6 +56,7 @@ CANDIDATES = ("factors", "secant", "window", "linear", "ols", "relex-pinned", "d
 # In fewer dimensions random directions agree by chance: a random walk of 3 x 4 weights was recommended a leap in 13 of
 # 40 runs (docs/backtest.md).
 FEW_WEIGHTS = 100
+_PICTURES = ("png", "svg", "pdf")
 # Methods that train a network at every origin are scored at the latest three only, for the sake of time.
 TRAINED_ORIGINS = 3
 
@@ -122,6 +124,10 @@ class Backtest:
         with needs("plots", "a plot of a backtest"):
             from matplotlib.figure import Figure
 
+        path = usable_path(path)
+        suffix = path.suffix.removeprefix(".") or "png"
+        if suffix not in _PICTURES:
+            raise InputError(f"{path}: the name of a picture must end in .{', .'.join(_PICTURES)}")
         order = sorted(self.methods, key=lambda n: self.methods[n].mean("skill"))
         figure = Figure(figsize=(8, 0.3 * len(order) + 1.5), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
@@ -133,8 +139,8 @@ class Backtest:
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlim(low, 1.05)
             axis.set_xlabel(f"{name}, horizon {self.horizon}")
-        with replacing(Path(path)) as temporary:
-            figure.savefig(temporary, dpi=150, format=Path(path).suffix.removeprefix(".") or "png")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format=suffix)
 
 
 def backtest(
@@ -149,8 +155,10 @@ def backtest(
 
     Args:
         traj: the run, or its folder.
-        horizon: h, several, or None for one, two and five checkpoint spacings as far as the run is long enough.
-        methods: names, a comma-separated string, or methods; by default all that are not slow, and always `none`.
+        horizon: h, several (each a distance that two checkpoints have), or None for one, two and five checkpoint
+            spacings as far as the run is long enough.
+        methods: names, a comma-separated string, or methods, of one name only one; by default all that are not slow,
+            and always `none`.
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
@@ -213,7 +221,24 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
         if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "fit")):
             raise InputError(f"each of methods must be a name, or an extrapolator, not {shown(method)}")
         chosen += resolve(method) if isinstance(method, str) else [method]
+    chosen = _once(chosen)
     return chosen if any(m.name == NONE for m in chosen) else [*resolve(NONE), *chosen]
+
+
+def _once(methods: Sequence[Extrapolator]) -> list[Extrapolator]:
+    """Each method once.
+
+    Raises:
+        InputError: two of one name are not the same, so that the scores of the first would be lost.
+    """
+    by_name: dict[str, Extrapolator] = {}
+    for method in methods:
+        if by_name.setdefault(method.name, method) != method:
+            raise InputError(
+                f"two of the methods are called {method.name} ({shown(by_name[method.name])}, {shown(method)}), and "
+                "scores are kept by name: backtest one after the other"
+            )
+    return list(by_name.values())
 
 
 def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
@@ -228,7 +253,13 @@ def _horizons(traj: Trajectory, horizon: Sequence[int] | None) -> list[int]:
     if horizon is None:
         return [h for h in (k, 2 * k, 5 * k) if h <= longest]
     for h in horizon:
-        if not origins_for(traj, h):
+        pairs = origins_for(traj, h)
+        if pairs and h not in (spans := {later - t for t, later in pairs}):
+            raise InputError(
+                f"no backtest at a horizon of {h}: no two checkpoints lie {h} steps apart; give "
+                f"{' or '.join(map(str, sorted(spans)))}, as some do"
+            )
+        if not pairs:
             raise InputError(
                 f"no backtest at a horizon of {h}: it needs checkpoints {h} steps before and after an origin "
                 f"(about {2 * h // k + 1} checkpoints {k} steps apart, this run has {len(known)}); "
@@ -263,7 +294,8 @@ def _at_horizon(
             scores[method.name] = _score(outcomes, {t: skills[t][control] for t in outcomes}, horizon)
         else:
             skipped[method.name] = why_not
-    return HorizonScores(horizon, tuple(t for t, _ in pairs), scores, skipped, control)
+    spans = {t: later - t for t, later in pairs}
+    return HorizonScores(horizon, tuple(spans), scores, skipped, control, spans)
 
 
 def _outcomes(
@@ -325,19 +357,34 @@ def _compare(
 ) -> ForecastScore:
     """Prediction against fact for one module; combinations never leave the Gram matrix."""
     actual = _actual(traj, gram, t, later)
-    if isinstance(prediction, CombinationOfCheckpoints):
-        c = torch.zeros(len(traj.steps), dtype=torch.float64)
-        own = prediction.coefficients(module)
-        c[: len(own)] = own
+    c = _coefficients(traj, prediction, module)
+    if c is not None:
         return ForecastScore(float(c @ gram @ _move(traj, t, later)), float(c @ gram @ c), actual)
     predicted: LowRank = prediction.delta(module)
     inner = float(predicted.inner(traj.delta(module, t, later)))
     return ForecastScore(inner, float(predicted.norm()) ** 2, actual)
 
 
+def _coefficients(traj: Trajectory, prediction: Prediction, module: str) -> Tensor | None:
+    """(T,) over the checkpoints of the whole run; None of what is no combination of these from the same W_0.
+
+    A method's own trajectory may be a view of any of them (the last five), or hold others (their means).
+    """
+    if not isinstance(prediction, CombinationOfCheckpoints):
+        return None
+    own = prediction.traj
+    places = {id(checkpoint): place for place, checkpoint in enumerate(traj.checkpoints)}
+    same_start = (own.start, own.start in own.steps) == (traj.start, traj.start in traj.steps)
+    if not same_start or any(id(checkpoint) not in places for checkpoint in own.checkpoints):
+        return None
+    c = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
+    c[[places[id(checkpoint)] for checkpoint in own.checkpoints]] = prediction.coefficients(module)
+    return c
+
+
 def _move(traj: Trajectory, t: int, later: int) -> Tensor:
     """(T,) coefficients of `W_later - W_t`."""
-    c = torch.zeros(len(traj.steps), dtype=torch.float64)
+    c = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
     c[traj.steps.index(later)], c[traj.steps.index(t)] = 1.0, -1.0
     return c
 

@@ -134,6 +134,7 @@ class HorizonScores:
             type and text) and was not asked for by name.
         control: the way of not leaping that did best: "stay", "average" (the last h steps), "mean" (all of the
             past), "start", or "momentum" (what Adam's momentum carries on by itself).
+        spans: origin -> the steps ahead that were measured there: uneven checkpoints lie only about h apart.
     """
 
     horizon: int
@@ -141,10 +142,13 @@ class HorizonScores:
     methods: dict[str, MethodScore]
     skipped: dict[str, str]
     control: str
+    spans: Mapping[int, int]
 
     def expected_steps(self, name: str) -> float:
-        """What a leap of h is worth in steps: what remains of the way afterwards is relative_error * h."""
-        return self.horizon * (1.0 - self.methods[name].mean("relative_error"))
+        """What a leap is worth in steps: what remains of the way that was measured is relative_error of it."""
+        score = self.methods[name]
+        ahead = statistics.fmean(self.spans[t] for t in score.outcomes)
+        return ahead * (1.0 - score.mean("relative_error"))
 
     @property
     def convincing(self) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.checkpoints.lora_settings import pattern_names, starts_at_zero
-from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
+from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, module_kind, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.leaps.rank import fit_to_rank
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, Trajectory
 
 
 def write_adapter(
@@ -59,6 +59,7 @@ def write_adapter(
         raise InputError(f"--rank {rank}: must be at least 1")
     if unknown := [module for module in tensors if module not in traj.modules]:
         raise InputError(f"{unknown[0]}: no such module in the run")
+    _refuse_unknown_layers(traj)
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
     _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))
@@ -84,6 +85,26 @@ def write_adapter(
     return out
 
 
+_TURNED = {"c_attn", "c_fc", "c_proj", "q_attn", "wte", "wpe"}
+"""GPT-2's: its Conv1D layers, whose weights are stored (in, out), and its embeddings."""
+
+
+def _refuse_unknown_layers(traj: Trajectory) -> None:
+    """Refuse matrices of full weights that are no weight of a linear layer, which is all that s B A is written for.
+
+    PEFT names and turns the factors of an embedding and of a Conv1D otherwise. Files of weights do not say what a
+    matrix belongs to, but for its name.
+    """
+    if traj.layout != FULL:
+        return
+    for module in traj.modules:
+        if module_kind(module) in _TURNED or "embed" in module_kind(module):
+            raise InputError(
+                f"{module}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "
+                "write the whole model, by save_merged(out, base)"
+            )
+
+
 def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:
     """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names.
 
@@ -96,6 +117,7 @@ def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str
         raise InputError(
             f"the leap was not written: {shown(odd)} would not be the same module when it is loaded"
         )
+    _refuse_passed_over(back, traj)
     for module in traj.modules:
         m, n, _ = traj.shape(module)
         slot = back.slots[module]
@@ -105,6 +127,22 @@ def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str
             raise InputError(
                 f"the leap was not written: {shown(module)} would be loaded as {back.shape(module)} with scaling "
                 f"{back.scaling(module):g}, not as {(m, n, ranks[module])} with {traj.scaling(module):g}"
+            )
+
+
+def _refuse_passed_over(back: AdapterCheckpoint, traj: Trajectory) -> None:
+    """Refuse modules that `target_modules`, where it is a list, does not name: PEFT would load nothing for them.
+
+    A run on disk has the list by which PEFT made its modules; that of a run in memory came from anywhere.
+    """
+    named = back.settings.raw.get("target_modules")
+    if not isinstance(named, list) or isinstance(traj.checkpoints[-1], AdapterCheckpoint):
+        return
+    for stem in _for_target_modules(back.settings.raw, {slot.keys.name for slot in back.slots.values()}):
+        if not any(f".{stem}".endswith(f".{end}") for end in named):
+            raise InputError(
+                f"the leap was not written: target_modules ({shown(named)}) does not name {shown(stem)}, so that PEFT "
+                "would pass it over; add it to adapter_config"
             )
 
 
@@ -178,9 +216,16 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     for key, usual, values in (("rank_pattern", "r", ranks), ("alpha_pattern", "lora_alpha", alphas)):
         odd = {m: value for m, value in values.items() if value != config[usual]}
         config[key] = {name: value for m, value in odd.items() for name in pattern_names(config, m)}
-    if traj.layout == "memory" and not config.get("target_modules"):
-        config["target_modules"] = sorted({m.rsplit(".", 1)[-1] for m in ranks})
+    if not config.get("target_modules"):
+        # Without them PEFT takes its own for this kind of model, and passes over the tensors of all others. Whole
+        # names: the model may have other modules that end in the same part.
+        config["target_modules"] = sorted(_for_target_modules(config, ranks), key=natural)
     return config
+
+
+def _for_target_modules(config: Mapping[str, Any], stems: Iterable[str]) -> list[str]:
+    """Those of the adapter's own modules that `target_modules` has to name, since no `target_parameters` does."""
+    return [stem for stem in stems if stem in pattern_names(config, stem)]
 
 
 def _tidy(alpha: float) -> float:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nextrl.checkpoints.naming import live_key
 from nextrl.checkpoints.run import no_checkpoint
-from nextrl.errors import InputError
 from nextrl.extrapolators import InsideFactors, Prediction, check_alpha, get, tags_of
+from nextrl.files import usable_path
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
@@ -35,7 +35,7 @@ DEFAULT_HORIZON = 50
 DEFAULT_METHOD = "factors"
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Leap:
     """The result of `leap`.
 
@@ -64,6 +64,7 @@ class Leap:
 
     def delta(self, module: str) -> LowRank:
         """`W_leap - W_T` of one module, (m, n)."""
+        self.traj.shape(module)  # refuses a module that the run does not have
         return self.prediction.delta(module, self.alpha)
 
     def target(self, module: str) -> LowRank:
@@ -71,7 +72,7 @@ class Leap:
         return self._target(module, *self.traj.factors(self.from_step, module))
 
     def factors(self, module: str, old_basis: bool = True) -> tuple[Tensor, Tensor]:
-        """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider.
+        """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider, copies of the caller's own.
 
         Args:
             module: its name.
@@ -79,7 +80,7 @@ class Leap:
                 Adam's moments think it means (`rank.fit_to_rank`); otherwise balanced singular factors.
         """
         fit = self._fit(module, old_basis)
-        return fit.a, fit.b
+        return fit.a.clone(), fit.b.clone()
 
     @cached_property
     def discarded(self) -> float:
@@ -133,16 +134,17 @@ class Leap:
         Raises:
             InputError: the folder cannot be written, or rank < 1.
         """
-        if rank is not None and rank < 1:
-            raise InputError(f"the rank of an adapter must be at least 1, not {rank}")
+        rank = None if rank is None else whole(1)("rank", rank)
+        out = usable_path(out)
         notes = self.provenance()
         if rank is None:
-            factors = {module: self.factors(module) for module in self.traj.modules}
-            write_adapter(self.traj, self.from_step, factors, Path(out), provenance=notes, task=task)
+            fits = {module: self._fit(module) for module in self.traj.modules}
+            factors = {module: (fit.a, fit.b) for module, fit in fits.items()}
+            write_adapter(self.traj, self.from_step, factors, out, provenance=notes, task=task)
             return
         targets = {module: self.target(module) for module in self.traj.modules}
         del notes["discarded_energy"]  # `write_adapter` measures what the wanted rank loses
-        write_adapter(self.traj, self.from_step, targets, Path(out), rank=rank, provenance=notes, task=task)
+        write_adapter(self.traj, self.from_step, targets, out, rank=rank, provenance=notes, task=task)
 
     def save_merged(self, out: str | Path, base: str | Path, name: str | None = None) -> None:
         """Write the base model with the leap added to its weights.
@@ -154,7 +156,7 @@ class Leap:
         """
         targets = {module: self.target(module) for module in self.traj.modules}
         notes = self.provenance() | ({} if name is None else {"base": name})
-        write_merged(self.traj, self.from_step, targets, base, Path(out), notes)
+        write_merged(self.traj, self.from_step, targets, base, usable_path(out), notes)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Write the adapter and send it to the Hugging Face Hub; returns its address.
@@ -209,6 +211,9 @@ def leap(
     **params: Any,
 ) -> Leap:
     """Extrapolate a run.
+
+    The leap is made as it is asked for. Whether the run is fit for one (its reward may have collapsed) is not asked, as
+    `nextrl leap RUN` without a method does: `advise(run).recommended` says so, and names the method.
 
     Args:
         traj: the run, or its folder.

@@ -27,7 +27,7 @@ from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, Trajectory
 
 _SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 """Endings of the base's files beside the weights that belong to a model."""
@@ -223,6 +223,8 @@ def _refuse_tied(
     saved beside the adapter (resized embeddings) is loaded into the base, and so into both layers.
     """
     last = traj.checkpoints[-1]
+    if traj.layout == FULL:
+        return  # its own training moved both
     saved = last.settings.raw.get("modules_to_save") if isinstance(last, AdapterCheckpoint) else None
     saved = saved if isinstance(saved, list) else []
     copies = [key for key in replaced if any(f".{key}".endswith(f".{name}.weight") for name in saved)]

@@ -113,7 +113,7 @@ def balanced(target: LowRank, a_old: Tensor, scaling: float) -> RankFit:
     rank, (m, n) = a_old.shape[0], target.shape
     best, lost, energy = _best(target, rank)
     dtype = torch.promote_types(a_old.dtype, torch.float32)
-    a, b = torch.zeros(rank, n, dtype=dtype), torch.zeros(m, rank, dtype=dtype)
+    a, b = (torch.zeros(shape, dtype=dtype, device=a_old.device) for shape in ((rank, n), (m, rank)))
     a[: best.rank], b[:, : best.rank] = best.right.mT.to(dtype), (best.left / scaling).to(dtype)
     return RankFit(a, b, lost, energy)
 

@@ -25,7 +25,7 @@ def pair_products(stack: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     rank = stack.shape[1]
     order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1] - pairs[p][0], pairs[p][0]))
     runs = _runs([pairs[p] for p in order])
-    total = torch.zeros(len(pairs), rank, rank, dtype=torch.float64)
+    total = torch.zeros(len(pairs), rank, rank, dtype=torch.float64, device=stack.device)
     pieces = torch.split(total, [length for _, _, length in runs])
     for _, wide in _widened(stack, torch.float64):
         tall = wide.mT
@@ -45,7 +45,7 @@ def weighted_sums(stack: Tensor, weights: Tensor, rows: Tensor, count: int) -> T
         rows: (T, K) integers in [0, count).
     """
     weights = weights.float()
-    total = torch.zeros(count, stack.shape[2])
+    total = torch.zeros(count, stack.shape[2], dtype=torch.float32, device=stack.device)
     for start, wide in _widened(stack, torch.float32):
         terms = torch.bmm(weights, wide).flatten(0, 1)
         total[:, start : start + wide.shape[2]].index_add_(0, rows.flatten(), terms)
@@ -57,7 +57,8 @@ def _widened(stack: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     count, rank, length = stack.shape
     step = max(PIECE // (count * rank), 64)
     flat = stack.stride(2) != 1
-    space = torch.empty((count, step, rank) if flat else (count, rank, step), dtype=dtype)
+    shape = (count, step, rank) if flat else (count, rank, step)
+    space = torch.empty(shape, dtype=dtype, device=stack.device)
     for start in range(0, length, step):
         width = min(step, length - start)
         wide = space[:, :width].mT if flat else space[:, :, :width]

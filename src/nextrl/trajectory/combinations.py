@@ -105,12 +105,12 @@ def moves(traj: Trajectory) -> bool:
 
 def step_numbers(traj: Trajectory) -> Tensor:
     """(T,) float64: the step of each checkpoint on disk."""
-    return torch.tensor(traj.steps, dtype=torch.float64)
+    return torch.tensor(traj.steps, dtype=torch.float64, device="cpu")
 
 
 def unit(traj: Trajectory, step: int) -> Tensor:
     """(T,) float64: the combination that is `W_step - W_0`, one at `step`; all zero for a W_0 without a checkpoint."""
-    c = torch.zeros(len(traj.steps), dtype=torch.float64)
+    c = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
     if step in traj.steps:
         c[traj.steps.index(step)] = 1.0
     return c
@@ -118,7 +118,7 @@ def unit(traj: Trajectory, step: int) -> Tensor:
 
 def pooled_gram(traj: Trajectory) -> Tensor:
     """(T, T) float64: `<W_s - W_0, W_t - W_0>` summed over modules, as if all weights were one long vector."""
-    total = torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64)
+    total = torch.zeros(len(traj.steps), len(traj.steps), dtype=torch.float64, device="cpu")
     for module in traj.modules:
         total += traj.gram(module)
     return total

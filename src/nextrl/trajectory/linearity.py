@@ -57,14 +57,14 @@ def r2_ahead(gram: Tensor, steps: Sequence[int], fit: int) -> float:
         gram: (n, n) float64, inner products of the points, which may be vectors or matrices.
         steps: the n step numbers.
     """
-    x = torch.tensor(steps, dtype=torch.float64)
+    x = torch.tensor(steps, dtype=torch.float64, device="cpu")
     x = (x - x[:fit].mean()) / (x[fit - 1] - x[0])
     design = torch.stack([torch.ones_like(x), x], 1)
     weights = design[fit:] @ torch.linalg.pinv(design[:fit])
     ahead = len(steps) - fit
-    residual = torch.cat([-weights, torch.eye(ahead, dtype=torch.float64)], 1)
+    residual = torch.cat([-weights, torch.eye(ahead, dtype=torch.float64, device="cpu")], 1)
     around = torch.zeros_like(residual)
-    around[:, fit:] = torch.eye(ahead, dtype=torch.float64) - 1.0 / ahead
+    around[:, fit:] = torch.eye(ahead, dtype=torch.float64, device="cpu") - 1.0 / ahead
     missed, spread = (float(((rows @ gram) * rows).sum()) for rows in (residual, around))
     # What rounding leaves of a component that does not change is no spread.
     return 1.0 - missed / spread if spread > 1e-12 * float(gram.diagonal().sum()) else math.nan

@@ -44,7 +44,7 @@ class Triples(NamedTuple):
     v: Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LowRank:
     """The matrix `left @ right.mT`, with any leading batch dimensions.
 
@@ -73,8 +73,10 @@ class LowRank:
     @classmethod
     def zeros(cls, rows: int, columns: int, batch: tuple[int, ...] = ()) -> LowRank:
         """The zero matrix (*batch, rows, columns), float64, stored with one column."""
-        double = torch.float64
-        return cls(torch.zeros(*batch, rows, 1, dtype=double), torch.zeros(*batch, columns, 1, dtype=double))
+        left, right = (
+            torch.zeros(*batch, extent, 1, dtype=torch.float64, device="cpu") for extent in (rows, columns)
+        )
+        return cls(left, right)
 
     @property
     def shape(self) -> torch.Size:

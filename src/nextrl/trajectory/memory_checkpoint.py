@@ -12,7 +12,7 @@ from nextrl.checkpoints.adapter import LARGEST, finite
 from nextrl.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryCheckpoint:
     """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks."""
 
@@ -36,20 +36,20 @@ class MemoryCheckpoint:
         return self.scalings if isinstance(self.scalings, (int, float)) else self.scalings[module]
 
     def factors(self, module: str, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """A (r, n) and B (m, r), as given.
+        """A (r, n) and B (m, r), copies of what was given, as fresh as what is read from a file.
 
         Raises:
             InputError: a value is NaN or Inf, or too large to be a weight (`check`).
         """
-        pair = self.tensors[module]
-        if check and not all(finite(tensor) for tensor in pair):
-            numbers = all(bool(tensor.isfinite().all()) for tensor in pair)
+        a, b = self.tensors[module]
+        if check and not (finite(a) and finite(b)):
+            numbers = all(bool(tensor.isfinite().all()) for tensor in (a, b))
             broken = f"a weight beyond {LARGEST:.0e}" if numbers else "NaN or Inf"
             raise InputError(
                 f"{broken} in {module} at step {self.step} (counted from the start, or from the last leap): look at "
                 "what training did there, and go on from a checkpoint before it"
             )
-        return pair
+        return a.clone(), b.clone()
 
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
         """The dtypes of A and of B."""

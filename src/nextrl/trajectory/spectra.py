@@ -136,7 +136,11 @@ def module_spectra(traj: Trajectory, module: str, horizon: int) -> dict[str, Spe
     result = {}
     for kind, found in ends.items():
         steps = tuple(traj.steps[j if kind == "target" else i] for i, j in found)
-        sigma = cores[kind].sigma if found else torch.zeros(0, stack_a.shape[1], dtype=torch.float64)
+        sigma = (
+            cores[kind].sigma
+            if found
+            else torch.zeros(0, stack_a.shape[1], dtype=torch.float64, device="cpu")
+        )
         result[kind] = Spectrum(steps, sigma, u[kind], v[kind])
         for p in (~cores[kind].trusted).nonzero().flatten().tolist() if found else ():
             i, j = found[p]
@@ -176,9 +180,11 @@ def _vectors(
             uses[j].append((row, 1))
     most = max(len(used) for used in uses)
     # Checkpoints that few deltas use are filled up with row -1, which is zero.
-    table = torch.tensor([used + [(-1, 0)] * (most - len(used)) for used in uses])
+    table = torch.tensor([used + [(-1, 0)] * (most - len(used)) for used in uses], device="cpu")
     parts = [pad(t, (0, 2 * rank - t.shape[1])) for t in toward.values()]
-    coefficients = torch.cat([*parts, torch.zeros(1, 2 * rank, dtype=torch.float64)]).view(-1, 2, rank)
+    coefficients = torch.cat([*parts, torch.zeros(1, 2 * rank, dtype=torch.float64, device="cpu")]).view(
+        -1, 2, rank
+    )
     coefficients[:, 1] *= sign
     coefficients *= _power_of_two(coefficients.abs().amax((1, 2), keepdim=True))
     rows = len(coefficients) - 1
@@ -277,7 +283,7 @@ def _first_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
     shifted = -matrices
     shifted.diagonal(dim1=1, dim2=2).add_(values[:, -1:] * (1 + SHIFT))
     factor, pivots, _ = torch.linalg.lu_factor_ex(shifted)
-    vector = torch.ones(*matrices.shape[:2], 1, dtype=matrices.dtype)
+    vector = torch.ones(*matrices.shape[:2], 1, dtype=matrices.dtype, device=matrices.device)
     vector[:, ::2] *= 0.5  # no direction of symmetry, to which the sought vector might be orthogonal
     for _ in range(2):
         vector = _unit(torch.linalg.lu_solve(factor, pivots, vector))

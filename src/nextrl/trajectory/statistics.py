@@ -19,7 +19,7 @@ def with_start(g: Tensor, steps: Sequence[int], start: int = 0) -> tuple[Tensor,
     """`g` with W_0, of step `start`, as its first row and column (zeros), unless it is there already."""
     if steps[0] == start:
         return g, list(steps)
-    padded = torch.zeros(len(g) + 1, len(g) + 1, dtype=g.dtype)
+    padded = torch.zeros(len(g) + 1, len(g) + 1, dtype=g.dtype, device=g.device)
     padded[1:, 1:] = g
     return padded, [start, *steps]
 
@@ -75,7 +75,7 @@ def line(g: Tensor, steps: Sequence[int]) -> Line:
     coefficient = vectors[:, -1] * values[-1].clamp_min(0).sqrt()
     if float(coefficient.sum()) < 0:
         coefficient = -coefficient
-    t = torch.tensor(steps, dtype=torch.float64)
+    t = torch.tensor(steps, dtype=torch.float64, device="cpu")
     time, deviation = t - t.mean(), coefficient - coefficient.mean()
     spread = float((time @ time) * (deviation @ deviation))
     r2 = float((time @ deviation).square()) / spread if spread > 0 else math.nan
@@ -121,8 +121,8 @@ def drift_and_noise(g: Tensor, steps: Sequence[int], start: int = 0) -> DriftNoi
     means = {h: sum(x) / len(x) for h, x in sorted(found.items()) if h <= longest and sum(x) > 0}
     if len(means) < 2:
         return None
-    h = torch.tensor(list(means), dtype=torch.float64)
-    d = torch.tensor(list(means.values()), dtype=torch.float64)
+    h = torch.tensor(list(means), dtype=torch.float64, device="cpu")
+    d = torch.tensor(list(means.values()), dtype=torch.float64, device="cpu")
     mu2, s2 = _two_terms(h.square() / d, h / d)
     crossing = s2 / mu2 if mu2 > 0 else math.inf
     return DriftNoise(mu2, s2, crossing, list(means), list(means.values()))
@@ -131,7 +131,7 @@ def drift_and_noise(g: Tensor, steps: Sequence[int], start: int = 0) -> DriftNoi
 def _two_terms(x: Tensor, y: Tensor) -> tuple[float, float]:
     """The p, q >= 0 that minimise |p x + q y - 1|^2."""
     design = torch.stack([x, y], 1)
-    ones = torch.ones(len(x), 1, dtype=x.dtype)
+    ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
     p, q = (float(value) for value in torch.linalg.lstsq(design, ones).solution)
     if p < 0:
         return 0.0, float(y.sum() / (y @ y))

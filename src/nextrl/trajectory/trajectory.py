@@ -17,20 +17,23 @@ from torch import Tensor
 
 from nextrl.checkpoints import StoredCheckpoint, dense, open_run
 from nextrl.checkpoints.consistency import common_gap
-from nextrl.checkpoints.lora_settings import starts_at_zero
 from nextrl.checkpoints.run import knows_start, no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
-from nextrl.scalars import whole
+from nextrl.scalars import integer, several, whole
 from nextrl.trajectory.blocks import pair_products
+from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
 MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
 
+FULL = "full"
+"""The layout of full-weight checkpoints, each reduced to factors by itself: those of two have nothing in common."""
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Trajectory:
     """The run's checkpoints, sorted by step. Make one with `load` or `from_factors`.
 
@@ -87,7 +90,8 @@ class Trajectory:
         Args:
             path: the run's directory, or a mapping step -> adapter folder.
             layout: name of a reader where the automatic choice is wrong.
-            steps: only these checkpoints.
+            steps: only these checkpoints, and W_0 where its checkpoint is there: without it the base model would be
+                taken for it.
             skip_bad_checkpoints: leave broken checkpoints out (this reads all values once, to find NaN).
             allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
             start: the step at which this stretch of the run began; by default that of the last checkpoint that a
@@ -98,7 +102,9 @@ class Trajectory:
             InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
         """
         source = _source(path)
-        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, whole=start is not None)
+        start = None if start is None else whole(0)("start", start)
+        steps = None if steps is None else several(whole(0))("steps", steps)
+        run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, start=start)
         fatal = [problem for problem in run.problems if problem.fatal]
         good = list(run.checkpoints)
         if skip_bad_checkpoints:
@@ -108,10 +114,11 @@ class Trajectory:
             more = f" (and {len(fatal) - 1} more: nextrl inspect lists them)" if len(fatal) > 1 else ""
             raise InputError(f"{fatal[0]}{more}")
         if not good:
-            raise InputError(f"{path}: no usable checkpoint; {fatal[0] if fatal else 'none found'}")
+            raise InputError(
+                f"{path}: no usable checkpoint; {next(iter([*fatal, *run.left_out]), 'none found')}"
+            )
         skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
-        start = run.start if start is None else start
-        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, start)
+        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, run.start)
 
     @classmethod
     def from_full_weights(
@@ -120,7 +127,8 @@ class Trajectory:
         """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
 
         Exact leading triples (`checkpoints.dense`), one matrix in memory at a time; what lies beyond `rank`
-        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out.
+        is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out, and so is
+        all that is no matrix. Each checkpoint has factors of its own, so that no method can step inside them.
 
         Args:
             path: directory of checkpoint-N folders with `model.safetensors` or shards.
@@ -132,7 +140,7 @@ class Trajectory:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
         found = dense.find(Path(path))
-        wanted = sorted(found if steps is None else steps)
+        wanted = sorted(found if steps is None else several(whole(0))("steps", steps))
         if not wanted or not set(wanted) <= set(found):
             raise InputError(
                 f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
@@ -149,7 +157,7 @@ class Trajectory:
             MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
             for step, f in zip(wanted, factors, strict=True)
         )
-        return cls(stored, Path(path), {}, "full")
+        return cls(stored, Path(path), {}, FULL)
 
     @classmethod
     def from_factors(
@@ -157,7 +165,7 @@ class Trajectory:
         steps: Sequence[int],
         factors: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
         *,
-        scaling: float | Mapping[str, float] = 1.0,
+        scaling: float | Mapping[str, float] | None = None,
         adapter_config: dict[str, Any] | None = None,
         start: int = 0,
     ) -> Trajectory:
@@ -165,23 +173,21 @@ class Trajectory:
 
         Args:
             steps: optimizer steps, one per checkpoint, ascending.
-            factors: for each step, module -> (A (r, n), B (m, r)); copied if they lie on another device.
-            scaling: s, for all modules or each.
+            factors: for each step, module -> (A (r, n), B (m, r)), the same modules and shapes at each; copied, so
+                that parameters of a model may train on. A module is named as in the base model, or as in PEFT's.
+            scaling: s, for all modules or each; by default what `adapter_config` says (r, lora_alpha, patterns,
+                use_rslora), and 1 where it says nothing.
             adapter_config: as in `adapter_config.json`; its `init_lora_weights` decides whether W_0 = W_base
                 is known (it is by default).
             start: the step of W_0; one other than 0 must be among `steps`, or W_0 is unknown.
+
+        Raises:
+            InputError: steps that do not ascend, factors that do not fit together or differ in modules or shapes, a
+                scaling that is none or contradicts `adapter_config`.
         """
-        if len(steps) != len(factors) or list(steps) != sorted(set(steps)):
-            raise InputError(
-                f"from_factors needs ascending steps, one for each checkpoint, got {list(steps)}"
-            )
         config = dict(adapter_config or {})
-        zero = starts_at_zero(config.get("init_lora_weights", True))
-        stored = tuple(
-            MemoryCheckpoint(step, {m: (a.cpu(), b.cpu()) for m, (a, b) in f.items()}, scaling, zero)
-            for step, f in zip(steps, factors, strict=True)
-        )
-        return cls(stored, None, config, start=start)
+        stored = checkpoints_of(steps, factors, scaling, config)
+        return cls(stored, None, config, start=whole(0)("start", start))
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -255,8 +261,15 @@ class Trajectory:
         return LowRank(left, torch.cat([a1, a1 - a0], 0).mT)
 
     def upto(self, step: int) -> Trajectory:
-        """The trajectory as it was at `step`: a view that holds no later checkpoint."""
-        return self.at([s for s in self.steps if s <= step])
+        """The trajectory as it was at `step`: a view that holds no later checkpoint.
+
+        Raises:
+            InputError: there is no checkpoint up to that step.
+        """
+        last = integer("step", step)
+        if last < self.steps[0]:
+            raise InputError(f"no checkpoint up to step {last}; the first is at step {self.steps[0]}")
+        return self.at([s for s in self.steps if s <= last])
 
     def at(self, steps: Sequence[int]) -> Trajectory:
         """A view of these checkpoints only. Inner products already computed are shared with it.
@@ -283,7 +296,9 @@ class Trajectory:
             known.update(
                 {(s, t): products[i][j] for i, s in enumerate(self.steps) for j, t in enumerate(self.steps)}
             )
-        return torch.tensor([[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64)
+        return torch.tensor(
+            [[known[s, t] for t in self.steps] for s in self.steps], dtype=torch.float64, device="cpu"
+        )
 
     def product_sizes(self, module: str) -> Tensor:
         """(T,) float64: s |B_t| |A_t| (Frobenius norms), what the rounding errors of `gram` are relative to.
@@ -292,7 +307,9 @@ class Trajectory:
         """
         if any(step not in self._sizes.get(module, {}) for step in self.steps):
             self.gram(module)
-        return torch.tensor([self._sizes[module][step] for step in self.steps], dtype=torch.float64)
+        return torch.tensor(
+            [self._sizes[module][step] for step in self.steps], dtype=torch.float64, device="cpu"
+        )
 
     def base_index(self, module: str) -> int:
         """Position in `steps` of the checkpoint that is W_0, or -1 where W_0 is the base model itself.
@@ -313,7 +330,7 @@ class Trajectory:
         of_b, of_a = pair_products(stack_b.mT, pairs), pair_products(stack_a, pairs)
         squares = [products.diagonal(dim1=1, dim2=2).sum(1) for products in (of_b, of_a)]
         sizes = (squares[0] * squares[1]).sqrt() * abs(self.scaling(module))
-        raw = torch.empty(count, count, dtype=torch.float64)
+        raw = torch.empty(count, count, dtype=torch.float64, device="cpu")
         values = (of_b * of_a).sum((1, 2)) * self.scaling(module) ** 2
         for (i, j), value, size in zip(pairs, values, sizes.tolist(), strict=True):
             raw[i, j] = raw[j, i] = value
@@ -336,7 +353,8 @@ class Trajectory:
         Raises:
             InputError: one of the three checkpoints is not there.
         """
-        last = self.steps[-1] if at is None else at
+        window = whole(1)("window", window)
+        last = self.steps[-1] if at is None else integer("at", at)
         middle, first = last - window, last - 2 * window
         for step in (first, middle, last):
             if step not in self.steps and not (step == self.start and self.knows_start):
@@ -378,7 +396,7 @@ class Trajectory:
         for checkpoint in self.checkpoints:
             if checkpoint.step == step:
                 return checkpoint
-        raise no_checkpoint(step, self.steps)
+        raise no_checkpoint(integer("a step", step), self.steps)
 
     def _need_start(self) -> None:
         if self.knows_start:

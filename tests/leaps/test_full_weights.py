@@ -1,0 +1,121 @@
+"""Leaps of runs that trained all weights: on differences of weights alone, and written so that PEFT loads all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from lora_runs import lora, model, peft_deltas, write_run
+from nextrl.checkpoints.dense import FullModel
+from nextrl.errors import InputError
+from nextrl.extrapolators import get, names
+from nextrl.judge.backtest import backtest
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
+
+STEPS = range(10, 61, 10)
+
+
+def full_run(folder: Path, *, embeddings: bool = False, kind: str = "llama") -> Trajectory:
+    """A run of rank 2 along a straight line, all matrices of the layers moving by `move` in 10 steps."""
+    trained = model(kind)
+    trained.save_pretrained(folder / "base")
+    draws = torch.Generator().manual_seed(0)
+    for step in STEPS:
+        draws.manual_seed(0)
+        for name, parameter in trained.named_parameters():
+            if parameter.dim() == 2 and (embeddings or ("embed" not in name and "lm_head" not in name)):
+                m, n = parameter.shape
+                parameter.data += (
+                    0.01 * torch.randn(m, 2, generator=draws) @ torch.randn(2, n, generator=draws)
+                )
+        trained.save_pretrained(folder / "run" / f"checkpoint-{step}")
+    return Trajectory.from_full_weights(folder / "run", folder / "base", rank=4)
+
+
+def ahead(folder: Path, key: str) -> torch.Tensor:
+    """What 20 steps more would have added to one matrix since the start."""
+    first, last = (FullModel.open(folder / p) for p in ("base", "run/checkpoint-60"))
+    return (last.get(key) - first.get(key)) * 80 / 60
+
+
+@pytest.mark.parametrize("method", ["factors", "nowcast"])
+def test_no_method_steps_inside_factors_that_have_no_path(tmp_path: Path, method: str) -> None:
+    traj = full_run(tmp_path)
+    fast = {"updates": 5} if method == "nowcast" else {}
+    with pytest.raises(InputError, match=r'no factors to step inside.*method="secant"'):
+        leap(traj, method, horizon=10, **fast)
+    assert "no factors to step inside" in backtest(traj, 10, "factors").horizons[10].skipped["factors"]
+
+
+def test_an_adapter_of_a_full_run_is_the_leap_when_peft_loads_it(tmp_path: Path) -> None:
+    made = leap(full_run(tmp_path), "secant", horizon=20)
+    made.save_adapter(tmp_path / "out")
+    loaded = peft_deltas(PeftModel.from_pretrained(model("llama"), tmp_path / "out"))
+    assert set(loaded) == set(made.traj.modules)
+    assert {name.rsplit(".", 1)[-1] for name in loaded} > {"q_proj", "v_proj", "down_proj"}
+    for module, delta in loaded.items():
+        torch.testing.assert_close(delta, ahead(tmp_path, module), rtol=1e-3, atol=1e-5)
+
+
+def test_embeddings_are_no_linear_layers_and_go_into_a_whole_model(tmp_path: Path) -> None:
+    made = leap(full_run(tmp_path, embeddings=True), "secant", horizon=20)
+    with pytest.raises(InputError, match=r"model\.embed_tokens: .*save_merged") as caught:
+        made.save_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value)
+    made.save_merged(tmp_path / "merged", tmp_path / "base")
+    merged, base = FullModel.open(tmp_path / "merged"), FullModel.open(tmp_path / "base")
+    for key in ("model.embed_tokens", "model.layers.1.mlp.down_proj"):
+        torch.testing.assert_close(
+            merged.get(key) - base.get(key), ahead(tmp_path, key), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_conv1d_is_no_linear_layer_and_a_tied_pair_moves_as_it_was_trained(tmp_path: Path) -> None:
+    made = leap(full_run(tmp_path, embeddings=True, kind="gpt2"), "secant", horizon=20)
+    with pytest.raises(InputError, match="no linear layer"):
+        made.save_adapter(tmp_path / "out")
+    made.save_merged(tmp_path / "merged", tmp_path / "base")
+    merged, base = FullModel.open(tmp_path / "merged"), FullModel.open(tmp_path / "base")
+    for key in ("transformer.wte", "transformer.h.0.attn.c_proj"):
+        torch.testing.assert_close(
+            merged.get(key) - base.get(key), ahead(tmp_path, key), rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("factors", "nowcast", "alpharl")])
+def test_a_method_on_weights_does_not_care_how_they_were_decomposed(tmp_path: Path, name: str) -> None:
+    fast = {"next": {"updates": 20}, "next-paper": {"epochs": 5}}.get(name, {})
+    draws = torch.Generator().manual_seed(1)
+    b = [torch.randn(9, 2, generator=draws, dtype=torch.float64) for _ in range(8)]
+    factors = [(torch.eye(2, 7, dtype=torch.float64), sum(b[: i + 1]) + 8 * i) for i in range(8)]
+    turns = [torch.randn(2, 2, generator=draws, dtype=torch.float64) for _ in b]
+    turned = [(t @ a, b @ t.inverse()) for t, (a, b) in zip(turns, factors, strict=True)]
+    steps = range(10, 81, 10)
+    runs = [Trajectory.from_factors(steps, [{"w": pair} for pair in pairs]) for pairs in (factors, turned)]
+    one, other = (get(name, **fast).fit(run, 20).delta("w").dense() for run in runs)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+def test_a_run_whose_configuration_names_no_modules_is_written_with_their_names(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", lora(target_modules=["down_proj", "k_proj"]))
+    for path in (tmp_path / "run").glob("*/adapter_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": None}))
+    made = leap(Trajectory.load(tmp_path / "run"), "secant", horizon=10)
+    made.save_adapter(tmp_path / "out")
+    loaded = peft_deltas(PeftModel.from_pretrained(model("llama"), tmp_path / "out"))
+    assert set(loaded) == set(made.traj.modules)
+
+
+def test_names_in_memory_that_leave_a_module_out_are_refused(tmp_path: Path) -> None:
+    pair = torch.ones(2, 4), torch.ones(3, 2)
+    factors = [{"model.q_proj": pair, "model.up_proj": (pair[0], pair[1] * s)} for s in (1, 2, 3)]
+    traj = Trajectory.from_factors((10, 20, 30), factors, adapter_config={"target_modules": ["q_proj"]})
+    with pytest.raises(InputError, match=r"does not name 'model\.up_proj'"):
+        leap(traj, "secant", horizon=10).save_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
