@@ -17,14 +17,20 @@ from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
 from nextrl.files import is_number, read_json
 
-_FOLDER = re.compile(r"^global_step_(\d+)$")
+FOLDER = re.compile(r"^global_step_(\d+)$")
+METRICS, EARLIER_METRICS = "metrics.jsonl", "metrics-before.jsonl"
+"""In a run's folder: what verl's file logger writes under `nextrl run`, and what it wrote before a resume."""
+
+SETTINGS = "nextrl_run.json"
+"""In the folder of a verl run that `nextrl run` began: the settings that may not change when it is resumed."""
+
 _ADAPTER = "lora_adapter"
 _META = "lora_train_meta.json"
 
 
 def find(run: Path) -> Layout:
     """Checkpoints of `run` in this layout; bare shards are a problem that names the merger's command."""
-    folders, problems = numbered(run, _FOLDER)
+    folders, problems = numbered(run, FOLDER)
     located = []
     for step, folder in folders:
         adapter = _adapter(folder)
@@ -33,6 +39,11 @@ def find(run: Path) -> Layout:
         else:
             problems.append(_why_not(step, folder))
     return Layout("verl", tuple(located), tuple(problems))
+
+
+def step_folder(adapter: Path) -> Path | None:
+    """The `global_step_N` that an adapter lies in; None where it lies in none."""
+    return next((place for place in list(adapter.parents)[:2] if FOLDER.fullmatch(place.name)), None)
 
 
 def _adapter(folder: Path) -> Path | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nextrl.checkpoints.layouts.verl import METRICS
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.errors import InputError, first_line, needs
 from nextrl.tasks import base
@@ -24,8 +25,8 @@ from nextrl.tasks import base
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
 
-START, METRICS = "global_step_0/actor/lora_adapter", "metrics.jsonl"
-"""In a run's folder: the adapter that it starts from, and what verl logs."""
+START = "global_step_0/actor/lora_adapter"
+"""In a run's folder: the adapter that it starts from."""
 
 _ADVANTAGE = "algorithm.adv_estimator"  # names: trainer/ppo/core_algos.py:AdvantageEstimator
 _BY_STD = "algorithm.norm_adv_by_std_in_grpo"

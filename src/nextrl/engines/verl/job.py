@@ -17,6 +17,7 @@ from typing import Any
 
 from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.layouts.verl import SETTINGS
 from nextrl.engines import decision_log
 from nextrl.engines.folder_lock import claimed
 from nextrl.engines.verl import adapters, config, process
@@ -30,7 +31,7 @@ from nextrl.tasks import base
 
 log = logging.getLogger(__name__)
 
-SETTINGS, TRACKER = "nextrl_run.json", "latest_checkpointed_iteration.txt"
+TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
