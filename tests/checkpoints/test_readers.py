@@ -1,7 +1,9 @@
 """One suite over every adapter layout: same run, same numbers, same leap to the bit."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +175,43 @@ def test_where_an_adapter_lies_that_is_not_read_is_said(tmp_path):
     (folders[20] / "adapter_model.safetensors.index.json").write_text("{}")
     with pytest.raises(InputError, match="its adapter is in shards"):
         Trajectory.load(folders)
+
+
+def tracked_run(run: Path, named: str) -> Path:
+    """A verl run whose tracker was written after everything else, with the step that it names."""
+    write_run(run, layout="verl")
+    for path in run.rglob("*"):
+        os.utime(path, (1000, 1000))
+    (run / "latest_checkpointed_iteration.txt").write_text(named)
+    return run
+
+
+def test_what_verl_left_behind_above_its_tracker_is_named_and_left_out(tmp_path):
+    run = tracked_run(tmp_path, "20")
+    problems = [p for p in open_run(run).problems if p.fatal]
+    assert [p.step for p in problems] == [30, 40]
+    assert "latest_checkpointed_iteration.txt names step 20" in str(problems[0])
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20)
+    assert Trajectory.load(run, steps=(10, 20)).steps == (10, 20)
+    # What a merger has written since is no save of verl's.
+    (run / "global_step_30" / "data.pt").write_bytes(b"")
+    os.utime(run / "global_step_30" / "data.pt", (1000, 1000))
+    os.utime(run / "global_step_30" / "actor" / "lora_adapter" / "adapter_model.safetensors")
+    assert [p.step for p in open_run(run).problems if p.fatal] == [30, 40]
+
+
+@pytest.mark.parametrize("named", ["40", "100", "", "-3", "later", None])
+def test_a_tracker_that_names_no_older_step_is_no_alarm(tmp_path, named):
+    run = tracked_run(tmp_path, named or "")
+    if named is None:
+        (run / "latest_checkpointed_iteration.txt").unlink()
+    assert not open_run(run).problems
+
+
+def test_a_checkpoint_that_verl_writes_just_now_is_not_left_behind(tmp_path):
+    run = tracked_run(tmp_path, "30")
+    newest = run / "global_step_40" / "actor" / "model_world_size_1_rank_0.pt"
+    newest.write_bytes(b"half")
+    later = (run / "latest_checkpointed_iteration.txt").stat().st_mtime + 5
+    os.utime(newest, (later, later))
+    assert not open_run(run).problems

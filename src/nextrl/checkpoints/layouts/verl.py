@@ -9,15 +9,19 @@ lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metada
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
-from nextrl.files import is_number, read_json
+from nextrl.files import is_number, read_json, read_text
 
 FOLDER = re.compile(r"^global_step_(\d+)$")
+TRACKER = "latest_checkpointed_iteration.txt"
+"""In a run's folder: the step of the last whole checkpoint, which verl writes after all its other files."""
+
 METRICS, EARLIER_METRICS = "metrics.jsonl", "metrics-before.jsonl"
 """In a run's folder: what verl's file logger writes under `nextrl run`, and what it wrote before a resume."""
 
@@ -38,7 +42,48 @@ def find(run: Path) -> Layout:
             located.append(Located(step, adapter, _overrides(folder, adapter)))
         else:
             problems.append(_why_not(step, folder))
-    return Layout("verl", tuple(located), tuple(problems))
+    return Layout("verl", tuple(located), (*problems, *_abandoned(run, located)))
+
+
+def tracked(run: Path) -> int | None:
+    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file."""
+    try:
+        step = int(read_text(run / TRACKER))
+    except (InputError, ValueError):
+        return None
+    return step if step >= 0 else None
+
+
+def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
+    """Checkpoints of a branch that the run has left: who resumes at an older step leaves those of later ones behind.
+
+    The tracker names the last step that was saved. A later one that was written after it is on its way: verl writes the
+    tracker last.
+    """
+    last = tracked(run)
+    if last is None:
+        return []
+    return [
+        Problem(
+            run / f"global_step_{where.step}",
+            f"{run / f'global_step_{where.step}'}: {TRACKER} names step {last} as the last one saved, and this was "
+            "written before that: the run was resumed at an older step and has left it behind; move it away "
+            "(--skip-bad-checkpoints leaves it out)",
+            where.step,
+        )
+        for where in located
+        if where.step > last and not _written_after(run, where)
+    ]
+
+
+def _written_after(run: Path, where: Located) -> bool:
+    """Whether verl wrote a checkpoint after its tracker; what a merger has put into it since says nothing of that."""
+    folder = run / f"global_step_{where.step}"
+    own = [*folder.glob("data.pt"), *folder.glob("actor/*.pt")] or list(where.folder.glob("adapter_*"))
+    try:
+        return max(path.stat().st_mtime_ns for path in own) > (run / TRACKER).stat().st_mtime_ns
+    except (OSError, ValueError):  # it goes away while it is looked at, or holds nothing
+        return True
 
 
 def step_folder(adapter: Path) -> Path | None:
