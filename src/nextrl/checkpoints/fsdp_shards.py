@@ -39,6 +39,11 @@ def read_shard(path: Path) -> object:
         log.setLevel(level)
 
 
+def has_shards(actor: Path) -> bool:
+    """Whether an `actor` folder holds any of the model's shards."""
+    return any(_SHARD.match(path.name) for path in actor.glob("*.pt"))
+
+
 def read_shards(actor: Path) -> dict[str, Tensor]:
     """LoRA tensors of an `actor` folder by PEFT's saved names, whole and in the dtype they were saved in.
 
