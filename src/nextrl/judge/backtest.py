@@ -322,7 +322,7 @@ def _actual(traj: Trajectory, gram: Tensor, t: int, later: int) -> float:
 
 
 def _not_leaping(
-    traj: Trajectory, gram: Tensor, t: int, later: int, beta1: float, updates: int
+    traj: Trajectory, gram: Tensor, t: int, later: int, beta1: float, updates: int = 1
 ) -> dict[str, float]:
     """Skill of each way of not leaping at one origin; `gram` (T, T) of all modules together."""
     now, move, begin = unit(traj, t), _move(traj, t, later), 2 * t - later
