@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nextrl.cli import build
+from nextrl.engines.verl import job as verl_job
 from nextrl.errors import InputError
 from nextrl.runs import config_file
 
@@ -33,6 +34,28 @@ def test_print_config_shows_verls_command_and_needs_no_model(tmp_path):
     assert "actor_rollout_ref.rollout.n=8" in command
     assert "trainer.v1.trainer_mode=nextrl +trainer.v1.nextrl.every=20" in command
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (
+            "train.optimizer=prodigy-schedulefree",
+            "train.optimizer: .*actor_rollout_ref.actor.optim.optimizer",
+        ),
+        ("train.share_prefixes=true", "train.share_prefixes: .*actor_rollout_ref.actor.use_prefix_grouper"),
+        ("eval.every=20", "eval: .*trainer.test_freq in verl.overrides"),
+    ],
+)
+def test_a_setting_that_verl_is_not_told_is_refused(setting, says):
+    with pytest.raises(InputError, match=says) as error:
+        config_file.load(Path(EXAMPLE), [setting, "leap={method: none}"])
+    assert "\n" not in str(error.value)
+
+
+def test_loggers_are_verls(tmp_path):
+    settings = config_file.load(Path(EXAMPLE), ["report_to=[wandb, tensorboard]"]).verl_settings()
+    assert "trainer.logger=[console,file,wandb,tensorboard]" in verl_job.plan(settings, tmp_path)
 
 
 def test_named_methods_and_overrides_of_ours_are_refused():

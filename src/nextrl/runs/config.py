@@ -140,8 +140,8 @@ class RunConfig(BaseModel):
                 f"train.save_every must be a multiple of {served}: {self.algorithm} takes {served} steps on each batch "
                 "of rollouts, and a checkpoint between them could not be gone on from"
             )
-        if self.engine == "verl" and self.leap.method not in ("auto", "none"):
-            raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
+        if self.engine == "verl":
+            self._check_verl()
         methods = ("auto", "none", *(n for n in method_names() if n != "none"))
         if self.leap.method not in methods:
             raise ValueError(f"leap.method: {unknown(self.leap.method, methods)}")
@@ -164,6 +164,20 @@ class RunConfig(BaseModel):
             )
         if self.engine == "verl":
             raise ValueError("lora: null is for engine trl; engine verl trains an adapter")
+
+    def _check_verl(self) -> None:
+        """Refuse what verl is not told, so that nobody takes it for done."""
+        if self.leap.method not in ("auto", "none"):
+            raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
+        for key, set_, instead in (
+            ("train.optimizer", self.train.optimizer != "adamw", "actor_rollout_ref.actor.optim.optimizer"),
+            ("train.share_prefixes", self.train.share_prefixes, "actor_rollout_ref.actor.use_prefix_grouper"),
+            ("eval", self.eval != EvalSection(), "trainer.test_freq"),
+        ):
+            if set_:
+                raise ValueError(
+                    f"{key}: engine verl does not use it; leave it out, or set {instead} in verl.overrides"
+                )
 
     def _check_auto(self) -> None:
         for key in ("at", "horizon", "params"):
@@ -292,7 +306,11 @@ class RunConfig(BaseModel):
         values: dict[str, Any] = {"model": self.model, "task": self.task, "algorithm": self.algorithm}
         values["dials"] = self.leap.dials() if self.leap.method == "auto" else None
         return VerlSettings(
-            **values, train=self.train, lora=self.lora or LoraSettings(), **self.verl.model_dump()
+            **values,
+            train=self.train,
+            lora=self.lora or LoraSettings(),
+            loggers=self.report_to,
+            **self.verl.model_dump(),
         )
 
     def derived(self) -> dict[str, Any]:

@@ -161,15 +161,15 @@ def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
 def _begin(settings: VerlSettings, out: Path) -> None:
     """Write the data and the adapter to start from; nothing where a run with these settings has begun here.
 
-    The last step may be moved, to go on with a finished run. The adapter's tensors are written last: without them the
-    beginning was cut short, and is written again.
+    The last step may be moved, to go on with a finished run, and other loggers named. The adapter's tensors are written
+    last: without them the beginning was cut short, and is written again.
 
     Raises:
         InputError: the folder holds something else, or the adapter fits no such run; nothing was written then.
     """
     path, start = out / SETTINGS, out / config.START
     asked = settings.model_dump(mode="json")
-    del asked["train"]["steps"]
+    del asked["train"]["steps"], asked["loggers"]
     if not path.exists() and any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no verl run to resume; choose another folder")
     if path.exists() and read_json(path) != asked:

@@ -144,9 +144,11 @@ def _foreign(values: Mapping[str, Any], now: Sequence[Fingerprint], run: VerlRun
     """
     if not _belongs(values.get("weights"), now):
         return "it was written beside other weights than those that were loaded"
-    base, (in_optimizer, in_schedule) = float(values.get("base_rate", 0.0)), run.base_rates
-    unknown = not values.get("weights") and base > 0.0 and values["memory"]["factor"] != 1.0
-    if unknown and math.isclose(in_optimizer, in_schedule) and not math.isclose(in_schedule, base):
+    base = float(values.get("base_rate", 0.0))
+    if values.get("weights") or base <= 0.0 or values["memory"]["factor"] == 1.0:
+        return ""
+    in_optimizer, in_schedule = run.base_rates
+    if math.isclose(in_optimizer, in_schedule) and not math.isclose(in_schedule, base):
         return f"it left the learning rate at {base:.3g}, and verl has loaded {in_schedule:.3g}"
     return ""
 
