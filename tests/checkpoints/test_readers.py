@@ -2,15 +2,16 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_runs import PLACES, STEPS, write_run
-from nextrl.checkpoints import READERS, detect, open_run
+from nextrl.checkpoints import READERS, detect, open_run, verl_adapter
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import write_adapter
@@ -53,7 +54,46 @@ def test_the_same_run_in_every_layout_gives_the_same_leap_to_the_bit(tmp_path):
     assert len(set(leaps)) == 1
 
 
-def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tmp_path):
+def test_the_line_on_bare_verl_shards_is_a_command_that_works(tmp_path):
+    """Shards of an adapter alone (`save_lora_only`), of which verl's merger makes nothing; a path with a space."""
+    run = tmp_path / "my runs"
+    model, deltas = write_run(tmp_path, steps=(10,))
+    actor = run / "global_step_10" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "lora_train_meta.json").write_text(
+        json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"})
+    )
+    torch.save(
+        {n: p for n, p in model.state_dict().items() if "lora_" in n}, actor / "model_world_size_1_rank_0.pt"
+    )
+    # A critic that was merged beside it is no policy.
+    shutil.copytree(tmp_path / "checkpoint-10", run / "global_step_10" / "critic_merged" / "lora_adapter")
+    [problem] = open_run(run).problems
+    command = shlex.split(str(problem).split("run: ")[1])
+    assert command == ["python", "-m", "nextrl.checkpoints.verl_adapter", str(run)]
+    assert verl_adapter.main(command[3:]) == 0
+    traj = Trajectory.load(run)
+    for module, delta in deltas[0].items():
+        assert torch.allclose(traj.weight(10, module).dense().float(), delta, atol=1e-6)
+
+
+def test_shards_of_all_weights_are_not_sent_to_the_merger_for_ever(tmp_path):
+    actor = tmp_path / "a run" / "global_step_10" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"x")
+    [problem] = open_run(tmp_path / "a run").problems
+    words = shlex.split(str(problem).split("run: ")[1])
+    assert words[:4] == ["python", "-m", "verl.model_merger", "merge"]
+    assert str(actor) in words
+    merged = actor.parent / "merged"
+    merged.mkdir()
+    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, merged / "model.safetensors")
+    [problem] = open_run(tmp_path / "a run").problems
+    assert "a merged model, and no adapter" in str(problem)
+    assert "verl.model_merger" not in str(problem)
+
+
+def test_verl_shards_name_a_command_and_their_metadata_mend_lora_alpha(tmp_path):
     actor = tmp_path / "global_step_10" / "actor"
     actor.mkdir(parents=True)
     (actor / "model_world_size_2_rank_0.pt").write_bytes(b"x")
@@ -62,11 +102,10 @@ def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tm
     )
     problems = open_run(tmp_path).problems
     assert len(problems) == 1
-    assert "python -m verl.model_merger merge --backend fsdp --local_dir" in str(problems[0])
-    assert str(actor) in str(problems[0])
+    assert f"python -m nextrl.checkpoints.verl_adapter {tmp_path}" in str(problems[0])
 
     write_run(tmp_path / "trl", steps=(10,))
-    merged = tmp_path / "global_step_10" / "merged" / "lora_adapter"  # where that command puts it
+    merged = tmp_path / "global_step_10" / "merged" / "lora_adapter"  # where verl's merger puts it
     shutil.copytree(tmp_path / "trl" / "checkpoint-10", merged)
     shutil.rmtree(tmp_path / "trl")
     config = json.loads((merged / "adapter_config.json").read_text())
