@@ -29,6 +29,9 @@ MAX_DIGITS = 40
 MAX_STEP = 10**9
 """Optimizer steps of any run. Arithmetic on steps (grids, windows) is bounded by it."""
 
+MAX_UPDATES = 10_000
+"""Optimizer updates in one step of a run whose steps are batches of rollouts."""
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),

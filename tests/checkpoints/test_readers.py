@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_runs import PLACES, STEPS, write_run
-from nextrl.checkpoints import READERS, detect, open_run
+from nextrl.checkpoints import READERS, detect, open_run, verl_adapter
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import write_adapter
@@ -56,7 +57,46 @@ def test_the_same_run_in_every_layout_gives_the_same_leap_to_the_bit(tmp_path):
     assert len(set(leaps)) == 1
 
 
-def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tmp_path):
+def test_the_line_on_bare_verl_shards_is_a_command_that_works(tmp_path):
+    """Shards of an adapter alone (`save_lora_only`), of which verl's merger makes nothing; a path with a space."""
+    run = tmp_path / "my runs"
+    model, deltas = write_run(tmp_path, steps=(10,))
+    actor = run / "global_step_10" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "lora_train_meta.json").write_text(
+        json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"})
+    )
+    torch.save(
+        {n: p for n, p in model.state_dict().items() if "lora_" in n}, actor / "model_world_size_1_rank_0.pt"
+    )
+    # A critic that was merged beside it is no policy.
+    shutil.copytree(tmp_path / "checkpoint-10", run / "global_step_10" / "critic_merged" / "lora_adapter")
+    [problem] = open_run(run).problems
+    command = shlex.split(str(problem).split("run: ")[1])
+    assert command == ["python", "-m", "nextrl.checkpoints.verl_adapter", str(run)]
+    assert verl_adapter.main(command[3:]) == 0
+    traj = Trajectory.load(run)
+    for module, delta in deltas[0].items():
+        assert torch.allclose(traj.weight(10, module).dense().float(), delta, atol=1e-6)
+
+
+def test_shards_of_all_weights_are_not_sent_to_the_merger_for_ever(tmp_path):
+    actor = tmp_path / "a run" / "global_step_10" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"x")
+    [problem] = open_run(tmp_path / "a run").problems
+    words = shlex.split(str(problem).split("run: ")[1])
+    assert words[:4] == ["python", "-m", "verl.model_merger", "merge"]
+    assert str(actor) in words
+    merged = actor.parent / "merged"
+    merged.mkdir()
+    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, merged / "model.safetensors")
+    [problem] = open_run(tmp_path / "a run").problems
+    assert "a merged model, and no adapter" in str(problem)
+    assert "verl.model_merger" not in str(problem)
+
+
+def test_verl_shards_name_a_command_and_their_metadata_mend_lora_alpha(tmp_path):
     actor = tmp_path / "global_step_10" / "actor"
     actor.mkdir(parents=True)
     (actor / "model_world_size_2_rank_0.pt").write_bytes(b"x")
@@ -65,11 +105,10 @@ def test_verl_shards_name_the_merger_command_and_its_metadata_mend_lora_alpha(tm
     )
     problems = open_run(tmp_path).problems
     assert len(problems) == 1
-    assert "python -m verl.model_merger merge --backend fsdp --local_dir" in str(problems[0])
-    assert str(actor) in str(problems[0])
+    assert f"python -m nextrl.checkpoints.verl_adapter {tmp_path}" in str(problems[0])
 
     write_run(tmp_path / "trl", steps=(10,))
-    merged = tmp_path / "global_step_10" / "merged" / "lora_adapter"  # where that command puts it
+    merged = tmp_path / "global_step_10" / "merged" / "lora_adapter"  # where verl's merger puts it
     shutil.copytree(tmp_path / "trl" / "checkpoint-10", merged)
     shutil.rmtree(tmp_path / "trl")
     config = json.loads((merged / "adapter_config.json").read_text())
@@ -225,3 +264,43 @@ def test_a_file_that_was_written_anew_is_not_read_at_the_old_places(tmp_path, re
         traj.gram(module)
     traj.factors(30, module)
     Trajectory.load(tmp_path).factors(20, module)
+
+
+def tracked_run(run: Path, named: str) -> Path:
+    """A verl run whose tracker was written after everything else, with the step that it names."""
+    write_run(run, layout="verl")
+    for path in run.rglob("*"):
+        os.utime(path, (1000, 1000))
+    (run / "latest_checkpointed_iteration.txt").write_text(named)
+    return run
+
+
+def test_what_verl_left_behind_above_its_tracker_is_named_and_left_out(tmp_path):
+    run = tracked_run(tmp_path, "20")
+    problems = [p for p in open_run(run).problems if p.fatal]
+    assert [p.step for p in problems] == [30, 40]
+    assert "latest_checkpointed_iteration.txt names step 20" in str(problems[0])
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20)
+    assert Trajectory.load(run, steps=(10, 20)).steps == (10, 20)
+    # What a merger has written since is no save of verl's.
+    (run / "global_step_30" / "data.pt").write_bytes(b"")
+    os.utime(run / "global_step_30" / "data.pt", (1000, 1000))
+    os.utime(run / "global_step_30" / "actor" / "lora_adapter" / "adapter_model.safetensors")
+    assert [p.step for p in open_run(run).problems if p.fatal] == [30, 40]
+
+
+@pytest.mark.parametrize("named", ["40", "100", "", "-3", "later", None])
+def test_a_tracker_that_names_no_older_step_is_no_alarm(tmp_path, named):
+    run = tracked_run(tmp_path, named or "")
+    if named is None:
+        (run / "latest_checkpointed_iteration.txt").unlink()
+    assert not open_run(run).problems
+
+
+def test_a_checkpoint_that_verl_writes_just_now_is_not_left_behind(tmp_path):
+    run = tracked_run(tmp_path, "30")
+    newest = run / "global_step_40" / "actor" / "model_world_size_1_rank_0.pt"
+    newest.write_bytes(b"half")
+    later = (run / "latest_checkpointed_iteration.txt").stat().st_mtime + 5
+    os.utime(newest, (later, later))
+    assert not open_run(run).problems

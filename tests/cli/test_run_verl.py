@@ -8,8 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from nextrl.cli import build
+from nextrl.engines.verl import job as verl_job
 from nextrl.errors import InputError
-from nextrl.runs import config_file
+from nextrl.runs import config_file, engines
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "verl.yaml")
 
@@ -42,6 +43,28 @@ def test_the_command_is_shown_below_the_config():
     assert yaml.safe_load(config)["engine"] == "verl"
     assert derived.startswith("#   command: ")
     assert derived.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (
+            "train.optimizer=prodigy-schedulefree",
+            "train.optimizer: .*actor_rollout_ref.actor.optim.optimizer",
+        ),
+        ("train.share_prefixes=true", "train.share_prefixes: .*actor_rollout_ref.actor.use_prefix_grouper"),
+        ("eval.every=20", "eval: .*trainer.test_freq in verl.overrides"),
+    ],
+)
+def test_a_setting_that_verl_is_not_told_is_refused(setting, says):
+    with pytest.raises(InputError, match=says) as error:
+        config_file.load(Path(EXAMPLE), [setting, "leap={method: none}"])
+    assert "\n" not in str(error.value)
+
+
+def test_loggers_are_verls(tmp_path):
+    settings = engines.verl_settings(config_file.load(Path(EXAMPLE), ["report_to=[wandb, tensorboard]"]))
+    assert "trainer.logger=[console,file,wandb,tensorboard]" in verl_job.plan(settings, tmp_path)
 
 
 def test_named_methods_and_overrides_of_ours_are_refused():

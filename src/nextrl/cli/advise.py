@@ -9,7 +9,14 @@ import typer
 
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
-from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
+from nextrl.cli.checkpoints import (
+    AllowPickle,
+    Layout,
+    RunFolder,
+    SkipBadCheckpoints,
+    UpdatesPerStep,
+    load_run,
+)
 from nextrl.cli.console import AsJson, console, emit_json, say_command
 from nextrl.cli.next_step import averaged, next_step, task_of
 from nextrl.judge.advice import advise as ask
@@ -26,6 +33,7 @@ def advise(
         Path | None,
         typer.Option(help="Where the advice is to average: write that adapter here.", callback=values.path),
     ] = None,
+    updates_per_step: UpdatesPerStep = None,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
@@ -38,7 +46,7 @@ def advise(
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
     if at is not None and at not in traj.steps:  # it was broken, and left out
         raise no_checkpoint(at, traj.steps, run)
-    advice = ask(traj)
+    advice = ask(traj, updates_per_step=updates_per_step)
     written = None
     if out is not None and advice.advice == "average":
         leap(traj, "lawa", horizon=averaged(traj)).save_adapter(out, task=task_of(run))
@@ -48,8 +56,9 @@ def advise(
         emit_json(advice.as_dict() | {"next": step.as_dict(), "out": written, "skipped": list(traj.skipped)})
         return
     console.print(advice.answer, highlight=False)
+    regime = "unknown" if advice.withheld else f"{advice.regime} ({MEANING[advice.regime]})"
     console.print(
-        f"Regime: {advice.regime} ({MEANING[advice.regime]}); confidence: {advice.confidence}. {advice.reasons[0]}",
+        f"Regime: {regime}; confidence: {advice.confidence}. {advice.reasons[0]}",
         highlight=False,
     )
     if written is not None:

@@ -13,6 +13,7 @@ from nextrl.judge.analysis import Analysis
 from nextrl.judge.regime import MEANING, mean_excess, no_windows, recent_windows, regime_of
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.linearity import AHEAD, FIT
+from nextrl.trajectory.trainer_log import UPDATES_UNKNOWN
 from nextrl.trajectory.trajectory import Trajectory
 
 _COMPONENTS = {"u": "u1", "v": "v1", "sigma": "sigma_1", "rank1": "the rank-1 part as a whole"}
@@ -59,13 +60,12 @@ def sentences(result: Analysis) -> list[str]:
     if result.drift is not None:
         d = result.drift
         lines.append(f"Of a window of h steps, drift is {d.mu2:.3g} h² and noise {d.s2:.3g} h: {d.in_words}.")
-    for window, row in result.excess.items():
+    for window, row in result.persistence.items():
         if row:
             last = max(row)
-            lines.append(
-                f"Windows of {window} steps at {last}: persistence {result.persistence[window][last]:.2f}, "
-                f"excess over Adam's memory {row[last]:.2f}."
-            )
+            above = result.excess.get(window, {}).get(last)
+            known = "" if above is None else f", excess over Adam's memory {above:.2f}"
+            lines.append(f"Windows of {window} steps at {last}: persistence {row[last]:.2f}{known}.")
     if result.still:
         lines.append(
             f"{result.still} of {len(result.modules)} modules never move. They have no directions, and means over "
@@ -135,9 +135,15 @@ def _cut_off(result: Analysis) -> list[str]:
     ]
 
 
-def conclusion(traj: Trajectory, used_beta1: float) -> list[str]:
-    """The regime at the run's end, measured as `nextrl advise` does, or why there is none; nothing of a short run."""
-    windows = recent_windows(traj, used_beta1)
+def conclusion(traj: Trajectory, used_beta1: float, updates: int | None = 1) -> list[str]:
+    """The regime at the run's end, measured as `nextrl advise` does, or why there is none; nothing of a short run.
+
+    Args:
+        updates: optimizer updates in each step, None where nothing says it.
+    """
+    if updates is None:
+        return [f"No regime: {UPDATES_UNKNOWN}."]
+    windows = recent_windows(traj, used_beta1, updates)
     if not windows:
         return [f"No regime: {no_windows(traj)}."] if len(known_steps(traj)) > 2 else []
     mean = mean_excess(windows)

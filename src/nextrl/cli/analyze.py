@@ -11,7 +11,14 @@ import typer
 from nextrl.checkpoints.atomic import json_text, replacing_all, writing
 from nextrl.cli import values
 from nextrl.cli.analysis_text import conclusion, sentences, spread_out, tables
-from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, load_run
+from nextrl.cli.checkpoints import (
+    AllowPickle,
+    Layout,
+    RunFolder,
+    SkipBadCheckpoints,
+    UpdatesPerStep,
+    load_run,
+)
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, require
 from nextrl.judge.analysis import Analysis
@@ -43,6 +50,7 @@ def analyze(
             help="Adam's beta1, for persistence; the run's own by default, else .9.", callback=values.beta1
         ),
     ] = None,
+    updates_per_step: UpdatesPerStep = None,
     plots: Annotated[
         str, typer.Option(help="png, svg, pdf or png,svg; none for analysis.json alone.")
     ] = "png",
@@ -77,9 +85,9 @@ def analyze(
     else:
         values.refuse_given("of a LoRA run, and --base of full-weight checkpoints", of_adapters)
         traj = Trajectory.from_full_weights(run, find_base(base), rank=FULL_RANK if rank is None else rank)
-    result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1)
+    result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1, updates_per_step=updates_per_step)
     said = (
-        [] if as_json else [*conclusion(traj, result.beta1), *sentences(result)]
+        [] if as_json else [*conclusion(traj, result.beta1, result.updates), *sentences(result)]
     )  # may refuse: nothing is written yet
     if out is not None:
         save(result, out, formats)

@@ -9,15 +9,15 @@ import typer
 
 from nextrl.checkpoints import READERS, detect
 from nextrl.checkpoints.run import no_checkpoint
+from nextrl.cli import values
 from nextrl.cli.console import err_console
-from nextrl.cli.values import path
 from nextrl.errors import one_line
 from nextrl.registry import either
 from nextrl.scalars import MAX_SEED
 from nextrl.trajectory.trajectory import Trajectory
 
 RunFolder = Annotated[
-    Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.", callback=path)
+    Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.", callback=values.path)
 ]
 Layout = Annotated[str | None, typer.Option(help=f"{either(READERS)}, where the automatic choice is wrong.")]
 SkipBadCheckpoints = Annotated[
@@ -25,6 +25,13 @@ SkipBadCheckpoints = Annotated[
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read adapter_model.bin too (weights_only).")
+]
+UpdatesPerStep = Annotated[
+    int | None,
+    typer.Option(
+        help="Optimizer updates in one step, for persistence; as the run's files say by default.",
+        callback=values.updates,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of methods that draw random numbers.")]
 

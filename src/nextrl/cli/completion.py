@@ -26,9 +26,19 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("--out", "--seed"),
     "run": (),
     "inspect": ("--layout",),
-    "analyze": ("--out", "--horizon", "--windows", "--beta1", "--plots", "--layout", "--base", "--rank"),
+    "analyze": (
+        "--out",
+        "--horizon",
+        "--windows",
+        "--beta1",
+        "--updates-per-step",
+        "--plots",
+        "--layout",
+        "--base",
+        "--rank",
+    ),
     "backtest": ("--horizon", "--methods", "--param", "--origins", "--plot", "--layout", "--seed"),
-    "advise": ("--at", "--out", "--layout"),
+    "advise": ("--at", "--out", "--updates-per-step", "--layout"),
     "leap": (
         *(
             "--out",

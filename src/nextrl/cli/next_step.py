@@ -19,6 +19,18 @@ from nextrl.runs.layout import CONFIG, RESULT
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 
+_OF_SCRIPTS = (
+    "training script, set the learning rate",
+    "nextrl.attach(trainer, every=10)",
+    "docs/callback.md",
+)
+_OF_VERL = (
+    "verl command, set actor_rollout_ref.actor.optim.lr",
+    "trainer.v1.trainer_mode=nextrl +trainer.v1.nextrl.every=10",
+    "docs/verl.md",
+)
+"""Where the rate is set, what finds it instead, and the page that says so."""
+
 _TASK = "TASK"
 _WHAT_TASK = " (TASK: what the run was trained on, a name or a file, docs/tasks.md)"
 
@@ -44,10 +56,17 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         traj: its checkpoints, as far as the advice saw them.
         at: the checkpoint that the advice was asked of, None for the last one.
     """
+    if advice.withheld:
+        there = () if at is None else ("--at", str(at))
+        return NextStep(
+            _line("advise", run, *there, "--updates-per-step", "N"),
+            "judges the rate (N: optimizer updates in one step; in verl train_batch_size / ppo_mini_batch_size times "
+            "ppo_epochs).",
+        )
     if advice.advice == "leap":
         return _test_a_leap(advice, run, traj, at)
     if advice.factor is not None:
-        return _other_rate(advice, advice.factor, run)
+        return _other_rate(advice, advice.factor, run, traj.layout)
     if advice.advice == "average":
         horizon = str(averaged(traj))
         there = () if at is None else ("--at", str(at))
@@ -86,7 +105,7 @@ def _test_a_leap(advice: Advice, run: Path, traj: Trajectory, at: int | None) ->
     )
 
 
-def _other_rate(advice: Advice, factor: float, run: Path) -> NextStep:
+def _other_rate(advice: Advice, factor: float, run: Path, layout: str) -> NextStep:
     rate, config = advice.features.rate, _config(run)
     if rate is not None and config is not None:
         new = rate_text(rate * factor)
@@ -97,15 +116,11 @@ def _other_rate(advice: Advice, factor: float, run: Path) -> NextStep:
             f"trains the same run anew at {new} instead of {rate_text(rate)}{_highest(advice)}, in a folder of its own."
             f"{_seen(advice, rate)}",
         )
-    there = (
-        f"in your training script, set the learning rate{_rate(advice, factor)} and train on, then ask again"
-    )
+    place, words, page = _OF_VERL if layout == "verl" else _OF_SCRIPTS
+    there = f"in your {place}{_rate(advice, factor)} and train on, then ask again"
     if advice.features.auto:  # it has been asked
         return NextStep("", f"{there}.")
-    return NextStep(
-        "",
-        f"{there}; or let `nextrl.attach(trainer, every=10)` find it while the run trains (docs/callback.md).",
-    )
+    return NextStep("", f"{there}; or let `{words}` find it while the run trains ({page}).")
 
 
 def _seen(advice: Advice, rate: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_STEP, finite, usable_path, whole
+from nextrl.files import MAX_STEP, MAX_UPDATES, finite, usable_path, whole
 
 MAX_PROMPTS = 10**7
 MAX_RANK = 2**16
@@ -30,6 +30,11 @@ def place(value: str | None) -> str | None:
 def steps(value: int | None) -> int | None:
     """A number of steps ahead, of at least 1."""
     return None if value is None else whole(value, "a horizon", 1)
+
+
+def updates(value: int | None) -> int | None:
+    """Optimizer updates in one step."""
+    return None if value is None else whole(value, "--updates-per-step", 1, MAX_UPDATES)
 
 
 def every_step(value: list[int] | None) -> list[int] | None:

@@ -53,8 +53,7 @@ def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float)
     present rate becomes the one that the schedule last set, on the new base.
     """
     inner, own = unwrapped(optimizer), scheduler_itself(scheduler)
-    index, group = leading(inner, ())
-    in_group, in_schedule = base_rate(inner) or float(group["lr"]), float(own.base_lrs[index])
+    in_group, in_schedule = base_rates(optimizer, scheduler)
     if not in_group or not in_schedule:
         return
     last = [float(rate) * (base / in_schedule) for rate in own._last_lr]
@@ -62,6 +61,13 @@ def set_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, base: float)
     for each, rate in zip(inner.param_groups, last, strict=True):
         _put_rate(each, rate)
     _scale(own, inner, base / in_schedule)
+
+
+def base_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[float, float]:
+    """The rate that a schedule begins from, as the optimizer has it and as the schedule has it."""
+    inner = unwrapped(optimizer)
+    index, group = leading(inner, ())
+    return base_rate(inner) or float(group["lr"]), float(scheduler_itself(scheduler).base_lrs[index])
 
 
 def _scale_groups(inner: Any, factor: float) -> None:

@@ -17,11 +17,13 @@ from html import escape
 from typing import Any, Literal
 
 from nextrl.errors import InputError, shown
+from nextrl.files import MAX_UPDATES, whole
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
 from nextrl.trajectory.given import Run, trajectory_of
+from nextrl.trajectory.trainer_log import UPDATES_UNKNOWN
 from nextrl.trajectory.trajectory import Trajectory
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
@@ -118,6 +120,7 @@ class Advice:
         factor: what to multiply the learning rate by, None where it should stay. It is the cautious end of what is
             known: a lower bound where the rate is to rise, an upper bound where it is to fall.
         evidence: the whole range, where runs like this one have been seen.
+        withheld: whether nothing is said of the rate, because nothing says how many updates a step holds.
     """
 
     regime: Regime
@@ -129,6 +132,7 @@ class Advice:
     horizon: int | None = None
     factor: float | None = None
     evidence: RateEvidence | None = None
+    withheld: bool = False
 
     @property
     def recommended(self) -> str:
@@ -138,6 +142,8 @@ class Advice:
     @property
     def headline(self) -> str:
         """What to do, as a clause."""
+        if self.withheld:
+            return "no leap, and no word on the learning rate"
         bound = ""
         if self.factor is not None:
             bound = f" (x {self.factor:.2g} or {'more' if self.factor > 1 else 'less'})"
@@ -180,12 +186,14 @@ class Advice:
         return f"{self.advice} ({self.regime}, confidence {self.confidence}). " + " ".join(self.reasons)
 
 
-def advise(traj: Run, tested: Backtest | None = None) -> Advice:
+def advise(traj: Run, tested: Backtest | None = None, *, updates_per_step: int | None = None) -> Advice:
     """Measure and decide.
 
     Args:
         traj: the run, or its folder.
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
+        updates_per_step: optimizer updates in each step, at least 1; None: as the run's files say, and one where a step
+            of its trainer is an update.
 
     Raises:
         InputError: no run that can be read, a backtest of another or of what came later; and as `features`.
@@ -195,7 +203,9 @@ def advise(traj: Run, tested: Backtest | None = None) -> Advice:
     traj = trajectory_of(traj)
     if tested is not None:
         _refuse_of_another_run(traj, tested)
-    return decide(features(traj, tested))
+    if updates_per_step is not None:
+        whole(updates_per_step, "updates_per_step", 1, MAX_UPDATES)
+    return decide(features(traj, tested, updates_per_step))
 
 
 def _refuse_of_another_run(traj: Trajectory, tested: Backtest) -> None:
@@ -213,12 +223,36 @@ def _refuse_of_another_run(traj: Trajectory, tested: Backtest) -> None:
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
-    The thresholds are of constant rates. Where `auto` set the rate its word stands, since it saw single steps and fresh
-    batches; where a schedule did, the advice stands with little confidence.
+    Where nothing says how many updates a step holds, an answer stands that is the same for one and for so many that
+    momentum carries nothing from window to window; any other is withheld.
 
     Args:
         f: measurements, from `features` or from a stored table.
         thresholds: where it turns.
+    """
+    one = _decide(f, thresholds)
+    if f.updates is not None:
+        return one
+    without_memory = tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
+    if _decide(replace(f, windows=without_memory), thresholds).advice != one.advice:
+        said = f"{UPDATES_UNKNOWN[0].upper()}{UPDATES_UNKNOWN[1:]}."
+        return Advice(
+            regime=one.regime,
+            advice="continue",
+            confidence="low",
+            reasons=(one.reasons[0], said),
+            features=f,
+            withheld=True,
+        )
+    said = "How many updates a step holds is not known (--updates-per-step N says it); this holds for any number."
+    return replace(one, confidence="low", reasons=(*one.reasons, said))
+
+
+def _decide(f: AdviceFeatures, thresholds: Thresholds) -> Advice:
+    """The rule, with the windows' excess as it is.
+
+    The thresholds are of constant rates. Where `auto` set the rate its word stands, since it saw single steps and fresh
+    batches; where a schedule did, the advice stands with little confidence.
     """
     advice = _of_unknown_rewards(_of_a_constant_rate(f, thresholds), f)
     if f.auto:
@@ -424,9 +458,11 @@ def _sure(f: AdviceFeatures, t: Thresholds) -> str:
 
 def _persistence_sentence(f: AdviceFeatures) -> str:
     parts = ", ".join(f"{w.c:.2f} over {_length(w)} (Adam alone: {w.c0:.2f})" for w in f.windows)
-    source = "optimizer.pt" if f.beta1_known else "assumed; no optimizer.pt"
+    source = "the optimizer's own" if f.beta1_known else "assumed; no optimizer.pt"
+    each = f" and {f.updates} updates in each step" if f.updates != 1 else ""
+    each = " and one update in each step, which is not known" if f.updates is None else each
     at = f"Persistence at step {f.step} is {parts}"
-    return f"{at}; excess {f.excess:+.2f} with beta1 = {f.beta1:g} ({source})."
+    return f"{at}; excess {f.excess:+.2f} with beta1 = {f.beta1:g} ({source}){each}."
 
 
 def _length(window: PersistenceWindow) -> str:

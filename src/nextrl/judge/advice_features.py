@@ -48,6 +48,7 @@ class AdviceFeatures:
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
         fall_by_chance, rise_by_chance: how far below `best`, and how high a `rise`, chance alone brings a reward that
             stands still (`reward_windows`); None where the windows are too few to tell, or nobody measured it.
+        updates: optimizer updates in each step; None where nothing says it, and then `windows` take them for one.
     """
 
     step: int
@@ -71,6 +72,7 @@ class AdviceFeatures:
     auto: str = ""
     fall_by_chance: float | None = None
     rise_by_chance: float | None = None
+    updates: int | None = 1
 
     @property
     def closing(self) -> float:
@@ -100,11 +102,13 @@ class AdviceFeatures:
         return mean_excess(self.windows)
 
 
-def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures:
+def features(
+    traj: Trajectory, tested: Backtest | None = None, updates_per_step: int | None = None
+) -> AdviceFeatures:
     """The measurements, from checkpoints and from what the trainer left beside the last one.
 
     Args:
-        traj, tested: as `advise` takes them.
+        traj, tested, updates_per_step: as `advise` takes them.
 
     Raises:
         TooShort: fewer than three known checkpoints, a run that does not move, one whose last checkpoints are so
@@ -119,7 +123,8 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    windows = recent_windows(traj, used)
+    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
+    windows = recent_windows(traj, used, updates or 1)
     if not windows:
         raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
     if not all(math.isfinite(window.e) for window in windows):
@@ -145,6 +150,7 @@ def features(traj: Trajectory, tested: Backtest | None = None) -> AdviceFeatures
         rate_now=rate_now,
         steady=steady,
         auto=_auto(traj),
+        updates=updates,
     )
     rewards = _rewards(traj)
     if rewards is None:

@@ -76,9 +76,11 @@ class Analysis:
         excess: the same, as the excess over `zero`.
         noisy: module -> storage noise over the top singular value of its last local delta, where that is too much.
         beta1: Adam's first momentum coefficient, behind `zero`.
-        zero: window -> the cosine that Adam's momentum alone gives.
+        zero: window -> the cosine that Adam's momentum alone gives; empty, as is `excess`, where nothing says how many
+            optimizer updates a step holds.
         kept: of full weights the most singular values that each delta is reduced to, so that shares of the first ones
             are too large (`Trajectory.from_full_weights`); None where all of them are there, as of every adapter.
+        updates: optimizer updates in each step; None where nothing says it.
     """
 
     steps: tuple[int, ...]
@@ -94,6 +96,7 @@ class Analysis:
     beta1: float
     zero: dict[int, float]
     kept: int | None = None
+    updates: int | None = 1
 
     @property
     def still(self) -> int:
@@ -147,6 +150,7 @@ class Analysis:
             "cos_last": {k: {"u": self.mean_cosine(k, 2), "v": self.mean_cosine(k, 3)} for k in KINDS},
             "persistence": self.persistence,
             "excess": self.excess,
+            "updates_per_step": self.updates,
             "predictability": self.predictability,
             "coefficient": self.line.coefficient,
             "first_direction_share": self.line.share,
@@ -175,6 +179,7 @@ def analyze(
     horizon: int | None = None,
     windows: Sequence[int] | None = None,
     beta1: float | None = None,
+    updates_per_step: int | None = None,
     workers: int | None = None,
 ) -> Analysis:
     """Everything of `Analysis` from the checkpoints of a run.
@@ -185,6 +190,8 @@ def analyze(
         windows: window lengths for persistence, in steps; 1, 2, 5, 10 spacings by default.
         beta1: Adam's first momentum coefficient, for the zero point of persistence; None: the run's own where its
             trainer left it, else `DEFAULT_BETA1`.
+        updates_per_step: optimizer updates in each step, for that zero point; None: as `trainer_log.updates_per_step`
+            finds it.
         workers: threads.
 
     Raises:
@@ -211,7 +218,8 @@ def analyze(
             energy[kind].add(spectrum)
     table = {w: row for w, row in persistence_table(total, traj.steps, lengths, traj.start).items() if row}
     used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
-    zero = {w: adam_persistence(w, used) for w in table}
+    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
+    zero = {} if updates is None else {w: adam_persistence(w, used, updates=updates) for w in table}
     return Analysis(
         steps=traj.steps,
         horizon=h,
@@ -219,13 +227,14 @@ def analyze(
         energy_share={kind: energy[kind].shares() for kind in KINDS},
         line=line(total, traj.steps),
         persistence=table,
-        excess={w: {t: excess(c, zero[w]) for t, c in row.items()} for w, row in table.items()},
+        excess={w: {t: excess(c, zero[w]) for t, c in table[w].items()} for w in zero},
         predictability=predictability(total, traj.steps, traj.start),
         drift=drift_and_noise(total, traj.steps, traj.start),
         noisy=noisy,
         beta1=used,
         zero=zero,
         kept=_kept(traj),
+        updates=updates,
     )
 
 

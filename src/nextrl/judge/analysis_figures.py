@@ -89,8 +89,9 @@ def persistence(a: Analysis) -> Figure:
     figure, (left, right) = _axes(2)
     for (window, row), colour in zip(a.persistence.items(), SERIES, strict=False):
         _plot(left, row, color=colour, label=f"{window} steps")
-        left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
-        _plot(right, a.excess[window], color=colour, label=f"{window} steps")
+        if window in a.zero:
+            left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
+            _plot(right, a.excess[window], color=colour, label=f"{window} steps")
     left.set(
         title=f"Persistence (dashed: Adam's memory alone, $\\beta_1={a.beta1:g}$)",
         xlabel="step",

@@ -282,9 +282,9 @@ def _at_horizon(
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
         raise TooShort(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
-    beta1 = trainer_log.beta1_or_default(traj)
+    beta1, updates = trainer_log.beta1_or_default(traj), trainer_log.updates_per_step(traj) or 1
     pooled = torch.stack(list(grams.values())).sum(0)
-    skills = {t: _not_leaping(traj, pooled, t, later, beta1) for t, later in pairs}
+    skills = {t: _not_leaping(traj, pooled, t, later, beta1, updates) for t, later in pairs}
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
     scores, skipped = {}, {}
     for method in methods:
@@ -394,7 +394,9 @@ def _actual(traj: Trajectory, gram: Tensor, t: int, later: int) -> float:
     return max(0.0, float(move @ gram @ move))
 
 
-def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, beta1: float) -> dict[str, float]:
+def _not_leaping(
+    traj: Trajectory, gram: Tensor, t: int, later: int, beta1: float, updates: int = 1
+) -> dict[str, float]:
     """Skill of each way of not leaping at one origin; `gram` (T, T) of all modules together."""
     now, move, begin = unit(traj, t), _move(traj, t, later), 2 * t - later
     past = [s for s in known_steps(traj) if s <= t]
@@ -407,7 +409,7 @@ def _not_leaping(traj: Trajectory, gram: Tensor, t: int, later: int, beta1: floa
         "momentum": torch.zeros_like(now),
     }
     if before is not None:
-        controls["momentum"] = adam_carry(later - t, beta1, t - before) * (now - unit(traj, before))
+        controls["momentum"] = adam_carry(later - t, beta1, t - before, updates) * (now - unit(traj, before))
     actual = float(move @ gram @ move)
     return {"stay": 0.0} | {
         n: float(2 * c @ gram @ move - c @ gram @ c) / actual for n, c in controls.items()

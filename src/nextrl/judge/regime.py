@@ -77,7 +77,7 @@ def mean_excess(windows: Sequence[PersistenceWindow]) -> float:
     return sum(w.e for w in windows) / len(windows) if windows else 0.0
 
 
-def recent_windows(traj: Trajectory, beta1: float) -> tuple[PersistenceWindow, ...]:
+def recent_windows(traj: Trajectory, beta1: float, updates: int = 1) -> tuple[PersistenceWindow, ...]:
     """Persistence at the end of a run, for every window length that fits twice and moved.
 
     Windows lie between checkpoints that are there: a point interpolated between two of them would lie on a straight
@@ -87,6 +87,7 @@ def recent_windows(traj: Trajectory, beta1: float) -> tuple[PersistenceWindow, .
     Args:
         traj: the run.
         beta1: Adam's first momentum coefficient.
+        updates: optimizer updates in each of the run's steps (`trainer_log.updates_per_step`).
 
     Raises:
         InputError: as `check_grid`, or W_0 is not known to be one of the checkpoints and takes part.
@@ -98,7 +99,7 @@ def recent_windows(traj: Trajectory, beta1: float) -> tuple[PersistenceWindow, .
         if late * early <= 0:
             continue
         steps, before = last - middle, middle - first
-        c, c0 = dot / math.sqrt(late * early), adam_persistence(steps, beta1, before)
+        c, c0 = dot / math.sqrt(late * early), adam_persistence(steps, beta1, before, updates)
         windows.append(PersistenceWindow(steps, c, c0, excess(c, c0), None if steps == before else before))
     return tuple(windows)
 

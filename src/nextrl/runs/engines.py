@@ -14,6 +14,7 @@ from nextrl.engines.settings import LoraSettings
 from nextrl.engines.verl import job
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.registry import Registry
+from nextrl.runs.config_sections import EvalSection
 from nextrl.runs.layout import FINAL, TRAJECTORY
 from nextrl.tasks import base
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nextrl.runs.config import RunConfig
 
 DEFAULT = "trl"
+_ACTOR = "actor_rollout_ref.actor"
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,15 @@ def _check_verl(config: RunConfig) -> None:
         raise ValueError("lora: null is for engine trl; engine verl trains an adapter")
     if config.leap.method not in ("auto", "none"):
         raise ValueError("leap.method: engine verl takes auto or none (docs/verl.md)")
-    if config.train.optimizer != named_optimizers.DEFAULT:
-        raise ValueError(
-            f"train.optimizer: engine verl trains with {named_optimizers.DEFAULT}, not {config.train.optimizer}; one "
-            "of verl's own is named in verl.overrides, as actor_rollout_ref.actor.optim.optimizer"
-        )
+    for key, asked, instead in (
+        ("train.optimizer", config.train.optimizer != named_optimizers.DEFAULT, f"{_ACTOR}.optim.optimizer"),
+        ("train.share_prefixes", config.train.share_prefixes, f"{_ACTOR}.use_prefix_grouper"),
+        ("eval", config.eval != EvalSection(), "trainer.test_freq"),
+    ):
+        if asked:
+            raise ValueError(
+                f"{key}: engine verl does not use it; leave it out, or set {instead} in verl.overrides"
+            )
 
 
 def _derived_verl(config: RunConfig) -> dict[str, Any]:
@@ -119,6 +125,7 @@ def verl_settings(config: RunConfig) -> VerlSettings:
         dials=config.leap.dials() if config.leap.method == "auto" else None,
         train=config.train,
         lora=config.lora or LoraSettings(),
+        loggers=config.report_to,
         **config.verl.model_dump(),
     )
 

@@ -72,7 +72,9 @@ def window_products(traj: Trajectory) -> Callable[[int, int, int], tuple[float, 
     return products
 
 
-def adam_persistence(window: int, beta1: float = DEFAULT_BETA1, before: int | None = None) -> float:
+def adam_persistence(
+    window: int, beta1: float = DEFAULT_BETA1, before: int | None = None, updates: int = 1
+) -> float:
     """Cosine of two successive windows of updates under white gradient noise and momentum `beta1`.
 
     With momentum the update at step i is a sum of gradients with weights beta1^j, so updates i and j of one run
@@ -82,23 +84,25 @@ def adam_persistence(window: int, beta1: float = DEFAULT_BETA1, before: int | No
     both windows).
 
     Args:
-        window: optimizer steps in the later window, >= 1.
+        window: steps in the later window, >= 1.
         beta1: Adam's first momentum coefficient, 0 <= beta1 < 1.
         before: steps in the window before it, >= 1; as many by default.
+        updates: optimizer updates in each step, >= 1: a step of verl's may hold several.
 
     Raises:
         ValueError: if an argument is out of range.
     """
-    early = window if before is None else before
+    window, early = window * updates, (window if before is None else before) * updates
     covariance = _covariance(window, early, beta1)
     return covariance / math.sqrt(_variance(window, beta1) * _variance(early, beta1))
 
 
-def adam_carry(window: int, beta1: float, before: int) -> float:
+def adam_carry(window: int, beta1: float, before: int, updates: int = 1) -> float:
     """The share of the window before that momentum alone adds in the next `window` steps: Cov / Var(before).
 
     The best linear forecast under `adam_persistence`'s assumptions, and its cosine where both windows are as long.
     """
+    window, before = window * updates, before * updates
     return _covariance(window, before, beta1) / _variance(before, beta1)
 
 

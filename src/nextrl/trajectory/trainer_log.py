@@ -1,9 +1,9 @@
 """What a trainer leaves beside its adapters and a trajectory does not hold: rewards, learning rate, Adam's beta1.
 
-Read are `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of a trajectory's last checkpoint, so
-nothing later than that checkpoint is ever read. Files that are absent, damaged or of another kind are no error: the
-figure is unknown then, and the caller says what it assumed. `optimizer.pt` is a pickle and is read as data only
-(`checkpoints.tensorfile.read_pickle`).
+Read are `trainer_state.json` (transformers' and TRL's log) and `optimizer.pt` of a trajectory's last checkpoint, or
+what verl leaves instead (`verl_log`); nothing later than that checkpoint counts. Files that are absent, damaged or of
+another kind are no error: the figure is unknown then, and the caller says what it assumed. `optimizer.pt` is a pickle
+and is read as data only (`checkpoints.tensorfile.read_pickle`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints import AdapterCheckpoint
+from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
 from nextrl.errors import InputError
 from nextrl.files import is_number, is_step, read_json
+from nextrl.trajectory import verl_log
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
-REWARD_KEYS = ("reward", "rewards/mean")
+# verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
+REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
+RATE_KEYS = ("learning_rate", "actor/lr")
 _STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
+_OF_BATCHES = ("verl", "openrlhf")
+"""Layouts whose steps are batches of rollouts, with as many optimizer updates each as the user asked for."""
+
+UPDATES_UNKNOWN = (
+    "nothing here says how many optimizer updates one step of this run holds, and so how straight Adam's momentum "
+    "alone would make it: give --updates-per-step N (in verl train_batch_size / ppo_mini_batch_size x ppo_epochs)"
+)
+"""What to do where `updates_per_step` is not known, as a clause."""
 
 
 def folder(traj: Trajectory) -> Path | None:
@@ -65,27 +77,55 @@ def peak_learning_rate(traj: Trajectory) -> float | None:
 
 def learning_rates(traj: Trajectory) -> dict[int, float]:
     """Learning rate by optimizer step, up to the trajectory's last step; empty where none was logged."""
-    return _logged(traj, ("learning_rate",))
+    return _logged(traj, RATE_KEYS)
 
 
 def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
-    """The first of these keys in each training entry of the trainer's log, by optimizer step."""
-    place = folder(traj)
-    if place is None:
-        return {}
-    try:
-        state = read_json(place / _STATE)
-    except InputError:
-        return {}
-    history = state.get("log_history") if isinstance(state, dict) else None
+    """The first of these keys in each training entry of the trainer's log, by step."""
     found: dict[int, float] = {}
-    for entry in history if isinstance(history, list) else []:
+    for entry in _history(traj):
         if not isinstance(entry, dict) or not _of_training(entry):
             continue
         step, value = entry.get("step"), next((entry[k] for k in keys if is_number(entry.get(k))), None)
         if is_step(step) and value is not None and step <= traj.steps[-1]:
             found[int(step)] = float(value)
     return dict(sorted(found.items()))
+
+
+def _history(traj: Trajectory) -> list[Any]:
+    """The entries of the trainer's log, whatever they are."""
+    if checkpoints := _verl_checkpoints(traj):
+        return list(verl_log.entries(checkpoints[traj.steps[-1]].parent))
+    place = folder(traj)
+    try:
+        state = None if place is None else read_json(place / _STATE)
+    except InputError:
+        return []
+    history = state.get("log_history") if isinstance(state, dict) else None
+    return history if isinstance(history, list) else []
+
+
+def _verl_checkpoints(traj: Trajectory) -> dict[int, Path]:
+    """Step -> `global_step_N` of all checkpoints of a verl run; empty of another, or of one that was moved about."""
+    found = {
+        checkpoint.step: place
+        for checkpoint in traj.checkpoints
+        if isinstance(checkpoint, AdapterCheckpoint)
+        and (place := step_folder(checkpoint.file.path.parent)) is not None
+    }
+    return found if traj.layout == "verl" and traj.steps[-1] in found else {}
+
+
+def updates_per_step(traj: Trajectory) -> int | None:
+    """Optimizer updates in each step of the run; None where nothing says it.
+
+    One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: their `global_step` counts
+    updates (trl 1.16.0, transformers 5.24.0). The steps of verl and OpenRLHF are batches of rollouts.
+    """
+    if traj.layout not in _OF_BATCHES:
+        return 1
+    checkpoints = _verl_checkpoints(traj)
+    return verl_log.updates_per_step(checkpoints[traj.steps[-1]].parent, checkpoints) if checkpoints else None
 
 
 def _of_training(entry: Mapping[str, Any]) -> bool:
@@ -127,24 +167,29 @@ def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict
 
 
 def adam_beta1(traj: Trajectory) -> float | None:
-    """beta1 from the param groups of `optimizer.pt`, or None where the file is absent or of another kind."""
+    """beta1 from the optimizer's param groups, or None where its file is absent or of another kind."""
     betas = _of_group(traj, "betas")
     beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
     return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
 
 
 def _of_group(traj: Trajectory, key: str) -> object:
-    """A value of the first param group in `optimizer.pt`; None where the file is absent or of another kind."""
-    place = folder(traj)
-    if place is None:
-        return None
-    try:
-        state = read_pickle(place / _OPTIMIZER, mmap=True)
-    except UNREADABLE:
-        return None
+    """A value of the optimizer's first param group; None where its file is absent or of another kind."""
+    state = _optimizer(traj)
     groups = state.get("param_groups") if isinstance(state, dict) else None
     first = groups[0] if isinstance(groups, list) and groups else None
     return first.get(key) if isinstance(first, dict) else None
+
+
+def _optimizer(traj: Trajectory) -> object:
+    """What the optimizer's file of the last checkpoint holds; None where it is absent or cannot be read."""
+    if checkpoints := _verl_checkpoints(traj):
+        return verl_log.optimizer(checkpoints[traj.steps[-1]])
+    place = folder(traj)
+    try:
+        return None if place is None else read_pickle(place / _OPTIMIZER, mmap=True)
+    except UNREADABLE:
+        return None
 
 
 def beta1_or_default(traj: Trajectory) -> float:

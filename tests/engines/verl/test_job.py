@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 import sys
 from importlib import resources
 
 import pytest
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -15,6 +17,7 @@ from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.verl import job, options, process
 from nextrl.engines.verl.config import VerlSettings
 from nextrl.errors import InputError
+from nextrl.trajectory import trainer_log
 
 BASE = str(resources.files("nextrl.tasks") / "bases" / "chain")
 
@@ -28,7 +31,9 @@ tracker = out / "latest_checkpointed_iteration.txt"
 done = int(tracker.read_text()) if tracker.is_file() else 0
 start = load_file(words["actor_rollout_ref.model.lora_adapter_path"] + "/adapter_model.safetensors")
 print("resumed at", done)
+log = open(words["ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"], "wb", buffering=0)
 for step in range(done + 1, int(words["trainer.total_training_steps"]) + 1):
+    log.write(b'{"step": %d, "data": {"critic/score/mean": %d}}\\n' % (step, 10 * done + step))
     if step % int(words["trainer.save_freq"]) == 0:
         actor = out / f"global_step_{step}" / "actor"
         actor.mkdir(parents=True)
@@ -89,6 +94,21 @@ def test_the_same_command_goes_on_where_verl_was_stopped(tmp_path, standin, monk
     assert "resumed at 2" in (out / "verl.log").read_text()
 
 
+def test_the_log_of_a_resumed_run_is_whole(tmp_path, standin, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setenv("STOP_AFTER", "3")
+    with pytest.raises(InputError, match="verl says why"):
+        job.run(settings(), out)
+    (out / job.METRICS).write_bytes((out / job.METRICS).read_bytes() + b'{"step": 4, "da')  # killed just then
+    (out / job.METRICS).rename(out / job.EARLIER_METRICS)  # and so were we, in the next attempt
+    monkeypatch.delenv("STOP_AFTER")
+    job.run(settings(steps=6), out)
+    job.run(settings(steps=6), out)  # nothing is left to do, and verl opens its log anew
+    assert not (out / job.EARLIER_METRICS).exists()
+    traj = nextrl.Trajectory.load(out)
+    assert trainer_log.rewards(traj) == {1: 1, 2: 2, 3: 23, 4: 24, 5: 25, 6: 26}
+
+
 @pytest.mark.parametrize(
     ("lora", "says"),
     [
@@ -141,6 +161,30 @@ def test_checkpoints_whose_actor_verl_has_removed_are_passed_over(tmp_path, stan
     assert outcome.adapter == out / "global_step_6" / "actor" / "lora_adapter"
     assert (outcome.adapter / "adapter_model.safetensors").is_file()
     assert not (out / "global_step_2" / "actor").exists()
+
+
+def test_other_folders_beside_the_checkpoints_are_passed_over(tmp_path, standin, monkeypatch):
+    """Copies that a user made, and steps of a branch that verl's tracker has left."""
+    out = tmp_path / "run"
+    monkeypatch.setenv("STOP_AFTER", "3")
+    with pytest.raises(InputError, match="verl says why"):
+        job.run(settings(), out)
+    monkeypatch.delenv("STOP_AFTER")
+    for name in ("global_step_2_backup", "global_step_best", "global_step_8"):
+        shutil.copytree(out / "global_step_2", out / name)
+    assert job.run(settings(), out).step == 4
+    assert not (out / "global_step_8" / "actor" / "lora_adapter").exists()
+
+
+def test_a_checkpoint_that_verl_wrote_again_gets_its_own_adapter(tmp_path, standin):
+    out = tmp_path / "run"
+    job.run(settings(), out)
+    for folder in ("global_step_2", "global_step_4"):  # verl writes the shards again, and leaves the adapter
+        path = out / folder / "actor" / "model_world_size_1_rank_0.pt"
+        torch.save({name: tensor + 100 for name, tensor in torch.load(path).items()}, path)
+    adapter = load_file(job.run(settings(), out).adapter / "adapter_model.safetensors")
+    start = load_file(out / job.config.START / "adapter_model.safetensors")
+    assert all((adapter[name] - start[name] - 104).abs().max() < 1e-4 for name in start)
 
 
 def test_a_run_that_verl_ended_early_is_no_success(tmp_path, standin, monkeypatch):

@@ -484,6 +484,30 @@ def test_a_run_resumed_under_another_policy_begins_where_it_was_resumed(tmp_path
         assert (resumed.memory.origin is not None) == after.undoes
 
 
+def test_the_way_of_a_forced_leap_is_counted_from_where_it_begins(tmp_path):
+    """Where the run was resumed without a state; at the start of the window that `auto` had begun; at the last leap."""
+    plain = Training(tmp_path / "plain", 100, 1e-4)
+    plain.step_number = 20
+    session = plain.session(ForcedLeaps({25: 1.0, 28: 2.0}))
+    assert not state.load(tmp_path / "plain" / "global_step_20", plain.run, session, 20)
+    plain.take(session, 8)
+    assert [(d.step, d.horizon, d.claimed_steps) for d in session.decisions] == [(25, 5, 5.0), (28, 3, 11.0)]
+
+    auto = Training(tmp_path / "auto", 100, 1e-4)
+    begun = auto.session(Auto(ControllerConfig(every=3)))
+    auto.take(begun, 5)
+    state.save(tmp_path / "global_step_5", auto.run, begun)
+    second = Training(tmp_path / "second", 100, 1e-4)
+    second.actor.load_state_dict(auto.actor.state_dict())
+    second.step_number, second.delivered = 5, second.weights()
+    resumed = second.session(ForcedLeaps({7: 1.0}))
+    assert state.load(tmp_path / "global_step_5", second.run, resumed, 5)
+    since = resumed.memory.began
+    assert 0 < since < 5
+    second.take(resumed, 2)
+    assert resumed.decisions[-1].horizon == 7 - since
+
+
 @pytest.mark.parametrize(
     ("stop", "dials"),
     [
@@ -573,7 +597,6 @@ def test_a_state_that_was_written_beside_other_weights_is_left_alone(tmp_path, c
     begun = first.session(Auto(ControllerConfig(every=3)))
     first.take(begun, 12)
     state.save(tmp_path / "global_step", first.run, begun)
-    path = tmp_path / "global_step" / "nextrl" / "state.json"
 
     def resumed(change):
         second = Training(tmp_path / "second", 100, 1e-6)
@@ -594,11 +617,52 @@ def test_a_state_that_was_written_beside_other_weights_is_left_alone(tmp_path, c
     assert not taken
     assert (second.run.rate, session.memory.factor, session.decisions) == (1e-6, 1.0, [])
     assert "written beside other weights than those that were loaded" in caplog.text
-    # A state of an earlier version does not know.
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "rate", "known", "taken"),
+    [
+        ("own", "own", 1e-6, False, True),  # verl restored both, and they have the rate that the state left
+        ("own", None, 1e-6, False, True),  # the checkpoint lacks `extra`
+        (None, "own", 1e-6, False, True),  # it lacks `optimizer`
+        ("foreign", "foreign", 3e-5, False, False),  # a run without nextrl wrote both
+        (None, None, 1e-6, False, False),  # nothing tells this case from the one before
+        (None, None, 1e-6, True, True),  # but for the weights that the state names
+    ],
+)
+def test_a_state_that_does_not_name_its_weights_brings_no_rate_that_verl_gainsays(
+    tmp_path, caplog, optimizer, schedule, rate, known, taken
+):
+    first, foreign = Training(tmp_path / "first", 100, 1e-6), Training(tmp_path / "foreign", 100, 3e-5)
+    begun = first.session(Auto(ControllerConfig(every=3)))
+    first.take(begun, 12)
+    found = first.run.rate
+    state.save(tmp_path / "global_step", first.run, begun)
+    path = tmp_path / "global_step" / "nextrl" / "state.json"
     values = json.loads(path.read_text())
-    del values["weights"]
+    if not known:
+        del values["weights"]
     path.write_text(json.dumps(values))
-    assert resumed(other_weights)[0]
+    second = Training(tmp_path / "second", 100, rate)
+    second.actor.load_state_dict(first.actor.state_dict())
+    sources = {"own": first, "foreign": foreign}
+    if optimizer:
+        second.optimizer.load_state_dict(sources[optimizer].optimizer.state_dict())
+    if schedule:
+        second.scheduler.load_state_dict(sources[schedule].scheduler.state_dict())
+    second.step_number = 12
+    session = second.session(Auto(ControllerConfig(every=3)))
+    caplog.clear()
+    assert state.load(tmp_path / "global_step", second.run, session, 12) == taken
+    assert second.run.rate == pytest.approx(found if taken else rate)
+    said = [record.getMessage() for record in caplog.records]
+    if known:
+        assert not said
+    elif taken:
+        assert "does not tell which weights it was written beside" in said[0]
+    else:
+        assert f"left the learning rate at {found:.3g}, and verl has loaded {rate:.3g}" in said[0]
+        assert (session.memory.factor, session.decisions) == (1.0, [])
 
 
 def test_a_checkpoint_without_state_begins_anew_and_a_damaged_one_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from nextrl.engines import decision_log
 from nextrl.engines.verl import options
 from nextrl.engines.verl.shards import Shards
 
@@ -135,6 +136,19 @@ def test_a_run_ends_where_verl_ends_it(verl, tmp_path, caplog, epochs, ends):
         trainer.global_steps = step
         trainer.step({}, {})
     assert given_back == [ends]
+
+
+def test_an_evaluation_leaves_the_log_of_decisions_and_the_first_step_begins_it(verl, tmp_path, monkeypatch):
+    """`trainer.val_only=True` with a path to resume from: verl never comes to a step."""
+    log = tmp_path / decision_log.DECISIONS
+    log.write_text("the run's\n")
+    found = made(verl, tmp_path)
+    found.on_init_end()
+    assert log.read_text() == "the run's\n"
+    monkeypatch.setattr(Sync, "step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        found.step({}, {})
+    assert log.read_text() == ""
 
 
 def test_a_truncated_rollout_is_no_proof_of_the_delivery(verl, tmp_path):

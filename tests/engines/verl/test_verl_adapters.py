@@ -127,6 +127,24 @@ def test_an_adapter_that_an_older_verl_saved_is_taken(tmp_path):
     assert all(torch.equal(t, start[n] + 2) for n, t in load_file(saved / WEIGHTS).items())
 
 
+def test_an_adapter_is_written_again_where_verl_has_written_its_shards_again(tmp_path):
+    like, folder = fresh(tmp_path / "like"), tmp_path / "global_step_2"
+    write_plain(folder / "actor", like)
+    out = collect(folder, like)
+    written = (out / WEIGHTS).stat().st_mtime_ns
+    assert collect(folder, like) == out
+    assert (out / WEIGHTS).stat().st_mtime_ns == written  # nothing to do
+    write_plain(folder / "actor", like, lambda state: {k: v + 6 for k, v in state.items()})
+    start = load_file(like / WEIGHTS)
+    assert all(
+        torch.equal(t, start[n] + 1 + 6) for n, t in load_file(collect(folder, like) / WEIGHTS).items()
+    )
+    (out / WEIGHTS).write_bytes(b"torn")
+    assert all(
+        torch.equal(t, start[n] + 1 + 6) for n, t in load_file(collect(folder, like) / WEIGHTS).items()
+    )
+
+
 def drop_one(state):
     del state[next(iter(state))]
     return state

@@ -110,7 +110,17 @@ def test_a_key_that_verl_does_not_have_is_one_clear_line():
 
 
 @pytest.mark.parametrize(
-    "text", ["trainer.save_freq=3", "+trainer.default_local_dir=x", "data.train_batch_size"]
+    "text",
+    [
+        "trainer.save_freq=3",
+        " ++trainer.save_freq =3",
+        "+trainer.default_local_dir=x",
+        "data.train_batch_size",
+        "actor_rollout_ref.model.target_modules=[q_proj]",  # verl takes those of the adapter that nextrl wrote
+        "data={train_batch_size:4}",
+        "trainer={save_freq:5}",
+        "~trainer.v1",
+    ],
 )
 def test_overrides_of_what_the_loop_relies_on_are_refused(text):
     with pytest.raises(ValueError, match="verl override"):

@@ -9,23 +9,36 @@ lora_alpha 0 where it found no metadata, and no use_rslora at all, so the metada
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.adapter import CONFIG
+from nextrl.checkpoints.dense import holds_full_model
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
-from nextrl.files import is_number, read_json
+from nextrl.files import is_number, read_json, read_text
 
-_FOLDER = re.compile(r"^global_step_(\d+)$")
-_ADAPTER = "lora_adapter"
-_META = "lora_train_meta.json"
+FOLDER = re.compile(r"^global_step_(\d+)$")
+TRACKER = "latest_checkpointed_iteration.txt"
+"""In a run's folder: the step of the last whole checkpoint, which verl writes after all its other files."""
+
+METRICS, EARLIER_METRICS = "metrics.jsonl", "metrics-before.jsonl"
+"""In a run's folder: what verl's file logger writes under `nextrl run`, and what it wrote before a resume."""
+
+SETTINGS = "nextrl_run.json"
+"""In the folder of a verl run that `nextrl run` began: the settings that may not change when it is resumed."""
+
+ADAPTER = "lora_adapter"
+META = "lora_train_meta.json"
+_MERGER = "python -m verl.model_merger merge"
 
 
 def find(run: Path) -> Layout:
-    """Checkpoints of `run` in this layout; bare shards are a problem that names the merger's command."""
-    folders, problems = numbered(run, _FOLDER)
+    """Checkpoints of `run` in this layout; bare shards are a problem that names the command."""
+    folders, problems = numbered(run, FOLDER)
     located = []
     for step, folder in folders:
         adapter = _adapter(folder)
@@ -33,13 +46,59 @@ def find(run: Path) -> Layout:
             located.append(Located(step, adapter, _overrides(folder, adapter)))
         else:
             problems.append(_why_not(step, folder))
-    return Layout("verl", tuple(located), tuple(problems))
+    return Layout("verl", tuple(located), (*problems, *_abandoned(run, located)))
+
+
+def tracked(run: Path) -> int | None:
+    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file."""
+    try:
+        step = int(read_text(run / TRACKER))
+    except (InputError, ValueError):
+        return None
+    return step if step >= 0 else None
+
+
+def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
+    """Checkpoints of a branch that the run has left: who resumes at an older step leaves those of later ones behind.
+
+    The tracker names the last step that was saved. A later one that was written after it is on its way: verl writes the
+    tracker last.
+    """
+    last = tracked(run)
+    if last is None:
+        return []
+    return [
+        Problem(
+            run / f"global_step_{where.step}",
+            f"{run / f'global_step_{where.step}'}: {TRACKER} names step {last} as the last one saved, and this was "
+            "written before that: the run was resumed at an older step and has left it behind; move it away "
+            "(--skip-bad-checkpoints leaves it out)",
+            where.step,
+        )
+        for where in located
+        if where.step > last and not _written_after(run, where)
+    ]
+
+
+def _written_after(run: Path, where: Located) -> bool:
+    """Whether verl wrote a checkpoint after its tracker; what a merger has put into it since says nothing of that."""
+    folder = run / f"global_step_{where.step}"
+    own = [*folder.glob("data.pt"), *folder.glob("actor/*.pt")] or list(where.folder.glob("adapter_*"))
+    try:
+        return max(path.stat().st_mtime_ns for path in own) > (run / TRACKER).stat().st_mtime_ns
+    except (OSError, ValueError):  # it goes away while it is looked at, or holds nothing
+        return True
+
+
+def step_folder(adapter: Path) -> Path | None:
+    """The `global_step_N` that an adapter lies in; None where it lies in none."""
+    return next((place for place in list(adapter.parents)[:2] if FOLDER.fullmatch(place.name)), None)
 
 
 def _adapter(folder: Path) -> Path | None:
-    """actor/lora_adapter first, then wherever beside it the merger was told to write."""
-    usual = [folder / "actor" / _ADAPTER, folder / _ADAPTER]
-    merged = sorted(path for path in folder.glob(f"*/{_ADAPTER}") if path.parent.name != "critic")
+    """actor/lora_adapter first, then wherever beside it the merger was told to write; a critic is no policy."""
+    usual = [folder / "actor" / ADAPTER, folder / ADAPTER]
+    merged = sorted(path for path in folder.glob(f"*/{ADAPTER}") if not path.parent.name.startswith("critic"))
     return next((path for path in [*usual, *merged] if path.is_dir()), None)
 
 
@@ -49,7 +108,7 @@ def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
     if config.get("lora_alpha"):
         return {}
     for place in (folder / "actor", folder, adapter.parent):
-        alpha = _json(place / _META).get("lora_alpha")
+        alpha = _json(place / META).get("lora_alpha")
         if is_number(alpha) and alpha > 0:
             return {"lora_alpha": alpha}
     return {}
@@ -64,19 +123,29 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _why_not(step: int, folder: Path) -> Problem:
+    """What a checkpoint without an adapter holds, and what makes one of it."""
     actor = folder / "actor" if (folder / "actor").is_dir() else folder
+    places = shlex.join(["--local_dir", str(actor), "--target_dir", str(folder / "merged")])
     if any(actor.glob("model_world_size_*_rank_*.pt")):
-        command = (
-            f"python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir "
-            f"{folder / 'merged'}"
-        )
-        return Problem(actor, f"{actor}: FSDP shards without a merged adapter; run: {command}", step)
+        if (actor / META).is_file():
+            command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
+            text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
+        elif merged := next((path for path in sorted(folder.glob("*/")) if holds_full_model(path)), None):
+            text = (
+                f"{merged}: a merged model, and no adapter: all weights were trained; name such folders checkpoint-N "
+                "and give nextrl analyze --base MODEL"
+            )
+        else:
+            text = (
+                f"{actor}: FSDP shards without {META}, so that verl trained all weights or is an old one; run: "
+                f"{_MERGER} --backend fsdp {places}"
+            )
+        return Problem(actor, text, step)
     if (actor / "dist_ckpt").is_dir():
-        command = (
-            f"python -m verl.model_merger merge --backend megatron --local_dir {actor} "
-            f"--target_dir {folder / 'merged'}"
+        text = (
+            f"{actor}: Megatron shards without a merged adapter; run: {_MERGER} --backend megatron {places}"
         )
-        return Problem(actor, f"{actor}: Megatron shards without a merged adapter; run: {command}", step)
+        return Problem(actor, text, step)
     return Problem(
         folder, f"{folder}: holds neither lora_adapter nor FSDP shards; remove or restore it", step
     )

@@ -1,16 +1,11 @@
 """LoRA adapters between verl and nextrl: the one a run starts from, and the one a verl checkpoint holds.
 
-verl 0.9.1 saves FSDP shards, `model_world_size_W_rank_R.pt`, each a dict of DTensors (in its source:
-utils/checkpoint/fsdp_checkpoint_manager.py). Its model merger casts every tensor to bf16 and writes the whole model
-(model_merger/fsdp_model_merger.py), which rounds a window's small movement away (docs/precision.md). So the
-LoRA tensors are read from the shards as they are, and joined along the dimension that each was cut along.
+verl 0.9.1 saves FSDP shards, which `checkpoints.fsdp_shards` reads.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +17,11 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle, read_tensors
+from nextrl.checkpoints.fsdp_shards import has_shards, read_shards
+from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.settings import LoraSettings
-from nextrl.errors import InputError, first_line, needs
-
-_SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
+from nextrl.errors import InputError, needs
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,10 @@ def _initial(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def collect(checkpoint: Path, like: Path) -> Path:
-    """Write the adapter of `global_step_N` where nextrl finds it, `actor/lora_adapter`, unless it is there.
+    """Write the adapter of `global_step_N` where nextrl finds it, `actor/lora_adapter`, unless it is there already.
+
+    verl writes its shards anew where a run comes to a step for a second time, and leaves an adapter beside them alone.
+    So it is the shards that count; an adapter that an older verl saved has none beside it.
 
     Args:
         checkpoint: verl's `global_step_N` folder.
@@ -102,76 +99,28 @@ def collect(checkpoint: Path, like: Path) -> Path:
             f"{checkpoint}: verl left no actor checkpoint here; see its log for why it did not save"
         )
     out = actor / "lora_adapter"
-    if (out / WEIGHTS).is_file():
+    if (out / WEIGHTS).is_file() and not has_shards(actor):
         return out
     tensors, expected = read_shards(actor), read_tensors(like / WEIGHTS)
     _compare(actor, tensors, expected)
+    if _holds(out / WEIGHTS, {name: tensors[name] for name in expected}):
+        return out
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(like / CONFIG, out / CONFIG)
     write_tensors(out / WEIGHTS, {name: tensors[name] for name in expected})
     return out
 
 
-def read_shards(actor: Path) -> dict[str, Tensor]:
-    """LoRA tensors of an `actor` folder by PEFT's saved names, whole and in the dtype they were saved in.
-
-    Raises:
-        InputError: shards missing, unreadable, or without LoRA tensors.
-    """
-    import torch.distributed.tensor  # noqa: F401  registers DTensor among the classes a safe load may build
-
-    found = {int(m[2]): (int(m[1]), p) for p in actor.glob("*.pt") if (m := _SHARD.match(p.name))}
-    world = max((size for size, _ in found.values()), default=0)
-    if not world or sorted(found) != list(range(world)):
-        raise InputError(
-            f"{actor}: holds FSDP shards of ranks {sorted(found) or 'none'}, not of all {world or 'ranks'}"
-        )
-    log = logging.getLogger("torch.distributed.device_mesh")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns that this process is no member of the mesh, which is so
+def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file has these tensors to the bit; one that is damaged has not."""
     try:
-        parts = [_lora_only(found[rank][1]) for rank in range(world)]
-    finally:
-        log.setLevel(level)
-    if not parts[0]:
-        raise InputError(f"{actor}: its shards hold no LoRA tensors; did verl run with lora_rank > 0?")
-    return {name: _joined(actor, name, [part.get(name) for part in parts]) for name in parts[0]}
-
-
-def _lora_only(path: Path) -> dict[str, Any]:
-    """Mapped, not read: a shard may hold the whole base model beside the adapter."""
-    try:
-        state = read_pickle(path, mmap=True)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable FSDP shard ({first_line(error)})") from None
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: not a state dict")
-    # FSDP1 puts its wrapper's name between the modules'.
-    return {_plain(name): value for name, value in state.items() if ".lora_" in name}
-
-
-def _plain(name: str) -> str:
-    name = name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
-    return re.sub(r"(\.lora_(?:A|B))\.[^.]+\.weight$", r"\1.weight", name)
-
-
-def _joined(actor: Path, name: str, parts: list[Any]) -> Tensor:
-    """One tensor from its parts on all ranks; with replicas (HSDP) each part is taken once."""
-    if any(part is None for part in parts):
-        raise InputError(f"{actor}: {name} is not in the shards of all ranks")
-    placements = getattr(parts[0], "placements", None)
-    if placements is None:
-        return torch.as_tensor(parts[0]).detach()
-    cut = next((p for p in placements if p.is_shard()), None)
-    if cut is None:
-        return torch.as_tensor(parts[0].to_local().detach())
-    groups = parts[0].device_mesh.mesh.reshape(-1, parts[0].device_mesh.mesh.shape[-1])[0].tolist()
-    whole = torch.cat([parts[rank].to_local().detach() for rank in groups], dim=cut.dim)
-    if whole.shape != parts[0].shape:
-        raise InputError(
-            f"{actor}: {name} is {tuple(parts[0].shape)}, but its shards make {tuple(whole.shape)}"
-        )
-    return whole
+        there = read_tensors(path)
+    except InputError:
+        return False
+    return there.keys() == tensors.keys() and all(
+        tensor.dtype == there[name].dtype and torch.equal(tensor, there[name])
+        for name, tensor in tensors.items()
+    )
 
 
 def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nextrl.checkpoints.layouts.verl import METRICS
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.errors import InputError, first_line, needs
 from nextrl.tasks import base
@@ -24,8 +25,8 @@ from nextrl.tasks import base
 VERSION = "0.9.1"
 """The verl whose keys are written below."""
 
-START, METRICS = "global_step_0/actor/lora_adapter", "metrics.jsonl"
-"""In a run's folder: the adapter that it starts from, and what verl logs."""
+START = "global_step_0/actor/lora_adapter"
+"""In a run's folder: the adapter that it starts from."""
 
 _ADVANTAGE = "algorithm.adv_estimator"  # names: trainer/ppo/core_algos.py:AdvantageEstimator
 _BY_STD = "algorithm.norm_adv_by_std_in_grpo"
@@ -69,6 +70,7 @@ _OURS = (
     f"{_MODEL}.lora_adapter_path",
     f"{_MODEL}.lora_rank",
     f"{_MODEL}.lora_alpha",
+    f"{_MODEL}.target_modules",
     f"{_ACTOR}.optim.lr",
     f"{_ACTOR}.ppo_mini_batch_size",
     "data.train_files",
@@ -96,11 +98,16 @@ class VerlSection(BaseModel):
     @classmethod
     def _leave_ours(cls, value: list[str]) -> list[str]:
         for text in value:
-            key = text.split("=", 1)[0].lstrip("+~")
+            key = text.split("=", 1)[0].strip().lstrip("+~").strip()
             if "=" not in text and not text.startswith("~"):
                 raise InputError(f"verl override '{text}': write key=value")
             if key in _OURS:
                 raise InputError(f"verl override '{key}': nextrl sets this key; use its own setting instead")
+            inside = next((ours for ours in _OURS if ours.startswith(f"{key}.")), None)
+            if inside is not None:
+                raise InputError(
+                    f"verl override '{key}': nextrl sets {inside} in it; name the keys that you mean"
+                )
         return value
 
 
@@ -114,6 +121,7 @@ class VerlSettings(VerlSection):
         train: steps, rate, batch and seed.
         lora: the adapter.
         dials: of `auto`, by their names in `ControllerConfig`; None for a plain run.
+        loggers: of verl's, beside the console and the file.
     """
 
     model: str
@@ -122,6 +130,7 @@ class VerlSettings(VerlSection):
     train: TrainSettings = TrainSettings()
     lora: LoraSettings = LoraSettings()
     dials: dict[str, int | float] | None = None
+    loggers: tuple[str, ...] = ()
 
 
 def compose(settings: VerlSettings, out: Path, chat_template: str) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def _trainer(settings: VerlSettings, out: Path, passes: int) -> dict[str, Any]:
         "trainer.save_freq": settings.train.save_every,
         "trainer.test_freq": -1,
         "trainer.val_before_train": False,
-        "trainer.logger": ["console", "file"],
+        "trainer.logger": ["console", "file", *settings.loggers],
         "trainer.project_name": "nextrl",
         "trainer.experiment_name": out.name,
         # The logger runs in a Ray worker, which may have been started long before us: its environment is set by Ray.

@@ -17,6 +17,8 @@ from nextrl.judge.window import Window
 class ForcedLeaps(LeapsOnly):
     """`theta + alpha (theta - theta_start)` after given steps, theta_start being where the run began or leapt last.
 
+    Where a run is resumed without a state of nextrl it begins there; with one of `auto`, where the window began.
+
     Args:
         leaps: step -> alpha.
     """
@@ -41,6 +43,7 @@ class ForcedLeaps(LeapsOnly):
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """At the given steps."""
+        self._last = began  # a resumed run's way begins where the copy that is remembered was made
         return window.step in self.leaps
 
     def decide(self, view: View) -> tuple[Decision, Candidate]:

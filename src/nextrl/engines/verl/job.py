@@ -3,7 +3,7 @@
 OUT/global_step_N/                       verl's checkpoints; in each `nextrl/` is what leaps remember
 OUT/global_step_N/actor/lora_adapter/    the adapter, written when verl is done: OUT is a run that nextrl can read
 OUT/data/                                what verl reads of the task
-OUT/metrics.jsonl, OUT/verl.log          what verl logged and printed
+OUT/metrics.jsonl, OUT/verl.log          what verl logged and printed, before a resume and after it
 OUT/nextrl_decisions.jsonl               one line per decision
 """
 
@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.adapter import WEIGHTS
-from nextrl.checkpoints.atomic import write_json
+from nextrl.checkpoints.atomic import write_bytes, write_json
+from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, FOLDER, METRICS, SETTINGS, tracked
 from nextrl.engines import decision_log
 from nextrl.engines.folder_lock import claimed
 from nextrl.engines.verl import adapters, config, process
@@ -24,13 +28,14 @@ from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
 from nextrl.engines.verl.options import check_model, check_run, check_versions, options_of
 from nextrl.errors import InputError
-from nextrl.files import NoSuchFile, read_json, read_text
+from nextrl.files import read_bytes, read_json
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
 
 log = logging.getLogger(__name__)
 
-SETTINGS, TRACKER = "nextrl_run.json", "latest_checkpointed_iteration.txt"
+MAX_LOG = 2**32
+"""Bytes of verl's log that are joined with what it logs after a resume; a step takes some 5 kB."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,31 @@ def run(settings: VerlSettings, out: Path) -> Outcome:
         _begin(settings, out)
         command = [*process.COMMAND, *words]
         log.info("engine verl: %s", shlex.join(command))
-        process.run(command, out / "verl.log")
+        with _log_kept(out):
+            process.run(command, out / "verl.log")
         return _outcome(settings, out)
+
+
+@contextmanager
+def _log_kept(out: Path) -> Iterator[None]:
+    """Around verl, whose file logger begins its file anew: what a run had logged before stands in front afterwards."""
+    _join_logs(out)
+    if (out / METRICS).is_file():
+        (out / METRICS).replace(out / EARLIER_METRICS)
+    try:
+        yield
+    finally:
+        _join_logs(out)
+
+
+def _join_logs(out: Path) -> None:
+    """One log of both parts. Where we are killed in here some lines are there twice, of which the later counts."""
+    if not (out / EARLIER_METRICS).is_file():
+        return
+    parts = [read_bytes(out / name, MAX_LOG) for name in (EARLIER_METRICS, METRICS) if (out / name).is_file()]
+    # A line that was cut off when verl was killed ends here, so that the next one is whole.
+    write_bytes(out / METRICS, b"".join(p if p.endswith(b"\n") or not p else p + b"\n" for p in parts))
+    (out / EARLIER_METRICS).unlink()
 
 
 def _outcome(settings: VerlSettings, out: Path) -> Outcome:
@@ -80,26 +108,21 @@ def _outcome(settings: VerlSettings, out: Path) -> Outcome:
     Raises:
         InputError: it was not.
     """
-    steps = sorted(int(p.name.rsplit("_", 1)[1]) for p in out.glob("global_step_*"))
+    reached = tracked(out)
+    # What lies above the tracker is of a branch that was left.
+    steps = [step for step, _ in numbered(out, FOLDER)[0] if reached is None or step <= reached]
     for step in steps[1:]:
         # verl has removed the actor of earlier ones where it is told to keep but a few (max_actor_ckpt_to_keep).
         if step == steps[-1] or (out / f"global_step_{step}" / "actor").is_dir():
             adapters.collect(out / f"global_step_{step}", out / config.START)
-    if (reached := _reached(out, steps[-1])) < settings.train.steps:
+    reached = steps[-1] if reached is None else reached
+    if reached < settings.train.steps:
         raise InputError(
             f"engine verl: verl ended after step {reached} of {settings.train.steps} and called it done; "
             f"{out / 'verl.log'} has what it said"
         )
     adapter = out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter"
     return Outcome(steps[-1], adapter, decision_log.read(out))
-
-
-def _reached(out: Path, newest: int) -> int:
-    """The step that verl's tracker names, which it writes when a checkpoint is whole; without one, the newest."""
-    try:
-        return int(read_text(out / TRACKER))
-    except (NoSuchFile, ValueError):
-        return newest
 
 
 def _check(settings: VerlSettings, composed: Any) -> None:
@@ -138,15 +161,15 @@ def _words(settings: VerlSettings, out: Path, template: str) -> list[str]:
 def _begin(settings: VerlSettings, out: Path) -> None:
     """Write the data and the adapter to start from; nothing where a run with these settings has begun here.
 
-    The last step may be moved, to go on with a finished run. The adapter's tensors are written last: without them the
-    beginning was cut short, and is written again.
+    The last step may be moved, to go on with a finished run, and other loggers named. The adapter's tensors are written
+    last: without them the beginning was cut short, and is written again.
 
     Raises:
         InputError: the folder holds something else, or the adapter fits no such run; nothing was written then.
     """
     path, start = out / SETTINGS, out / config.START
     asked = settings.model_dump(mode="json")
-    del asked["train"]["steps"]
+    del asked["train"]["steps"], asked["loggers"]
     if not path.exists() and any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no verl run to resume; choose another folder")
     if path.exists() and read_json(path) != asked:

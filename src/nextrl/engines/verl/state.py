@@ -11,8 +11,9 @@ verl begins: a checkpoint that the tracker names has a whole state.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,26 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
             )
-        foreign = not _belongs(values.get("weights"), now)
+        foreign = _foreign(values, now, run)
     if foreign:
         session.begins_late(step)
         say(
             log,
-            "%s holds the state of another run, which is left alone: it was written beside other weights than those "
-            "that were loaded (a run without nextrl has written into the same folder since); a new window begins at "
-            "step %d, at the rate that verl has",
+            "%s holds the state of another run, which is left alone: %s (a run without nextrl has written into the "
+            "same folder since); a new window begins at step %d, at the rate that verl has",
             path,
+            foreign,
             step,
         )
         return False
+    if not values.get("weights"):
+        say(
+            log,
+            "%s is of an earlier version and does not tell which weights it was written beside; it is taken for that "
+            "of this run: move the folder %s away where a run without nextrl has written there since",
+            path,
+            path.parent,
+        )
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
         memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
@@ -123,6 +132,25 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         session.restore(memory, values, step)
         _bring_rate(run, session, values)
     return True
+
+
+def _foreign(values: Mapping[str, Any], now: Sequence[Fingerprint], run: VerlRun) -> str:
+    """Why a state is of another run than the one that was loaded, as a clause; empty where nothing says so.
+
+    One of an earlier version does not know its weights, but the rate that it left. Where `auto` had changed the rate,
+    an optimizer and a schedule that were saved with the state have that one, and where one of them was not saved the
+    two differ. Where both agree on another rate they are of another run, or neither was saved; the state is no proof of
+    the latter, and the rate that verl has is the user's.
+    """
+    if not _belongs(values.get("weights"), now):
+        return "it was written beside other weights than those that were loaded"
+    base = float(values.get("base_rate", 0.0))
+    if values.get("weights") or base <= 0.0 or values["memory"]["factor"] == 1.0:
+        return ""
+    in_optimizer, in_schedule = run.base_rates
+    if math.isclose(in_optimizer, in_schedule) and not math.isclose(in_schedule, base):
+        return f"it left the learning rate at {base:.3g}, and verl has loaded {in_schedule:.3g}"
+    return ""
 
 
 def _belongs(saved: Any, now: Sequence[Fingerprint]) -> bool:

@@ -55,6 +55,7 @@ class LeapTrainer(PPOTrainerSync):
         super().__init__(config=config)
         config.trainer.v1.trainer_mode = asked
         self._latest: KVBatchMeta | None = None
+        self._trains = False
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -82,7 +83,6 @@ class LeapTrainer(PPOTrainerSync):
             trainer = self.config.trainer
             asked = trainer.resume_from_path if trainer.resume_mode == "resume_path" else self._checkpoint()
             state.load(Path(asked).absolute(), self._run, self._session, self.global_steps)
-        decision_log.begin(folder, self._session.decisions)
         self._run.look_back(self._session.memory.start)
         super().on_init_end()
 
@@ -107,6 +107,9 @@ class LeapTrainer(PPOTrainerSync):
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
         """verl's step, then what is decided on it."""
+        if not self._trains:  # an evaluation alone (`trainer.val_only`) leaves the log of the run as it is
+            decision_log.begin(self._run.folder, self._session.decisions)
+            self._trains = True
         self._session.step_begins(self.global_steps - 1)
         self._run.step_begins()
         batch = super().step(metrics, timing_raw)

@@ -1,0 +1,98 @@
+"""What verl leaves beside its checkpoints: the log of its file logger, and the optimizer's shards.
+
+Read from verl 0.9.1: `utils/tracking.py:FileLogger` writes a line {"step": N, "data": {name: figure}} for each step,
+`utils/checkpoint/fsdp_checkpoint_manager.py` writes `actor/optim_world_size_W_rank_R.pt`. One of verl's steps is a
+batch of rollouts, with an optimizer update for each mini-batch of each of `ppo_epochs` passes over it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nextrl.checkpoints.fsdp_shards import read_shard
+from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, METRICS, SETTINGS
+from nextrl.checkpoints.tensorfile import UNREADABLE
+from nextrl.errors import InputError
+from nextrl.files import MAX_UPDATES, is_step, parse_json, read_json, read_text
+
+_LOOKED_AT = 10
+"""Checkpoints, counted from the last one, that are asked for the number of updates."""
+
+
+def entries(run: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's file log as {"step": N, name: figure}, in the order in which they were written.
+
+    A resumed run logs some steps again: the later line counts. Lines that are none are left out, as is a missing file.
+    """
+    for name in (EARLIER_METRICS, METRICS):
+        try:
+            lines = read_text(run / name).split("\n")
+        except InputError:
+            continue
+        for line in filter(None, lines):
+            try:
+                value = parse_json(line.encode(), name)
+            except InputError:
+                continue
+            if isinstance(value, dict) and isinstance(value.get("data"), dict):
+                yield {**value["data"], "step": value.get("step")}
+
+
+def optimizer(checkpoint: Path) -> dict[str, Any]:
+    """The optimizer's state in a `global_step_N`, as one of its processes saved it; empty where there is none."""
+    for shard in sorted((checkpoint / "actor").glob("optim_world_size_*_rank_*.pt"))[:1]:
+        try:
+            state = read_shard(shard)
+        except UNREADABLE:
+            return {}
+        return state if isinstance(state, dict) else {}
+    return {}
+
+
+def updates_per_step(run: Path, checkpoints: Mapping[int, Path]) -> int | None:
+    """Optimizer updates in each of a run's steps; None where nothing says it.
+
+    Adam counts its updates in its state. A step that was taken back, and one whose gradient was not finite, is not in
+    that count, and a new optimizer begins it at 0: so the most that an interval had says how many a step has.
+
+    Args:
+        run: the folder of all checkpoints.
+        checkpoints: step -> `global_step_N`.
+    """
+    counts = {0: 0.0}
+    for step in sorted(checkpoints)[-_LOOKED_AT:]:
+        taken = _updates(optimizer(checkpoints[step]))
+        if step and taken is not None:
+            counts[step] = taken
+    gaps = itertools.pairwise(sorted(counts.items()))
+    most = max(((b - a) / (late - early) for (early, a), (late, b) in gaps), default=0.0)
+    if 0.5 <= most <= MAX_UPDATES:
+        return math.ceil(most)
+    return 1 if _one_by_settings(run) else None
+
+
+def _updates(state: Mapping[str, Any]) -> float | None:
+    """Adam's own count of its updates."""
+    moments = state.get("state")
+    for entry in moments.values() if isinstance(moments, dict) else ():
+        step = entry.get("step") if isinstance(entry, dict) else None
+        try:
+            count = float(step)  # type: ignore[arg-type]  # a tensor, or a number; anything else is no count
+        except UNREADABLE:
+            return None
+        return count if is_step(count) else None
+    return None
+
+
+def _one_by_settings(run: Path) -> bool:
+    """Whether `nextrl run` began this one: it tells verl to take one update a step, unless the user said otherwise."""
+    try:
+        settings = read_json(run / SETTINGS)
+    except InputError:
+        return False
+    overrides = settings.get("overrides") if isinstance(settings, dict) else None
+    return isinstance(overrides, list) and not any("ppo_epochs" in str(word) for word in overrides)

@@ -1,0 +1,198 @@
+"""What verl leaves beside its checkpoints: rewards, rates, and how many updates one of its steps holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, METRICS, SETTINGS
+from nextrl.cli import build
+from nextrl.errors import InputError
+from nextrl.judge.advice import Advice, advise
+from nextrl.judge.analysis import analyze
+from nextrl.trajectory import trainer_log
+from nextrl.trajectory.persistence import adam_carry, adam_persistence
+from nextrl.trajectory.trajectory import Trajectory
+
+UPDATES = 8
+PLACE = "global_step_{}/merged/lora_adapter"
+
+
+def trained(steps: int, drift: float = 0.0, every: int = 5) -> Iterator[tuple[int, dict[str, Tensor], dict]]:
+    """Gradients of white noise and a drift under Adam: (step, adapter, optimizer's state) at each save."""
+    generator = torch.Generator().manual_seed(0)
+    names = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(2)]
+    factors = {
+        f"{name}.lora_{side}.weight": torch.nn.Parameter(torch.rand(shape, generator=generator) * 0.1)
+        for name in names
+        for side, shape in (("A", (8, 32)), ("B", (32, 8)))
+    }
+    for name, factor in factors.items():
+        if "lora_B" in name:
+            factor.data.zero_()
+    optimizer = torch.optim.AdamW(factors.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    along = [torch.randn(factor.shape, generator=generator) for factor in factors.values()]
+    for step in range(1, steps + 1):
+        for _ in range(UPDATES):
+            for factor, way in zip(factors.values(), along, strict=True):
+                factor.grad = torch.randn(factor.shape, generator=generator) + drift * way
+            optimizer.step()
+        if step % every == 0:
+            yield step, {n: f.detach().clone() for n, f in factors.items()}, optimizer.state_dict()
+
+
+def write(run: Path, drift: float = 0.0, place: str = PLACE, optimizer: bool = False) -> Path:
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    for step, factors, state in trained(60, drift):
+        folder = run / place.format(step)
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(factors, folder / "adapter_model.safetensors")
+        if optimizer:
+            actor = run / f"global_step_{step}" / "actor"
+            actor.mkdir(exist_ok=True)
+            torch.save(state, actor / "optim_world_size_1_rank_0.pt")
+    return run
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    return write(tmp_path, optimizer=True)
+
+
+def log(run: Path, figures: dict[int, dict[str, float]], name: str = METRICS) -> None:
+    lines = [json.dumps({"step": step, "data": data}) + "\n" for step, data in figures.items()]
+    (run / name).write_text("".join(lines))
+
+
+def said(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(build(), [str(a) for a in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(("window", "before"), [(5, 5), (5, 10)])
+def test_momentum_counts_updates(window: int, before: int) -> None:
+    assert adam_persistence(window, 0.9, before, updates=8) == adam_persistence(8 * window, 0.9, 8 * before)
+    assert adam_carry(window, 0.9, before, updates=8) == adam_carry(8 * window, 0.9, 8 * before)
+
+
+def test_the_optimizer_says_how_many_updates_a_step_holds(known: Path) -> None:
+    traj = Trajectory.load(known)
+    assert trainer_log.updates_per_step(traj) == UPDATES
+    assert trainer_log.adam_beta1(traj) == 0.9
+    advice = advise(traj)
+    assert not advice.withheld
+    assert advice.advice != "lower_lr"
+    assert advice.features.excess == pytest.approx(0.0, abs=0.1)
+    assert f"and {UPDATES} updates in each step" in advice.reasons[0]
+    found = analyze(traj, windows=[5])
+    assert found.zero[5] == adam_persistence(5 * UPDATES)
+    assert found.updates == UPDATES
+
+
+def test_steps_that_were_taken_back_and_a_new_optimizer_hide_no_updates(known: Path) -> None:
+    def count(step: int, updates: int) -> None:
+        path = known / f"global_step_{step}" / "actor" / "optim_world_size_1_rank_0.pt"
+        state = torch.load(path)
+        for entry in state["state"].values():
+            entry["step"] = torch.tensor(float(updates))
+        torch.save(state, path)
+
+    count(50, 49 * UPDATES)  # one step of 46 to 50 was taken back
+    count(55, 5 * UPDATES)  # the optimizer began anew
+    count(60, 9 * UPDATES)
+    assert trainer_log.updates_per_step(Trajectory.load(known)) == UPDATES
+
+
+@pytest.mark.parametrize("damage", [b"", b"no pickle", None])
+def test_where_nothing_says_the_number_the_rate_is_not_judged(known: Path, damage: bytes | None) -> None:
+    for shard in known.glob("global_step_*/actor/optim_*.pt"):
+        torch.save({"state": {0: {"step": "x"}}}, shard) if damage is None else shard.write_bytes(damage)
+    traj = Trajectory.load(known)
+    assert trainer_log.updates_per_step(traj) is None
+    advice = advise(traj)
+    assert advice.withheld
+    assert advice.factor is None
+    assert advice.recommended == "none"
+    assert "no word on the learning rate" in advice.answer
+    assert "--updates-per-step N" in advice.answer
+    told = said("advise", known)
+    assert "Regime: unknown" in told
+    assert f"nextrl advise {known} --updates-per-step N" in told
+    assert "No regime" in said("analyze", known)
+    assert "excess" not in said("analyze", known)
+    assert analyze(traj).excess == {} == analyze(traj).zero
+
+
+def test_the_number_can_be_given(bare: Path) -> None:
+    advice = advise(bare, updates_per_step=UPDATES)
+    assert not advice.withheld
+    assert advice.features.excess == pytest.approx(0.0, abs=0.1)
+    assert "oscillates" in advise(bare, updates_per_step=1).answer
+    assert "excess -0.0" in said("advise", bare, "--updates-per-step", "8")
+    assert "Noise: " in said("analyze", bare, "--updates-per-step", "8")
+    for wrong in (0, 10**9):
+        with pytest.raises(InputError, match="updates_per_step must be a whole number"):
+            advise(bare, updates_per_step=wrong)
+
+
+def test_an_answer_that_holds_for_any_number_stands(tmp_path: Path) -> None:
+    advice = advise(write(tmp_path, drift=1.0))
+    assert advice.advice in ("leap", "raise_lr")
+    assert not advice.withheld
+    assert advice.confidence == "low"
+    assert "this holds for any number" in advice.answer
+
+
+def test_a_run_of_ours_takes_one_update_a_step_unless_told_otherwise(bare: Path, tmp_path: Path) -> None:
+    run = write(tmp_path)
+    (run / SETTINGS).write_text(json.dumps({"overrides": ["actor_rollout_ref.rollout.top_p=.9"]}))
+    assert trainer_log.updates_per_step(Trajectory.load(run)) == 1
+    (run / SETTINGS).write_text(json.dumps({"overrides": ["actor_rollout_ref.actor.ppo_epochs=4"]}))
+    assert trainer_log.updates_per_step(Trajectory.load(run)) is None
+
+
+def test_a_step_of_trl_is_an_update_and_one_of_openrlhf_is_not_known(tmp_path: Path) -> None:
+    for place, known in (("checkpoint-{}", 1), ("step-{}", 1), ("global_step{}_hf", None)):
+        run = write(tmp_path / place[:6], place=place)
+        assert trainer_log.updates_per_step(Trajectory.load(run)) == known
+
+
+def collapsed(run: Path) -> Advice:
+    figures = {s: {"critic/score/mean": 0.6 if s < 30 else 0.0, "actor/lr": 3e-4} for s in range(1, 61)}
+    log(run, figures | {61: {"critic/score/mean": 0.9}})
+    return advise(run)
+
+
+def test_a_collapsed_run_is_told_to_start_over_by_verls_own_log(known: Path) -> None:
+    advice = collapsed(known)
+    assert advice.advice == "lower_lr"
+    assert "all but gone" in advice.answer
+    assert advice.features.rate == 3e-4
+    assert advice.features.reward == 0.0
+    told = said("advise", known)
+    assert "actor_rollout_ref.actor.optim.lr to 3e-5 or less" in told
+    assert "trainer.v1.trainer_mode=nextrl +trainer.v1.nextrl.every=10" in told
+    assert "nextrl.attach" not in told
+
+
+def test_rewards_of_all_parts_of_the_log_count_and_the_later_ones_stand(known: Path) -> None:
+    log(known, {s: {"critic/rewards/mean": 0.25} for s in range(1, 21)}, EARLIER_METRICS)
+    log(known, {s: {"critic/rewards/mean": 0.5} for s in range(16, 61)})
+    with (known / METRICS).open("a") as file:
+        file.write('[1]\n{"step": 60, "data": {"val-core/chain/acc/mean@1": 1.0}}\n{"step": 60, "da')
+    rewards = trainer_log.rewards(Trajectory.load(known))
+    assert rewards == {s: 0.25 if s < 16 else 0.5 for s in range(1, 61)}
