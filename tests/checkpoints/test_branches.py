@@ -12,7 +12,7 @@ import pytest
 
 from lora_runs import write_run
 from nextrl.checkpoints import open_run
-from nextrl.checkpoints.branches import STATE
+from nextrl.checkpoints.trainer_folder import STATE
 from nextrl.errors import InputError
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -68,6 +68,21 @@ def test_what_the_abandoned_branch_left_behind_is_named_and_left_out(
     )
     assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20, 30)
     assert Trajectory.load(run, steps=[10, 20, 40, 50]).steps == (10, 20, 40, 50)
+
+
+def test_branches_are_told_apart_beside_named_adapters_too(tmp_path: Path) -> None:
+    """PEFT saves a named adapter as checkpoint-N/policy/, the trainer its log as checkpoint-N/trainer_state.json."""
+    run = run_with(tmp_path, {s: log_of(s, old=s > 30) for s in STEPS}, (10, 20, 40, 50, 30))
+    named = {}
+    for step in STEPS:
+        folder = run / f"checkpoint-{step}" / "policy"
+        folder.mkdir()
+        for path in list(folder.parent.glob("adapter_*")):
+            path.rename(folder / path.name)
+        named[step] = folder
+    assert [problem.step for problem in open_run(named).problems] == [40, 50]
+    with pytest.raises(InputError, match=r"checkpoint-40/trainer_state.json: step 40 is of another branch"):
+        Trajectory.load(named)
 
 
 def test_a_branch_that_saves_at_other_steps_has_overtaken_the_old_one(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.trainer_folder import STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_step, parse_json, read_bytes
 
-STATE = "trainer_state.json"
 _FIGURES = ("loss", "reward", "rewards/mean", "learning_rate")
 _BEGIN, _END = b'"log_history": [', b"\n  ]"
 """Of the log in the text that transformers writes (read from transformers 5.24.0, `TrainerState.save_to_json`)."""
@@ -46,7 +46,7 @@ def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
     Where the times of the files do not tell which branch that is (copies have times of their own), all checkpoints
     after the branches parted are named.
     """
-    places = {c.step: c.file.path.parent / STATE for c in sorted(opened, key=lambda c: c.step)}
+    places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
     if _one_text(list(places.values())):
         return {}
     logs = [log for step, path in places.items() if (log := _log(step, path)) is not None]

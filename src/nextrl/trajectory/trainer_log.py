@@ -15,36 +15,19 @@ from typing import Any
 
 from nextrl.checkpoints import AdapterCheckpoint
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
+from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_number, is_step, read_json
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
 REWARD_KEYS = ("reward", "rewards/mean")
-_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 
 def folder(traj: Trajectory) -> Path | None:
-    """The folder of the trajectory's last checkpoint, or None for factors in memory.
-
-    A named adapter lies one level deeper (`checkpoint-N/policy/`), and what the trainer leaves does not: where it is
-    only there, the folder is the one above.
-    """
-    last = traj.checkpoints[-1]
-    if not isinstance(last, AdapterCheckpoint):
-        return None
-    own = last.file.path.parent
-    # A folder that several checkpoints lie in is the run's own, and no checkpoint.
-    shared = any(
-        isinstance(other, AdapterCheckpoint) and other.file.path.parent.parent == own.parent
-        for other in traj.checkpoints[:-1]
-    )
-    return own.parent if not shared and not _left(own) and _left(own.parent) else own
-
-
-def _left(place: Path) -> bool:
-    """Whether a trainer has left something here."""
-    return any((place / name).is_file() for name in (_STATE, _OPTIMIZER))
+    """The folder of the trajectory's last checkpoint, or None for factors in memory (`checkpoints.trainer_folder`)."""
+    stored = [c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
+    return trainer_folders(stored).get(traj.steps[-1])
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -74,7 +57,7 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     if place is None:
         return {}
     try:
-        state = read_json(place / _STATE)
+        state = read_json(place / STATE)
     except InputError:
         return {}
     history = state.get("log_history") if isinstance(state, dict) else None
@@ -139,7 +122,7 @@ def _of_group(traj: Trajectory, key: str) -> object:
     if place is None:
         return None
     try:
-        state = read_pickle(place / _OPTIMIZER, mmap=True)
+        state = read_pickle(place / OPTIMIZER, mmap=True)
     except UNREADABLE:
         return None
     groups = state.get("param_groups") if isinstance(state, dict) else None
