@@ -12,7 +12,7 @@ import pytest
 
 from lora_runs import write_run
 from nextrl.checkpoints import open_run
-from nextrl.checkpoints.branches import STATE
+from nextrl.checkpoints.trainer_folder import STATE
 from nextrl.errors import InputError
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -70,6 +70,21 @@ def test_what_the_abandoned_branch_left_behind_is_named_and_left_out(
     assert Trajectory.load(run, steps=[10, 20, 40, 50]).steps == (10, 20, 40, 50)
 
 
+def test_branches_are_told_apart_beside_named_adapters_too(tmp_path: Path) -> None:
+    """PEFT saves a named adapter as checkpoint-N/policy/, the trainer its log as checkpoint-N/trainer_state.json."""
+    run = run_with(tmp_path, {s: log_of(s, old=s > 30) for s in STEPS}, (10, 20, 40, 50, 30))
+    named = {}
+    for step in STEPS:
+        folder = run / f"checkpoint-{step}" / "policy"
+        folder.mkdir()
+        for path in list(folder.parent.glob("adapter_*")):
+            path.rename(folder / path.name)
+        named[step] = folder
+    assert [problem.step for problem in open_run(named).problems] == [40, 50]
+    with pytest.raises(InputError, match=r"checkpoint-40/trainer_state.json: step 40 is of another branch"):
+        Trajectory.load(named)
+
+
 def test_a_branch_that_saves_at_other_steps_has_overtaken_the_old_one(tmp_path: Path) -> None:
     logs = {step: log_of(step, old=step in (30, 50)) for step in (10, 20, 30, 40, 50, 60)}
     run = run_with(tmp_path, logs, (10, 20, 30, 50, 40, 60))
@@ -89,6 +104,43 @@ def test_where_the_times_do_not_tell_no_branch_is_preferred(tmp_path: Path, orde
     with pytest.raises(InputError, match=r"the files' times do not tell which the run went on with; move"):
         Trajectory.load(run)
     assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20)
+
+
+BY_NAME = (10, 100, 20, 200, 30, 300, 40, 50, 60, 70, 80, 90)
+
+
+@pytest.mark.parametrize(
+    "order", [BY_NAME, BY_NAME[::-1], (10, 100, 30, 20, 200, 300, 40, 60, 50, 70, 80, 90)]
+)
+@pytest.mark.parametrize("since", [0, 80], ids=["from the beginning", "from 80"])
+def test_a_copy_in_the_order_of_names_does_not_make_the_run_the_abandoned_branch(
+    tmp_path: Path, order: Sequence[int], since: int
+) -> None:
+    """checkpoint-90 is what was abandoned, and the last to be copied."""
+    logs = {step: log_of(step, old=step == 90, since=since) for step in BY_NAME}
+    run = run_with(tmp_path, logs, order)
+    with pytest.raises(InputError, match=r"the files' times do not tell which the run went on with"):
+        Trajectory.load(run)
+    assert set(astray(run)) >= {90, 100, 200, 300}
+
+
+def test_two_left_of_a_run_that_were_copied_by_name_are_both_named(tmp_path: Path) -> None:
+    """What both branches have is gone: the times are as if 10 and 11 had been abandoned."""
+    logs = {step: log_of(step, old=step == 9, since=5) for step in (9, 10, 11)}
+    logs[9] = entries([5]) + entries([9], branch=1)
+    for step in (10, 11):
+        logs[step] = entries([5, 9, step])
+    assert astray(run_with(tmp_path, logs, (10, 11, 9))) == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(20, 10, 40, 50, 30), (10, 20, 50, 40, 30), (10, 40, 50, 20, 30)],
+    ids=["the run's own", "the other branch's", "what both have"],
+)
+def test_times_that_no_training_has_tell_nothing(tmp_path: Path, order: Sequence[int]) -> None:
+    run = run_with(tmp_path, {step: log_of(step, old=step > 30) for step in STEPS}, order)
+    assert astray(run) == [30, 40, 50]
 
 
 def test_times_that_are_all_the_same_tell_nothing(tmp_path: Path) -> None:

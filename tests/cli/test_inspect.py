@@ -1,6 +1,7 @@
 """`nextrl inspect` on good runs and on everything that can be wrong with one."""
 
 import json
+import math
 import os
 import shutil
 
@@ -218,3 +219,72 @@ def test_a_run_that_began_from_an_adapter_is_asked_about_it(tmp_path, before, as
     assert len(lines) == asked
     assert all("checkpoint-10: lies" in text for text in lines)
     assert Trajectory.load(tmp_path).steps == (10, 20, 30)
+
+
+def linear(step):
+    return 1 - step / 1000
+
+
+def cosine(step):
+    return 0.5 * (1 + math.cos(math.pi * step / 1000))
+
+
+def cooldown(step):
+    """As `auto` ends a run."""
+    return min(1.0, (1000 - step) / 200)
+
+
+def scheduled_run(root, saved, rate, *, noise=0.0, start=0.0, logged=True):
+    """A run whose steps are as long as its rate says, in one direction and, of `noise`, in any."""
+    torch.manual_seed(0)
+    a, drift, b = torch.randn(4, 32) / 6, torch.randn(32, 4), start * torch.randn(32, 4)
+    for step in range(1, max(saved) + 1):
+        b = b + 1e-4 * rate(step - 1) * (drift + noise * torch.randn(32, 4))
+        if step in saved:
+            folder = root / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            names = {"A": a.clone(), "B": b.clone()}
+            save_file(
+                {f"base_model.model.q_proj.lora_{k}.weight": t for k, t in names.items()},
+                folder / "adapter_model.safetensors",
+            )
+            settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
+            (folder / "adapter_config.json").write_text(json.dumps({**settings, "init_lora_weights": True}))
+            log = [{"step": t, "loss": 0.1, "learning_rate": 1e-5 * rate(t)} for t in range(10, step + 1, 10)]
+            if logged:
+                state = {"global_step": step, "log_history": log}
+                (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def asked_about_an_adapter(root):
+    return [text for text in facts(root)["problems"] if "was the run begun from an adapter?" in text]
+
+
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("noise", [0.0, 10.0])
+@pytest.mark.parametrize("kept", [2, 3, 5])
+@pytest.mark.parametrize("rate", [linear, cosine, cooldown])
+def test_a_rate_that_falls_is_no_adapter_that_a_run_began_from(tmp_path, rate, kept, noise, logged):
+    """Where old checkpoints are deleted, the end of a decay is all that is left to look at."""
+    scheduled_run(tmp_path, [1000 - 50 * i for i in range(kept)], rate, noise=noise, logged=logged)
+    assert asked_about_an_adapter(tmp_path) == []
+
+
+@pytest.mark.parametrize("spacing", [250, 330])
+@pytest.mark.parametrize("rate", [linear, cosine])
+def test_nor_is_it_where_the_whole_run_has_three_or_four_checkpoints(tmp_path, rate, spacing):
+    last = 1000 // spacing * spacing
+    scheduled_run(tmp_path, [last - spacing, last], rate)
+    assert asked_about_an_adapter(tmp_path) == []
+
+
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("rate", [linear, cosine, cooldown])
+def test_an_adapter_is_asked_about_under_a_schedule_too(tmp_path, rate, logged):
+    scheduled_run(tmp_path, [50, 100, 150], rate, noise=1.0, start=0.1, logged=logged)
+    assert len(asked_about_an_adapter(tmp_path)) == 1
+
+
+def test_an_adapter_is_asked_about_where_the_first_checkpoints_were_deleted(tmp_path):
+    scheduled_run(tmp_path, [150, 200], linear, start=0.5)
+    assert len(asked_about_an_adapter(tmp_path)) == 1

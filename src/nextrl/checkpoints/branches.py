@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
+from nextrl.checkpoints.trainer_folder import STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_step, parse_json, read_bytes
 
-STATE = "trainer_state.json"
 _FIGURES = ("loss", "reward", "rewards/mean", "learning_rate")
 _BEGIN, _END = b'"log_history": [', b"\n  ]"
 """Of the log in the text that transformers writes (read from transformers 5.24.0, `TrainerState.save_to_json`)."""
@@ -46,34 +46,54 @@ def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
     Where the times of the files do not tell which branch that is (copies have times of their own), all checkpoints
     after the branches parted are named.
     """
-    places = {c.step: c.file.path.parent / STATE for c in sorted(opened, key=lambda c: c.step)}
+    places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
     if _one_text(list(places.values())):
         return {}
     logs = [log for step, path in places.items() if (log := _log(step, path)) is not None]
     if not logs or all(_difference(log, logs[-1]) is None for log in logs):
         return {}
-    found = _of_older_branches(logs)
+    found = _of_older_branches(logs, places)
     return {
         step: (places[step], f"{places[step]}: {text}") for step, text in (found or _parted(logs)).items()
     }
 
 
-def _of_older_branches(logs: Sequence[_Log]) -> dict[int, str]:
+def _of_older_branches(logs: Sequence[_Log], places: Mapping[int, Path]) -> dict[int, str]:
     """Step -> what is wrong, by the branch that was written last; nothing where the times do not tell it."""
     newest = max(logs, key=lambda log: (log.written, log.step))
     differences = {log.step: _difference(log, newest) for log in logs}
     old = [log for log in logs if log.step > newest.step or differences[log.step]]
     own = [log for log in logs if log not in old]
-    # A folder copied in the order of its names has times that rise with the steps whatever is in it; so a checkpoint of
-    # the run must have come after one of the other branch that has a higher step, and each branch in its own order.
+    # A folder copied in the order of its steps has times that rise with them whatever is in it; so a checkpoint of the
+    # run must have come after one of the other branch that has a higher step.
     overtaken = any(late.written > early.written for early in old for late in own if early.step > late.step)
-    if not overtaken or not (_in_order(own) and _in_order(old)):
+    if not overtaken or _by_name(logs, places) or not _as_trained(own, old, differences):
         return {}
     return {
         log.step: f"{_said(log, newest, differences[log.step])}; leave it out or move it away "
         "(--skip-bad-checkpoints leaves it out)"
         for log in old
     }
+
+
+def _as_trained(
+    own: Sequence[_Log], old: Sequence[_Log], differences: Mapping[int, _Difference | None]
+) -> bool:
+    """Whether the times can be those of the training: what the branches share came first, then what was abandoned.
+
+    A copy's times are others. By name, checkpoint-100 comes before checkpoint-20, which both branches have.
+    """
+    for log in old:
+        parted = differences[log.step]
+        if parted and any((log.written < other.written) != (other.step >= parted.step) for other in own):
+            return False
+    return _in_order(own) and _in_order(old)
+
+
+def _by_name(logs: Sequence[_Log], places: Mapping[int, Path]) -> bool:
+    """Whether the files were written in the order of their names, or backwards, as a copy is."""
+    names = [str(places[log.step]) for log in sorted(logs, key=lambda log: log.written)]
+    return names in (sorted(names), sorted(names, reverse=True))
 
 
 def _parted(logs: Sequence[_Log]) -> dict[int, str]:

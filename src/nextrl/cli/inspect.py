@@ -17,10 +17,16 @@ from nextrl.checkpoints.run import knows_start
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.errors import InputError, one_line
+from nextrl.trajectory import trainer_log
 from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.trajectory import Trajectory
 
 FAR = 5.0
-"""Times the way of the second window, step for step: what no warm-up or decay of the rate makes of the first one."""
+"""Times the way of the second window, step for step and at the same learning rate."""
+
+_WINDOWS = (
+    3  # of the run before the first checkpoint, at most: an adapter's way is little beside a longer one
+)
 
 
 def inspect(
@@ -110,23 +116,38 @@ def _far_start(checkpoints: Sequence[AdapterCheckpoint]) -> str:
     """What to ask where a run seems to have begun from an adapter, of which its configuration says nothing; else "".
 
     Such a run's first checkpoint holds all of that adapter's training, which methods would take for the run's own.
+    Where old checkpoints were deleted and the rate has fallen since, the first one lies far off in any run.
     """
     if len(checkpoints) < 2 or checkpoints[0].step == 0:
         return ""
     first, second = checkpoints[:2]
+    fallen, window = _fall_of_rate(first, second), second.step - first.step
+    if first.step > window * (1 if fallen is None else _WINDOWS):
+        return ""
     far = moved = 0.0
     for module in first.modules:
         (a, b), (a2, b2) = first.factors(module), second.factors(module)
         start, scale = LowRank(b.double(), a.double().mT), first.scaling(module)
         far += scale**2 * float(start.square)
         moved += scale**2 * float((LowRank(b2.double(), a2.double().mT) - start).square)
-    ratio = math.sqrt(far / moved) * (second.step - first.step) / first.step if moved > 0 else 0.0
+    ratio = math.sqrt(far / moved) * window / first.step / (fallen or 1.0) if moved > 0 else 0.0
     if ratio <= FAR:
         return ""
     return (
-        f"{first.folder}: lies {ratio:.0f} times as far from the base model, per step, as step {second.step} lies from "
-        "it: was the run begun from an adapter? Then add that as checkpoint-0, or deltas from the start are wrong"
+        f"{first.folder}: lies {ratio:.0f} times as far from the base model, per step and rate, as step {second.step} "
+        "lies from it: was the run begun from an adapter? Then add that as checkpoint-0, or deltas from the start are "
+        "wrong"
     )
+
+
+def _fall_of_rate(first: AdapterCheckpoint, second: AdapterCheckpoint) -> float | None:
+    """The mean learning rate up to the first checkpoint over that up to the second one; None where none is known."""
+    rates = trainer_log.learning_rates(Trajectory((first, second)))
+    before = [rate for step, rate in rates.items() if step <= first.step]
+    after = [rate for step, rate in rates.items() if step > first.step]
+    if not before or not after or sum(after) <= 0.0 or sum(before) <= 0.0:
+        return None
+    return (sum(before) / len(before)) / (sum(after) / len(after))
 
 
 def _shapes(last: AdapterCheckpoint | None) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 from nextrl.checkpoints import AdapterCheckpoint
 from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
+from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_number, is_step, read_json
 from nextrl.trajectory import verl_log
@@ -25,7 +26,6 @@ from nextrl.trajectory.trajectory import Trajectory
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
 RATE_KEYS = ("learning_rate", "actor/lr")
-_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 _OF_BATCHES = ("verl", "openrlhf")
 """Layouts whose steps are batches of rollouts, with as many optimizer updates each as the user asked for."""
 
@@ -37,26 +37,9 @@ UPDATES_UNKNOWN = (
 
 
 def folder(traj: Trajectory) -> Path | None:
-    """The folder of the trajectory's last checkpoint, or None for factors in memory.
-
-    A named adapter lies one level deeper (`checkpoint-N/policy/`), and what the trainer leaves does not: where it is
-    only there, the folder is the one above.
-    """
-    last = traj.checkpoints[-1]
-    if not isinstance(last, AdapterCheckpoint):
-        return None
-    own = last.file.path.parent
-    # A folder that several checkpoints lie in is the run's own, and no checkpoint.
-    shared = any(
-        isinstance(other, AdapterCheckpoint) and other.file.path.parent.parent == own.parent
-        for other in traj.checkpoints[:-1]
-    )
-    return own.parent if not shared and not _left(own) and _left(own.parent) else own
-
-
-def _left(place: Path) -> bool:
-    """Whether a trainer has left something here."""
-    return any((place / name).is_file() for name in (_STATE, _OPTIMIZER))
+    """The folder of the trajectory's last checkpoint, or None for factors in memory (`checkpoints.trainer_folder`)."""
+    stored = [c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
+    return trainer_folders(stored).get(traj.steps[-1])
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -98,7 +81,7 @@ def _history(traj: Trajectory) -> list[Any]:
         return list(verl_log.entries(checkpoints[traj.steps[-1]].parent))
     place = folder(traj)
     try:
-        state = None if place is None else read_json(place / _STATE)
+        state = None if place is None else read_json(place / STATE)
     except InputError:
         return []
     history = state.get("log_history") if isinstance(state, dict) else None
@@ -187,7 +170,7 @@ def _optimizer(traj: Trajectory) -> object:
         return verl_log.optimizer(checkpoints[traj.steps[-1]])
     place = folder(traj)
     try:
-        return None if place is None else read_pickle(place / _OPTIMIZER, mmap=True)
+        return None if place is None else read_pickle(place / OPTIMIZER, mmap=True)
     except UNREADABLE:
         return None
 
