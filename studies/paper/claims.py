@@ -9,7 +9,7 @@ the rate; `next-paper` at the paper's alpha 1.5, with alpha searched, and merged
 optimizer (the paper's way of going on); our `next`, `secant` and `factors`, searched; the merge without a leap; `auto`.
 (d) `algorithms`: plain, `next-paper` and `next` under three algorithms on three tasks, at the cautious rate.
 (c) again, `smollm2`: the same schedule and the arms that tell most, on SmolLM2-135M-Instruct and short sums. It runs
-only when it is named.
+only when it is named. There `cooled` is the plain run whose last fifth is cooled down as `auto` does at its end.
 
 16 x 8 completions per step, rank 8 on all linear layers, 1000 held-out prompts per evaluation; SmolLM2 has 8 x 8 and
 256. Each record holds the completions and seconds of everything, searches and fits included.
@@ -34,13 +34,17 @@ from studies.folders import default_out, parser
 from studies.grid import tasks as own
 
 AT, HORIZON, AFTER, LONG = 150, 50, 100, 400
+COOLED = 50  # steps at the end of a run of 250 that `auto` cools over, a fifth
+# Nothing that `auto` sees makes it do anything: what is left of it is its cooldown.
+NEVER = {"goal": 1e-12, **dict.fromkeys(("bold", "reckless", "ruinous"), 1e9)}
+NEVER |= dict.fromkeys(("undo", "alarm", "harm", "sure"), 1e9)
 CAUTIOUS, TUNED = 5e-5, 1e-3
 TASKS = ("chain", "chain-wrong-rule")
 EVALUATIONS = (50, 100, 150, 160, 200, 250, 300, 350, 400)
 LEAPS = ("next-paper", "next-paper-searched", "next-paper-merged", "next", "secant", "factors")
 ALGORITHMS = ("grpo", "rloo", "reinforce_plus_plus")
 SMOLLM2_TASK, SMOLLM2_CAUTIOUS, SMOLLM2_TUNED = "short-sums", 1e-5, 3e-4
-SMOLLM2_ARMS = ("plain", "secant", "next-paper", "next", "auto", "next-paper-merged", "full")
+SMOLLM2_ARMS = ("plain", "secant", "next-paper", "next", "auto", "cooled", "next-paper-merged", "full")
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def leap_settings(name: str) -> LeapSettings:
 
 
 def arm(cell: Cell, name: str, plain_steps: int = LONG) -> ArmSettings:
-    """One arm by name: `plain`, `full`, `auto`, `restart`, or one of LEAPS."""
+    """One arm by name: `plain`, `full`, `auto`, `cooled`, `restart`, or one of LEAPS."""
     leaping, merging = name in LEAPS, name in ("restart", "next-paper-merged")
+    start = AT if leaping or merging else AT + AFTER - COOLED if name == "cooled" else 0
     train = TrainSettings(
         algorithm=cell.algorithm,
         steps=plain_steps if name in ("plain", "full") else AT + AFTER,
@@ -78,20 +83,21 @@ def arm(cell: Cell, name: str, plain_steps: int = LONG) -> ArmSettings:
     if smollm2:
         train = train.model_copy(update={"prompts_per_step": 8, "share_prefixes": True})
     looks = [step for step in EVALUATIONS if step <= train.steps]
-    if leaping or merging:
-        looks = [step - AT * merging for step in looks if step > AT]
+    if start:
+        looks = [step - AT * merging for step in looks if step > start]
     return ArmSettings(
         name=cell.path(name),
-        kind="leap" if leaping else "auto" if name == "auto" else "plain" if name == "plain" else "control",
+        kind="leap" if leaping else name if name in ("auto", "plain") else "control",
         label=name,
         task=cell.task,
         model="smollm2-135m" if smollm2 else "tiny" if cell.task in TASKS else own.MODEL,
         train=train,
         lora=None if name == "full" else LoraSettings(),
-        start=AT if leaping or merging else 0,
+        start=start,
         merge=merging,
         leap=leap_settings(name) if leaping else None,
-        auto=name == "auto",
+        auto=name in ("auto", "cooled"),
+        dials=NEVER if name == "cooled" else {},
         save=name == "plain",
         eval_at=tuple(looks),
         eval_prompts=256 if smollm2 else 1000,
