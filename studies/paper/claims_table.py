@@ -125,7 +125,7 @@ def steps_table(folder: Path) -> None:
         if "plain" not in arms:
             continue
         print(f"\n`{task}`, rate {rate:g}:\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-        for name in ("plain", *LEAPS, "restart", "auto", "full"):
+        for name in ("plain", "cooled", *LEAPS, "restart", "auto", "full"):
             if name in arms:
                 print("| " + " | ".join(row(arms, name)) + " |")
 
