@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft.optimizers import create_lorafa_optimizer
 
 from nextrl import LeapCallback
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.memory import TENSORS
+from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.policies import Auto
-from nextrl.engines.rollback import read_moments, write_moments
+from nextrl.engines.rollback import parameters, read_moments, write_moments
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
@@ -72,13 +75,46 @@ def test_moments_that_cannot_be_copied_are_refused() -> None:
         check_optimizer(kind([torch.nn.Parameter(torch.ones(2))]))
 
 
-@pytest.mark.parametrize("kind", [Preconditioned, Prodigy])
+def lorafa(parameters: Any, lr: float, model: Any) -> Any:
+    """PEFT's own, which keeps its moments under names of modules."""
+    return create_lorafa_optimizer(model, r=4, lora_alpha=8, lr=lr / 100, weight_decay=0.0)
+
+
+def test_what_lies_under_a_name_goes_back_and_goes_where_there_was_none() -> None:
+    model = fresh_model()
+    made = lorafa((), 1.0, model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def step(gradient: float) -> None:
+        for p in trained:
+            p.grad = torch.full_like(p, gradient)
+        made.step()
+
+    none = read_moments(made)
+    step(1.0)
+    assert took_gradient(made, parameters(made), none)
+    kept, name = read_moments(made), next(key for key in made.state if isinstance(key, str))
+    held = made.state[name]["exp_avg_B"]
+    first = held.clone()
+    step(0.0)
+    assert not took_gradient(made, parameters(made), kept)
+    step(math.nan)
+    write_moments(made, kept)
+    assert made.state[name]["exp_avg_B"] is held
+    assert torch.equal(held, first)
+    assert made.state[name]["step"] == 1
+    write_moments(made, none)
+    assert not any(isinstance(key, str) for key in made.state)
+
+
+@pytest.mark.parametrize("kind", [Preconditioned, Prodigy, lorafa])
 def test_other_kinds_of_state_are_saved_and_a_resumed_run_ends_the_same(tmp_path: Path, kind: Any) -> None:
     """The window that is undone began before the kill, so that what is taken back was in the file."""
 
     def run(resume: bool) -> dict[str, torch.Tensor]:
         model = fresh_model()
-        made = kind([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        more = {"model": model} if kind is lorafa else {}
+        made = kind([p for p in model.parameters() if p.requires_grad], lr=1.0, **more)
         callback = LeapCallback(policy=Auto(ControllerConfig(every=2, cooldown=0.0), Undoing))
         options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
         built = trainer(tmp_path, [callback], model=model, optimizers=(made, None), **options)

@@ -2,8 +2,9 @@
 
 Adam keeps tensors and numbers for each parameter. Shampoo and SOAP keep lists of tensors there, and Prodigy the size of
 its steps (`d`) in the groups, so that a step taken back with the moments alone would leave `d` grown by it. A group's
-numbers travel with the state of its first parameter. Not among them is what others set there: the rate and what
-schedules make it from, momenta (`OneCycleLR` cycles them) and weight decay.
+numbers travel with the state of its first parameter, and so does a state that lies under no parameter but under a name,
+as PEFT's LoRA-FA keeps all of its own (peft/optimizers/lorafa.py). Not among them is what others set there: the rate
+and what schedules make it from, momenta (`OneCycleLR` cycles them) and weight decay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from nextrl.errors import InputError
 
 GROUP = "nextrl_group/"
 """What the names of a group's numbers begin with, in the copy of its first parameter's state."""
+
+NAMED = "nextrl_named"
+"""What the states that lie under names are called in the copy of the first parameter's."""
 
 _SET_BY_OTHERS = ("lr", "momentum")  # as the last part of a name: `initial_lr`, `max_momentum` ...
 _PLAIN = (bool, int, float, str)
@@ -42,6 +46,8 @@ def copied(optimizer: Any, parameters: Sequence[Tensor]) -> list[dict[str, Any]]
         kept[first] |= {
             GROUP + name: _copy(inner, name, value) for name, value in group.items() if _is_own(name, value)
         }
+    if kept and (named := _named(inner)):
+        kept[0][NAMED] = _copy(inner, NAMED, named)
     return kept
 
 
@@ -55,10 +61,24 @@ def put_back(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapp
                 own = name.removeprefix(GROUP)
                 group[own] = _put(group.get(own), value, parameters[first])
     for p, kept in zip(parameters, copies, strict=True):
-        state = {name: value for name, value in kept.items() if not name.startswith(GROUP)}
+        state = {name: value for name, value in kept.items() if name != NAMED and not name.startswith(GROUP)}
         # A parameter without any had taken no step yet, and its state is made anew at the next one.
         if state or p in inner.state:
             _put(inner.state[p], state, p)
+    if copies:
+        _put_named(inner, copies[0].get(NAMED, {}), parameters[0])
+
+
+def _put_named(inner: Any, kept: Mapping[Any, Mapping[str, Any]], p: Tensor) -> None:
+    for name in _named(inner).keys() - kept.keys():  # made since
+        del inner.state[name]
+    for name, state in kept.items():
+        inner.state[name] = _put(inner.state.get(name), state, p)
+
+
+def _named(inner: Any) -> dict[Any, dict[str, Any]]:
+    """The states that lie under names, not under parameters."""
+    return {key: state for key, state in inner.state.items() if isinstance(key, _PLAIN)}
 
 
 def took_gradient(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence[Mapping[str, Any]]) -> bool:
@@ -73,15 +93,23 @@ def took_gradient(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence
     """
     inner = unwrapped(optimizer)
     kept = {id(p): copy for p, copy in zip(parameters, copies, strict=True)}
-    for group in inner.param_groups:
-        pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        for p in (p for p in group["params"] if id(p) in kept):
-            for name, value in inner.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
-                    pairs.setdefault(name, []).append((local(value), kept[id(p)].get(name)))
-        if not all(_decayed(found) for found in pairs.values()):
-            return True
-    return False
+    groups = [
+        [(inner.state.get(p, {}), kept[id(p)]) for p in group["params"] if id(p) in kept]
+        for group in inner.param_groups
+    ]
+    named = copies[0].get(NAMED, {}) if copies else {}
+    groups.append([(state, named.get(name, {})) for name, state in _named(inner).items()])
+    return not all(_only_decayed(states) for states in groups)
+
+
+def _only_decayed(states: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
+    """Whether each kind of tensor in the states of a group is what it was times one number; see `took_gradient`."""
+    pairs: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+    for now, before in states:
+        for name, value in now.items():
+            if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
+                pairs.setdefault(name, []).append((local(value), before.get(name)))
+    return all(_decayed(found) for found in pairs.values())
 
 
 def _decayed(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> bool:
