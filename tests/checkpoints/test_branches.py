@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lora_runs import write_run
-from nextrl.checkpoints import open_run
+from nextrl.checkpoints import branches, open_run
 from nextrl.checkpoints.trainer_folder import STATE
 from nextrl.errors import InputError
 from nextrl.trajectory.trajectory import Trajectory
@@ -205,3 +205,17 @@ def test_a_log_that_is_missing_or_damaged_says_nothing(tmp_path: Path) -> None:
     (run / "checkpoint-50" / STATE).unlink()
     (run / "checkpoint-30" / STATE).write_text('{"log_history": [')
     assert astray(run) == []
+
+
+def test_of_many_logs_one_for_each_branch_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred checkpoints of 2000 logged steps took 25 s, with every load."""
+    steps = range(10, 210, 10)
+    logs = {step: log_of(step, old=step in (100, 110), since=90) for step in steps}
+    run = run_with(tmp_path, logs)
+    parsed: list[int] = []
+    real = branches.parse_json
+    monkeypatch.setattr(
+        branches, "parse_json", lambda data, where: parsed.append(len(data)) or real(data, where)
+    )
+    assert astray(run) == list(range(100, 210, 10))
+    assert len([size for size in parsed if size > 1000]) == 2

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
@@ -172,3 +175,71 @@ def test_a_method_put_in_the_place_of_a_schedule_s_own_is_not_called() -> None:
     schedule.step = lambda *_: real()  # type: ignore[method-assign]
     assert rises(made, schedule, 5) is None
     assert schedule.last_epoch == 0
+
+
+class AbsoluteFloor(LRScheduler):
+    """A cosine to a floor, or after a warm-up from a rate, that are numbers of its own; it counts its calls."""
+
+    def __init__(self, made: Any, total: int, floor: float = 0.0, warm: float = 0.0) -> None:
+        self.total, self.floor, self.warm, self.calls = total, floor, warm, 0
+        super().__init__(made)
+
+    def get_lr(self) -> list[Any]:
+        self.calls += 1
+        CALLS.append(self.last_epoch)
+        if self.warm and self.last_epoch < 10:
+            return [self.warm + (base - self.warm) * self.last_epoch / 10 for base in self.base_lrs]
+        shape = 0.5 * (1 + math.cos(math.pi * self.last_epoch / self.total))
+        return [max(self.floor, base * shape) for base in self.base_lrs]
+
+
+CALLS: list[int] = []
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("total", [100, 10_000])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [({"floor": 1e-8}, True), ({"warm": 1e-7}, True), ({"floor": 1e-4}, False), ({"warm": 5e-4}, False)],
+)
+def test_a_number_of_its_own_counts_where_it_is_not_next_to_nothing(
+    numbers: dict[str, float], expected: bool, total: int
+) -> None:
+    """A floor of 1e-8 had `auto` leave the rate alone for a whole run; one at the end of a long run is seen."""
+    made = optimizer()
+    schedule = AbsoluteFloor(made, total, **numbers)
+    assert follows(made, schedule, total) is expected
+    for _ in range(total * 9 // 10):
+        schedule.step()
+    if "warm" in numbers:  # it is over
+        expected = True
+    assert follows(made, schedule, total // 10) is expected
+
+
+def test_a_schedule_is_tried_at_a_few_hundred_steps_and_its_own_count_stays() -> None:
+    made = optimizer()
+    schedule = AbsoluteFloor(made, 10_000)
+    CALLS.clear()
+    assert follows(made, schedule, 10_000) is True
+    assert len(CALLS) < 1000
+    assert max(CALLS) == 10_000
+    assert (schedule.calls, schedule.last_epoch) == (1, 0)
+
+
+@pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, np.random.rand])
+def test_a_schedule_that_draws_its_rates_is_tried_with_the_same_numbers_and_none_of_the_trainer_s(
+    draw: Callable[[], float],
+) -> None:
+    made = optimizer()
+    schedule = LambdaLR(made, lambda step: 1.0)
+    schedule.__class__ = type(
+        "Drawn", (LambdaLR,), {"get_lr": lambda s: [b * (1 + draw()) for b in s.base_lrs]}
+    )
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(7)
+    following = draw()
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(7)
+    assert follows(made, schedule, 50) is True
+    assert rises(made, schedule, 50) is not None
+    assert draw() == following

@@ -8,9 +8,11 @@ resumed trainer goes on with the log that it loaded: within a branch logs agree 
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +25,27 @@ _FIGURES = ("loss", "reward", "rewards/mean", "learning_rate")
 _BEGIN, _END = b'"log_history": [', b"\n  ]"
 """Of the log in the text that transformers writes (read from transformers 5.24.0, `TrainerState.save_to_json`)."""
 
+_ENTRY = re.compile(rb"\n    [^ }\]]")
+"""How each of its entries begins there."""
+
 
 @dataclass(frozen=True)
 class _Log:
-    """What one checkpoint's trainer had logged: (step, figure) -> its values, more than one where it logged twice."""
+    """What one checkpoint's trainer had logged, and when that was written; logs of one branch share their entries."""
 
     step: int
     written: int
-    figures: dict[tuple[int, str], list[float]]
+    entries: Sequence[object]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The same before it is parsed: the entries in the form in which transformers writes them, and their length."""
+
+    step: int
+    written: int
+    history: bytes
+    size: int
 
 
 class _Difference(NamedTuple):
@@ -47,9 +62,7 @@ def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
     after the branches parted are named.
     """
     places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
-    if _one_text(list(places.values())):
-        return {}
-    logs = [log for step, path in places.items() if (log := _log(step, path)) is not None]
+    logs = _logs(places)
     if not logs or all(_difference(log, logs[-1]) is None for log in logs):
         return {}
     found = _of_older_branches(logs, places)
@@ -123,55 +136,90 @@ def _said(log: _Log, other: _Log, difference: _Difference | None) -> str:
 
 def _difference(log: _Log, other: _Log) -> _Difference | None:
     """The first figure that both logs have and that is not the same in them."""
-    for key in sorted(log.figures.keys() & other.figures.keys()):
-        here, there = log.figures[key], other.figures[key]
+    shared = _shared(log.entries, other.entries)
+    if shared in (len(log.entries), len(other.entries)):
+        return None  # one is the beginning of the other, as within a branch
+    figures, others = _figures(log.entries[shared:]), _figures(other.entries[shared:])
+    for key in sorted(figures.keys() & others.keys()):
+        here, there = figures[key], others[key]
         # As text, in which NaN is NaN; a figure that was logged twice agrees where one of its values does.
-        if {repr(value) for value in here}.isdisjoint(repr(value) for value in there):
+        apart = {repr(value) for value in here}.isdisjoint(repr(value) for value in there)
+        if apart and key not in _figures(log.entries[:shared]):
             return _Difference(*key, here[0], there[0])
     return None
+
+
+def _shared(entries: Sequence[object], others: Sequence[object]) -> int:
+    """How many entries at the beginning are the same in both."""
+    pairs = enumerate(zip(entries, others, strict=False))
+    return next(
+        (i for i, (one, other) in pairs if one is not other and one != other), min(len(entries), len(others))
+    )
+
+
+def _figures(entries: Sequence[object]) -> dict[tuple[int, str], list[float]]:
+    """(step, figure) -> its values, more than one where it was logged twice."""
+    figures: dict[tuple[int, str], list[float]] = {}
+    for entry in entries:
+        at = entry.get("step") if isinstance(entry, dict) else None
+        if isinstance(entry, dict) and is_step(at):
+            for figure in _FIGURES:
+                value = entry.get(figure)
+                if isinstance(value, int | float):
+                    figures.setdefault((int(at), figure), []).append(float(value))
+    return figures
 
 
 def _in_order(logs: Sequence[_Log]) -> bool:
     return all(early.written < late.written for early, late in itertools.pairwise(logs))
 
 
-def _one_text(paths: Sequence[Path]) -> bool:
-    """Whether each log is, byte by byte, the beginning of the last one: so it is in most runs, and none is parsed."""
-    last: bytes | None = None
-    for path in reversed(paths):
-        try:
-            history = _history(read_bytes(path))
-        except InputError:
-            continue  # there is none
-        last = history if last is None else last
-        if history is None or last is None or not last.startswith(history):
-            return False
-    return True
+def _logs(places: Mapping[int, Path]) -> list[_Log]:
+    """The logs of all checkpoints that have one, by step; none where all are of one branch.
+
+    Most logs are, byte by byte, the beginning of a later one. Only those that are of no other are parsed, one for each
+    branch, and in a run of one branch, as most are, not even that.
+    """
+    branches: list[list[_Text]] = []
+    for step, path in sorted(places.items(), reverse=True):
+        if (text := _text(step, path)) is not None:
+            own = next((branch for branch in branches if branch[0].history.startswith(text.history)), None)
+            if own is None:
+                branches.append([text])
+            else:
+                own.append(replace(text, history=b""))  # a hundred of them are not held in memory
+    if len(branches) < 2:
+        return []
+    return sorted((log for branch in branches for log in _parsed(branch)), key=lambda log: log.step)
 
 
-def _history(text: bytes) -> bytes | None:
-    """The entries of the log, as they are written; None where the file is not as transformers writes it."""
-    begin = text.find(_BEGIN)
-    end = text.find(_END, begin)
-    return text[begin:end] if 0 <= begin < end else None
+def _parsed(branch: Sequence[_Text]) -> list[_Log]:
+    """The logs of a branch, from the entries of its longest one; none where that is damaged."""
+    try:
+        entries = parse_json(b"{" + branch[0].history + b"\n]}", "its log")["log_history"]
+    except InputError:
+        return []
+    ends = [len(_ENTRY.findall(branch[0].history, 0, text.size)) for text in branch]
+    return [_Log(text.step, text.written, entries[:end]) for text, end in zip(branch, ends, strict=True)]
 
 
-def _log(step: int, path: Path) -> _Log | None:
+def _text(step: int, path: Path) -> _Text | None:
     """A trainer's log; None without one, or where it counts other steps than the run (a run joined from several)."""
     try:
-        state = parse_json(read_bytes(path), str(path))
-        written = os.stat(path).st_mtime_ns
+        whole, written = read_bytes(path), os.stat(path).st_mtime_ns
+        begin = whole.find(_BEGIN)
+        end = whole.find(_END, begin)
+        history = whole[begin:end] if 0 <= begin < end else b""
+        state = parse_json(whole[:begin] + _BEGIN + whole[end:] if history else whole, str(path))
     except (InputError, OSError):
         return None
-    history = state.get("log_history") if isinstance(state, dict) else None
-    if not isinstance(history, list) or state.get("global_step") != step:
+    log = state.get("log_history") if isinstance(state, dict) else None
+    if not isinstance(log, list) or state.get("global_step") != step:
         return None
-    figures: dict[tuple[int, str], list[float]] = {}
-    for entry in history:
-        at = entry.get("step") if isinstance(entry, dict) else None
-        if is_step(at):
-            for figure in _FIGURES:
-                value = entry.get(figure)
-                if isinstance(value, int | float):
-                    figures.setdefault((int(at), figure), []).append(float(value))
-    return _Log(step, written, figures)
+    history = history or _as_written(log)
+    return _Text(step, written, history, len(history))
+
+
+def _as_written(log: Sequence[object]) -> bytes:
+    """The entries of a log that somebody has written in another form, in that of transformers."""
+    return _BEGIN + b",".join(b"\n    " + json.dumps(entry).encode() for entry in log)

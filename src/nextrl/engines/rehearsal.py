@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from nextrl.engines.optimizers import held_in, unwrapped
 from nextrl.engines.schedules import leading, scheduler_itself, set_rate_factor
+from nextrl.tasks.evaluate import seeded
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,11 @@ _KNOWN = ("torch", "transformers")
 _FACTOR = 2.0  # that a schedule is tried with: a power of two, so that products are exact
 _METHODS = ("step", "get_lr")  # what makes the rates; a copy has them from the class
 _MOST = 10**4  # steps that are taken beforehand, at most
+_EACH, _FURTHER = (
+    200,
+    200,
+)  # steps after which rates are compared: so many in a row, then so many up to the end
+_LITTLE = 0.02  # of a group's highest rate: what rates may miss a factor by, as a floor of 1e-8 makes them
 
 
 class _Untried(Exception):
@@ -44,11 +50,12 @@ def rises(optimizer: Any, scheduler: Any, steps: int, heights: Sequence[float] =
     """
     index = leading(optimizer, heights)[0]
     try:
-        ahead = _ahead(optimizer, scheduler, steps)
-        now = next(ahead)[index]
-        for rates in ahead:
-            if not math.isclose(rates[index], now):
-                return rates[index] > now
+        with seeded(0):  # a schedule may draw its rates
+            ahead = _ahead(optimizer, scheduler, range(1, min(steps, _MOST) + 1))
+            now = next(ahead)[index]
+            for rates in ahead:
+                if not math.isclose(rates[index], now):
+                    return rates[index] > now
     except _Untried:
         log.debug("the schedule cannot be tried beforehand", exc_info=True)
         return None
@@ -59,7 +66,7 @@ def follows(optimizer: Any, scheduler: Any, steps: int) -> bool | None:
     """Whether a factor reaches each rate that the schedule sets in so many steps, as far as its class is not known.
 
     A schedule of a user's own that makes rates from its own `max_lr`, say, would set the next one as if nobody had
-    changed any.
+    changed any. Rates are compared after some steps, not after all: each may run a user's code.
 
     Returns:
         None where nobody knows, see `rises`.
@@ -67,14 +74,31 @@ def follows(optimizer: Any, scheduler: Any, steps: int) -> bool | None:
     if _is_known(scheduler_itself(scheduler)):
         return True
     try:
-        plain, scaled = _ahead(optimizer, scheduler, steps), _ahead(optimizer, scheduler, steps, _FACTOR)
-        for one, other in zip(plain, scaled, strict=False):
-            if not all(math.isclose(_FACTOR * a, b, rel_tol=1e-6) for a, b in zip(one, other, strict=True)):
-                return False
+        after = _some(steps)
+        with seeded(0):
+            plain = list(_ahead(optimizer, scheduler, after))
+        with seeded(0):  # the same numbers, where a schedule draws its rates
+            scaled = list(_ahead(optimizer, scheduler, after, _FACTOR))
     except _Untried:
         log.debug("the schedule cannot be tried beforehand", exc_info=True)
         return None
-    return True
+    heights = [max(rates) for rates in zip(_begun_from(optimizer), *plain, strict=True)]
+    return all(
+        abs(_FACTOR * a - b) <= _LITTLE * height
+        for one, other in zip(plain, scaled, strict=False)
+        for a, b, height in zip(one, other, heights, strict=True)
+    )
+
+
+def _some(steps: int) -> list[int]:
+    """The steps, of so many, after which rates are compared: the first ones, and others up to the last."""
+    further = (_EACH + (steps - _EACH) * i // _FURTHER for i in range(1, _FURTHER + 1))
+    return sorted({*range(1, min(steps, _EACH) + 1), *(step for step in further if step > _EACH)})
+
+
+def _begun_from(optimizer: Any) -> list[float]:
+    """The rates that a schedule began from, which are higher than all that are left of its decay."""
+    return [float(group.get("initial_lr", group["lr"])) for group in unwrapped(optimizer).param_groups]
 
 
 def _is_known(scheduler: Any) -> bool:
@@ -84,10 +108,13 @@ def _is_known(scheduler: Any) -> bool:
     return own and all(_is_known(inner) for inner in getattr(scheduler, "_schedulers", ()))
 
 
-def _ahead(optimizer: Any, scheduler: Any, steps: int, factor: float = 1.0) -> Iterator[list[float]]:
-    """The rates of all groups as they are, times a factor, and then after each of the coming steps.
+def _ahead(
+    optimizer: Any, scheduler: Any, after: Iterable[int], factor: float = 1.0
+) -> Iterator[list[float]]:
+    """The rates of all groups as they are, times a factor, and then after each of these coming steps (from 1 on).
 
-    Fewer than `steps` where the schedule ends before, as `OneCycleLR` does: what it said until then counts.
+    Fewer where the schedule ends before, as `OneCycleLR` does: what it said until then counts. One that sets its rates
+    by `last_epoch`, as torch's do, is put on where steps are left out; another one takes them for steps in a row.
 
     Raises:
         _Untried: not even one step can be taken.
@@ -95,16 +122,27 @@ def _ahead(optimizer: Any, scheduler: Any, steps: int, factor: float = 1.0) -> I
     stand_in, own = _copied(optimizer, scheduler_itself(scheduler))
     set_rate_factor(stand_in, own, factor)
     yield _rates(stand_in)
-    for step in range(min(steps, _MOST)):
+    taken = 0
+    for step in after:
+        _put_on(own, step - taken - 1)
         try:
             with warnings.catch_warnings():  # of a schedule that steps without its optimizer
                 warnings.simplefilter("ignore")
                 own.step()
         except Exception as error:
-            if not step:
+            if not taken:
                 raise _Untried("its first step") from error
             return
+        taken = step
         yield _rates(stand_in)
+
+
+def _put_on(schedule: Any, steps: int) -> None:
+    """Count so many steps of a schedule, and of those that it is made of, as taken."""
+    if isinstance(last := getattr(schedule, "last_epoch", None), int):
+        schedule.last_epoch = last + steps
+    for inner in getattr(schedule, "_schedulers", ()):
+        _put_on(inner, steps)
 
 
 def _rates(optimizer: Any) -> list[float]:

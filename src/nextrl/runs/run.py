@@ -7,7 +7,7 @@
     out/final/          the adapter at the end
     out/result.json, out/report.html    written last: a folder with both is finished
 
-Each file is written whole or not at all. A lock that dies with its process keeps a second process out of the folder.
+Each file is written whole or not at all. A lock keeps a second process out of the folder (`engines.folder_lock`).
 Under a launcher (`accelerate launch`) every process trains, and the first one alone reads and writes the folder.
 """
 
