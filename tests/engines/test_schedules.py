@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
     CyclicLR,
     LambdaLR,
+    LinearLR,
+    MultiStepLR,
     OneCycleLR,
     ReduceLROnPlateau,
     SequentialLR,
@@ -24,6 +26,7 @@ from transformers.optimization import GreedyLR, get_scheduler
 
 from nextrl import LeapCallback
 from nextrl.engines.memory import Memory
+from nextrl.engines.rehearsal import falls
 from nextrl.engines.run_rate import RunRate
 from nextrl.engines.schedules import RateCheck, falls_by_itself, rate_of, set_rate_factor, share_of
 from trl_runs import fresh_model, trainer
@@ -122,6 +125,40 @@ def test_schedules_that_lower_the_rate_when_they_see_fit_are_known() -> None:
     for name in ("OneCycleLR", "CyclicLR", "restarts", "plateau", "greedy"):
         assert falls_by_itself(SCHEDULES[name](optimizer()), 8, 11), name
     assert not falls_by_itself(None, 8, 11)
+
+
+def down(o: Any, start: int, steps: int) -> Any:
+    """Warm-up, stable, decay, of torch's own parts."""
+    parts = [LinearLR(o, 0.25, total_iters=2), ConstantLR(o, 1.0), LinearLR(o, 1.0, 0.01, total_iters=steps)]
+    return SequentialLR(o, parts, [2, start])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda o: MultiStepLR(o, [9], 0.1), True),
+        (lambda o: MultiStepLR(o, [12], 0.1), False),  # after the run's end
+        (lambda o: down(o, 9, 2), True),
+        (lambda o: down(o, 12, 2), False),
+        (lambda o: LinearLR(o, 0.1, total_iters=11), False),  # it rises to the end
+        (lambda o: ConstantLR(o, 1.0), False),
+        (lambda o: OneCycleLR(o, max_lr=2e-3, total_steps=12), True),
+        (lambda o: LambdaLR(o, lambda step: 1.0 if step < 9 else 0.1), True),
+        (lambda o: None, False),
+    ],
+)
+def test_whether_a_schedule_is_going_to_fall_is_tried_where_its_kind_does_not_say_it(
+    make: Any, expected: bool
+) -> None:
+    made = optimizer()
+    schedule = make(made)
+    for _ in range(7):  # the eighth step of eleven is to come
+        if schedule is not None:
+            made.step()
+            schedule.step()
+    before = made.param_groups[0]["lr"]
+    assert falls(made, schedule, 8, 11) is expected
+    assert made.param_groups[0]["lr"] == before
 
 
 # What a rate is a share of, and whose it is: a run as `RunRate` sees it.

@@ -7,6 +7,7 @@ nobody else knows. So its next steps are taken beforehand, on a copy. Neither th
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import warnings
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from nextrl.engines.optimizers import held_in, unwrapped
-from nextrl.engines.schedules import leading, scheduler_itself, set_rate_factor
+from nextrl.engines.schedules import falls_by_itself, leading, scheduler_itself, set_rate_factor
 from nextrl.tasks.evaluate import seeded
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,29 @@ def rises(optimizer: Any, scheduler: Any, steps: int, heights: Sequence[float] =
         log.debug("the schedule cannot be tried beforehand", exc_info=True)
         return None
     return False
+
+
+def falls(optimizer: Any, scheduler: Any, begin: int, end: int, heights: Sequence[float] = ()) -> bool:
+    """Whether the schedule lowers the rate between two steps of the run (from 1), the first being the one to come.
+
+    Args:
+        heights: see `schedules.share_of`.
+
+    Returns:
+        False, too, where nobody knows, see `rises`.
+    """
+    if (known := falls_by_itself(scheduler, begin, end)) is not None:
+        return known
+    index = leading(optimizer, heights)[0]
+    try:
+        with seeded(0):
+            ahead = [
+                rates[index] for rates in _ahead(optimizer, scheduler, range(1, min(end - begin, _MOST) + 1))
+            ]
+    except _Untried:
+        log.debug("the schedule cannot be tried beforehand", exc_info=True)
+        return False
+    return any(b < a and not math.isclose(a, b) for a, b in itertools.pairwise(ahead))
 
 
 def follows(optimizer: Any, scheduler: Any, steps: int) -> bool | None:

@@ -66,6 +66,9 @@ class RunRate:
             False,
         )  # ... that factor; whether the schedule has not moved since it changed
         self._follows = RateCheck()
+        self._falls: bool | None = (
+            None  # whether the schedule lowers the rate in the end, once that was asked
+        )
         self._began: tuple[State, float] | None = (
             None  # the step after a change of the rate: what is trained, rate
         )
@@ -223,11 +226,16 @@ class RunRate:
         run = self._run
         cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
         if memory.cooled == cooled or (
-            memory.cooled == 1.0
-            and (_lowered(run.share) or (cooled < 1.0 and run.falls_by_itself(step, run.max_steps)))
+            memory.cooled == 1.0 and (_lowered(run.share) or (cooled < 1.0 and self._falls_by_itself(step)))
         ):
             return
         self._scale_to(memory, cooled)
+
+    def _falls_by_itself(self, step: int) -> bool:
+        """Whether the schedule is going to; asked once, since each asking may try all steps that are left."""
+        if self._falls is None:
+            self._falls = self._run.falls_by_itself(step, self._run.max_steps)
+        return self._falls
 
     def run_ended(self, memory: Memory) -> None:
         """Give back what the end of the run took: whoever trains on begins with it."""

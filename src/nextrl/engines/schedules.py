@@ -164,12 +164,18 @@ def set_elsewhere(optimizer: Any, scheduler: Any) -> bool:
     )
 
 
-def falls_by_itself(scheduler: Any, begin: int, end: int) -> bool:
-    """Whether a schedule lowers the rate between two steps of the run (from 1), as far as that can be known."""
+def falls_by_itself(scheduler: Any, begin: int, end: int) -> bool | None:
+    """Whether a schedule's kind says that it lowers the rate between two steps of the run (from 1).
+
+    Returns:
+        None where its kind does not say it: `rehearsal.falls` tries it.
+    """
     inner = scheduler_itself(scheduler)
+    if inner is None:
+        return False
     if isinstance(inner, lr_scheduler.LambdaLR):
         return any(scale(end - 1) < scale(begin - 1) for scale in inner.lr_lambdas)
-    return any(name in _FALLING for name in _classes(inner))
+    return True if any(name in _FALLING for name in _classes(inner)) else None
 
 
 def _scale(scheduler: Any, optimizer: torch.optim.Optimizer, factor: float) -> None:

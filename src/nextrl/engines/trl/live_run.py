@@ -17,7 +17,7 @@ from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.optimizers import unwrapped
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rehearsal import follows, rises
+from nextrl.engines.rehearsal import falls, follows, rises
 from nextrl.engines.rollback import (
     Moments,
     parameters,
@@ -29,7 +29,6 @@ from nextrl.engines.rollback import (
 )
 from nextrl.engines.schedules import (
     base_rate,
-    falls_by_itself,
     rate_of,
     release,
     set_elsewhere,
@@ -87,7 +86,7 @@ class LiveRun:
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
-        return falls_by_itself(self.scheduler, begin, end)
+        return falls(self.optimizer, self.scheduler, begin, end, self.heights)
 
     def rises(self, steps: int) -> bool | None:
         """Whether the rate's next change, within so many steps, is a rise; None where nobody knows."""

@@ -32,11 +32,10 @@ from nextrl.engines.live_weights import all_finite, shrinking_parts
 from nextrl.engines.optimizer_state import copied, joined, put_back, split, took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
-from nextrl.engines.rehearsal import follows, rises
+from nextrl.engines.rehearsal import falls, follows, rises
 from nextrl.engines.schedules import (
     base_rate,
     base_rates,
-    falls_by_itself,
     rate_of,
     set_base_rate,
     set_rate_factor,
@@ -190,7 +189,7 @@ class Shards:
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
-        return falls_by_itself(self._scheduler, begin, end)
+        return falls(self._optimizer, self._scheduler, begin, end)
 
     def rises(self, steps: int) -> bool | None:
         """Whether the rate's next change, within so many steps, is a rise; None where nobody knows."""
