@@ -178,7 +178,8 @@ def test_inits_that_change_the_base_need_step_zero(tmp_path, init):
             rtol=1e-4,
             atol=1e-6,
         )
-    late = Trajectory.load(tmp_path, steps=[10, 20])
+    assert Trajectory.load(tmp_path, steps=[10, 20]).knows_start
+    late = Trajectory.load({step: tmp_path / f"checkpoint-{step}" for step in (10, 20)})
     with pytest.raises(InputError, match="checkpoint-0"):
         late.delta(late.modules[0], 0, 20)
 
