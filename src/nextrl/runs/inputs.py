@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nextrl.tasks.base import Split, Task
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _ENDS = 2**20  # bytes at either end of a file of weights: a 7B has too many to be read at each start
+_SHA256 = re.compile("[0-9a-f]{64}")
 _MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -53,6 +55,19 @@ def check(out: Path, now: dict[str, str]) -> None:
                 f"{out}: {part} changed since this run began{again}: restore them, choose another output_dir, or "
                 f"remove {path} to go on all the same"
             )
+
+
+def kept(out: Path) -> bool:
+    """Whether a folder holds digests, and not a file of somebody else's that has their name."""
+    try:
+        found = read_json(out / INPUTS)
+    except InputError:
+        return False
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(_SHA256.fullmatch(str(digest)) for digest in found.values())
+    )
 
 
 def keep(out: Path, now: dict[str, str]) -> None:
