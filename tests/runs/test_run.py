@@ -356,6 +356,14 @@ max_completion_length = 6
 """
 
 
+def with_files(folder: Path) -> RunConfig:
+    """A run in the folder, of a task file and a model that lie beside it."""
+    (folder / "task.py").write_text(TASK_FILE)
+    for part in tiny.load("chain"):
+        part.save_pretrained(folder / "base")
+    return config(folder / "run", "none", task=str(folder / "task.py"), model=str(folder / "base"))
+
+
 def changed_reward(folder: Path) -> None:
     (folder / "task.py").write_text(TASK_FILE + "\nreward = lambda completion, answer: 1.0\n")
 
@@ -373,25 +381,51 @@ def changed_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (changed_reward, "the task's file changed since this run began"),
+        (changed_reward, "the task's code changed since this run began"),
         (changed_examples, "the task's examples changed since this run began"),
-        (changed_weights, "the model's files changed since this run began"),
+        (changed_weights, "the model's weights and settings changed since this run began"),
     ],
 )
 def test_a_run_goes_on_only_with_what_it_began_with(
     tmp_path: Path, change: Callable[[Path], None], says: str
 ) -> None:
-    (tmp_path / "task.py").write_text(TASK_FILE)
-    for part in tiny.load("chain"):
-        part.save_pretrained(tmp_path / "base")
-    names = {"task": str(tmp_path / "task.py"), "model": str(tmp_path / "base")}
-    here = config(tmp_path / "run", "none", **names)
+    here = with_files(tmp_path)
     stop(here, 3)
     change(tmp_path)
     with pytest.raises(InputError, match=says):
         run(here)
     (tmp_path / "run" / "inputs.json").unlink()
     assert run(here).result is not None
+
+
+@pytest.mark.parametrize("name", ["keep", "write_bytes"], ids=["before the digests", "before the config"])
+def test_a_cut_while_a_run_is_begun_does_not_switch_the_check_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = with_files(tmp_path)
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.inputs if name == "keep" else module, name, cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(here)
+    half = tmp_path / "run" / ".inputs.json.k1ll3d"
+    half.parent.mkdir(exist_ok=True)
+    half.write_text("{")
+    stop(here, 3)
+    assert not half.exists()
+    changed_examples(tmp_path)
+    with pytest.raises(InputError, match="the task's examples changed since this run began"):
+        run(here)
+
+
+def test_a_file_of_somebody_else_s_that_has_the_name_of_the_digests_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "inputs.json").write_text('{"learning_rate": 0.1}')
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        run(config(tmp_path, "none"))
+    assert (tmp_path / "inputs.json").read_text() == '{"learning_rate": 0.1}'
 
 
 def test_more_prompts_than_there_are_for_an_algorithm_s_batch_are_refused(

@@ -32,7 +32,7 @@ from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
 from nextrl.runs.config_file import load
-from nextrl.runs.layout import CONFIG, FINAL, LEAPS, REPORT, RESULT, STOPPED, TRAJECTORY
+from nextrl.runs.layout import CONFIG, FINAL, INPUTS, LEAPS, REPORT, RESULT, STOPPED, TRAJECTORY
 from nextrl.runs.loop import RunFolder, train
 from nextrl.runs.report import write_report
 from nextrl.runs.result import Result, read_result, write_result
@@ -102,8 +102,7 @@ def run(
         if begun:
             inputs.check(out, made_of)
         else:
-            stack.enter_context(_claimed(out, config))
-            inputs.keep(out, made_of)
+            stack.enter_context(_claimed(out, config, made_of))
         found = _checkpoint(config, say)
         if stop_asked():
             ranks.tell(None)
@@ -152,7 +151,8 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
     except OSError as error:
         raise InputError(f"{out} cannot be read ({error.strerror}): choose another output_dir") from error
     if CONFIG not in inside:
-        if any(not name.startswith(".") for name in inside):
+        begun = {INPUTS} if inputs.kept(out) else set()  # and cut off before its config was written
+        if any(not name.startswith(".") for name in inside - begun):
             raise InputError(f"{out} is not empty and holds no run: choose another output_dir")
         return False
     theirs = load(out / CONFIG)
@@ -223,17 +223,20 @@ def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, config: RunConfig) -> Iterator[None]:
-    """Make the folder this run's, under its lock."""
+def _claimed(out: Path, config: RunConfig, made_of: dict[str, str]) -> Iterator[None]:
+    """Make the folder this run's, under its lock: the config comes last, so that no run is without its digests."""
     with claimed(out):
-        if not _check_folder(out, config):  # another process may have claimed it meanwhile
+        if _check_folder(out, config):  # another process may have claimed it meanwhile
+            inputs.check(out, made_of)
+        else:
+            inputs.keep(out, made_of)
             write_bytes(out / CONFIG, config.as_yaml().encode())
         yield
 
 
 def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | None:
     out, k, last = config.output_dir, config.train.save_every, config.train.steps
-    for name in (CONFIG, RESULT, REPORT, f"{TRAJECTORY}/{DECISIONS}"):
+    for name in (CONFIG, INPUTS, RESULT, REPORT, f"{TRAJECTORY}/{DECISIONS}"):
         half = out / name
         for temporary in half.parent.glob(
             f".{half.name}.*"
