@@ -111,8 +111,10 @@ def test_bf16_checkpoints_against_dense_float64():
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_broken_value_in_memory_names_module_and_step(broken):
-    traj = run((10, 20, 30))
-    traj.factors(20, "w")[0][1, 2] = broken
+    whole = run((10, 20, 30))
+    factors = [{module: whole.factors(step, module) for module in whole.modules} for step in whole.steps]
+    factors[1]["w"][0][1, 2] = broken
+    traj = Trajectory.from_factors(whole.steps, factors, scaling=1.5)
     with pytest.raises(InputError, match="w at step 20"):
         list(iter_spectra(traj, 10, workers=1))
 
