@@ -127,10 +127,11 @@ class Breaks(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """What is trained, the first moments and the rate where each step begins and ends."""
+    """What is trained, the first moments and the rate: where a step begins, as the optimizer leaves it, at its end."""
 
     def __init__(self) -> None:
         self.begins: dict[int, Any] = {}
+        self.stepped: dict[int, Any] = {}
         self.ends: dict[int, Any] = {}
 
     def _seen(self, kwargs: Any) -> Any:
@@ -140,6 +141,9 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begins[state.global_step + 1] = self._seen(kwargs)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stepped[state.global_step + 1] = self._seen(kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends[state.global_step] = self._seen(kwargs)

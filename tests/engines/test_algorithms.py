@@ -42,9 +42,9 @@ class Leaps(LeapCallback):
         super().__init__(policy=scripted_policy(controller, prompts=8), validation=VALIDATION)
         self.around: list[tuple[Any, Any, Any]] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def end_step(self, state: Any) -> None:
         start, before = self._session.memory.start, self._session.run.adapter.read()
-        super().on_step_end(args, state, control, **kwargs)
+        super().end_step(state)
         if state.global_step % 2 == 0:
             self.around.append((start, before, self._session.run.adapter.read()))
 

@@ -15,7 +15,7 @@ from trl_runs import trainer
 
 
 class Before(TrainerCallback):
-    """The whole adapter where each step begins, and where it ends before any leap."""
+    """The whole adapter where each step begins, and as the optimizer leaves it, before any leap."""
 
     def __init__(self) -> None:
         self.begins: list[State] = []
@@ -24,7 +24,7 @@ class Before(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begins.append(LiveAdapter(kwargs["model"]).read())
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends.append(LiveAdapter(kwargs["model"]).read())
 
 

@@ -104,8 +104,8 @@ class Delivered(TrainerCallback):
         self.adapter = trained_in(kwargs["model"])
         self.begins.append(self.adapter.read())
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = state.global_step
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step + 1
         self.now[step] = float(engine_s_differences(self.run, self.adapter, self.begins[-1]).max())
         if len(self.begins) > 1:
             self.before[step] = float(engine_s_differences(self.run, self.adapter, self.begins[-2]).mean())

@@ -60,7 +60,7 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     first = callback.decisions[0]
     assert (first.step, first.back, first.alpha) == (1, "step", -1.0)
     assert same(after.ends[1][0], before.begins[1][0])
-    assert not same(before.ends[1][0], before.begins[1][0])
+    assert not same(before.stepped[1][0], before.begins[1][0])
     assert after.ends[1][1] == []  # Adam has not taken a step yet
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
 
@@ -119,7 +119,7 @@ def test_a_step_to_nan_in_any_weight_is_taken_back(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks, model=model(), learning_rate=1e-4, max_steps=4).train()
     broken = next(d for d in callback.decisions if d.step == 3)
     assert broken.back
-    assert not all(t.isfinite().all() for t in before.ends[3][0].values())
+    assert not all(t.isfinite().all() for t in before.stepped[3][0].values())
     for step in (3, 4):
         assert all(t.isfinite().all() for t in after.ends[step][0].values())
 

@@ -84,7 +84,7 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     assert (first.step, first.back, first.alpha) == (1, "step", -1.0)
     assert first.learning_rate < 0.05
     assert same(after.ends[1][0], before.begins[1][0])
-    assert not same(before.ends[1][0], before.begins[1][0])
+    assert not same(before.stepped[1][0], before.begins[1][0])
     assert after.ends[1][1] == []  # Adam has not taken a step yet
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
 
@@ -99,7 +99,7 @@ def test_a_reckless_step_right_after_a_bold_one_begins_the_run_again(tmp_path: P
     assert (first.step, first.back, first.alpha) == (2, "run", -1.0)
     assert first.learning_rate <= 2e-3
     assert same(after.ends[2][0], before.begins[1][0])
-    assert not same(before.ends[2][0], before.begins[1][0])
+    assert not same(before.stepped[2][0], before.begins[1][0])
     assert after.ends[2][1] == []  # Adam has not taken a step yet
     assert after.ends[2][2] == pytest.approx(first.learning_rate)
     assert callback.decisions[0].claimed_steps == -2
@@ -365,7 +365,7 @@ def test_a_reckless_step_stays_where_the_rate_has_to_stay(tmp_path: Path) -> Non
     before, after = Watch(), Watch()
     callback = LeapCallback(config=QUIET, adapt_lr=False)
     trainer(tmp_path, [before, callback, after], learning_rate=0.5, max_steps=1).train()
-    assert same(after.ends[1][0], before.ends[1][0])
+    assert same(after.ends[1][0], before.stepped[1][0])
     assert not [d for d in callback.decisions if d.back]
 
 

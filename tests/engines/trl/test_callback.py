@@ -61,7 +61,7 @@ def scripted(*answers: tuple[float, float], search: tuple[float, ...] = ()) -> S
 
 
 class Watch(TrainerCallback):
-    """Snapshots at the end of every step, after the callbacks before it."""
+    """Snapshots at the end of every step, leaps included."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
@@ -76,13 +76,13 @@ class Watch(TrainerCallback):
 
 
 class Before(TrainerCallback):
-    """The same, before the callbacks after it."""
+    """The same as the optimizer leaves it, before any leap."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
         self.moments: list[list[torch.Tensor]] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.states.append(weights(kwargs["model"]))
         self.moments.append([s["exp_avg"].clone() for s in kwargs["optimizer"].state.values()])
 
@@ -516,7 +516,7 @@ def test_a_leap_that_makes_completions_run_on_is_refused(
         return scored if put else scored + 1.0  # longer, and better by its reward
 
     class Remember(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             at_rest.update(trainable(kwargs["model"]))
 
     at_rest: dict[str, torch.Tensor] = {}

@@ -39,8 +39,18 @@ class States(TrainerCallback):
         self.states.append(LiveAdapter(kwargs["model"]).read())
 
 
-def run(out: Path, callback: LeapCallback, **options: Any) -> tuple[States, States, Any]:
-    before, after = States(), States()
+class Before(TrainerCallback):
+    """The adapter as the optimizer leaves it in every step, before any leap."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(LiveAdapter(kwargs["model"]).read())
+
+
+def run(out: Path, callback: LeapCallback, **options: Any) -> tuple[Before, States, Any]:
+    before, after = Before(), States()
     model = fresh_model()
     before.states.append(LiveAdapter(model).read())
     built = trainer(out, [before, callback, after], model=model, **{"learning_rate": 1e-3, **options})
@@ -103,7 +113,7 @@ def test_a_leap_moves_no_factor_that_is_frozen(method: str, frozen: tuple[str, .
         if any(part in name for part in frozen):
             p.requires_grad_(False)
     held = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-    before, after = States(), States()
+    before, after = Before(), States()
     callback = LeapCallback(1, method, at=[5], horizon=2, alpha=2.0)
     built = trainer(tmp_path, [before, callback, after], model=model, learning_rate=2e-3, max_steps=5)
     built.train()

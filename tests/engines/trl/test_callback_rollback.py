@@ -26,9 +26,22 @@ class Watch(TrainerCallback):
         self.rates: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.see(kwargs)
+
+    def see(self, kwargs: Any) -> None:
         self.states.append(trainable(kwargs["model"]))
         self.moments.append(read_moments(kwargs["optimizer"]))
         self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+
+class Before(Watch):
+    """The same as the optimizer leaves it, before any leap."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.see(kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        pass
 
 
 def run(
@@ -40,7 +53,7 @@ def run(
 ) -> tuple[Any, LeapCallback, Watch, Watch]:
     """Windows of two steps; a leap of 3 with rate x 2 at step 4; training rewards as given by step."""
     policy = scripted_policy(Scripted([(0.0, 1.0), (3.0, 2.0)]))
-    callback, before, after = LeapCallback(policy=policy, validation=VALIDATION, **options), Watch(), Watch()
+    callback, before, after = LeapCallback(policy=policy, validation=VALIDATION, **options), Before(), Watch()
     built = trainer(
         out,
         [before, callback, after],

@@ -27,6 +27,16 @@ class States(TrainerCallback):
         self.states.append(LiveAdapter(kwargs["model"]).read())
 
 
+class Before(TrainerCallback):
+    """The adapter as the optimizer leaves it in every step, before any leap."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(LiveAdapter(kwargs["model"]).read())
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, *means: float) -> list[int]:
     """Validation rewards, one mean for each candidate that is asked about, staying put first; the rows asked for."""
     rest, asked = list(means), []
@@ -44,7 +54,7 @@ def run(
     out: Path, steps: int
 ) -> tuple[LeapCallback, list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
     callback = LeapCallback(policy=EffOpd(prompts=8), validation=VALIDATION)
-    before, after, model = States(), States(), fresh_model()
+    before, after, model = Before(), States(), fresh_model()
     before.states.append(LiveAdapter(model).read())
     trainer(out, [before, callback, after], model=model, learning_rate=1e-4, max_steps=steps).train()
     return callback, before.states, after.states

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from nextrl import LeapCallback
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood, log_probabilities
 from nextrl.errors import InputError
-from trl_runs import same, trainable
+from nextrl.tasks.bases import tiny
+from trl_runs import COMMON, RLVR_ONLY, demonstrations, fresh_model, same, trainable
 from trl_runs import sft_trainer as trainer
 
 
@@ -87,3 +89,70 @@ def test_rows_that_are_not_tokenised_are_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, [LeapCallback(every=2, validation=rows)], learning_rate=1e-6)
     with pytest.raises(InputError, match="eval_dataset"):
         run.train()
+
+
+def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A collator that tokenises by itself."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.padding_side = "right"
+    texts = [row["prompt"] + row["completion"] for row in rows]
+    batch = dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def as_it_is(out: Path, collator: Any, held_out: bool = True) -> SFTTrainer:
+    """A trainer that leaves its rows to the collator."""
+    common = {name: value for name, value in COMMON.items() if name not in RLVR_ONLY}
+    options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    sizes = {"per_device_train_batch_size": 8, "learning_rate": 1e-6}
+    return SFTTrainer(
+        model=fresh_model(),
+        args=SFTConfig(output_dir=str(out), **{**common, **options, **sizes}),
+        train_dataset=demonstrations(0, 100),
+        eval_dataset=demonstrations(300, 340) if held_out else None,
+        processing_class=tiny.tokenizer(),
+        data_collator=collator,
+    )
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_collator_that_tokenises_by_itself_is_taken_as_it_is(tmp_path: Path, held_out: bool) -> None:
+    run, callback = as_it_is(tmp_path, padded, held_out), LeapCallback(every=2)
+    rows = [demonstrations(340, 343)[i] for i in range(3)]
+    found = HeldOutLikelihood(run).rewards(rows, seed=0)
+    for row, score in zip(rows, found, strict=True):
+        loss = float(run.model(**padded([row])).loss.detach())
+        assert float(score) == pytest.approx(-loss, rel=1e-4)
+    run.add_callback(callback)
+    run.train()
+    assert callback.decisions[0].learning_rate > 1e-5
+
+
+def without_labels(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in padded(rows).items() if name != "labels"}
+
+
+def flat(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value.reshape(1, -1) for name, value in padded(rows).items()}
+
+
+def broken(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"labels": [row["answer"] for row in rows]}
+
+
+@pytest.mark.parametrize(
+    ("collator", "says"),
+    [
+        (without_labels, "makes batches without labels"),
+        (flat, "makes 1 rows of 2"),
+        (broken, "KeyError.*it has to take the rows of the dataset as they are"),
+    ],
+)
+def test_a_collator_whose_batches_cannot_be_scored_is_refused(
+    tmp_path: Path, collator: Any, says: str
+) -> None:
+    run = as_it_is(tmp_path, collator)
+    run.add_callback(LeapCallback(every=2))
+    with pytest.raises(InputError, match=says) as error:
+        run.train()
+    assert "\n" not in str(error.value)

@@ -47,14 +47,18 @@ class Seen:
 
 
 class Trace(TrainerCallback):
-    """The run where each step begins and ends; number 0 is the first step."""
+    """The run where each step begins, as the optimizer leaves it, and at its end; number 0 is the first step."""
 
     def __init__(self) -> None:
         self.begins: list[Seen] = []
+        self.stepped: list[Seen] = []
         self.ends: list[Seen] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begins.append(Seen(kwargs))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stepped.append(Seen(kwargs))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends.append(Seen(kwargs))
@@ -141,7 +145,7 @@ def assert_actions_are_exact(option: Option, out: Path, plain: Trace) -> None:
     assert [(d.step, d.back, d.rate_factor) for d in callback.decisions] == [(1, "step", 0.5), (2, "", 4.0)]
     assert same(after.ends[0].weights, before.begins[0].weights)
     assert alike(after.ends[0].moments, before.begins[0].moments)
-    assert same(before.ends[0].weights, plain.ends[0].weights)  # and the step itself had been the same
+    assert same(before.stepped[0].weights, plain.ends[0].weights)  # and the step itself had been the same
     factors = [1.0, 0.5, *[2.0] * (option.steps - 2)]
     for factor, theirs, ours in zip(factors, plain.begins, before.begins, strict=True):
         # Powers of two: equal to the bit.
@@ -155,7 +159,7 @@ def assert_a_leap_lands(option: Option, out: Path) -> None:
     callback = LeapCallback(policy=Leaping([(2.0, 1.0)], every=2))
     run = build(option, out, [before, callback, after], max_steps=2)
     run.train()
-    begin, end, leapt = before.begins[0], before.ends[1], after.ends[1]
+    begin, end, leapt = before.begins[0], before.stepped[1], after.ends[1]
     wanted = along(begin.adapter, end.adapter, 2.0)
     assert same(leapt.adapter, wanted)
     assert not same(leapt.adapter, end.adapter)

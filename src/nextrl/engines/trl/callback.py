@@ -141,6 +141,7 @@ class LeapCallback(TrainerCallback):
         self._trainer, self._on_leap = given.trainer, given.on_leap
         self._session: Session | None = None
         self._run: LiveRun | None = None
+        self._ended: int | None = None  # the step that was decided on
         self._delivered: int | None = None  # the step whose checkpoint is whole
 
     @property
@@ -169,7 +170,7 @@ class LeapCallback(TrainerCallback):
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
         trainer = self._training(state)
-        replaced = _Delivers.go_first(self, trainer.callback_handler)
+        replaced = _First.go_first(self, trainer.callback_handler)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise InputError(
                 "this trainer has two LeapCallbacks, which would write over each other: keep one"
@@ -201,7 +202,7 @@ class LeapCallback(TrainerCallback):
         before = self if self._session is not None else replaced
         if before is not None:
             before._undo(run, resumed)
-        self._run, self._delivered = run, None
+        self._run, self._ended, self._delivered = run, None, None
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if resumed is not None:
@@ -228,12 +229,18 @@ class LeapCallback(TrainerCallback):
         """See whether another callback has set the rate."""
         self._running().weights_updated(state.global_step)
 
+    def end_step(self, state: TrainerState) -> None:
+        """Note the step's reward; decide and act, at the end of a window or on the step alone."""
+        self._running().step_ended(state.global_step)
+        self._ended = state.global_step
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the step's reward; at the end of a window decide and act."""
+        """Have a checkpoint's memory ready; in its turn, since callbacks before may ask for one or move weights."""
         session = self._running()
-        session.step_ended(state.global_step)
+        if self._ended != state.global_step:  # another trainer's list is gone through than `trainer=`'s
+            self.end_step(state)
         if session.memory.waiting:
             control.should_save = True
         if control.should_save:
@@ -361,8 +368,12 @@ class LeapCallback(TrainerCallback):
         say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
 
-class _Delivers(TrainerCallback):
-    """Completes each checkpoint before other callbacks see it, who may copy it elsewhere; first in a trainer's list."""
+class _First(TrainerCallback):
+    """What is done before other callbacks look; first in a trainer's list, wherever its `LeapCallback` stands.
+
+    Others may keep the weights that they find at a step's end (a reference model that is mixed with them, a running
+    mean), so what is taken back is back by then. And they may copy a checkpoint elsewhere, which has to be whole.
+    """
 
     def __init__(self, owner: LeapCallback, handler: Any) -> None:
         self._owner, self._handler = owner, handler
@@ -372,18 +383,30 @@ class _Delivers(TrainerCallback):
         """Stand before all others. The list is a new one: the handler may be going through it.
 
         Returns:
-            The callback whose checkpoints were completed here before, where it is another one.
+            The callback that was stood for here before, where it is another one.
         """
         before = [callback._owner for callback in handler.callbacks if isinstance(callback, cls)]
         others = [callback for callback in handler.callbacks if not isinstance(callback, cls)]
         handler.callbacks = [cls(owner, handler), *others]
         return next((one for one in before if one is not owner), None)
 
+    @property
+    def _serves(self) -> bool:
+        """Whether the callback that it stands for is still there."""
+        return self._owner in self._handler.callbacks
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Decide on the step; who asks for a checkpoint is known later, in the owner's own turn."""
+        if self._serves:
+            self._owner.end_step(state)
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the memory into the checkpoint, unless the callback whose memory it is has been removed."""
-        if self._owner in self._handler.callbacks:
+        """Put the memory into the checkpoint."""
+        if self._serves:
             self._owner.deliver(args, state)
 
 

@@ -8,7 +8,7 @@ at: no lengths, no endings, no samples of the candidate's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.seam import Seam
-from nextrl.errors import InputError
+from nextrl.errors import InputError, shown
 from nextrl.judge.fresh_batch import BatchGain, likelihood_gain
 from nextrl.tasks.evaluate import inference
 
@@ -113,12 +113,12 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
     """(log-probabilities (length,) float32, 0 where not trained; mask of the trained tokens) of each row, in order.
 
     Raises:
-        InputError: the rows are not tokenised.
+        InputError: the trainer's collator makes no such batch of them as is scored (`collated`).
     """
     seam = Seam(trainer)
     batch = 1 if seam.packs_rows else trainer.args.per_device_train_batch_size
     for first in range(0, len(rows), batch):
-        inputs = seam.prepared([tokenised(r) for r in rows[first : first + batch]])
+        inputs = collated(seam, [rows[i] for i in range(first, min(first + batch, len(rows)))])
         labels = inputs.pop("labels")[:, 1:]
         with inference(trainer.model):
             logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()
@@ -127,15 +127,49 @@ def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tenso
         yield from zip(logps, mask, strict=True)
 
 
-def tokenised(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row, which is.
+def collated(seam: Seam, rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows as the trainer's collator makes a batch of them, with `labels`, on the model's device.
 
     Raises:
-        InputError: it is not.
+        InputError: it makes a batch without labels, or one that is not as long as the rows are many.
     """
-    if "input_ids" not in row:
+    inputs = seam.prepared(list(rows))
+    if inputs.get("labels") is None:
         raise InputError(
-            "validation rows of an SFTTrainer must be tokenised as its own are: give them to the trainer as "
-            "eval_dataset and leave validation= out"
+            "the trainer's data_collator makes batches without labels, by which an SFTTrainer's rows are scored: "
+            "have it add them, -100 where nothing is trained"
         )
-    return row
+    if not seam.packs_rows and len(inputs["labels"]) != len(rows):
+        raise InputError(
+            f"the trainer's data_collator makes {len(inputs['labels'])} rows of {len(rows)}, which cannot be scored "
+            "one by one: have it pad them"
+        )
+    return inputs
+
+
+def check_row(trainer: Any, row: Row, given: bool) -> None:
+    """See that the trainer's collator makes a batch of such rows, whether they are tokenised or it does that itself.
+
+    Args:
+        given: whether the row is one of `validation=`.
+
+    Raises:
+        InputError: it does not.
+    """
+    seam = Seam(trainer)
+    try:
+        with torch.random.fork_rng(), seam.untouched():  # a collator may draw random numbers
+            collated(seam, [row] if seam.packs_rows else [row, row])
+    except InputError:
+        raise
+    except Exception as error:  # whatever a collator of the user's raises
+        mend = (
+            "they must be as its own are after it has tokenised them: give them to the trainer as eval_dataset and "
+            "leave validation= out"
+            if given
+            else "it has to take the rows of the dataset as they are"
+        )
+        raise InputError(
+            f"the trainer's data_collator makes no batch of the rows to validate on ({type(error).__name__}: "
+            f"{shown(str(error))}); {mend}"
+        ) from error

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from nextrl.engines.candidate_scores import Row
-from nextrl.engines.trl.likelihood import tokenised
+from nextrl.engines.trl.likelihood import check_row
 from nextrl.engines.trl.rollouts import InGroups
 from nextrl.engines.trl.samplers import dataset_sampler, replace_dataset_sampler, training_loader
 from nextrl.engines.trl.seam import Seam
@@ -43,7 +43,7 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> tuple[Sequence[Ro
 
     Raises:
         InputError: there are fewer than 2 rows, or none can be held back; a row cannot be scored as those of training
-            are: it is no dict, lacks a column that training's have, or is not tokenised (SFT).
+            are: it is no dict, lacks a column that training's have, or the collator makes no batch of it (SFT).
     """
     group, own = Seam(trainer).group, given is not None
     given = given if own else getattr(trainer, "eval_dataset", None)
@@ -56,7 +56,10 @@ def validation_rows(trainer: Any, given: Any, prompts: int) -> tuple[Sequence[Ro
             f"validation has {len(rows)} rows: give at least 2, better {max(2, 4 * prompts // group)}"
         )
     if given is not None:
-        _check(trainer, rows, "validation" if own else "the eval_dataset, on which leaps are validated,")
+        what = "validation" if own else "the eval_dataset, on which leaps are validated,"
+        _check(trainer, rows, what, own)
+    elif not Seam(trainer).generates:
+        check_row(trainer, rows[0], False)
     if prompts < 2 * group:
         say(
             log,
@@ -83,7 +86,7 @@ def _indexable(given: Any, most: int) -> Sequence[Row]:
     return list(itertools.islice(iter(given), most))
 
 
-def _check(trainer: Any, rows: Sequence[Row], what: str) -> None:
+def _check(trainer: Any, rows: Sequence[Row], what: str, given: bool) -> None:
     """See that rows can be scored: what they lack would be found out in the middle of the run otherwise.
 
     A column that a reward function names, and has no default for, has to be there. Of another one that the training
@@ -91,6 +94,7 @@ def _check(trainer: Any, rows: Sequence[Row], what: str) -> None:
 
     Args:
         what: the rows' name, for the warning.
+        given: whether they are those of `validation=`.
     """
     generates = Seam(trainer).generates
     columns = _columns(trainer) if generates else set()
@@ -102,7 +106,7 @@ def _check(trainer: Any, rows: Sequence[Row], what: str) -> None:
                 f"{shown(row)}"
             )
         if not generates:
-            tokenised(row)
+            check_row(trainer, dict(row), given)
             continue
         missing = columns - row.keys()
         if missing & needed:
