@@ -1,6 +1,7 @@
 """What nextrl adds to a TRL run on the default task, as ratios measured in one run.
 
     python benchmarks/bench_loop.py [--steps 60]
+    python benchmarks/bench_loop.py --sft --steps 200 --rate 1e-2    # SFT alone: what `auto` reads beside training
 
 Engine: wall time of a step over bare model time (generation, forward, backward, optimizer) in the same steps.
 Callback: CPU time of the callback's own hooks (saving its memory apart) over that of the rest of the run, for `auto`
@@ -22,6 +23,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
 from nextrl.engines import memory
 from nextrl.engines.settings import LoraSettings, TrainSettings
@@ -31,7 +34,7 @@ from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.resume import Resumable
-from nextrl.tasks import get
+from nextrl.tasks import chain, get
 from nextrl.tasks.bases import tiny
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -139,8 +142,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rate", type=float, default=5e-5, help="learning rate of the run with the callback")
     parser.add_argument("--tokens", type=int, default=0, help="of each completion; 0: as the task has them")
+    parser.add_argument(
+        "--sft", action="store_true", help="SFTTrainer with `auto` at batch sizes 1 and 8, alone"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.sft:
+        for batch in (1, 8):
+            print(supervised(options.steps, options.rate, batch))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         seconds, wall, *_ = measure(options.steps, 5e-5, folder / "plain", None)
@@ -169,6 +179,53 @@ def main() -> None:
         )
         print(f"completions searched: {callback.costs.search_completions}")
         named_method(options.steps, options.rate, folder / "named", options.tokens)
+
+
+def supervised(steps: int, rate: float, batch: int) -> str:
+    """Rows through the model and CPU time of SFT on the task's demonstrations with `auto`, over those without it."""
+    rows, cpu = zip(*(fine_tuned(steps, rate, batch, auto) for auto in (False, True)), strict=True)
+    return (
+        f"SFT at batch size {batch}, {steps} steps: {rows[0]} rows plain, {rows[1]} with auto, which reads "
+        f"{(rows[1] - rows[0]) / steps:.1f} more a step; CPU time {cpu[1] / cpu[0]:.1f} times that of plain"
+    )
+
+
+def fine_tuned(steps: int, rate: float, batch: int, auto: bool) -> tuple[int, float]:
+    """(rows through the model, CPU seconds of training) of one SFT run."""
+    examples, rows = get("chain").examples("train")[:364], 0
+    texts = Dataset.from_list([{"prompt": e.prompt, "completion": chain.solve(e.prompt)} for e in examples])
+    model, tokenizer = tiny.load("chain")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=with_adapter(model, LoraSettings(r=4, alpha=8, target_modules=["q_proj", "down_proj"]), 0),
+            args=SFTConfig(
+                output_dir=folder,
+                max_steps=steps,
+                learning_rate=rate,
+                lr_scheduler_type="constant",
+                per_device_train_batch_size=batch,
+                save_strategy="no",
+                bf16=False,
+                gradient_checkpointing=False,
+                use_cpu=True,
+                report_to="none",
+                disable_tqdm=True,
+                logging_steps=steps,
+            ),
+            train_dataset=texts.select(range(300)),
+            eval_dataset=texts.select(range(300, 364)),
+            processing_class=tokenizer,
+            callbacks=[LeapCallback()] if auto else [],
+        )
+
+        def count(model: Any, given: Any, options: Any) -> None:
+            nonlocal rows
+            rows += len(options["input_ids"])
+
+        trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+        began = time.process_time()
+        trainer.train()
+        return rows, time.process_time() - began
 
 
 def named_method(steps: int, rate: float, folder: Path, tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from trl import SFTConfig, SFTTrainer
 
 from nextrl import LeapCallback
 from nextrl.engines.live_adapter import LiveAdapter
+from nextrl.engines.trl import fresh_rollouts
+from nextrl.engines.trl.fresh_rollouts import AT_LEAST
 from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood, log_probabilities
 from nextrl.errors import InputError
 from nextrl.tasks.bases import tiny
@@ -156,3 +159,83 @@ def test_a_collator_whose_batches_cannot_be_scored_is_refused(
     with pytest.raises(InputError, match=says) as error:
         run.train()
     assert "\n" not in str(error.value)
+
+
+class Passes:
+    """Rows of each pass through a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.rows: list[int] = []
+        model.register_forward_hook(self._seen, with_kwargs=True)
+
+    def _seen(self, model: Any, given: Any, options: Any, out: Any) -> None:
+        self.rows.append(len(options["input_ids"]))
+
+    def new(self) -> int:
+        """Rows since this was last asked."""
+        found, self.rows = sum(self.rows), []
+        return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulated", "most", "texts"),
+    [(1, 1, 512, 8), (1, 20, 512, 20), (8, 1, 512, 8), (8, 2, 512, 16), (32, 1, 512, 32), (8, 4, 12, 16)],
+)
+def test_a_step_s_movement_is_read_on_as_many_texts_as_the_step_has(
+    tmp_path: Path, batch: int, accumulated: int, most: int, texts: int
+) -> None:
+    run = trainer(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated)
+    adapter = LiveAdapter(run.model)
+    fresh = FreshTexts(run, adapter, [run.eval_dataset[i] for i in range(32)])
+    passes, start = Passes(run.model), adapter.read()
+    fresh.moved(start, most)
+    assert passes.new() == 2 * texts
+
+
+def test_of_long_texts_as_many_are_read_as_hold_enough_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh_rollouts, "TOKENS", 30)
+    run = trainer(tmp_path, per_device_train_batch_size=32)
+    adapter = LiveAdapter(run.model)
+    fresh = FreshTexts(run, adapter, [run.eval_dataset[i] for i in range(32)])
+    passes = Passes(run.model)
+    fresh.moved(adapter.read())
+    assert passes.new() == 2 * AT_LEAST
+
+
+def test_the_anchor_is_read_once_in_a_look_and_anew_where_it_is_another(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    adapter = LiveAdapter(run.model)
+    fresh = FreshTexts(run, adapter, [run.eval_dataset[i] for i in range(32)])
+    passes, anchor = Passes(run.model), adapter.read()
+    further = {n: t + 0.02 if "lora_B" in n else t for n, t in anchor.items()}
+    adapter.write(further)
+    found = []
+    # 8 texts of both; 8 of the present weights; all of a candidate and what is left of the anchor; all of the next.
+    for rows, asked in [(16, fresh.moved), (8, fresh.moved), (56, fresh.gain), (32, fresh.gain)]:
+        found.append(asked(anchor) if asked == fresh.moved else asked(anchor, further))
+        assert passes.new() == rows
+    assert found[0] == found[1] > 0.0
+    assert found[2] == found[3]
+    assert same(adapter.read(), further)
+    other = {n: t.clone() for n, t in further.items()}
+    assert fresh.moved(other) == 0.0
+    assert passes.new() == 16
+    for t in other.values():  # the same tensors with other values
+        t.mul_(1.5)
+    assert fresh.moved(other) > 0.0
+    assert passes.new() == 16
+    fresh.stop()
+    fresh.moved(other)
+    assert passes.new() == 16
+
+
+def test_a_look_keeps_no_copy_of_the_weights_alive(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    adapter = LiveAdapter(run.model)
+    fresh, anchor = FreshTexts(run, adapter, [run.eval_dataset[0]]), adapter.read()
+    kept = weakref.ref(next(iter(anchor.values())))
+    fresh.moved(anchor)
+    del anchor
+    assert kept() is None

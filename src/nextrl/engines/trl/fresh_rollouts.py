@@ -264,9 +264,18 @@ def _key(row: Tensor) -> bytes:
 
 
 def _enough(rows: _Rows, most: int) -> int:
-    """How many completions hold `TOKENS` tokens, from `AT_LEAST` to `most`; the trainer has shuffled them."""
-    tokens = rows.mask.sum(1).cumsum(0)
-    return max(min(AT_LEAST, most), min(most, 1 + int((tokens < TOKENS).sum())))
+    """How many completions a step's movement is read on; the trainer has shuffled them."""
+    return enough(rows.mask.sum(1), most)
+
+
+def enough(tokens: Tensor, most: int) -> int:
+    """How many of some rows hold `TOKENS` tokens, from `AT_LEAST` to `most`.
+
+    Args:
+        tokens: (n,) of each row, in the order in which rows are taken.
+        most: rows that are asked for at most.
+    """
+    return max(min(AT_LEAST, most), min(most, 1 + int((tokens.cumsum(0) < TOKENS).sum())))
 
 
 def _cut(rows: _Rows, most: int) -> _Rows:

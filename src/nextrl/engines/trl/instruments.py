@@ -16,7 +16,9 @@ from nextrl.engines.trl.likelihood import FreshTexts, HeldOutLikelihood
 from nextrl.engines.trl.rollouts import RewardMeter, TrainerRollouts
 from nextrl.engines.trl.seam import Seam
 
-_TEXTS = 32  # that other weights are judged on
+_TEXTS = 32
+"""Texts that a window is judged on, whatever the batch size: its evidence is a t-test over them, and too few texts
+would take windows back, and raise rates, by chance. Of a single step fewer are read (`FreshTexts`)."""
 
 
 @dataclass(frozen=True)

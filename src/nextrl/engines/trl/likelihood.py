@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.live_weights import LiveWeights, State
+from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
+from nextrl.engines.trl.fresh_rollouts import AT_LEAST, enough
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError, shown
 from nextrl.judge.fresh_batch import BatchGain, likelihood_gain
@@ -66,65 +70,150 @@ class HeldOutLikelihood:
         """Nothing is sampled before a leap."""
 
 
+Reading = tuple[Tensor, Tensor]
+"""Log-probabilities of a text's tokens (length,), 0 where not trained, and the mask of the trained ones (length,)."""
+
+
 class FreshTexts:
     """Judges other weights on held-out texts, as `FreshRollouts` does on rollouts.
+
+    A look, from the end of one step to that of the next, reads the anchor once, whatever it is asked. How far a step
+    moved the policy is read on few texts, a window's gain on all of them.
 
     Args:
         trainer: TRL's SFTTrainer.
         adapter: what candidates are written into; it is left as it was.
-        rows: held-out rows. Every process measures all of them.
+        rows: held-out rows. Every process measures the same ones.
     """
 
     repeatable: bool | None = None  # asked of training passes, of which none is used here
 
     def __init__(self, trainer: Any, adapter: LiveWeights, rows: Sequence[Row]) -> None:
         self._trainer, self._adapter, self._texts = trainer, adapter, rows
+        self._anchored = _Anchored()
+        # Every look goes through the same batches, so that half precision rounds a text alike under all weights, and
+        # no batch is longer than the few texts of a step: what it does not need is not read.
+        self._batch = min(AT_LEAST, _batch(trainer))
 
     def listen(self, moments: Any = None) -> None:
-        """Nothing: texts are the same at every step."""
+        """Nothing is heard, since texts are the same at every step; what the last look read is forgotten."""
+        self._anchored = _Anchored()
 
     def stop(self) -> None:
-        """Nothing."""
+        """The step is over: what was read before it is forgotten, since weights beside the adapter may have changed."""
+        self._anchored = _Anchored()
 
-    def moved(self, anchor: State, most: int = 0) -> float:
-        """Divergence between the anchor and the present weights, nats per token (`log(p_now / p_anchor)^2 / 2`)."""
-        pairs = list(zip(self._read(None), self._read(anchor), strict=True))
+    def moved(self, anchor: State, most: int = MOST) -> float:
+        """Divergence between the anchor and the present weights, nats per token (`log(p_now / p_anchor)^2 / 2`).
+
+        Mean over the tokens of `most` texts, of fewer where these are long or a step is trained on fewer (`_few`).
+        """
+        texts = self._few(most)
+        pairs = list(zip(self._read(0, texts), self._read_anchor(anchor, texts), strict=True))
         nats = sum(float((now - before).square().sum()) / 2 for (now, _), (before, _) in pairs)
         return nats / max(1, sum(int(mask.sum()) for (_, mask), _ in pairs))
 
     def gain(self, anchor: State, candidate: State) -> BatchGain:
-        """How much more likely the candidate makes the texts than the anchor does, in nats per text."""
-        pairs = list(zip(self._read(candidate), self._read(anchor), strict=True))
+        """How much more likely the candidate makes the texts than the anchor does, in nats per text.
+
+        All texts are read, however small the batches of training are: the certainty of a gain grows with their number,
+        and what is decided by it (a window taken back, a higher rate) lasts.
+        """
+        texts = len(self._texts)
+        with self._adapter.holding(candidate):
+            found = self._read(0, texts)
+        pairs = list(zip(found, self._read_anchor(anchor, texts), strict=True))
         length = max(len(mask) for (_, mask), _ in pairs)
         ratios, masks = (torch.zeros(len(pairs), length) for _ in range(2))
         for row, ((now, mask), (before, _)) in enumerate(pairs):
             ratios[row, : len(mask)], masks[row, : len(mask)] = (now - before).cpu(), mask.cpu()
         return likelihood_gain(ratios, masks)
 
-    def _read(self, state: State | None) -> list[tuple[Tensor, Tensor]]:
-        """(log-probabilities, mask) of each text, under other weights or the present ones."""
-        if state is None:
-            return list(log_probabilities(self._trainer, self._texts))
-        with self._adapter.holding(state):
-            return list(log_probabilities(self._trainer, self._texts))
+    def _few(self, most: int) -> int:
+        """How many texts a step's movement is read on, in whole batches.
+
+        As many as hold `TOKENS` tokens, as of rollouts; and no more than a step is trained on, since a look at it would
+        else take more passes than the step. `AT_LEAST` of them all the same, however small the step: nats per token of
+        one text say little of others.
+        """
+        args = self._trainer.args
+        trained = int(args.per_device_train_batch_size) * int(args.gradient_accumulation_steps)
+        few = enough(self._tokens, min(most, max(AT_LEAST, trained)))
+        return min(len(self._texts), -(-few // self._batch) * self._batch)
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        """(n,) trained tokens of each text; no pass is taken for it."""
+        found = _batches(self._trainer, self._texts, self._batch)
+        return torch.cat([(labels != -100).sum(1).cpu() for _, labels in found])
+
+    def _read_anchor(self, anchor: State, texts: int) -> list[Reading]:
+        """The first texts under the anchor; those are not read again that were under this one."""
+        if not self._anchored.is_of(anchor):
+            self._anchored = _Anchored(anchor)
+        known = self._anchored.readings
+        if len(known) < texts:
+            with self._adapter.holding(anchor):
+                known += self._read(len(known), texts)
+        return known[:texts]
+
+    def _read(self, first: int, stop: int) -> list[Reading]:
+        """Some of the texts under the weights that the model now has."""
+        rows = [self._texts[i] for i in range(first, stop)]
+        return list(log_probabilities(self._trainer, rows, self._batch))
 
 
-def log_probabilities(trainer: Any, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
+class _Anchored:
+    """What texts were found to be under one anchor, as long as its tensors are the same and hold the same values.
+
+    They are known by weak references: a copy of all weights must not live on for what was read under it.
+
+    Attributes:
+        readings: of the first texts.
+    """
+
+    def __init__(self, anchor: State | None = None) -> None:
+        self.readings: list[Reading] = []
+        self._of = None if anchor is None else {n: (ref(t), t._version) for n, t in anchor.items()}
+
+    def is_of(self, anchor: State) -> bool:
+        """Whether this is the anchor, unchanged."""
+        known = self._of
+        return (
+            known is not None
+            and known.keys() == anchor.keys()
+            and all(known[n][0]() is t and known[n][1] == t._version for n, t in anchor.items())
+        )
+
+
+def log_probabilities(trainer: Any, rows: Sequence[Row], batch: int | None = None) -> Iterator[Reading]:
     """(log-probabilities (length,) float32, 0 where not trained; mask of the trained tokens) of each row, in order.
+
+    Args:
+        batch: rows of one pass; None for as many as the trainer's own have.
 
     Raises:
         InputError: the trainer's collator makes no such batch of them as is scored (`collated`).
     """
-    seam = Seam(trainer)
-    batch = 1 if seam.packs_rows else trainer.args.per_device_train_batch_size
-    for first in range(0, len(rows), batch):
-        inputs = collated(seam, [rows[i] for i in range(first, min(first + batch, len(rows)))])
-        labels = inputs.pop("labels")[:, 1:]
+    for inputs, labels in _batches(trainer, rows, batch or _batch(trainer)):
         with inference(trainer.model):
             logits = trainer.model(**inputs, use_cache=False).logits[:, :-1].float()
         mask = labels != -100
         logps = torch.gather(logits.log_softmax(-1), -1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1) * mask
         yield from zip(logps, mask, strict=True)
+
+
+def _batch(trainer: Any) -> int:
+    """Rows that one pass takes."""
+    return 1 if Seam(trainer).packs_rows else int(trainer.args.per_device_train_batch_size)
+
+
+def _batches(trainer: Any, rows: Sequence[Row], batch: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """(what the model is given, labels of the tokens that it predicts) of so many rows at a time."""
+    seam = Seam(trainer)
+    for first in range(0, len(rows), batch):
+        inputs = collated(seam, [rows[i] for i in range(first, min(first + batch, len(rows)))])
+        yield inputs, inputs.pop("labels")[:, 1:]
 
 
 def collated(seam: Seam, rows: Sequence[Row]) -> dict[str, Any]:
