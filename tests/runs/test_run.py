@@ -381,9 +381,9 @@ def changed_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (changed_reward, "the task's file changed since this run began"),
+        (changed_reward, "the task's code changed since this run began"),
         (changed_examples, "the task's examples changed since this run began"),
-        (changed_weights, "the model's files changed since this run began"),
+        (changed_weights, "the model's weights and settings changed since this run began"),
     ],
 )
 def test_a_run_goes_on_only_with_what_it_began_with(

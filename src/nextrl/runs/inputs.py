@@ -11,26 +11,35 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from nextrl.checkpoints.atomic import sha256, write_json
+from nextrl.checkpoints.atomic import write_json
 from nextrl.errors import InputError
-from nextrl.files import read_json, regular_file
+from nextrl.files import parse_json, read_json, regular_file
+from nextrl.runs import source_code
 from nextrl.runs.layout import INPUTS
 from nextrl.tasks.base import Split, Task
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_ENDS = 2**20  # bytes at either end of a file of weights: a 7B has too many to be read at each start
+_ENDS = 2**20  # bytes at either end of a file: a 7B has too many to be read at each start
+_PIECE = (
+    2**12
+)  # bytes at the start and in the middle of each tensor: a merge changes some tensors and no file's size
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def digests(task: Task, task_name: str, model_name: str) -> dict[str, str]:
-    """Name of a part -> its SHA-256: the task's examples, its file, and the model's files, where these are local."""
+    """Name of a part -> its SHA-256: the task's examples, its code, and the model's files, where these are local.
+
+    Raises:
+        InputError: a file of these cannot be read.
+    """
     found = {"the task's examples": _digest(_rows(task))}
-    if (file := Path(task_name.partition("?")[0]).expanduser()).is_file():
-        found["the task's file"] = sha256(file)
+    if task_name.endswith(".py") and (file := Path(task_name).expanduser()).is_file():
+        found["the task's code"] = _digest(source_code.code(file))
     if (folder := Path(model_name).expanduser()).is_dir():
-        found["the model's files"] = _digest(_model(folder))
+        found["the model's weights and settings"] = _digest(_model(folder))
     return found
 
 
@@ -47,7 +56,8 @@ def check(out: Path, now: dict[str, str]) -> None:
     for part, digest in now.items():
         if isinstance(before, dict) and before.get(part, digest) != digest:
             again = (
-                " (examples have to be the same each time: seed what shuffles them)"
+                " (examples have to be the same each time: seed what shuffles them; where the order of a set is in "
+                "them, they are so only under one PYTHONHASHSEED)"
                 if "examples" in part
                 else ""
             )
@@ -88,9 +98,28 @@ def _model(folder: Path) -> Iterator[bytes]:
             with regular_file(path).open("rb") as file:
                 size = file.seek(0, 2)
                 yield str(size).encode()
-                for start in {0, max(0, size - _ENDS)}:
+                ends = [(0, _ENDS), (max(0, size - _ENDS), _ENDS)]
+                for start, length in [
+                    *ends,
+                    *(_tensors(file, size) if path.suffix == ".safetensors" else ()),
+                ]:
                     file.seek(start)
-                    yield file.read(_ENDS)
+                    yield file.read(length)
+
+
+def _tensors(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """(first byte, bytes) of two pieces of each tensor in a safetensors file; none where its header cannot be read."""
+    file.seek(0)
+    begin = 8 + int.from_bytes(file.read(8), "little")
+    try:
+        header = parse_json(file.read(begin - 8), file.name) if begin <= size else None
+    except InputError:
+        return
+    for name, entry in sorted(header.items()) if isinstance(header, dict) else ():
+        match entry:
+            case {"data_offsets": [int(first), int(last)]} if name != "__metadata__" and 0 <= first < last:
+                for start in (first, (first + last) // 2):
+                    yield begin + start, min(_PIECE, last - start)
 
 
 def _digest(parts: Iterator[bytes]) -> str:

@@ -1,0 +1,97 @@
+"""What a run is made of: what its digests notice, and what they let be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nextrl.runs import inputs
+from nextrl.tasks import base
+
+TASK = """\
+'''Sums.'''
+from helper import right
+def examples(split):
+    return [{"prompt": f"{split}{i}=", "answer": str(i)} for i in range(8)]
+def reward(completion, answer):
+    "Whether it is right."
+    from kit.score import score
+    return score(right(completion, answer))
+"""
+
+
+def write_task(folder: Path) -> Path:
+    (folder / "kit").mkdir()
+    (folder / "kit" / "__init__.py").write_text("")
+    (folder / "kit" / "score.py").write_text("def score(right): return float(right)\n")
+    (folder / "helper.py").write_text("def right(c, a): return c.strip() == a\n")
+    path = folder / "task.py"
+    path.write_text(TASK)
+    return path
+
+
+def edit(name: str, before: str, after: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        assert before in path.read_text()
+        path.write_bytes(path.read_text().replace(before, after).encode())
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed"),
+    [
+        (edit("task.py", "def reward", "# a comment\n\ndef reward"), False),
+        (edit("task.py", "\n", "\r\n"), False),
+        (edit("task.py", "Whether it is right.", "True where it is."), False),
+        (edit("task.py", "Sums.", "Short sums."), False),
+        (edit("helper.py", "return", "return  "), False),
+        (edit("task.py", "score(right(", "score(not right("), True),
+        (edit("helper.py", "c.strip() == a", "True"), True),
+        (edit("kit/score.py", "float(right)", "1.0"), True),
+    ],
+)
+def test_the_code_of_a_task_is_its_own_and_that_of_what_lies_beside_it(
+    tmp_path: Path, change: Callable[[Path], object], noticed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(write_task(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = inputs.digests(base.get(name), name, "tiny")
+    change(tmp_path)
+    after = inputs.digests(base.get(name), name, "tiny")
+    assert [part for part in before if before[part] != after[part]] == ["the task's code"] * noticed
+
+
+def test_of_a_jsonl_file_only_the_examples_count(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    found = []
+    for more in ({}, {"note": "ignored"}):
+        rows = [{"prompt": f"p{i}", "answer": str(i), **more} for i in range(300)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        found.append(inputs.digests(base.get(str(path)), str(path), "tiny"))
+    assert found[0] == found[1]
+    assert list(found[0]) == ["the task's examples"]
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_an_adapter_merged_into_a_layer_in_the_middle_is_noticed(tmp_path: Path, layer: int) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = {f"model.layers.{i}.q_proj.weight": torch.randn(600, 600) for i in range(4)}
+    weights |= {name: torch.randn(600, 600) for name in ("model.embed_tokens.weight", "model.norm.weight")}
+    task, found = base.get("chain"), []
+    for _ in range(2):
+        save_file(weights, tmp_path / "model.safetensors")
+        found.append(inputs.digests(task, "chain", str(tmp_path)))
+        weights[f"model.layers.{layer}.q_proj.weight"] += 1
+    assert found[0] != found[1]
+
+
+def test_a_damaged_header_is_the_loader_s_to_name(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((10**15).to_bytes(8, "little") + b"{")
+    assert inputs.digests(base.get("chain"), "chain", str(tmp_path))
