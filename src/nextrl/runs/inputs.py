@@ -56,8 +56,8 @@ def check(out: Path, now: dict[str, str]) -> None:
     for part, digest in now.items():
         if isinstance(before, dict) and before.get(part, digest) != digest:
             again = (
-                " (examples have to be the same each time: seed what shuffles them; where a set or its order is in them, they "
-                "are so only under one PYTHONHASHSEED)"
+                " (examples have to be the same each time: seed what shuffles them; where the order of a set is in "
+                "them, they are so only under one PYTHONHASHSEED)"
                 if "examples" in part
                 else ""
             )

@@ -62,7 +62,7 @@ def _beside(name: str, folder: Path) -> list[Path]:
 
 
 def _form(node: object) -> object:
-    """A syntax tree as nested tuples, without docstrings and places, and without empty fields: Pythons differ in them."""
+    """A syntax tree as nested tuples, without docstrings, places, and empty fields, in which Pythons differ."""
     if isinstance(node, list):
         return tuple(map(_form, node))
     if not isinstance(node, ast.AST):
