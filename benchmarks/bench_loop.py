@@ -91,6 +91,7 @@ def clock_hooks(callback: LeapCallback, seconds: dict[str, float]) -> dict[str, 
         return wrapper
 
     callback.on_step_begin = clocked(callback.on_step_begin)  # type: ignore[method-assign]
+    callback.end_step = clocked(callback.end_step)  # type: ignore[method-assign]
     callback.on_step_end = clocked(callback.on_step_end)  # type: ignore[method-assign]
     return spent
 

@@ -306,8 +306,8 @@ class Check:
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 reads["start"] = LiveAdapter(kwargs["model"]).read()
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step == at:
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step + 1 == at:  # the step is counted after it
                     reads["before"] = LiveAdapter(kwargs["model"]).read()
 
         class After(TrainerCallback):

@@ -235,14 +235,14 @@ def test_a_leap_stays_where_it_landed(tmp_path: Path, name: str, needs: str | No
 
     run.create_optimizer()
     run.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, Still())
-    real = callback.on_step_end
+    real = callback.end_step
 
-    def after(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def after(state: Any) -> None:
         before = trainable(run.model)
-        real(args, state, control, **kwargs)
+        real(state)
         landed.append((before, trainable(run.model)))
 
-    callback.on_step_end = after  # type: ignore[method-assign]
+    callback.end_step = after  # type: ignore[method-assign]
     run.train()
     (walked, leapt) = landed[1]
     assert not same(walked, leapt)

@@ -64,7 +64,8 @@ def _left_over(path: Path) -> bool:
 
     Where there is flock, a run leaves the empty file behind, and it goes wherever the folder is copied.
     """
-    if sys.platform == "win32" or not hasattr(SoftFileLock, "pid"):  # an older filelock writes no number
+    if sys.platform == "win32" or not hasattr(SoftFileLock, "pid") or not path.is_file():
+        # An older filelock writes no number; and what is no file was not left by one.
         return False
     import fcntl
 

@@ -129,6 +129,7 @@ def test_a_run_ends_where_verl_ends_it(verl, tmp_path, caplog, epochs, ends):
         step_ended=lambda step: None,
         train_ended=lambda: given_back.append(trainer.global_steps),
         memory=trainer._session.memory,
+        decisions=[],
     )
     trainer._read_batch = lambda batch: None
     trainer._run.stepped = lambda batch: None

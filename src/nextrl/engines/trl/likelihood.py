@@ -24,7 +24,7 @@ from nextrl.engines.trl.fresh_rollouts import AT_LEAST, enough
 from nextrl.engines.trl.seam import Seam
 from nextrl.errors import InputError, shown
 from nextrl.judge.fresh_batch import BatchGain, likelihood_gain
-from nextrl.tasks.evaluate import inference
+from nextrl.tasks.evaluate import inference, seeded
 
 
 class HeldOutLikelihood:
@@ -247,7 +247,7 @@ def check_row(trainer: Any, row: Row, given: bool) -> None:
     """
     seam = Seam(trainer)
     try:
-        with torch.random.fork_rng(), seam.untouched():  # a collator may draw random numbers
+        with seeded(0), seam.untouched():  # a collator may draw random numbers
             collated(seam, [row] if seam.packs_rows else [row, row])
     except InputError:
         raise
