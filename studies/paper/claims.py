@@ -36,8 +36,7 @@ from studies.grid import tasks as own
 AT, HORIZON, AFTER, LONG = 150, 50, 100, 400
 COOLED = 50  # steps at the end of a run of 250 that `auto` cools over, a fifth
 # Nothing that `auto` sees makes it do anything: what is left of it is its cooldown.
-NEVER = {"goal": 1e-12, **dict.fromkeys(("bold", "reckless", "ruinous"), 1e9)}
-NEVER |= dict.fromkeys(("undo", "alarm", "harm", "sure"), 1e9)
+NEVER = {"goal": 1e-12} | dict.fromkeys(("bold", "reckless", "ruinous", "undo", "alarm", "harm", "sure"), 1e9)
 CAUTIOUS, TUNED = 5e-5, 1e-3
 TASKS = ("chain", "chain-wrong-rule")
 EVALUATIONS = (50, 100, 150, 160, 200, 250, 300, 350, 400)

@@ -48,4 +48,13 @@ def belongs(known: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> b
         if isinstance(stored.get(name), torch.dtype)
         and torch.promote_types(tensor.dtype, stored[name]) == tensor.dtype
     }
-    return all(one == int(known[name][1]) for name, (_, one) in fingerprint(comparable).items())
+    return agrees(known, fingerprint(comparable))
+
+
+def agrees(known: Mapping[str, Any], now: Fingerprint) -> bool:
+    """Whether two fingerprints are of the same values, wherever names and dtypes are the same."""
+    return all(
+        one == int(known[name][1])
+        for name, (dtype, one) in now.items()
+        if name in known and known[name][0] == dtype
+    )

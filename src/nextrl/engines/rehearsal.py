@@ -29,10 +29,8 @@ _KNOWN = ("torch", "transformers")
 _FACTOR = 2.0  # that a schedule is tried with: a power of two, so that products are exact
 _METHODS = ("step", "get_lr")  # what makes the rates; a copy has them from the class
 _MOST = 10**4  # steps that are taken beforehand, at most
-_EACH, _FURTHER = (
-    200,
-    200,
-)  # steps after which rates are compared: so many in a row, then so many up to the end
+# Steps after which rates are compared: so many in a row, then so many up to the end.
+_EACH, _FURTHER = 200, 200
 _LITTLE = 0.02  # of a group's highest rate: what rates may miss a factor by, as a floor of 1e-8 makes them
 
 

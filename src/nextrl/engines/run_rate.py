@@ -66,9 +66,8 @@ class RunRate:
             False,
         )  # ... that factor; whether the schedule has not moved since it changed
         self._follows = RateCheck()
-        self._falls: bool | None = (
-            None  # whether the schedule lowers the rate in the end, once that was asked
-        )
+        # Whether the schedule lowers the rate in the end, once that was asked.
+        self._falls: bool | None = None
         self._began: tuple[State, float] | None = (
             None  # the step after a change of the rate: what is trained, rate
         )

@@ -20,7 +20,7 @@ from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
-from nextrl.engines.fingerprint import Fingerprint
+from nextrl.engines.fingerprint import Fingerprint, agrees
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
@@ -120,6 +120,17 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
             path,
             path.parent,
         )
+    _take_up(checkpoint, values, run, session, step)
+    return True
+
+
+def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Session, step: int) -> None:
+    """Bring copies, memory and rate to what the state says.
+
+    Raises:
+        InputError: it is damaged, or of other shards.
+    """
+    path = checkpoint / FOLDER / JSON
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
         memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
@@ -131,7 +142,6 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
     with _whole(path):
         session.restore(memory, values, step)
         _bring_rate(run, session, values)
-    return True
 
 
 def _foreign(values: Mapping[str, Any], now: Sequence[Fingerprint], run: VerlRun) -> str:
@@ -161,12 +171,7 @@ def _belongs(saved: Any, now: Sequence[Fingerprint]) -> bool:
     """
     if not saved or len(saved) != len(now):
         return True
-    return all(
-        one == then[name][1]
-        for then, part in zip(saved, now, strict=True)
-        for name, (dtype, one) in part.items()
-        if name in then and then[name][0] == dtype
-    )
+    return all(agrees(then, part) for then, part in zip(saved, now, strict=True))
 
 
 def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
