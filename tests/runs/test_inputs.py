@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nextrl.errors import InputError
 from nextrl.runs import inputs
 from nextrl.tasks import base
 
@@ -95,3 +96,50 @@ def test_an_adapter_merged_into_a_layer_in_the_middle_is_noticed(tmp_path: Path,
 def test_a_damaged_header_is_the_loader_s_to_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((10**15).to_bytes(8, "little") + b"{")
     assert inputs.digests(base.get("chain"), "chain", str(tmp_path))
+
+
+NAMES = 'import random\nwords = [f"word {i}" for i in range(50)]\n'
+
+
+@pytest.mark.parametrize(
+    ("order", "refused"),
+    [
+        ("words", None),
+        ("sorted(set(words))", None),
+        ("random.Random(0).sample(words, 50)", None),
+        ("list(set(words))", "export PYTHONHASHSEED=0"),
+        ("random.sample(words, 50)", "seed what shuffles them"),
+    ],
+)
+def test_examples_that_another_process_would_not_make_are_refused_at_the_start(
+    order: str, refused: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    made = f'def examples(split): print("read"); return [(f"{{split}} {{word}}", word) for word in {order}]\n'
+    path = tmp_path / "task.py"
+    path.write_text(NAMES + made + "def reward(completion, answer): return 1.0\n")
+    now = inputs.digests(base.get(str(path)), str(path), "tiny")
+    if refused is None:
+        inputs.check_repeatable(str(path), now)
+    else:
+        with pytest.raises(InputError, match=f"others in each process.*{refused}"):
+            inputs.check_repeatable(str(path), now)
+
+
+def test_a_program_that_makes_no_examples_twice_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "task.py"
+    once = 'import os, pathlib\np = pathlib.Path(__file__).with_name("made")\nif p.exists(): raise OSError("made")\n'
+    path.write_text(
+        f'{once}p.touch()\ndef examples(split): return [(split + x, x) for x in "ab"]\ndef reward(c, a): return 1.0\n'
+    )
+    now = inputs.digests(base.get(str(path)), str(path), "tiny")
+    with pytest.raises(
+        InputError, match=r"could not be made a second time: /.*task.py, line 3: .*OSError: made"
+    ):
+        inputs.check_repeatable(str(path), now)
+
+
+def test_tasks_that_no_program_makes_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere")
+    for name in ("chain", "data.jsonl:math"):
+        inputs.check_repeatable(name, {})

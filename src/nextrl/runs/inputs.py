@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.errors import InputError
+from nextrl.errors import InputError, one_line
 from nextrl.files import parse_json, read_json, regular_file
 from nextrl.runs import source_code
 from nextrl.runs.layout import INPUTS
+from nextrl.tasks import base
 from nextrl.tasks.base import Split, Task
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -27,6 +30,50 @@ _PIECE = (
 )  # bytes at the start and in the middle of each tensor: a merge changes some tensors and no file's size
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+_EXAMPLES = "the task's examples"
+HOW_TO_REPEAT = (
+    "seed what shuffles them; where the order of a set is in them, export PYTHONHASHSEED=0 before each start"
+)
+_ANOTHER_PROCESS = """\
+import sys
+from nextrl.runs import inputs
+from nextrl.tasks import base
+print(inputs.examples(base.get(sys.argv[1])))
+"""
+
+
+def examples(task: Task) -> str:
+    """SHA-256 of a task's examples, all splits in their order."""
+    return _digest(_rows(task))
+
+
+def check_repeatable(task_name: str, now: dict[str, str]) -> None:
+    """See that a program makes the same examples in another process: a resume and another arm are such.
+
+    A process of its own has its own hash seed and its own random state, unless the environment or the program sets
+    them. Tasks that no program makes are let be.
+
+    Args:
+        task_name: of a task that could be read in this process.
+        now: its `digests` here.
+
+    Raises:
+        InputError: they are others there, or cannot be made there.
+    """
+    if not base.from_program(task_name):
+        return
+    command = [sys.executable, "-c", _ANOTHER_PROCESS, task_name]
+    there = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if there.returncode:
+        last = (there.stderr.strip().splitlines() or [f"exit code {there.returncode}"])[-1]
+        why = one_line(last.removeprefix("nextrl.errors.InputError: "))
+        raise InputError(f"task {task_name}: its examples could not be made a second time: {why}")
+    # The program may print, too; the digest comes last.
+    if there.stdout.split()[-1:] != [now[_EXAMPLES]]:
+        raise InputError(
+            f"task {task_name}: its examples are others in each process, so that no run could be gone on with or "
+            f"compared: {HOW_TO_REPEAT}"
+        )
 
 
 def digests(task: Task, task_name: str, model_name: str) -> dict[str, str]:
@@ -35,7 +82,7 @@ def digests(task: Task, task_name: str, model_name: str) -> dict[str, str]:
     Raises:
         InputError: a file of these cannot be read.
     """
-    found = {"the task's examples": _digest(_rows(task))}
+    found = {_EXAMPLES: examples(task)}
     if task_name.endswith(".py") and (file := Path(task_name).expanduser()).is_file():
         found["the task's code"] = _digest(source_code.code(file))
     if (folder := Path(model_name).expanduser()).is_dir():
@@ -55,12 +102,7 @@ def check(out: Path, now: dict[str, str]) -> None:
     before = read_json(path)
     for part, digest in now.items():
         if isinstance(before, dict) and before.get(part, digest) != digest:
-            again = (
-                " (examples have to be the same each time: seed what shuffles them; where the order of a set is in "
-                "them, they are so only under one PYTHONHASHSEED)"
-                if "examples" in part
-                else ""
-            )
+            again = f" (examples have to be the same each time: {HOW_TO_REPEAT})" if part == _EXAMPLES else ""
             raise InputError(
                 f"{out}: {part} changed since this run began{again}: restore them, choose another output_dir, or "
                 f"remove {path} to go on all the same"

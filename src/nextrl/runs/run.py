@@ -102,6 +102,7 @@ def run(
         if begun:
             inputs.check(out, made_of)
         else:
+            inputs.check_repeatable(config.task, made_of)
             stack.enter_context(_claimed(out, config, made_of))
         found = _checkpoint(config, say)
         if stop_asked():
@@ -131,7 +132,7 @@ def _follow(config: RunConfig, ranks: Ranks, stop_asked: Callable[[], bool]) -> 
         return Outcome(0, None, trained=False)
     if inputs.digests(base.get(config.task), config.task, config.model) != told[1]:
         raise InputError(
-            f"task {config.task}: its examples are others in this process than in the first: seed what shuffles them"
+            f"task {config.task}: its examples are others in this process than in the first: {inputs.HOW_TO_REPEAT}"
         )
     loaded = bases.load(config.model, config.task)
     _, step = _train(config, told[0], loaded, lambda: ranks.any(stop_asked()), None)

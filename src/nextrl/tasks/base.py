@@ -69,19 +69,32 @@ class _Source:
     form: str
     matches: Callable[[str], bool]
     build: Callable[[str], Task]
+    program: bool
 
 
 _SOURCES: list[_Source] = []
 
 
-def register_source(form: str, matches: Callable[[str], bool], build: Callable[[str], Task]) -> None:
-    """Make a family of tasks known, those whose names `matches`; `form` shows a user how such a name looks."""
-    _SOURCES.append(_Source(form, matches, build))
+def register_source(
+    form: str, matches: Callable[[str], bool], build: Callable[[str], Task], *, program: bool = False
+) -> None:
+    """Make a family of tasks known, those whose names `matches`.
+
+    Args:
+        form: shows a user how such a name looks.
+        program: their examples come out of somebody else's code, which may make other ones each time it is run.
+    """
+    _SOURCES.append(_Source(form, matches, build, program))
 
 
 def names() -> list[str]:
     """Registered task names, sorted; families of tasks are not among them."""
     return sorted(_TASKS)
+
+
+def from_program(name: str) -> bool:
+    """Whether somebody else's code makes the examples of the task of that name."""
+    return name not in _TASKS and any(source.program for source in _SOURCES if source.matches(name))
 
 
 def get(name: str) -> Task:

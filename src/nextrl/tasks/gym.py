@@ -107,4 +107,4 @@ def _dataset(parts: TaskName, size: int, seed: int) -> Any:
         raise InputError(f"task '{parts.full}': reasoning-gym refuses the options: {error}") from None
 
 
-register_source(f"{PREFIX}NAME", lambda name: name.startswith(PREFIX), build)
+register_source(f"{PREFIX}NAME", lambda name: name.startswith(PREFIX), build, program=True)

@@ -217,4 +217,4 @@ def _disjoint(path: Path, splits: dict[Split, list[Example]]) -> None:
                 )
 
 
-register_source("FILE.py", lambda name: name.endswith(".py"), build)
+register_source("FILE.py", lambda name: name.endswith(".py"), build, program=True)
