@@ -17,8 +17,10 @@ from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.delivery import delivery
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
+from nextrl.engines.verl.latest_batch import Batch, batch_of
 from nextrl.engines.verl.options import comparable
-from nextrl.engines.verl.remote import Batch, StaleRollouts, VerlRun, Workers, batch_of
+from nextrl.engines.verl.remote import StaleRollouts, VerlRun
+from nextrl.engines.verl.remote_adapter import Workers
 from nextrl.engines.verl.shards import Shards
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller

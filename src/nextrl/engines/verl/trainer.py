@@ -26,8 +26,10 @@ from nextrl.engines.policies import Auto, Policy
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
+from nextrl.engines.verl.latest_batch import Batch, batch_of
 from nextrl.engines.verl.options import Options, check, comparable
-from nextrl.engines.verl.remote import Batch, VerlRun, Workers, batch_of
+from nextrl.engines.verl.remote import VerlRun
+from nextrl.engines.verl.remote_adapter import Workers
 from nextrl.engines.verl.worker import LeapWorker
 from nextrl.judge.guard import Guard
 from nextrl.say import say
