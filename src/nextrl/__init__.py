@@ -1,4 +1,4 @@
-"""nextrl: leap ahead along an RLVR run's LoRA trajectory where it pays, and say so where it does not.
+"""nextrl: sets the learning rate of an RLVR run, leaps along its path where that pays, and says where it does not.
 
 What is public is listed here and imported when it is first asked for (PEP 562): `import nextrl` loads neither torch nor
 a trainer. Nothing inside `nextrl` imports a name from this module.
@@ -18,11 +18,13 @@ if TYPE_CHECKING:  # for mypy and editors; a test holds these lines against the 
     from nextrl.errors import InputError as InputError
     from nextrl.judge.advice import advise as advise
     from nextrl.judge.backtest import backtest as backtest
+    from nextrl.judge.controller_config import ControllerConfig as ControllerConfig
     from nextrl.leaps.leap import Leap as Leap
     from nextrl.leaps.leap import leap as leap
     from nextrl.trajectory.trajectory import Trajectory as Trajectory
 
 _HOMES = {
+    "ControllerConfig": "nextrl.judge.controller_config",
     "InputError": "nextrl.errors",
     "Leap": "nextrl.leaps.leap",
     "LeapCallback": "nextrl.engines.trl.callback",

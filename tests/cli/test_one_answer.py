@@ -223,6 +223,29 @@ def test_a_run_that_auto_lost_is_begun_again_lower_and_not_under_auto(tmp_path: 
     assert "attach" not in advised["next"]["what"]
 
 
+def test_of_a_run_past_saving_nobody_is_told_to_train_on(runs: Callable[[str], Path]) -> None:
+    assert "train on" not in json.loads(call(advise, str(runs("ruined")), "--json"))["next"]["what"]
+    assert "begin again, from your base model" in words(call(advise, str(runs("ruined"))))
+    assert "train on, then ask again" in words(call(advise, str(runs("fallen"))))
+
+
+def test_what_auto_has_cooled_is_not_averaged_as_well(tmp_path: Path) -> None:
+    def run(name: str, *, cooled: bool, auto: bool) -> dict[str, Any]:
+        share = {t: min(1.0, (161 - t) / 32) if cooled else 1.0 for t in range(10, 161, 10)}
+        rates = [{"step": t, "learning_rate": 1e-3 * s} for t, s in share.items()]
+        folder = synthetic.write(tmp_path / name, *REGIMES["flat"][:2], logged_rates=rates, initial_lr=1e-3)
+        if auto:
+            decision_log.begin(folder, [DecisionRecord(step=100, alpha=0.0, reason="", learning_rate=1e-3)])
+        found: dict[str, Any] = json.loads(call(advise, str(folder), "--json"))
+        return found
+
+    advised = run("cooled", cooled=True, auto=True)
+    assert advised["advice"] == "continue"
+    assert "use the last checkpoint as it is" in advised["answer"]
+    assert run("auto", cooled=False, auto=True)["advice"] == "average"
+    assert run("plain", cooled=True, auto=False)["advice"] == "average"
+
+
 def test_of_a_decayed_rate_the_highest_is_named_and_little_is_sure(tmp_path: Path) -> None:
     decay = [{"step": t, "learning_rate": 5e-5 * (1 - t / 200)} for t in range(10, 201, 10)]
     run = synthetic.write(tmp_path / "run", *REGIMES["mixed"][:2], logged_rates=decay, initial_lr=5e-5)

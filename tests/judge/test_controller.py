@@ -445,6 +445,7 @@ def test_a_collapsed_policy_is_undone_though_its_batch_says_nothing() -> None:
     silent = seen(0.0, nats=5.0, groups=0)
     assert settled().window(window(rewards=FALLEN), Looks(am1=silent)).back == "window"
     assert settled().window(window(), Looks(am1=silent)).back == ""
+    assert "says nothing of this window" in settled().window(window(), Looks(am1=silent)).reason
     near = seen(0.0, nats=0.01, groups=0)
     assert settled().window(window(rewards=FALLEN), Looks(am1=near)).back == ""
 

@@ -21,8 +21,8 @@ from nextrl.version import VERSION
 # Verb -> one line for `nextrl --help`. The module of the same name in this package holds the function. It is imported
 # only when its verb is called, so that the overview need not wait for torch.
 VERBS = {
-    "demo": "Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.",
-    "run": "Train, leap and train on as CONFIG.yaml says; the same command goes on where a run was stopped.",
+    "demo": "Train a tiny model with GRPO under auto, compare with every control and with leaps, and judge.",
+    "run": "Train as CONFIG.yaml says, under auto or with leaps; the same command goes on where a run was stopped.",
     "inspect": "List the layout, steps, modules, ranks, dtype and size of a run, and each problem with what to do.",
     "analyze": "Rank-1 and rank-k dominance, turning of directions, straightness, persistence, drift against noise.",
     "backtest": "Score every extrapolator on the run's own later checkpoints and recommend one, or none.",

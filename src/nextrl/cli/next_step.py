@@ -31,6 +31,9 @@ _OF_VERL = (
 )
 """Where the rate is set, what finds it instead, and the page that says so."""
 
+_ON = "train on, then ask again"
+_AGAIN = "begin again, from your base model or from a checkpoint before the reward fell"
+
 _TASK = "TASK"
 _WHAT_TASK = " (TASK: what the run was trained on, a name or a file, docs/tasks.md)"
 
@@ -117,7 +120,7 @@ def _other_rate(advice: Advice, factor: float, run: Path, layout: str) -> NextSt
             f"{_seen(advice, rate)}",
         )
     place, words, page = _OF_VERL if layout == "verl" else _OF_SCRIPTS
-    there = f"in your {place}{_rate(advice, factor)} and train on, then ask again"
+    there = f"in your {place}{_rate(advice, factor)} and {_AGAIN if advice.starts_over else _ON}"
     if advice.features.auto:  # it has been asked
         return NextStep("", f"{there}.")
     return NextStep("", f"{there}; or let `{words}` find it while the run trains ({page}).")

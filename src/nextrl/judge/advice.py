@@ -106,6 +106,10 @@ RATE_EVIDENCE: dict[str, RateEvidence] = {
 }
 
 
+_COOLED = 0.3
+"""Share of a run's highest rate at or below which its last checkpoint is of a cooldown: averaging adds nothing."""
+
+
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Advice:
     """What to do.
@@ -138,6 +142,11 @@ class Advice:
     def recommended(self) -> str:
         """The method of the leap that is worth a test, or "none"."""
         return self.method if self.advice == "leap" and self.method else NONE
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether the policy is past saving, so that nothing is gained by going on from its last checkpoint."""
+        return self.evidence == RATE_EVIDENCE["ruined"]
 
     @property
     def headline(self) -> str:
@@ -273,6 +282,11 @@ def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
     said = f"This run was under auto, which sets the rate by itself: {f.auto}."
     if _ruined(f, t):
         return replace(advice, reasons=(first, said, *rest))
+    if advice.advice == "average" and f.rate and (f.rate_now or f.rate) <= _COOLED * f.rate:
+        cooled = "It let the rate fall at the end, which gains what an average would: use the last checkpoint as it is."
+        return replace(
+            advice, advice="continue", method=None, confidence="low", reasons=(first, said, cooled)
+        )
     if advice.factor is None:
         return replace(advice, confidence="low", reasons=(first, said, *rest))
     said = (

@@ -308,6 +308,10 @@ class Controller:
             alpha = 1.0
         if alpha:
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
+        if not back.informative_groups:
+            return stay(
+                "the batch says nothing of this window: within each prompt all completions earned the same"
+            )
         return stay("nothing speaks for another rate")
 
     def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:

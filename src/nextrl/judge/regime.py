@@ -43,7 +43,7 @@ WINDOW_LENGTHS = (1, 2, 5)
 MEANING: Mapping[Regime, str] = {
     "signal": "the path is far straighter than Adam's memory explains",
     "mixed": "part of the direction lasts",
-    "noise": "the path keeps no more direction than Adam's own memory",
+    "noise": "the path keeps hardly more direction than Adam's own memory gives it",
 }
 """What each regime says about a path, as a clause."""
 

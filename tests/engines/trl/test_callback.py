@@ -207,6 +207,21 @@ def test_switched_off_parts_stay_off(tmp_path: Path) -> None:
     assert not same(weights(run.model), expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cooldown", r"give config=nextrl\.ControllerConfig\(cooldown=\.\.\.\)"),
+        ("adapt_rate", "did you mean adapt_lr?"),
+        ("zzz", "LeapCallback has no argument zzz; choose every, method"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_told_where_it_belongs(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        attach(trainer(tmp_path, []), **{name: 0.0})
+
+
 def test_two_callbacks_in_one_trainer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two LeapCallbacks"):
         trainer(tmp_path, [leaper(), leaper(every=3)], max_steps=2).train()

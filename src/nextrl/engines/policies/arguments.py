@@ -7,7 +7,7 @@ nothing would read is refused, since its owner believes in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from nextrl.errors import InputError, shown
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.guard import Guard
+from nextrl.registry import did_you_mean
 from nextrl.scalars import MAX_SEED, Kind, number, several, whole
 
 
@@ -129,6 +130,22 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     }
 )
 """Argument -> its kind; None where it may be left out."""
+
+
+def refuse_unknown(given: Iterable[str]) -> None:
+    """Refuse names that are none of `LeapCallback`'s arguments; a dial of `auto` is told where it goes.
+
+    Raises:
+        InputError: there is one; the message offers the nearest name.
+    """
+    for name in given:
+        if name in KINDS:
+            continue
+        if name in {dial.name for dial in fields(ControllerConfig)}:
+            raise InputError(f"{name} is a dial of auto: give config=nextrl.ControllerConfig({name}=...)")
+        near = did_you_mean(name, KINDS, f"choose {', '.join(KINDS)}")
+        raise InputError(f"LeapCallback has no argument {name}; {near}")
+
 
 BOUNDS = ("longest", "truncated", "divergence")
 """What a leap that is searched may not do (`Guard`)."""

@@ -28,7 +28,7 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, Policy, policy_of
-from nextrl.engines.policies.arguments import trainer_itself
+from nextrl.engines.policies.arguments import refuse_unknown, trainer_itself
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.schedules import heights_of
 from nextrl.engines.session import Session
@@ -411,7 +411,7 @@ class _First(TrainerCallback):
 
 
 def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallback:
-    """Have a TRL trainer leap: `nextrl.attach(trainer, every=10)`, then `trainer.train()` as before.
+    """Let nextrl set a TRL trainer's rate and take back what did harm; then `trainer.train()` as before.
 
     Args:
         trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer, with a LoRA adapter or (under `auto`) without one.
@@ -425,6 +425,7 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
         InputError: an argument is wrong (see `LeapCallback`), or the trainer has one already.
     """
     trainer_itself("trainer", trainer)
+    refuse_unknown(options)
     if any(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks):
         raise InputError("this trainer has a LeapCallback already: attach it once")
     callback = LeapCallback(every, trainer=trainer, **options)
