@@ -1,6 +1,6 @@
 """Options of TRL's trainers as one table: what is set, and whether `LeapCallback` works under it or refuses it.
 
-`test_options.py` runs every row; docs/callback.md has the table that `table()` makes of it, which a test compares.
+`test_options.py` runs every row; docs/options.md has the table that `table()` makes of it, which a test compares.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Option:
     """One row.
 
     Attributes:
-        what: how a user sets it, as docs/callback.md says it.
+        what: how a user sets it, as docs/options.md says it.
         settings: of TRL's configuration.
         verdict: `WORKS`, or a part of the refusal.
         steps: of each run.
@@ -487,7 +487,7 @@ def build(option: Option, out: Path, callbacks: Any = (), **settings: Any) -> An
 
 
 def table() -> list[str]:
-    """The lines of the table in docs/callback.md."""
+    """The lines of the table in docs/options.md."""
     rows = [
         f"| {option.what} | {'works' if option.verdict == WORKS else said(option.verdict)} | "
         f"[{Path(option.test).name}](../tests/engines/{option.test}) |"

@@ -23,7 +23,7 @@ from nextrl.judge.decision import Decision, stay
 from trainer_options import HERE, OPTIONS, WORKS, Option, build, table
 from trl_runs import Scripted, same, trainable, weights
 
-PAGE = Path(__file__).parents[3] / "docs" / "callback.md"
+PAGE = Path(__file__).parents[3] / "docs" / "options.md"
 
 # Looks at steps and windows as often as it can, and does nothing.
 LOOKING = ControllerConfig(

@@ -50,7 +50,7 @@ class LeapCallback(TrainerCallback):
 
     `auto` looks at single steps and at windows, on what training samples anyway; a named method searches or leaps at
     the ends of windows. `auto` works on an adapter or, where the model has none, on all weights; a named method needs
-    one. What cannot work is refused when training begins (docs/callback.md has the table of options).
+    one. What cannot work is refused when training begins (docs/options.md has the table).
 
     Args:
         every: optimizer steps per window (default: the configuration's, which is 10).
