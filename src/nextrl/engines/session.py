@@ -310,8 +310,20 @@ class Session:
         """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
         again = self._rate.adapts and self.memory.origin is not None
         moves = self._leaps and (decision.back != "run" or again)
+        stay = [
+            name
+            for name, asked, may in (
+                ("weights", decision.alpha != 0.0 or decision.back != "", moves),
+                ("rate", decision.rate_factor != 1.0, self._rate.adapts),
+            )
+            if asked and not may
+        ]
         return replace(
             decision,
+            # A log that says "undone" of what was not would be believed.
+            reason=f"{decision.reason}; not done: the {' and the '.join(stay)} may not be changed"
+            if stay
+            else decision.reason,
             alpha=decision.alpha if moves else 0.0,
             back=decision.back if moves else "",
             rate_factor=decision.rate_factor if self._rate.adapts else 1.0,

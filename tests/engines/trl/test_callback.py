@@ -199,10 +199,13 @@ def test_switched_off_parts_stay_off(tmp_path: Path) -> None:
     run.train()
     assert rate_only.rates == pytest.approx([2e-4, 1e-3])
     assert [d.alpha for d in still.decisions] == [0.0]  # a record says what was done
+    assert still.decisions[0].reason.endswith("not done: the weights may not be changed")
     controller = scripted((3.0, 5.0), (3.0, 5.0))
     leaps_only = Watch()
-    run = trainer(tmp_path / "leaps", [leaper(controller=controller, adapt_lr=False), leaps_only])
+    fixed = leaper(controller=controller, adapt_lr=False)
+    run = trainer(tmp_path / "leaps", [fixed, leaps_only])
     run.train()
+    assert fixed.decisions[0].reason.endswith("not done: the rate may not be changed")
     assert leaps_only.rates == [2e-4] * 4
     assert not same(weights(run.model), expected)
 
