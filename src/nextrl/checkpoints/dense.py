@@ -1,9 +1,8 @@
-"""Full-weight checkpoints (no LoRA): each delta against the base model is reduced to its exact leading triples.
+"""Full-weight checkpoints (no LoRA): the tensors of a model's folder, and the exact leading triples of a delta.
 
 `RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
-writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come
-from Lanczos (`scipy.sparse.linalg.svds`, ARPACK) on the difference and are accepted only if |D v - sigma u|
-and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
+writes it. The leading k triples come from Lanczos (`scipy.sparse.linalg.svds`, ARPACK) on the difference and are
+accepted only if |D v - sigma u| and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import CONFIG
+from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
@@ -90,10 +89,28 @@ class FullModel:
 
     def get(self, module: str) -> Tensor:
         """The stored weight of one module."""
-        key = f"{module}.weight"
+        return self.tensor(f"{module}.weight")
+
+    def tensor(self, key: str) -> Tensor:
+        """A stored tensor by its whole name.
+
+        Raises:
+            InputError: there is none, or a value of it is NaN or Inf.
+        """
         if key not in self.places:
             raise InputError(f"{self.folder}: has no weight {key}; is it a checkpoint of the same model?")
-        return self.places[key].get(key)
+        tensor = self.places[key].get(key)
+        if tensor.is_floating_point() and not finite(tensor):
+            broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
+            raise InputError(
+                f"{self.places[key].path}: {broken} in {key}: look at what training did there, and leave the "
+                "checkpoint out"
+            )
+        return tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a stored tensor, from the header."""
+        return self.places[key].entries[key][0]
 
 
 def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,13 +138,8 @@ def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
     return left[:, :k], sigma[:k], right[:k].mT
 
 
-def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, n) and B (m, rank), float32, with B A the best approximation of W - W_base of that rank."""
-    new, old = model.get(module), base.get(module)
-    if new.shape != old.shape:
-        raise InputError(
-            f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
-        )
-    u, sigma, v = leading_triples(new.double() - old.double(), min(rank, *new.shape))
+def factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, n) and B (m, rank), float32, with B A the best approximation of a difference (m, n) of that rank."""
+    u, sigma, v = leading_triples(difference, min(rank, *difference.shape))
     root = sigma.sqrt()
     return (v * root).mT.float(), (u * root).float()

@@ -7,7 +7,9 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
@@ -63,7 +66,7 @@ def write_merged(
     model = FullModel.open(folder)
     layers = BaseLayers(model)
     changes = _changes(traj, step, weights, layers)
-    replaced = _replacements(traj, step)
+    replaced = _replacements(traj, step, model)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
     # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
@@ -173,10 +176,43 @@ def _changes(
     return changes
 
 
-def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
-    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias)."""
+@dataclass(frozen=True)
+class _AsTrained(Mapping[str, Tensor]):
+    """Tensors of a full-weight checkpoint that are not followed, each read when it is asked for."""
+
+    checkpoint: FullCheckpoint
+    base: FullModel
+
+    @cached_property
+    def _keys(self) -> dict[str, None]:
+        followed = {f"{module}.weight" for module in self.checkpoint.modules}
+        there = self.checkpoint.model.places
+        return {key: None for key in self.base.places if key in there and key not in followed}
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self.checkpoint.model.tensor(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # a Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _replacements(traj: Trajectory, step: int, base: FullModel) -> Mapping[str, Tensor]:
+    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias).
+
+    Of full weights all that is not followed takes its place, so that nothing of the training is lost.
+    """
     stored = next(c for c in traj.checkpoints if c.step == step)
     found: dict[str, Tensor] = {}
+    if isinstance(stored, FullCheckpoint):
+        return _AsTrained(stored, base)
     if isinstance(stored, AdapterCheckpoint):
         for key in stored.carried:
             name = module_name(key).replace(".modules_to_save", "")
@@ -286,18 +322,19 @@ def _moved(
 ) -> Tensor:
     """One tensor of the merged model."""
     old = file.get(key)
-    if key in replaced:  # modules_to_save, or an embedding that PEFT saved beside its factors
-        if replaced[key].shape != old.shape:
+    if key in replaced:  # modules_to_save, an embedding that PEFT saved beside its factors, or not followed
+        own = replaced[key]
+        if own.shape != old.shape:
             raise InputError(
-                f"{file.path}: {key} is {list(old.shape)}, the adapter's own copy {list(replaced[key].shape)}: resize "
-                "the base and its config.json first, or use --as adapter"
+                f"{file.path}: {key} is {list(old.shape)}, the run's own copy {list(own.shape)}: resize the base and "
+                "its config.json first, or use --as adapter"
             )
-        if replaced[key].is_floating_point() != old.is_floating_point():
+        if own.is_floating_point() != old.is_floating_point():
             raise InputError(
-                f"{file.path}: {key} is {old.dtype}, the adapter's own copy {replaced[key].dtype}: codes "
-                "and weights do not take each other's place; use --as adapter"
+                f"{file.path}: {key} is {old.dtype}, the run's own copy {own.dtype}: codes and weights do not take "
+                "each other's place; use --as adapter"
             )
-        old = replaced[key].to(old.dtype)
+        old = own.to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
         return (old.to(wide) + replaced[f"+{key}"].to(wide)).to(old.dtype)

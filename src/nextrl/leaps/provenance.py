@@ -10,8 +10,10 @@ from typing import Any
 
 from nextrl.checkpoints.adapter import CONFIG, NOTE, AdapterCheckpoint
 from nextrl.checkpoints.atomic import replacing_folder, sha256, write_json, writing
+from nextrl.checkpoints.run import StoredCheckpoint
 from nextrl.errors import InputError
 from nextrl.files import read_json
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
@@ -110,6 +112,13 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
         },
     )
     return path
+
+
+def left_out_of(checkpoint: StoredCheckpoint) -> dict[str, str]:
+    """What a note says of a full-weight run's tensors that moved and are not followed; nothing where there are none."""
+    if not isinstance(checkpoint, FullCheckpoint) or not checkpoint.left_out.squares:
+        return {}
+    return {"left_out": str(checkpoint.left_out)}
 
 
 def refuse_foreign_folder(out: Path) -> None:

@@ -1,0 +1,141 @@
+"""Checkpoints of runs that train all weights: factors of the matrices that are followed, and what is left out of them.
+
+Followed are the two-dimensional tensors named `*.weight`. Whatever else a run moves (norms, biases, experts in one
+tensor of three dimensions) is measured once and named. Of one checkpoint and of the base one tensor each is in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from nextrl.checkpoints import dense
+from nextrl.checkpoints.dense import FullModel
+from nextrl.errors import InputError
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
+
+_NAMED = 4
+"""Kinds of tensors that a line about those left out names."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The tensors that a run had moved by some step and that are not followed.
+
+    Attributes:
+        step: T.
+        squares: name -> |W_T - W_base|^2, the largest first.
+        followed: the same of all matrices that are followed, together.
+    """
+
+    step: int
+    squares: Mapping[str, float]
+    followed: float
+
+    @property
+    def share(self) -> float:
+        """Share of the squared movement of all tensors together, in [0, 1]."""
+        left = sum(self.squares.values())
+        return left / (left + self.followed) if left else 0.0
+
+    def __str__(self) -> str:
+        """One line; names that differ in their numbers alone are one kind."""
+        kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in self.squares))
+        more = f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
+        return (
+            f"{len(self.squares)} tensors, {100 * self.share:.3g}% of the squared movement up to step {self.step}, "
+            "since two-dimensional *.weight alone are followed (a merged model has them as they are there, an adapter "
+            f"lacks them): {', '.join(kinds[:_NAMED])}{more}"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FullCheckpoint(MemoryCheckpoint):
+    """A full-weight checkpoint, reduced to factors by itself.
+
+    Attributes:
+        model: its files.
+        base: those of the model that training started from.
+        squares: module -> |W_t - W_base|^2, with what lies beyond the rank that is kept.
+    """
+
+    model: FullModel
+    base: FullModel
+    squares: Mapping[str, float]
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """What had moved by this step and is not followed; all of it is read for this, once.
+
+        Raises:
+            InputError: a tensor has another shape than the base's, or holds NaN or Inf.
+        """
+        keys = [key for key in self.base.places if key not in {f"{m}.weight" for m in self.modules}]
+        moved = {key: _square(self.model, self.base, key) for key in keys if key in self.model.places}
+        ordered = sorted(moved.items(), key=lambda item: -item[1])
+        return LeftOut(self.step, {key: s for key, s in ordered if s > 0}, sum(self.squares.values()))
+
+
+def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[FullCheckpoint, ...]:
+    """The checkpoints of `Trajectory.from_full_weights`, with factors of all matrices that move in one of them.
+
+    Args:
+        found: step -> folder of the model.
+        base: folder of the model that training started from.
+        rank: triples kept per matrix.
+
+    Raises:
+        InputError: not the same matrices in all of them, or none that moves.
+    """
+    start = FullModel.open(base)
+    modules = start.matrices()
+    read = [_read(step, FullModel.open(found[step]), start, modules, rank) for step in sorted(found)]
+    moved = [m for m in modules if any(checkpoint.squares[m] for checkpoint in read)]
+    if not moved:
+        where = ", ".join(str(found[step]) for step in sorted(found)[:2])
+        raise InputError(
+            f"{where}: no matrix differs from {base}; is it the model that training started from?"
+        )
+    return tuple(_only(checkpoint, moved) for checkpoint in read)
+
+
+def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], rank: int) -> FullCheckpoint:
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    squares: dict[str, float] = {}
+    for module in modules:
+        difference = _difference(model, base, f"{module}.weight")
+        factors[module], squares[module] = dense.factors(difference, rank), float(difference.square().sum())
+    return FullCheckpoint(step, factors, 1.0, model=model, base=base, squares=squares)
+
+
+def _only(checkpoint: FullCheckpoint, modules: Sequence[str]) -> FullCheckpoint:
+    """The checkpoint with these modules alone."""
+    return FullCheckpoint(
+        checkpoint.step,
+        {m: checkpoint.tensors[m] for m in modules},
+        1.0,
+        model=checkpoint.model,
+        base=checkpoint.base,
+        squares={m: checkpoint.squares[m] for m in modules},
+    )
+
+
+def _square(model: FullModel, base: FullModel, key: str) -> float:
+    return float(_difference(model, base, key).square().sum())
+
+
+def _difference(model: FullModel, base: FullModel, key: str) -> Tensor:
+    """W - W_base of one tensor, float64.
+
+    Raises:
+        InputError: it is missing, has another shape than the base's, or holds NaN or Inf.
+    """
+    new, old = model.tensor(key), base.tensor(key)
+    if new.shape != old.shape:
+        raise InputError(f"{model.folder}: {key} is {list(new.shape)}, in the base model {list(old.shape)}")
+    return new.double() - old.double()

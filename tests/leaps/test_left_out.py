@@ -1,0 +1,107 @@
+"""What a run of all weights moved and nextrl does not follow: it is named, and is as it is at T in what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
+
+from lora_runs import SMALL, model
+from nextrl.cli import build
+from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
+from nextrl.trajectory.trajectory import Trajectory
+
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+NORM = "model.norm.weight"
+
+
+def mixture() -> PreTrainedModel:
+    """A tiny model whose experts are tensors of three dimensions, and whose names do not end in `.weight`."""
+    torch.manual_seed(0)
+    options = {"head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8}
+    return GptOssForCausalLM(GptOssConfig(**SMALL, **options))
+
+
+def write(folder: Path, trained: PreTrainedModel, only: str = "") -> tuple[Path, Path]:
+    """The folders of a run that moves all weights (those with `only` in their names), and of its base."""
+    trained.save_pretrained(folder / "base")
+    torch.manual_seed(2)
+    for step in (10, 20, 30):
+        for name, parameter in trained.named_parameters():
+            if only in name:
+                parameter.data += 0.01 * torch.randn_like(parameter)
+        trained.save_pretrained(folder / "run" / f"checkpoint-{step}")
+    return folder / "run", folder / "base"
+
+
+@pytest.fixture(scope="module")
+def oss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write(tmp_path_factory.mktemp("oss"), mixture())
+
+
+@pytest.mark.parametrize("at", [20, 30])
+def test_what_is_not_followed_stays_as_it_is_at_t_in_a_merged_model(
+    oss: tuple[Path, Path], tmp_path: Path, at: int
+) -> None:
+    run, base = oss
+    made = leap(Trajectory.from_full_weights(run, base, rank=16), "secant", horizon=10, at=at)
+    made.save_merged(tmp_path / "out", base)
+    written, last, first = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "out", run / f"checkpoint-{at}", base)
+    )
+    left = set(written) - {f"{module}.weight" for module in made.traj.modules}
+    assert {EXPERTS, f"{EXPERTS}_bias", NORM} <= left
+    for key in left:
+        assert torch.equal(written[key], last[key]), key
+        assert not torch.equal(written[key], first[key]), key
+    note = json.loads((tmp_path / "out" / "nextrl.json").read_text())
+    assert "mlp.experts.gate_up_proj" in note["left_out"]
+    assert "left out" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_is_not_followed_is_named_with_its_share_of_the_movement(oss: tuple[Path, Path]) -> None:
+    run, base = oss
+    [line] = Trajectory.from_full_weights(run, base, rank=16).skipped
+    first, last = (load_file(f / "model.safetensors") for f in (base, run / "checkpoint-30"))
+    squares = {key: float((last[key].double() - first[key].double()).square().sum()) for key in first}
+    left = {key: s for key, s in squares.items() if last[key].dim() != 2 or not key.endswith(".weight")}
+    share = sum(left.values()) / sum(squares.values())
+    assert share > 0.5
+    assert f"{len(left)} tensors" in line
+    assert f"{100 * share:.3g}%" in line
+    assert "model.layers.*.mlp.experts.gate_up_proj" in line
+    shown = CliRunner().invoke(build(["analyze"]), ["analyze", str(run), "--base", str(base), "--json"])
+    assert "left out: " in shown.stderr
+    assert "mlp.experts.gate_up_proj" in shown.stderr
+
+
+def test_experts_that_moved_are_not_dropped_from_an_adapter_in_silence(tmp_path: Path) -> None:
+    made = leap(
+        Trajectory.from_full_weights(*write(tmp_path, mixture(), "layers"), rank=4), "secant", horizon=10
+    )
+    with pytest.raises(InputError, match=r"experts\.\w+: was trained too.*save_merged"):
+        made.save_adapter(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_run_that_moves_followed_matrices_alone_leaves_nothing_out(tmp_path: Path) -> None:
+    traj = Trajectory.from_full_weights(*write(tmp_path, model(), "q_proj.weight"), rank=4)
+    assert traj.skipped == ()
+    assert "left_out" not in leap(traj, "secant", horizon=10).provenance()
+
+
+def test_nan_in_what_is_not_followed_is_refused(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    file = run / "checkpoint-30" / "model.safetensors"
+    state = load_file(file)
+    state[NORM][0] = torch.nan
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"checkpoint-30.*NaN or Inf in model\.norm\.weight"):
+        Trajectory.from_full_weights(run, base, rank=4)
