@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.dense import FullModel
 from nextrl.errors import InputError
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
+from nextrl.trajectory.rounding import rounding_variance
 
 _NAMED = 4
 """Kinds of tensors that a line about those left out names."""
@@ -62,11 +64,19 @@ class FullCheckpoint(MemoryCheckpoint):
         model: its files.
         base: those of the model that training started from.
         squares: module -> |W_t - W_base|^2, with what lies beyond the rank that is kept.
+        rounding: module -> mean variance of the storage error of W_t's entries.
+        stored: module -> the dtype in which W_t is stored.
     """
 
     model: FullModel
     base: FullModel
     squares: Mapping[str, float]
+    rounding: Mapping[str, float]
+    stored: Mapping[str, torch.dtype]
+
+    def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
+        """The dtype of the weights that A and B were computed from, twice: their rounding is in both."""
+        return self.stored[module], self.stored[module]
 
     @cached_property
     def left_out(self) -> LeftOut:
@@ -101,41 +111,36 @@ def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[Fu
         raise InputError(
             f"{where}: no matrix differs from {base}; is it the model that training started from?"
         )
-    return tuple(_only(checkpoint, moved) for checkpoint in read)
+    return tuple(replace(c, tensors={m: c.tensors[m] for m in moved}) for c in read)
 
 
 def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], rank: int) -> FullCheckpoint:
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     squares: dict[str, float] = {}
+    rounding: dict[str, float] = {}
+    stored: dict[str, torch.dtype] = {}
     for module in modules:
-        difference = _difference(model, base, f"{module}.weight")
+        weight = model.get(module)
+        difference = _difference(weight, model, base, f"{module}.weight")
         factors[module], squares[module] = dense.factors(difference, rank), float(difference.square().sum())
-    return FullCheckpoint(step, factors, 1.0, model=model, base=base, squares=squares)
-
-
-def _only(checkpoint: FullCheckpoint, modules: Sequence[str]) -> FullCheckpoint:
-    """The checkpoint with these modules alone."""
+        rounding[module] = rounding_variance(weight)
+        stored[module] = weight.dtype
     return FullCheckpoint(
-        checkpoint.step,
-        {m: checkpoint.tensors[m] for m in modules},
-        1.0,
-        model=checkpoint.model,
-        base=checkpoint.base,
-        squares={m: checkpoint.squares[m] for m in modules},
+        step, factors, 1.0, model=model, base=base, squares=squares, rounding=rounding, stored=stored
     )
 
 
-def _square(model: FullModel, base: FullModel, key: str) -> float:
-    return float(_difference(model, base, key).square().sum())
-
-
-def _difference(model: FullModel, base: FullModel, key: str) -> Tensor:
-    """W - W_base of one tensor, float64.
+def _difference(new: Tensor, model: FullModel, base: FullModel, key: str) -> Tensor:
+    """W - W_base of a tensor W of a checkpoint, float64.
 
     Raises:
-        InputError: it is missing, has another shape than the base's, or holds NaN or Inf.
+        InputError: the base's is missing, has another shape, or holds NaN or Inf.
     """
-    new, old = model.tensor(key), base.tensor(key)
+    old = base.tensor(key)
     if new.shape != old.shape:
         raise InputError(f"{model.folder}: {key} is {list(new.shape)}, in the base model {list(old.shape)}")
     return new.double() - old.double()
+
+
+def _square(model: FullModel, base: FullModel, key: str) -> float:
+    return float(_difference(model.tensor(key), model, base, key).square().sum())
