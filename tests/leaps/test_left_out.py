@@ -105,3 +105,13 @@ def test_nan_in_what_is_not_followed_is_refused(tmp_path: Path) -> None:
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"checkpoint-30.*NaN or Inf in model\.norm\.weight"):
         Trajectory.from_full_weights(run, base, rank=4)
+
+
+def test_integers_beside_the_weights_stay_as_the_base_has_them(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    for file in (base / "model.safetensors", *run.glob("*/model.safetensors")):
+        save_file({**load_file(file), "model.positions": torch.arange(4)}, file, metadata={"format": "pt"})
+    leap(Trajectory.from_full_weights(run, base, rank=4), "secant", horizon=10).save_merged(
+        tmp_path / "out", base
+    )
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.positions"], torch.arange(4))

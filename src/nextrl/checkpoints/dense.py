@@ -21,7 +21,7 @@ from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import read_json
+from nextrl.files import read_json, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -87,9 +87,43 @@ class FullModel:
             if key.endswith(".weight") and len(file.entries[key][0]) == 2
         ]
 
+    def floats(self) -> list[str]:
+        """Whole names of the tensors of floats: weights, and no buffers of positions and the like."""
+        return [key for key, f in self.places.items() if isinstance(f.entries[key][1], torch.dtype)]
+
+    def refuse_quantised(self, otherwise: str = "") -> None:
+        """Refuse a model whose configuration says that it holds codes.
+
+        Args:
+            otherwise: what else a user can do, as the end of a sentence.
+        """
+        path = self.folder / "config.json"
+        config = read_object(path) if path.exists() else {}
+        if config.get("quantization_config"):
+            raise InputError(
+                f"{path}: the model is quantised (quantization_config), and codes are no weights: give its "
+                f"unquantised weights{otherwise}"
+            )
+
+    def refuse_codes(self, key: str, otherwise: str = "") -> None:
+        """Refuse a tensor, by its whole name, that holds no float weights; `otherwise` as above."""
+        dtype = self.places[key].entries[key][1]
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"{self.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
+                f"model's float weights{otherwise}"
+            )
+
     def get(self, module: str) -> Tensor:
-        """The stored weight of one module."""
-        return self.tensor(f"{module}.weight")
+        """The stored weight of one module.
+
+        Raises:
+            InputError: as `tensor`, or it is stored in codes.
+        """
+        key = f"{module}.weight"
+        if key in self.places:
+            self.refuse_codes(key)
+        return self.tensor(key)
 
     def tensor(self, key: str) -> Tensor:
         """A stored tensor by its whole name.

@@ -38,6 +38,7 @@ _SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
 
+_OR_ADAPTER = ", or use --as adapter"
 _MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
 
@@ -185,9 +186,7 @@ class _AsTrained(Mapping[str, Tensor]):
 
     @cached_property
     def _keys(self) -> dict[str, None]:
-        followed = {f"{module}.weight" for module in self.checkpoint.modules}
-        there = self.checkpoint.model.places
-        return {key: None for key in self.base.places if key in there and key not in followed}
+        return dict.fromkeys(self.checkpoint.not_followed(self.base))
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self._keys:
@@ -227,13 +226,7 @@ def _replacements(traj: Trajectory, step: int, base: FullModel) -> Mapping[str, 
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
     """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
-    config_file = model.folder / "config.json"
-    config = read_object(config_file) if config_file.exists() else {}
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{config_file}: the model is quantised (quantization_config), and a leap cannot be added to codes: give "
-            "its unquantised weights, or use --as adapter"
-        )
+    model.refuse_quantised(_OR_ADAPTER)
     if isinstance(last, AdapterCheckpoint):
         _refuse_other_base(last.settings)
     for key in (key.removeprefix("+") for key in keys):
@@ -242,12 +235,7 @@ def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
                 f"{model.folder}: has no {shown(key)}, which the adapter moves; a merge needs each of these weights "
                 "under the adapter's name for it"
             )
-        dtype = model.places[key].entries[key][1]
-        if not isinstance(dtype, torch.dtype):
-            raise InputError(
-                f"{model.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
-                "model's float weights, or use --as adapter"
-            )
+        model.refuse_codes(key, _OR_ADAPTER)
 
 
 def _refuse_tied(

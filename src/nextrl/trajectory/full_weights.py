@@ -78,6 +78,11 @@ class FullCheckpoint(MemoryCheckpoint):
         """The dtype of the weights that A and B were computed from, twice: their rounding is in both."""
         return self.stored[module], self.stored[module]
 
+    def not_followed(self, base: FullModel) -> list[str]:
+        """Whole names of the tensors that this checkpoint and a base have, and that no module is."""
+        followed = {f"{module}.weight" for module in self.modules}
+        return [key for key in base.floats() if key in self.model.places and key not in followed]
+
     @cached_property
     def left_out(self) -> LeftOut:
         """What had moved by this step and is not followed; all of it is read for this, once.
@@ -85,8 +90,7 @@ class FullCheckpoint(MemoryCheckpoint):
         Raises:
             InputError: a tensor has another shape than the base's, or holds NaN or Inf.
         """
-        keys = [key for key in self.base.places if key not in {f"{m}.weight" for m in self.modules}]
-        moved = {key: _square(self.model, self.base, key) for key in keys if key in self.model.places}
+        moved = {key: _square(self.model, self.base, key) for key in self.not_followed(self.base)}
         ordered = sorted(moved.items(), key=lambda item: -item[1])
         return LeftOut(self.step, {key: s for key, s in ordered if s > 0}, sum(self.squares.values()))
 
@@ -100,11 +104,13 @@ def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[Fu
         rank: triples kept per matrix.
 
     Raises:
-        InputError: not the same matrices in all of them, or none that moves.
+        InputError: not the same matrices in all of them, or none that moves; a model is quantised.
     """
-    start = FullModel.open(base)
+    start, models = FullModel.open(base), {step: FullModel.open(found[step]) for step in sorted(found)}
+    for model in (start, *models.values()):
+        model.refuse_quantised()
     modules = start.matrices()
-    read = [_read(step, FullModel.open(found[step]), start, modules, rank) for step in sorted(found)]
+    read = [_read(step, model, start, modules, rank) for step, model in models.items()]
     moved = [m for m in modules if any(checkpoint.squares[m] for checkpoint in read)]
     if not moved:
         where = ", ".join(str(found[step]) for step in sorted(found)[:2])
@@ -121,6 +127,7 @@ def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], 
     stored: dict[str, torch.dtype] = {}
     for module in modules:
         weight = model.get(module)
+        base.refuse_codes(f"{module}.weight")
         difference = _difference(weight, model, base, f"{module}.weight")
         factors[module], squares[module] = dense.factors(difference, rank), float(difference.square().sum())
         rounding[module] = rounding_variance(weight)
