@@ -140,10 +140,7 @@ def _example(layout: Layout) -> str:
 
 def _nothing(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> str:
     if full := dense.find(run):
-        return (
-            f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; "
-            "name the base model too (--base MODEL)"
-        )
+        return f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; {dense.READ_BY}"
     if (run / CONFIG).exists():
         return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
     if inner := _run_below(run, readers):

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
-from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json, read_object
@@ -26,7 +26,17 @@ from nextrl.files import read_json, read_object
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RESIDUAL = 1e-7
-_FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
+READ_BY = "nextrl analyze RUN --base MODEL reads full weights"
+"""The way out for who has given full weights where an adapter is read, as a clause."""
+
+_NAMES = (
+    TRAINER_FOLDER,
+    re.compile(r"^global_step_(\d+)$"),
+    re.compile(r"^global_step(\d+)_hf$"),
+    re.compile(r"^global_step(\d+)$"),
+    re.compile(r"^(?:(?:step|iter)[-_]?)?(\d+)(?:_hf)?$"),
+)
+"""How trainers name the folder of a step; the first group is the step."""
 
 
 def holds_full_model(folder: Path) -> bool:
@@ -36,9 +46,47 @@ def holds_full_model(folder: Path) -> bool:
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
+def model_in(folder: Path) -> Path | None:
+    """The whole model in the folder of a step; None where there is none.
+
+    It is the folder itself, what verl 0.9.1 saves in it with `save_contents=[hf_model]` (actor/huggingface), or the
+    folder that verl's merger was told to write, whatever its name. A critic is no policy, and beside an adapter a whole
+    model is not what was trained.
+    """
+    if any(any(folder.glob(f"{above}{CONFIG}")) for above in ("", "*/", "*/*/")):
+        return None
+    merged = (path for path in sorted(folder.glob("*/")) if not path.name.startswith("critic"))
+    usual = (folder, folder / "actor" / "huggingface", folder / "huggingface")
+    return next((path for path in (*usual, *merged) if holds_full_model(path)), None)
+
+
 def find(run: Path) -> dict[int, Path]:
-    """step -> folder of every full-weight checkpoint of `run`."""
-    return {step: folder for step, folder in numbered(run, _FOLDER)[0] if holds_full_model(folder)}
+    """step -> folder of the model of every full-weight checkpoint in the folder `run`.
+
+    Raises:
+        InputError: it cannot be listed, or holds checkpoints under two kinds of names.
+    """
+    kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))]
+    if len(kinds) > 1:
+        one, other = (next(iter(kind.values())) for kind in kinds[:2])
+        raise InputError(
+            f"{run}: holds full weights under two kinds of names, {one} and {other}: move one kind away"
+        )
+    return kinds[0] if kinds else {}
+
+
+def _find(run: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    return {
+        step: model for step, folder in numbered(run, pattern)[0] if (model := model_in(folder)) is not None
+    }
+
+
+def nothing(run: Path) -> str:
+    """Why no full weights were found in `run`, and what to do."""
+    return (
+        f"{run}: no full-weight checkpoints found; give the directory of folders checkpoint-N, global_step_N, "
+        f"global_stepN_hf, step_N or iter_N that hold {SINGLE} or its shards"
+    )
 
 
 def _sharded(folder: Path) -> dict[str, TensorFile]:

@@ -132,7 +132,8 @@ class Trajectory:
         factors of its own, so that no method can step inside them.
 
         Args:
-            path: directory of checkpoint-N folders with `model.safetensors` or shards.
+            path: the run's directory: folders checkpoint-N, global_step_N, step_N or iter_N with `model.safetensors` or
+                shards, in verl's also below actor/huggingface or where its merger wrote.
             base: folder of the model that training started from.
             rank: triples kept per matrix.
             steps: only these checkpoints.
@@ -140,15 +141,16 @@ class Trajectory:
         Raises:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
-        found = dense.find(Path(path))
-        wanted = sorted(found if steps is None else several(whole(0))("steps", steps))
-        if not wanted or not set(wanted) <= set(found):
-            raise InputError(
-                f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
-            )
-        stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, Path(base), rank)
+        run = usable_path(path)
+        found = dense.find(run)
+        if not found:
+            raise InputError(dense.nothing(run))
+        wanted = sorted(found) if steps is None else several(whole(0))("steps", steps)
+        if missing := [step for step in wanted if step not in found]:
+            raise no_checkpoint(missing[0], found, run)
+        stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
         left = stored[-1].left_out
-        return cls(stored, Path(path), {}, FULL, (str(left),) if left.squares else ())
+        return cls(stored, run, {}, FULL, (str(left),) if left.squares else ())
 
     @classmethod
     def from_factors(
