@@ -115,3 +115,69 @@ def test_integers_beside_the_weights_stay_as_the_base_has_them(tmp_path: Path) -
         tmp_path / "out", base
     )
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["model.positions"], torch.arange(4))
+
+
+def edit(file: Path, **changed: torch.Tensor | None) -> None:
+    """Write a model's file again with tensors of these layers (`__` for a point) set, or left out where None."""
+    named = {f"{name.replace('__', '.')}.weight": tensor for name, tensor in changed.items()}
+    state = {**load_file(file), **named}
+    save_file({k: v for k, v in state.items() if v is not None}, file, metadata={"format": "pt"})
+
+
+def test_a_tied_base_that_stores_both_names_is_read_and_both_are_moved(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model(tied=True))
+    file = base / "model.safetensors"
+    edit(file, lm_head=load_file(file)["model.embed_tokens.weight"].clone())
+    traj = Trajectory.from_full_weights(run, base, rank=16)
+    assert "model.embed_tokens" in traj.modules
+    assert "lm_head" not in traj.modules
+    leap(traj, "secant", horizon=10).save_merged(tmp_path / "out", base)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
+    assert not torch.equal(written["lm_head.weight"], load_file(file)["lm_head.weight"])
+
+
+def test_a_matrix_that_no_checkpoint_has_under_any_name_is_still_refused(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    for file in run.glob("*/model.safetensors"):
+        edit(file, lm_head=None)
+    with pytest.raises(InputError, match=r"has no weight lm_head\.weight"):
+        Trajectory.from_full_weights(run, base, rank=4)
+
+
+def test_a_trained_matrix_that_the_base_lacks_is_not_lost_in_a_merge(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    edit(base / "model.safetensors", lm_head=None)
+    made = leap(Trajectory.from_full_weights(run, base, rank=4), "secant", horizon=10)
+    with pytest.raises(InputError, match=r"base: has no lm_head\.weight, which the run trained"):
+        made.save_merged(tmp_path / "out", base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resized_vocabulary_is_left_out_and_named(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    for file in run.glob("*/model.safetensors"):
+        state = load_file(file)
+        wider = {
+            n: torch.cat([state[f"{n}.weight"], torch.zeros(2, 16)])
+            for n in ("lm_head", "model.embed_tokens")
+        }
+        edit(file, **wider)
+    traj = Trajectory.from_full_weights(run, base, rank=4)
+    assert "model.layers.0.mlp.down_proj" in traj.modules
+    assert not {"lm_head", "model.embed_tokens"} & set(traj.modules)
+    moved, resized = traj.skipped
+    assert "model.embed_tokens.weight" in moved
+    assert "lm_head.weight" in resized
+    assert "resized its vocabulary" in resized
+    with pytest.raises(InputError, match=r"resize the base and its config\.json first"):
+        leap(traj, "secant", horizon=10).save_merged(tmp_path / "out", base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_no_resized_vocabulary(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    for file in run.glob("*/model.safetensors"):
+        edit(file, model__layers__0__mlp__down_proj=torch.zeros(20, 24))
+    with pytest.raises(InputError, match=r"down_proj.weight is \[20, 24\], in the base model \[16, 24\]"):
+        Trajectory.from_full_weights(run, base, rank=4)

@@ -139,6 +139,19 @@ class FullModel:
         """Whole names of the tensors of floats: weights, and no buffers of positions and the like."""
         return [key for key, f in self.places.items() if isinstance(f.entries[key][1], torch.dtype)]
 
+    def twin(self, key: str, other: FullModel) -> str | None:
+        """Another tensor with the very values of `key`, which `other` has: one that tied layers share, stored twice."""
+        file = self.places[key]
+        alike = [k for k, f in self.places.items() if k in other.places and f.entries[k] == file.entries[key]]
+        return next(
+            (k for k in alike if k != key and torch.equal(self.places[k].get(k), file.get(key))), None
+        )
+
+    def resized(self, key: str, base: FullModel) -> bool:
+        """Whether a tensor has another number of rows than the base's, as embeddings of a resized vocabulary have."""
+        new, old, numbered_layer = self.shape(key), base.shape(key), any(map(str.isdecimal, key.split(".")))
+        return not numbered_layer and len(new) == len(old) and new != old and new[1:] == old[1:]
+
     def refuse_quantised(self, otherwise: str = "") -> None:
         """Refuse a model whose configuration says that it holds codes.
 

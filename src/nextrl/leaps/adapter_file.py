@@ -101,7 +101,8 @@ def _refuse_unknown_layers(traj: Trajectory) -> None:
     if not isinstance(last, FullCheckpoint):
         return
     turned = [m for m in traj.modules if module_kind(m) in _TURNED or "embed" in module_kind(m)]
-    stacks = [key for key in last.left_out.squares if len(last.model.shape(key)) > 1]
+    left = (*last.left_out.squares, *last.left_out.resized)
+    stacks = [key for key in left if len(last.model.shape(key)) > 1]
     for name in (*turned, *stacks):
         raise InputError(
             f"{name}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "

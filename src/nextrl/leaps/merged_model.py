@@ -67,6 +67,7 @@ def write_merged(
     model = FullModel.open(folder)
     layers = BaseLayers(model)
     changes = _changes(traj, step, weights, layers)
+    changes |= _of_twins(traj, step, model, changes)
     replaced = _replacements(traj, step, model)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
@@ -175,6 +176,29 @@ def _changes(
                 delta = LowRank(delta.right, delta.left)
         changes[key] = delta
     return changes
+
+
+def _of_twins(
+    traj: Trajectory, step: int, base: FullModel, changes: Mapping[str, LowRank]
+) -> dict[str, LowRank]:
+    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name.
+
+    Raises:
+        InputError: the checkpoint has a matrix of its own that the base lacks, so that a merge would lose it.
+    """
+    stored = next(c for c in traj.checkpoints if c.step == step)
+    if not isinstance(stored, FullCheckpoint):
+        return {}
+    trained = stored.model
+    for key in (f"{m}.weight" for m in trained.matrices()):
+        if key not in base.places and trained.twin(key, trained) is None:
+            raise InputError(
+                f"{base.folder}: has no {key}, which the run trained ({trained.folder}): give --base the model that "
+                "training started from, with this tensor in its files"
+            )
+    lacking = [f"{m}.weight" for m in base.matrices() if f"{m}.weight" not in trained.places]
+    twins = {key: base.twin(key, trained) for key in lacking}
+    return {key: changes[twin] for key, twin in twins.items() if twin is not None and twin in changes}
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,8 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
 
 def left_out_of(checkpoint: StoredCheckpoint) -> dict[str, str]:
     """What a note says of a full-weight run's tensors that moved and are not followed; nothing where there are none."""
-    if not isinstance(checkpoint, FullCheckpoint) or not checkpoint.left_out.squares:
-        return {}
-    return {"left_out": str(checkpoint.left_out)}
+    lines = checkpoint.left_out.lines() if isinstance(checkpoint, FullCheckpoint) else ()
+    return {"left_out": "; ".join(lines)} if lines else {}
 
 
 def refuse_foreign_folder(out: Path) -> None:

@@ -7,7 +7,7 @@ tensor of three dimensions) is measured once and named. Of one checkpoint and of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,13 @@ class LeftOut:
         step: T.
         squares: name -> |W_T - W_base|^2, the largest first.
         followed: the same of all matrices that are followed, together.
+        resized: names of those that have another number of rows than the base's; `squares` is of the common ones.
     """
 
     step: int
     squares: Mapping[str, float]
     followed: float
+    resized: Sequence[str] = ()
 
     @property
     def share(self) -> float:
@@ -45,15 +47,28 @@ class LeftOut:
         left = sum(self.squares.values())
         return left / (left + self.followed) if left else 0.0
 
-    def __str__(self) -> str:
-        """One line; names that differ in their numbers alone are one kind."""
-        kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in self.squares))
-        more = f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
-        return (
-            f"{len(self.squares)} tensors, {100 * self.share:.3g}% of the squared movement up to step {self.step}, "
-            "since two-dimensional *.weight alone are followed (a merged model has them as they are there, an adapter "
-            f"lacks them): {', '.join(kinds[:_NAMED])}{more}"
-        )
+    def lines(self) -> tuple[str, ...]:
+        """What to say of them, a line each; nothing where nothing is left out."""
+        said = []
+        if self.squares:
+            said.append(
+                f"{len(self.squares)} tensors, {100 * self.share:.3g}% of the squared movement up to step {self.step}, "
+                "since two-dimensional *.weight alone are followed (a merged model has them as they are there, an "
+                f"adapter lacks them): {_kinds(self.squares)}"
+            )
+        if self.resized:
+            said.append(
+                f"{_kinds(self.resized)}: not of the base's number of rows, since the run resized its vocabulary; "
+                "resize the base in the same way to have them followed"
+            )
+        return tuple(said)
+
+
+def _kinds(names: Iterable[str]) -> str:
+    """The first of some names; those that differ in their numbers alone are one."""
+    kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    more = f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
+    return f"{', '.join(kinds[:_NAMED])}{more}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,9 +105,13 @@ class FullCheckpoint(MemoryCheckpoint):
         Raises:
             InputError: a tensor has another shape than the base's, or holds NaN or Inf.
         """
-        moved = {key: _square(self.model, self.base, key) for key in self.not_followed(self.base)}
+        keys = self.not_followed(self.base)
+        moved = {key: _square(self.model, self.base, key) for key in keys}
+        resized = [key for key in keys if self.model.resized(key, self.base)]
         ordered = sorted(moved.items(), key=lambda item: -item[1])
-        return LeftOut(self.step, {key: s for key, s in ordered if s > 0}, sum(self.squares.values()))
+        return LeftOut(
+            self.step, {key: s for key, s in ordered if s > 0}, sum(self.squares.values()), resized
+        )
 
 
 def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[FullCheckpoint, ...]:
@@ -109,7 +128,7 @@ def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[Fu
     start, models = FullModel.open(base), {step: FullModel.open(found[step]) for step in sorted(found)}
     for model in (start, *models.values()):
         model.refuse_quantised()
-    modules = start.matrices()
+    modules = [m for m in start.matrices() if _comparable(f"{m}.weight", start, list(models.values()))]
     read = [_read(step, model, start, modules, rank) for step, model in models.items()]
     moved = [m for m in modules if any(checkpoint.squares[m] for checkpoint in read)]
     if not moved:
@@ -118,6 +137,17 @@ def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[Fu
             f"{where}: no matrix differs from {base}; is it the model that training started from?"
         )
     return tuple(replace(c, tensors={m: c.tensors[m] for m in moved}) for c in read)
+
+
+def _comparable(key: str, base: FullModel, models: Sequence[FullModel]) -> bool:
+    """Whether a matrix of the base can be followed.
+
+    One of a resized vocabulary cannot. One that a checkpoint lacks need not be, where a tied layer's has its values.
+    """
+    lacking = next((model for model in models if key not in model.places), None)
+    if lacking is not None:
+        return base.twin(key, lacking) is None  # without a twin it is asked for, and refused
+    return not any(model.resized(key, base) for model in models)
 
 
 def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], rank: int) -> FullCheckpoint:
@@ -138,12 +168,15 @@ def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], 
 
 
 def _difference(new: Tensor, model: FullModel, base: FullModel, key: str) -> Tensor:
-    """W - W_base of a tensor W of a checkpoint, float64.
+    """W - W_base of a tensor W of a checkpoint, float64; of the common rows where the vocabulary was resized.
 
     Raises:
         InputError: the base's is missing, has another shape, or holds NaN or Inf.
     """
     old = base.tensor(key)
+    if model.resized(key, base):
+        rows = min(len(new), len(old))
+        new, old = new[:rows], old[:rows]
     if new.shape != old.shape:
         raise InputError(f"{model.folder}: {key} is {list(new.shape)}, in the base model {list(old.shape)}")
     return new.double() - old.double()

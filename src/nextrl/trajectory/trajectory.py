@@ -149,8 +149,7 @@ class Trajectory:
         if missing := [step for step in wanted if step not in found]:
             raise no_checkpoint(missing[0], found, run)
         stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
-        left = stored[-1].left_out
-        return cls(stored, run, {}, FULL, (str(left),) if left.squares else ())
+        return cls(stored, run, {}, FULL, stored[-1].left_out.lines())
 
     @classmethod
     def from_factors(
