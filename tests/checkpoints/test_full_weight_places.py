@@ -1,5 +1,6 @@
 """Where trainers leave full weights: each place is read, and who asks for an adapter there is told the way out."""
 
+import json
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from lora_runs import PLACES, model, write_run
 from nextrl.checkpoints import open_run
 from nextrl.cli import build
 from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -115,3 +117,38 @@ def test_full_weights_under_two_kinds_of_names_are_refused(saved, placed):
 def test_a_step_that_is_not_there_is_named_with_those_that_are(saved, placed):
     with pytest.raises(InputError, match="no checkpoint at step 15; there are 10, 20"):
         Trajectory.from_full_weights(placed("step_{}"), saved / "base", steps=[10, 15])
+
+
+def test_a_list_of_folders_is_read_as_full_weights(saved, tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"10": str(saved / "10"), "20": str(saved / "20")}))
+    for run in (path, {10: saved / "10", 20: saved / "20"}):
+        assert Trajectory.from_full_weights(run, saved / "base", rank=4).steps == (10, 20)
+    assert WAY_OUT in said(path, "inspect")
+    shown = CliRunner().invoke(build(["analyze"]), ["analyze", str(path), "--base", str(saved / "base")])
+    assert shown.exit_code == 0
+
+
+def test_a_listed_folder_without_a_model_is_no_checkpoint_to_pass_over(saved, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds neither model\.safetensors nor"):
+        Trajectory.from_full_weights({10: saved / "10", 20: tmp_path / "empty"}, saved / "base")
+
+
+def test_no_leap_takes_the_place_of_the_full_weights_that_it_is_made_from(saved, tmp_path):
+    root = tmp_path / "elsewhere"
+    places = {step: shutil.copytree(saved / str(step), root / "in" / str(step)) for step in (10, 20)}
+    made = leap(Trajectory.from_full_weights(places, saved / "base", rank=4), "secant", horizon=10)
+    with pytest.raises(InputError, match="which the leap is made from"):
+        made.save_merged(root, saved / "base")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("verb", ["inspect", "analyze"])
+def test_a_whole_model_in_a_pickle_is_named_as_one(saved, tmp_path, name, verb):
+    for step in (10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / name).write_bytes(b"x")
+    shown = said(tmp_path, verb, *(("--base", str(saved / "base")) if verb == "analyze" else ()))
+    assert f"{name}: a whole model as a pickle, which is not read: save it as model.safetensors" in shown
+    assert "adapter_config.json" not in shown

@@ -97,6 +97,9 @@ def open_run(
     for where in located:
         if where.step in apart | unknown:
             continue
+        if (whole := dense.no_adapter(where.folder)) is not None:
+            problems.append(Problem(where.folder, whole, where.step))
+            continue
         try:
             opened.append(
                 AdapterCheckpoint.open(

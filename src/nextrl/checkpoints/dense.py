@@ -8,6 +8,7 @@ accepted only if |D v - sigma u| and |D^T u - sigma v| are below RESIDUAL * sigm
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
+from nextrl.checkpoints.layouts import folders
 from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
@@ -46,6 +48,11 @@ def holds_full_model(folder: Path) -> bool:
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
+def _holds_adapter(folder: Path) -> bool:
+    """Whether an adapter's configuration is in the folder of a step, or up to two levels below it."""
+    return any(any(folder.glob(f"{above}{CONFIG}")) for above in ("", "*/", "*/*/"))
+
+
 def model_in(folder: Path) -> Path | None:
     """The whole model in the folder of a step; None where there is none.
 
@@ -53,19 +60,25 @@ def model_in(folder: Path) -> Path | None:
     folder that verl's merger was told to write, whatever its name. A critic is no policy, and beside an adapter a whole
     model is not what was trained.
     """
-    if any(any(folder.glob(f"{above}{CONFIG}")) for above in ("", "*/", "*/*/")):
+    if _holds_adapter(folder):
         return None
     merged = (path for path in sorted(folder.glob("*/")) if not path.name.startswith("critic"))
     usual = (folder, folder / "actor" / "huggingface", folder / "huggingface")
     return next((path for path in (*usual, *merged) if holds_full_model(path)), None)
 
 
-def find(run: Path) -> dict[int, Path]:
-    """step -> folder of the model of every full-weight checkpoint in the folder `run`.
+def find(run: Path | Mapping[int, Path]) -> dict[int, Path]:
+    """step -> folder of the model of every full-weight checkpoint of a run.
+
+    Args:
+        run: its directory, or a JSON file or a mapping of steps and folders; of these two all folders are taken.
 
     Raises:
         InputError: it cannot be listed, or holds checkpoints under two kinds of names.
     """
+    if isinstance(run, Mapping) or run.is_file():
+        listed = folders.listed(run) if isinstance(run, Mapping) else folders.read_list(run)
+        return {where.step: model_in(where.folder) or where.folder for where in listed.located}
     kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))]
     if len(kinds) > 1:
         one, other = (next(iter(kind.values())) for kind in kinds[:2])
@@ -81,8 +94,32 @@ def _find(run: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     }
 
 
-def nothing(run: Path) -> str:
+def no_adapter(folder: Path) -> str | None:
+    """Why a folder that should hold an adapter has none, where it holds a whole model; None where it does not."""
+    if _holds_adapter(folder):
+        return None
+    if (model := model_in(folder)) is not None:
+        return f"{model}: a whole model, and no adapter: all weights were trained; {READ_BY}"
+    return f"{pickled}; {READ_BY}" if (pickled := _pickled(folder)) else None
+
+
+def _pickled(folder: Path) -> str | None:
+    """What to do with a whole model that is there as a pickle only; None where there is none."""
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if (folder / name).exists():
+            return (
+                f"{folder / name}: a whole model as a pickle, which is not read: save it as {SINGLE} "
+                "(save_pretrained writes that)"
+            )
+    return None
+
+
+def nothing(run: Path | Mapping[int, Path]) -> str:
     """Why no full weights were found in `run`, and what to do."""
+    if not isinstance(run, Mapping):
+        places = [folder for pattern in _NAMES for _, folder in numbered(run, pattern)[0]]
+        if pickled := next(filter(None, map(_pickled, places)), None):
+            return pickled
     return (
         f"{run}: no full-weight checkpoints found; give the directory of folders checkpoint-N, global_step_N, "
         f"global_stepN_hf, step_N or iter_N that hold {SINGLE} or its shards"

@@ -156,6 +156,7 @@ def _refuse_sources(out: Path, traj: Trajectory) -> None:
     """Refuse a folder that holds the run: a trainer may be writing there while the whole of it is replaced."""
     place = Path(os.path.realpath(out))
     read = [c.folder for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
+    read += [c.model.folder for c in traj.checkpoints if isinstance(c, FullCheckpoint)]
     if traj.source is not None and traj.source.is_dir():
         read.append(traj.source)
     for source in read:

@@ -122,7 +122,12 @@ class Trajectory:
 
     @classmethod
     def from_full_weights(
-        cls, path: str | Path, base: str | Path, *, rank: int = 16, steps: Sequence[int] | None = None
+        cls,
+        path: str | Path | Mapping[int, str | Path],
+        base: str | Path,
+        *,
+        rank: int = 16,
+        steps: Sequence[int] | None = None,
     ) -> Trajectory:
         """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
 
@@ -133,7 +138,8 @@ class Trajectory:
 
         Args:
             path: the run's directory: folders checkpoint-N, global_step_N, step_N or iter_N with `model.safetensors` or
-                shards, in verl's also below actor/huggingface or where its merger wrote.
+                shards, in verl's also below actor/huggingface or where its merger wrote; or a JSON file or a mapping of
+                steps and folders.
             base: folder of the model that training started from.
             rank: triples kept per matrix.
             steps: only these checkpoints.
@@ -141,15 +147,16 @@ class Trajectory:
         Raises:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
-        run = usable_path(path)
+        run = _source(path)
         found = dense.find(run)
         if not found:
             raise InputError(dense.nothing(run))
+        source = None if isinstance(run, dict) else run
         wanted = sorted(found) if steps is None else several(whole(0))("steps", steps)
         if missing := [step for step in wanted if step not in found]:
-            raise no_checkpoint(missing[0], found, run)
+            raise no_checkpoint(missing[0], found, source or "")
         stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
-        return cls(stored, run, {}, FULL, stored[-1].left_out.lines())
+        return cls(stored, source, {}, FULL, stored[-1].left_out.lines())
 
     @classmethod
     def from_factors(

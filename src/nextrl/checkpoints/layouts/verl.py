@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.adapter import CONFIG
-from nextrl.checkpoints.dense import READ_BY, model_in
+from nextrl.checkpoints.dense import no_adapter
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
@@ -130,8 +130,8 @@ def _why_not(step: int, folder: Path) -> Problem:
     if shards and (actor / META).is_file():
         command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
         text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
-    elif model := model_in(folder):
-        text = f"{model}: a whole model, and no adapter: all weights were trained; {READ_BY}"
+    elif whole := no_adapter(folder):
+        text = whole
     elif shards:
         text = (
             f"{actor}: FSDP shards without {META}, so that verl trained all weights or is an old one; run: "
