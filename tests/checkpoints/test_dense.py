@@ -1,9 +1,12 @@
 """Full-weight checkpoints: exact leading triples, streamed deltas against a base."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from lora_runs import model
 from nextrl.checkpoints.dense import leading_triples
@@ -53,3 +56,41 @@ def test_a_full_run_becomes_a_trajectory(tmp_path, shard):
         Trajectory.load(run)
     with pytest.raises(InputError, match=r"neither model\.safetensors nor"):
         Trajectory.from_full_weights(run, tmp_path)
+
+
+@pytest.fixture
+def full_run(tmp_path):
+    """A run of all weights and its base: `tmp_path / "run"` and `tmp_path / "base"`."""
+    trained = model("llama")
+    trained.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    for step in (10, 20):
+        for parameter in trained.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        trained.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    return tmp_path / "run", tmp_path / "base"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("place", ["base", "run/checkpoint-20"])
+def test_codes_are_not_taken_for_weights(full_run, tmp_path, place, dtype):
+    file = tmp_path / place / "model.safetensors"
+    state = load_file(file)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    state[key] = (state[key] * 100).to(dtype)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=rf"{place}.*q_proj.weight is stored as \w+, which are codes"
+    ) as caught:
+        Trajectory.from_full_weights(*full_run, rank=4)
+    assert "--as adapter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["base", "run/checkpoint-20"])
+def test_a_model_that_says_it_is_quantised_is_refused(full_run, tmp_path, place):
+    file = tmp_path / place / "config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "quantization_config": {"load_in_8bit": True}})
+    )
+    with pytest.raises(InputError, match=rf"{place}/config.json: the model is quantised"):
+        Trajectory.from_full_weights(*full_run, rank=4)

@@ -92,7 +92,7 @@ def test_shards_of_all_weights_are_not_sent_to_the_merger_for_ever(tmp_path):
     merged.mkdir()
     save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, merged / "model.safetensors")
     [problem] = open_run(tmp_path / "a run").problems
-    assert "a merged model, and no adapter" in str(problem)
+    assert "a whole model, and no adapter" in str(problem)
     assert "verl.model_merger" not in str(problem)
 
 

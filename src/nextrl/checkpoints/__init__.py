@@ -97,6 +97,9 @@ def open_run(
     for where in located:
         if where.step in apart | unknown:
             continue
+        if (whole := dense.no_adapter(where.folder)) is not None:
+            problems.append(Problem(where.folder, whole, where.step))
+            continue
         try:
             opened.append(
                 AdapterCheckpoint.open(
@@ -140,10 +143,7 @@ def _example(layout: Layout) -> str:
 
 def _nothing(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> str:
     if full := dense.find(run):
-        return (
-            f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; "
-            "name the base model too (--base MODEL)"
-        )
+        return f"{run}: holds {len(full)} full-weight checkpoints and no LoRA adapters; {dense.READ_BY}"
     if (run / CONFIG).exists():
         return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
     if inner := _run_below(run, readers):

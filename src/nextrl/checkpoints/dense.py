@@ -1,14 +1,14 @@
-"""Full-weight checkpoints (no LoRA): each delta against the base model is reduced to its exact leading triples.
+"""Full-weight checkpoints (no LoRA): the tensors of a model's folder, and the exact leading triples of a delta.
 
 `RUN/checkpoint-N/model.safetensors` (or sharded with `model.safetensors.index.json`) as transformers 5.24.0
-writes it. One matrix of one checkpoint and of the base are in memory at a time. The leading k triples come
-from Lanczos (`scipy.sparse.linalg.svds`, ARPACK) on the difference and are accepted only if |D v - sigma u|
-and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
+writes it. The leading k triples come from Lanczos (`scipy.sparse.linalg.svds`, ARPACK) on the difference and are
+accepted only if |D v - sigma u| and |D^T u - sigma v| are below RESIDUAL * sigma_1; otherwise LAPACK decides.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +18,27 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import CONFIG
-from nextrl.checkpoints.layouts.listing import numbered
+from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
+from nextrl.checkpoints.layouts import folders
+from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import read_json
+from nextrl.files import read_json, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RESIDUAL = 1e-7
-_FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
+READ_BY = "nextrl analyze RUN --base MODEL reads full weights"
+"""The way out for who has given full weights where an adapter is read, as a clause."""
+
+_NAMES = (
+    TRAINER_FOLDER,
+    re.compile(r"^global_step_(\d+)$"),
+    re.compile(r"^global_step(\d+)_hf$"),
+    re.compile(r"^global_step(\d+)$"),
+    re.compile(r"^(?:(?:step|iter)[-_]?)?(\d+)(?:_hf)?$"),
+)
+"""How trainers name the folder of a step; the first group is the step."""
 
 
 def holds_full_model(folder: Path) -> bool:
@@ -37,9 +48,82 @@ def holds_full_model(folder: Path) -> bool:
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
-def find(run: Path) -> dict[int, Path]:
-    """step -> folder of every full-weight checkpoint of `run`."""
-    return {step: folder for step, folder in numbered(run, _FOLDER)[0] if holds_full_model(folder)}
+def _holds_adapter(folder: Path) -> bool:
+    """Whether an adapter's configuration is in the folder of a step, or up to two levels below it."""
+    return any(any(folder.glob(f"{above}{CONFIG}")) for above in ("", "*/", "*/*/"))
+
+
+def model_in(folder: Path) -> Path | None:
+    """The whole model in the folder of a step; None where there is none.
+
+    It is the folder itself, what verl 0.9.1 saves in it with `save_contents=[hf_model]` (actor/huggingface), or the
+    folder that verl's merger was told to write, whatever its name. A critic is no policy, and beside an adapter a whole
+    model is not what was trained.
+    """
+    if _holds_adapter(folder):
+        return None
+    merged = (path for path in sorted(folder.glob("*/")) if not path.name.startswith("critic"))
+    usual = (folder, folder / "actor" / "huggingface", folder / "huggingface")
+    return next((path for path in (*usual, *merged) if holds_full_model(path)), None)
+
+
+def find(run: Path | Mapping[int, Path]) -> dict[int, Path]:
+    """step -> folder of the model of every full-weight checkpoint of a run.
+
+    Args:
+        run: its directory, or a JSON file or a mapping of steps and folders; of these two all folders are taken.
+
+    Raises:
+        InputError: it cannot be listed, or holds checkpoints under two kinds of names.
+    """
+    if isinstance(run, Mapping) or run.is_file():
+        listed = folders.listed(run) if isinstance(run, Mapping) else folders.read_list(run)
+        return {where.step: model_in(where.folder) or where.folder for where in listed.located}
+    kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))]
+    if len(kinds) > 1:
+        one, other = (next(iter(kind.values())) for kind in kinds[:2])
+        raise InputError(
+            f"{run}: holds full weights under two kinds of names, {one} and {other}: move one kind away"
+        )
+    return kinds[0] if kinds else {}
+
+
+def _find(run: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    return {
+        step: model for step, folder in numbered(run, pattern)[0] if (model := model_in(folder)) is not None
+    }
+
+
+def no_adapter(folder: Path) -> str | None:
+    """Why a folder that should hold an adapter has none, where it holds a whole model; None where it does not."""
+    if _holds_adapter(folder):
+        return None
+    if (model := model_in(folder)) is not None:
+        return f"{model}: a whole model, and no adapter: all weights were trained; {READ_BY}"
+    return f"{pickled}; {READ_BY}" if (pickled := _pickled(folder)) else None
+
+
+def _pickled(folder: Path) -> str | None:
+    """What to do with a whole model that is there as a pickle only; None where there is none."""
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if (folder / name).exists():
+            return (
+                f"{folder / name}: a whole model as a pickle, which is not read: save it as {SINGLE} "
+                "(save_pretrained writes that)"
+            )
+    return None
+
+
+def nothing(run: Path | Mapping[int, Path]) -> str:
+    """Why no full weights were found in `run`, and what to do."""
+    if not isinstance(run, Mapping):
+        places = [folder for pattern in _NAMES for _, folder in numbered(run, pattern)[0]]
+        if pickled := next(filter(None, map(_pickled, places)), None):
+            return pickled
+    return (
+        f"{run}: no full-weight checkpoints found; give the directory of folders checkpoint-N, global_step_N, "
+        f"global_stepN_hf, step_N or iter_N that hold {SINGLE} or its shards"
+    )
 
 
 def _sharded(folder: Path) -> dict[str, TensorFile]:
@@ -88,12 +172,77 @@ class FullModel:
             if key.endswith(".weight") and len(file.entries[key][0]) == 2
         ]
 
+    def floats(self) -> list[str]:
+        """Whole names of the tensors of floats: weights, and no buffers of positions and the like."""
+        return [key for key, f in self.places.items() if isinstance(f.entries[key][1], torch.dtype)]
+
+    def twin(self, key: str, other: FullModel) -> str | None:
+        """Another tensor with the very values of `key`, which `other` has: one that tied layers share, stored twice."""
+        file = self.places[key]
+        alike = [k for k, f in self.places.items() if k in other.places and f.entries[k] == file.entries[key]]
+        return next(
+            (k for k in alike if k != key and torch.equal(self.places[k].get(k), file.get(key))), None
+        )
+
+    def resized(self, key: str, base: FullModel) -> bool:
+        """Whether a tensor has another number of rows than the base's, as embeddings of a resized vocabulary have."""
+        new, old, numbered_layer = self.shape(key), base.shape(key), any(map(str.isdecimal, key.split(".")))
+        return not numbered_layer and len(new) == len(old) and new != old and new[1:] == old[1:]
+
+    def refuse_quantised(self, otherwise: str = "") -> None:
+        """Refuse a model whose configuration says that it holds codes.
+
+        Args:
+            otherwise: what else a user can do, as the end of a sentence.
+        """
+        path = self.folder / "config.json"
+        config = read_object(path) if path.exists() else {}
+        if config.get("quantization_config"):
+            raise InputError(
+                f"{path}: the model is quantised (quantization_config), and codes are no weights: give its "
+                f"unquantised weights{otherwise}"
+            )
+
+    def refuse_codes(self, key: str, otherwise: str = "") -> None:
+        """Refuse a tensor, by its whole name, that holds no float weights; `otherwise` as above."""
+        dtype = self.places[key].entries[key][1]
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"{self.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
+                f"model's float weights{otherwise}"
+            )
+
     def get(self, module: str) -> Tensor:
-        """The stored weight of one module."""
+        """The stored weight of one module.
+
+        Raises:
+            InputError: as `tensor`, or it is stored in codes.
+        """
         key = f"{module}.weight"
+        if key in self.places:
+            self.refuse_codes(key)
+        return self.tensor(key)
+
+    def tensor(self, key: str) -> Tensor:
+        """A stored tensor by its whole name.
+
+        Raises:
+            InputError: there is none, or a value of it is NaN or Inf.
+        """
         if key not in self.places:
             raise InputError(f"{self.folder}: has no weight {key}; is it a checkpoint of the same model?")
-        return self.places[key].get(key)
+        tensor = self.places[key].get(key)
+        if tensor.is_floating_point() and not finite(tensor):
+            broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
+            raise InputError(
+                f"{self.places[key].path}: {broken} in {key}: look at what training did there, and leave the "
+                "checkpoint out"
+            )
+        return tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a stored tensor, from the header."""
+        return self.places[key].entries[key][0]
 
 
 def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,13 +270,8 @@ def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
     return left[:, :k], sigma[:k], right[:k].mT
 
 
-def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, n) and B (m, rank), float32, with B A the best approximation of W - W_base of that rank."""
-    new, old = model.get(module), base.get(module)
-    if new.shape != old.shape:
-        raise InputError(
-            f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
-        )
-    u, sigma, v = leading_triples(new.double() - old.double(), min(rank, *new.shape))
+def factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, n) and B (m, rank), float32, with B A the best approximation of a difference (m, n) of that rank."""
+    u, sigma, v = leading_triples(difference, min(rank, *difference.shape))
     root = sigma.sqrt()
     return (v * root).mT.float(), (u * root).float()

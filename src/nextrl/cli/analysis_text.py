@@ -73,8 +73,11 @@ def sentences(result: Analysis) -> list[str]:
         )
     if result.noisy:
         worst = max(result.noisy, key=lambda name: result.noisy[name])
+        share = result.noisy[worst]
+        # Infinite where all that a window moved was below the rounding, so that nothing of it is stored.
+        reached = f"{share:.0%}" if math.isfinite(share) else "all"
         lines.append(
-            f"Warning: storage rounding reaches {result.noisy[worst]:.0%} of sigma_1 in {worst} and is "
+            f"Warning: storage rounding reaches {reached} of sigma_1 in {worst} and is "
             f"above 10% in {len(result.noisy)} modules; save checkpoints in float32, "
             "or compare checkpoints further apart."
         )

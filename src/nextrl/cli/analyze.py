@@ -18,6 +18,7 @@ from nextrl.cli.checkpoints import (
     SkipBadCheckpoints,
     UpdatesPerStep,
     load_run,
+    say_left_out,
 )
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.errors import InputError, require
@@ -85,6 +86,8 @@ def analyze(
     else:
         values.refuse_given("of a LoRA run, and --base of full-weight checkpoints", of_adapters)
         traj = Trajectory.from_full_weights(run, find_base(base), rank=FULL_RANK if rank is None else rank)
+        for line in traj.skipped:
+            say_left_out(line)
     result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1, updates_per_step=updates_per_step)
     said = (
         [] if as_json else [*conclusion(traj, result.beta1, result.updates), *sentences(result)]

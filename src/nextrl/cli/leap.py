@@ -189,8 +189,7 @@ def _load_adapters(
         if not (run.is_dir() and dense.find(run)):
             raise
         raise InputError(
-            f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run "
-            "(analyze --base MODEL reads full weights)"
+            f"{run}: holds full-weight checkpoints; leap writes LoRA adapters and needs a LoRA run ({dense.READ_BY})"
         ) from error
 
 

@@ -23,8 +23,9 @@ from nextrl.files import usable_path
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.leaps.rank import fit_to_rank
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.trajectory import FULL, Trajectory
+from nextrl.trajectory.trajectory import Trajectory
 
 
 def write_adapter(
@@ -92,17 +93,21 @@ _TURNED = {"c_attn", "c_fc", "c_proj", "q_attn", "wte", "wpe"}
 def _refuse_unknown_layers(traj: Trajectory) -> None:
     """Refuse matrices of full weights that are no weight of a linear layer, which is all that s B A is written for.
 
+    Norms and biases are small and stay as the base has them; experts in one tensor of three dimensions are refused.
     PEFT names and turns the factors of an embedding and of a Conv1D otherwise. Files of weights do not say what a
     matrix belongs to, but for its name.
     """
-    if traj.layout != FULL:
+    last = traj.checkpoints[-1]
+    if not isinstance(last, FullCheckpoint):
         return
-    for module in traj.modules:
-        if module_kind(module) in _TURNED or "embed" in module_kind(module):
-            raise InputError(
-                f"{module}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "
-                "write the whole model, by save_merged(out, base)"
-            )
+    turned = [m for m in traj.modules if module_kind(m) in _TURNED or "embed" in module_kind(m)]
+    left = (*last.left_out.squares, *last.left_out.resized)
+    stacks = [key for key in left if len(last.model.shape(key)) > 1]
+    for name in (*turned, *stacks):
+        raise InputError(
+            f"{name}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "
+            "write the whole model, by save_merged(out, base)"
+        )
 
 
 def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:

@@ -23,6 +23,7 @@ from nextrl.files import usable_path
 from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
+from nextrl.leaps.provenance import left_out_of
 from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
 from nextrl.scalars import MAX_SEED, number, whole
 from nextrl.trajectory.combinations import known_steps
@@ -121,6 +122,7 @@ class Leap:
             "seconds": round(self.seconds, 3),
             "checkpoints": list(self.traj.steps),
             "discarded_energy": self.discarded,
+            **left_out_of(self.traj.checkpoints[-1]),
         }
 
     def save_adapter(self, out: str | Path, rank: int | None = None, task: str | None = None) -> None:

@@ -7,7 +7,9 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.tasks import bases
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
@@ -35,6 +38,7 @@ _SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
 
+_OR_ADAPTER = ", or use --as adapter"
 _MAX_EXTRA = 2**30  # bytes of a tokenizer or another small file beside the weights
 
 
@@ -63,7 +67,8 @@ def write_merged(
     model = FullModel.open(folder)
     layers = BaseLayers(model)
     changes = _changes(traj, step, weights, layers)
-    replaced = _replacements(traj, step)
+    changes |= _of_twins(traj, step, model, changes)
+    replaced = _replacements(traj, step, model)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
     # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
@@ -173,10 +178,64 @@ def _changes(
     return changes
 
 
-def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
-    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias)."""
+def _of_twins(
+    traj: Trajectory, step: int, base: FullModel, changes: Mapping[str, LowRank]
+) -> dict[str, LowRank]:
+    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name.
+
+    Raises:
+        InputError: the checkpoint has a matrix of its own that the base lacks, so that a merge would lose it.
+    """
+    stored = next(c for c in traj.checkpoints if c.step == step)
+    if not isinstance(stored, FullCheckpoint):
+        return {}
+    trained = stored.model
+    for key in (f"{m}.weight" for m in trained.matrices()):
+        if key not in base.places and trained.twin(key, trained) is None:
+            raise InputError(
+                f"{base.folder}: has no {key}, which the run trained ({trained.folder}): give --base the model that "
+                "training started from, with this tensor in its files"
+            )
+    lacking = [f"{m}.weight" for m in base.matrices() if f"{m}.weight" not in trained.places]
+    twins = {key: base.twin(key, trained) for key in lacking}
+    return {key: changes[twin] for key, twin in twins.items() if twin is not None and twin in changes}
+
+
+@dataclass(frozen=True)
+class _AsTrained(Mapping[str, Tensor]):
+    """Tensors of a full-weight checkpoint that are not followed, each read when it is asked for."""
+
+    checkpoint: FullCheckpoint
+    base: FullModel
+
+    @cached_property
+    def _keys(self) -> dict[str, None]:
+        return dict.fromkeys(self.checkpoint.not_followed(self.base))
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self.checkpoint.model.tensor(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # a Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _replacements(traj: Trajectory, step: int, base: FullModel) -> Mapping[str, Tensor]:
+    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias).
+
+    Of full weights all that is not followed takes its place, so that nothing of the training is lost.
+    """
     stored = next(c for c in traj.checkpoints if c.step == step)
     found: dict[str, Tensor] = {}
+    if isinstance(stored, FullCheckpoint):
+        return _AsTrained(stored, base)
     if isinstance(stored, AdapterCheckpoint):
         for key in stored.carried:
             name = module_name(key).replace(".modules_to_save", "")
@@ -191,13 +250,7 @@ def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
     """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
-    config_file = model.folder / "config.json"
-    config = read_object(config_file) if config_file.exists() else {}
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{config_file}: the model is quantised (quantization_config), and a leap cannot be added to codes: give "
-            "its unquantised weights, or use --as adapter"
-        )
+    model.refuse_quantised(_OR_ADAPTER)
     if isinstance(last, AdapterCheckpoint):
         _refuse_other_base(last.settings)
     for key in (key.removeprefix("+") for key in keys):
@@ -206,12 +259,7 @@ def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
                 f"{model.folder}: has no {shown(key)}, which the adapter moves; a merge needs each of these weights "
                 "under the adapter's name for it"
             )
-        dtype = model.places[key].entries[key][1]
-        if not isinstance(dtype, torch.dtype):
-            raise InputError(
-                f"{model.places[key].path}: {key} is stored as {dtype}, which are codes and no weights: give the "
-                "model's float weights, or use --as adapter"
-            )
+        model.refuse_codes(key, _OR_ADAPTER)
 
 
 def _refuse_tied(
@@ -286,18 +334,19 @@ def _moved(
 ) -> Tensor:
     """One tensor of the merged model."""
     old = file.get(key)
-    if key in replaced:  # modules_to_save, or an embedding that PEFT saved beside its factors
-        if replaced[key].shape != old.shape:
+    if key in replaced:  # modules_to_save, an embedding that PEFT saved beside its factors, or not followed
+        own = replaced[key]
+        if own.shape != old.shape:
             raise InputError(
-                f"{file.path}: {key} is {list(old.shape)}, the adapter's own copy {list(replaced[key].shape)}: resize "
-                "the base and its config.json first, or use --as adapter"
+                f"{file.path}: {key} is {list(old.shape)}, the run's own copy {list(own.shape)}: resize the base and "
+                "its config.json first, or use --as adapter"
             )
-        if replaced[key].is_floating_point() != old.is_floating_point():
+        if own.is_floating_point() != old.is_floating_point():
             raise InputError(
-                f"{file.path}: {key} is {old.dtype}, the adapter's own copy {replaced[key].dtype}: codes "
-                "and weights do not take each other's place; use --as adapter"
+                f"{file.path}: {key} is {old.dtype}, the run's own copy {own.dtype}: codes and weights do not take "
+                "each other's place; use --as adapter"
             )
-        old = replaced[key].to(old.dtype)
+        old = own.to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
         return (old.to(wide) + replaced[f"+{key}"].to(wide)).to(old.dtype)

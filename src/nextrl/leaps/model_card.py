@@ -73,6 +73,7 @@ def write_card(
         "checkpoints used": _steps([s for s in traj.steps if s <= step]),
         "run": None if traj.source is None else Path(traj.source).name,
         "energy the rank leaves out": _percent(details.get("discarded_energy")),
+        "left out": details.get("left_out"),
         "written by": f"nextrl {VERSION}",
     }
     what = "A merged model" if merged else "A LoRA adapter"

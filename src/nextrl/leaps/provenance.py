@@ -10,8 +10,10 @@ from typing import Any
 
 from nextrl.checkpoints.adapter import CONFIG, NOTE, AdapterCheckpoint
 from nextrl.checkpoints.atomic import replacing_folder, sha256, write_json, writing
+from nextrl.checkpoints.run import StoredCheckpoint
 from nextrl.errors import InputError
 from nextrl.files import read_json
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
@@ -112,6 +114,12 @@ def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[st
     return path
 
 
+def left_out_of(checkpoint: StoredCheckpoint) -> dict[str, str]:
+    """What a note says of a full-weight run's tensors that moved and are not followed; nothing where there are none."""
+    lines = checkpoint.left_out.lines() if isinstance(checkpoint, FullCheckpoint) else ()
+    return {"left_out": "; ".join(lines)} if lines else {}
+
+
 def refuse_foreign_folder(out: Path) -> None:
     """Refuse to write into a folder that holds somebody else's model or adapter.
 
@@ -148,6 +156,7 @@ def _refuse_sources(out: Path, traj: Trajectory) -> None:
     """Refuse a folder that holds the run: a trainer may be writing there while the whole of it is replaced."""
     place = Path(os.path.realpath(out))
     read = [c.folder for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
+    read += [c.model.folder for c in traj.checkpoints if isinstance(c, FullCheckpoint)]
     if traj.source is not None and traj.source.is_dir():
         read.append(traj.source)
     for source in read:

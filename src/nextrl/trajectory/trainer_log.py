@@ -20,6 +20,7 @@ from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_number, is_step, read_json
 from nextrl.trajectory import verl_log
+from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -105,6 +106,10 @@ def updates_per_step(traj: Trajectory) -> int | None:
     One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: their `global_step` counts
     updates (trl 1.16.0, transformers 5.24.0). The steps of verl and OpenRLHF are batches of rollouts.
     """
+    last = traj.checkpoints[-1]
+    if isinstance(last, FullCheckpoint):
+        # The model is the step's folder, or lies up to two levels below it.
+        return None if any(part.startswith("global_step") for part in last.model.folder.parts[-3:]) else 1
     if traj.layout not in _OF_BATCHES:
         return 1
     checkpoints = _verl_checkpoints(traj)

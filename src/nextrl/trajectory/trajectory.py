@@ -21,10 +21,10 @@ from nextrl.checkpoints.run import knows_start, no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
 from nextrl.scalars import integer, several, whole
+from nextrl.trajectory import full_weights
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
 MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
@@ -42,7 +42,7 @@ class Trajectory:
         source: the directory, or None for factors in memory.
         adapter_config: `adapter_config.json` of the last checkpoint.
         layout: name of the reader.
-        skipped: what `skip_bad_checkpoints` and `load` left out, one line each.
+        skipped: what `skip_bad_checkpoints`, `load` and `from_full_weights` left out, one line each.
         start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
             this stretch of the run begins with. W_0 is the checkpoint of that step, or, for 0 without one, the
             base model where the adapter is known to start at zero.
@@ -122,16 +122,24 @@ class Trajectory:
 
     @classmethod
     def from_full_weights(
-        cls, path: str | Path, base: str | Path, *, rank: int = 16, steps: Sequence[int] | None = None
+        cls,
+        path: str | Path | Mapping[int, str | Path],
+        base: str | Path,
+        *,
+        rank: int = 16,
+        steps: Sequence[int] | None = None,
     ) -> Trajectory:
         """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
 
         Exact leading triples (`checkpoints.dense`), one matrix in memory at a time; what lies beyond `rank`
         is dropped, so shares of energy are shares of what was kept. Matrices that never move are left out, and so is
-        all that is no matrix. Each checkpoint has factors of its own, so that no method can step inside them.
+        all that is no matrix: `skipped` names what of it moved, and its share of the movement. Each checkpoint has
+        factors of its own, so that no method can step inside them.
 
         Args:
-            path: directory of checkpoint-N folders with `model.safetensors` or shards.
+            path: the run's directory: folders checkpoint-N, global_step_N, step_N or iter_N with `model.safetensors` or
+                shards, in verl's also below actor/huggingface or where its merger wrote; or a JSON file or a mapping of
+                steps and folders.
             base: folder of the model that training started from.
             rank: triples kept per matrix.
             steps: only these checkpoints.
@@ -139,25 +147,16 @@ class Trajectory:
         Raises:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
-        found = dense.find(Path(path))
-        wanted = sorted(found if steps is None else several(whole(0))("steps", steps))
-        if not wanted or not set(wanted) <= set(found):
-            raise InputError(
-                f"{path}: full-weight checkpoints of steps {sorted(found) or 'none'}, asked: {wanted}"
-            )
-        start = dense.FullModel.open(Path(base))
-        models = [dense.FullModel.open(found[step]) for step in wanted]
-        factors = [{m: dense.factors(model, start, m, rank) for m in start.matrices()} for model in models]
-        moved = [m for m in start.matrices() if any(bool(f[m][1].any()) for f in factors)]
-        if not moved:
-            raise InputError(
-                f"{path}: no matrix differs from {base}; is it the model that training started from?"
-            )
-        stored = tuple(
-            MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
-            for step, f in zip(wanted, factors, strict=True)
-        )
-        return cls(stored, Path(path), {}, FULL)
+        run = _source(path)
+        found = dense.find(run)
+        if not found:
+            raise InputError(dense.nothing(run))
+        source = None if isinstance(run, dict) else run
+        wanted = sorted(found) if steps is None else several(whole(0))("steps", steps)
+        if missing := [step for step in wanted if step not in found]:
+            raise no_checkpoint(missing[0], found, source or "")
+        stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
+        return cls(stored, source, {}, FULL, stored[-1].left_out.lines())
 
     @classmethod
     def from_factors(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.adapter import CONFIG
-from nextrl.checkpoints.dense import holds_full_model
+from nextrl.checkpoints.dense import no_adapter
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
@@ -126,26 +126,25 @@ def _why_not(step: int, folder: Path) -> Problem:
     """What a checkpoint without an adapter holds, and what makes one of it."""
     actor = folder / "actor" if (folder / "actor").is_dir() else folder
     places = shlex.join(["--local_dir", str(actor), "--target_dir", str(folder / "merged")])
-    if any(actor.glob("model_world_size_*_rank_*.pt")):
-        if (actor / META).is_file():
-            command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
-            text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
-        elif merged := next((path for path in sorted(folder.glob("*/")) if holds_full_model(path)), None):
-            text = (
-                f"{merged}: a merged model, and no adapter: all weights were trained; name such folders checkpoint-N "
-                "and give nextrl analyze --base MODEL"
-            )
-        else:
-            text = (
-                f"{actor}: FSDP shards without {META}, so that verl trained all weights or is an old one; run: "
-                f"{_MERGER} --backend fsdp {places}"
-            )
-        return Problem(actor, text, step)
-    if (actor / "dist_ckpt").is_dir():
+    shards = any(actor.glob("model_world_size_*_rank_*.pt"))
+    if shards and (actor / META).is_file():
+        command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
+        text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
+    elif whole := no_adapter(folder):
+        text = whole
+    elif shards:
+        text = (
+            f"{actor}: FSDP shards without {META}, so that verl trained all weights or is an old one; run: "
+            f"{_MERGER} --backend fsdp {places}"
+        )
+    elif (actor / "dist_ckpt").is_dir():
         text = (
             f"{actor}: Megatron shards without a merged adapter; run: {_MERGER} --backend megatron {places}"
         )
-        return Problem(actor, text, step)
-    return Problem(
-        folder, f"{folder}: holds neither lora_adapter nor FSDP shards; remove or restore it", step
-    )
+    else:
+        return Problem(
+            folder,
+            f"{folder}: holds neither lora_adapter nor a whole model nor FSDP shards; remove or restore it",
+            step,
+        )
+    return Problem(actor, text, step)
