@@ -37,7 +37,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "--base",
         "--rank",
     ),
-    "backtest": ("--horizon", "--methods", "--param", "--origins", "--plot", "--layout", "--seed"),
+    "backtest": (
+        "--horizon",
+        "--methods",
+        "--param",
+        "--origins",
+        "--plot",
+        "--updates-per-step",
+        "--layout",
+        "--seed",
+    ),
     "advise": ("--at", "--out", "--updates-per-step", "--layout"),
     "leap": (
         *(
@@ -46,6 +55,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
             "--param",
             "--horizon",
             "--device",
+            "--updates-per-step",
             "--alpha",
             "--at",
             "--as",

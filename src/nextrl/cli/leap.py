@@ -14,7 +14,15 @@ from nextrl.checkpoints import dense
 from nextrl.checkpoints.atomic import writing
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
-from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
+from nextrl.cli.checkpoints import (
+    AllowPickle,
+    Layout,
+    RunFolder,
+    Seed,
+    SkipBadCheckpoints,
+    UpdatesPerStep,
+    load_run,
+)
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
 from nextrl.cli.method_params import Params, params_of
@@ -99,6 +107,7 @@ def leap(
         ),
     ] = None,
     device: Device = None,
+    updates_per_step: UpdatesPerStep = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="USER/NAME", help="Send what was written to the Hugging Face Hub too."),
@@ -132,7 +141,7 @@ def leap(
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
     reason = ""
     if method is None and fixed is None:
-        advice = _advice(run, traj, at)
+        advice = _advice(run, traj, at, updates_per_step)
         if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
@@ -257,7 +266,7 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, at: int | None, updates_per_step: int | None) -> Advice:
     """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
 
     Raises:
@@ -266,7 +275,7 @@ def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
     if at is not None and at not in traj.steps:  # it was broken, and left out
         raise no_checkpoint(at, traj.steps)
     try:
-        return advise(traj)
+        return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
         raise InputError(
             f"{run}: whether a leap may pay cannot be judged: {error}. {_ALL_THE_SAME}"

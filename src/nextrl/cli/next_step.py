@@ -60,8 +60,8 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         there = () if at is None else ("--at", str(at))
         return NextStep(
             _line("advise", run, *there, "--updates-per-step", "N"),
-            "judges the rate (N: optimizer updates in one step; in verl train_batch_size / ppo_mini_batch_size times "
-            "ppo_epochs).",
+            "judges the rate (N: optimizer updates in one step, 1 where every step is an optimizer's; in verl "
+            "train_batch_size / ppo_mini_batch_size times ppo_epochs).",
         )
     if advice.advice == "leap":
         return _test_a_leap(advice, run, traj, at)

@@ -17,7 +17,6 @@ from html import escape
 from typing import Any, Literal
 
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_UPDATES, whole
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
@@ -192,8 +191,7 @@ def advise(traj: Run, tested: Backtest | None = None, *, updates_per_step: int |
     Args:
         traj: the run, or its folder.
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
-        updates_per_step: optimizer updates in each step, at least 1; None: as the run's files say, and one where a step
-            of its trainer is an update.
+        updates_per_step: optimizer updates in each step, at least 1; None: as the run's files say.
 
     Raises:
         InputError: no run that can be read, a backtest of another or of what came later; and as `features`.
@@ -203,8 +201,6 @@ def advise(traj: Run, tested: Backtest | None = None, *, updates_per_step: int |
     traj = trajectory_of(traj)
     if tested is not None:
         _refuse_of_another_run(traj, tested)
-    if updates_per_step is not None:
-        whole(updates_per_step, "updates_per_step", 1, MAX_UPDATES)
     return decide(features(traj, tested, updates_per_step))
 
 

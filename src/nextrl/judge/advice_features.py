@@ -123,7 +123,7 @@ def features(
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
+    updates = trainer_log.updates_per_step(traj, updates_per_step)
     windows = recent_windows(traj, used, updates or 1)
     if not windows:
         raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
@@ -133,7 +133,7 @@ def features(
         )
     windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
-    past = _past(traj, tested)
+    past = _past(traj, tested, updates_per_step)
     seen = AdviceFeatures(
         step=traj.steps[-1],
         windows=windows,
@@ -220,10 +220,10 @@ class _Past:
     control: str = "stay"
 
 
-def _past(traj: Trajectory, tested: Backtest | None) -> _Past:
+def _past(traj: Trajectory, tested: Backtest | None, updates_per_step: int | None) -> _Past:
     """The backtest in short: `tested`, or one of `CANDIDATES`; nothing where the run is too short for one."""
     try:
-        result = backtest(traj, methods=CANDIDATES) if tested is None else tested
+        result = tested or backtest(traj, methods=CANDIDATES, updates_per_step=updates_per_step)
     except TooShort:
         return _Past(backtested=False)
     control = result.horizons[result.horizon].control

@@ -218,7 +218,7 @@ def analyze(
             energy[kind].add(spectrum)
     table = {w: row for w, row in persistence_table(total, traj.steps, lengths, traj.start).items() if row}
     used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
-    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
+    updates = trainer_log.updates_per_step(traj, updates_per_step)
     zero = {} if updates is None else {w: adam_persistence(w, used, updates=updates) for w in table}
     return Analysis(
         steps=traj.steps,

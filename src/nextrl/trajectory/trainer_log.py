@@ -13,33 +13,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints import AdapterCheckpoint
+from nextrl.checkpoints import AdapterCheckpoint, dense
 from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
 from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
-from nextrl.files import is_number, is_step, read_json
+from nextrl.files import MAX_UPDATES, is_number, is_step, read_json, whole
 from nextrl.trajectory import verl_log
 from nextrl.trajectory.persistence import DEFAULT_BETA1
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, MEMORY, Trajectory
 
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
 RATE_KEYS = ("learning_rate", "actor/lr")
-_OF_BATCHES = ("verl", "openrlhf")
-"""Layouts whose steps are batches of rollouts, with as many optimizer updates each as the user asked for."""
 
 UPDATES_UNKNOWN = (
     "nothing here says how many optimizer updates one step of this run holds, and so how straight Adam's momentum "
-    "alone would make it: give --updates-per-step N (in verl train_batch_size / ppo_mini_batch_size x ppo_epochs)"
+    "alone would make it: give --updates-per-step N (1 where every step is an optimizer's; in verl train_batch_size / "
+    "ppo_mini_batch_size x ppo_epochs)"
 )
 """What to do where `updates_per_step` is not known, as a clause."""
 
 
 def folder(traj: Trajectory) -> Path | None:
     """The folder of the trajectory's last checkpoint, or None for factors in memory (`checkpoints.trainer_folder`)."""
-    stored = [c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
-    return trainer_folders(stored).get(traj.steps[-1])
+    return None if traj.layout == FULL else _places(traj).get(traj.steps[-1])
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -99,16 +97,44 @@ def _verl_checkpoints(traj: Trajectory) -> dict[int, Path]:
     return found if traj.layout == "verl" and traj.steps[-1] in found else {}
 
 
-def updates_per_step(traj: Trajectory) -> int | None:
-    """Optimizer updates in each step of the run; None where nothing says it.
+def updates_per_step(traj: Trajectory, given: int | None = None) -> int | None:
+    """Optimizer updates in each step of the run: the number given, or what its files say; None where nothing says it.
 
-    One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: their `global_step` counts
-    updates (trl 1.16.0, transformers 5.24.0). The steps of verl and OpenRLHF are batches of rollouts.
+    One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: the `global_step` of their
+    log counts updates (trl 1.16.0, transformers 5.24.0). Factors in memory were given by optimizer steps. The name of a
+    folder says nothing: verl's and OpenRLHF's steps are batches of rollouts, as are those of other tools, or epochs.
+
+    Raises:
+        InputError: the number given is none, or less than 1.
     """
-    if traj.layout not in _OF_BATCHES:
+    if given is not None:
+        return whole(given, "updates_per_step", 1, MAX_UPDATES)
+    if traj.layout == MEMORY:
         return 1
-    checkpoints = _verl_checkpoints(traj)
-    return verl_log.updates_per_step(checkpoints[traj.steps[-1]].parent, checkpoints) if checkpoints else None
+    if checkpoints := _verl_checkpoints(traj):
+        return verl_log.updates_per_step(checkpoints[traj.steps[-1]].parent, checkpoints)
+    places = _places(traj)
+    counts = {step: _global_step(places[step]) for step in sorted(places)[-verl_log.LOOKED_AT :]}
+    known = {step: count for step, count in counts.items() if count is not None}
+    return verl_log.per_step(known if len(known) > 1 else {0: 0, **known})
+
+
+def _places(traj: Trajectory) -> dict[int, Path]:
+    """Step -> the folder with what the trainer left, of all checkpoints on disk: adapters, or all weights."""
+    if traj.layout == FULL:
+        found = {} if traj.source is None else dense.find(traj.source)
+        return {step: place for step, place in found.items() if step in traj.steps}
+    return trainer_folders([c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)])
+
+
+def _global_step(place: Path) -> int | None:
+    """Optimizer updates up to a checkpoint, as transformers' log beside it counts them."""
+    try:
+        state = read_json(place / STATE)
+    except InputError:
+        return None
+    count = state.get("global_step") if isinstance(state, dict) else None
+    return int(count) if is_step(count) else None
 
 
 def _of_training(entry: Mapping[str, Any]) -> bool:
