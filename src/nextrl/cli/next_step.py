@@ -56,6 +56,12 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         traj: its checkpoints, as far as the advice saw them.
         at: the checkpoint that the advice was asked of, None for the last one.
     """
+    if advice.withheld and advice.features.updates is not None:
+        return NextStep(
+            _line("analyze", run, "--beta1", "B"),
+            "shows how straight the run is beyond its momentum (B: what each update keeps of the one before, 0 without "
+            "momentum).",
+        )
     if advice.withheld:
         there = () if at is None else ("--at", str(at))
         return NextStep(

@@ -33,6 +33,7 @@ class AdviceFeatures:
             factors stored in 16 bits.
         beta1: Adam's first momentum coefficient.
         beta1_known: whether it was read from the run's optimizer.pt.
+        beta1_unsaid: whether an optimizer's file is there that does not say it.
         drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
         recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
         backtested: whether there was a backtest.
@@ -73,6 +74,7 @@ class AdviceFeatures:
     fall_by_chance: float | None = None
     rise_by_chance: float | None = None
     updates: int | None = 1
+    beta1_unsaid: bool = False
 
     @property
     def closing(self) -> float:
@@ -151,6 +153,7 @@ def features(
         steady=steady,
         auto=_auto(traj),
         updates=updates,
+        beta1_unsaid=not trainer_log.knows_beta1(traj),
     )
     rewards = _rewards(traj)
     if rewards is None:

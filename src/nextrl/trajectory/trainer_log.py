@@ -52,7 +52,7 @@ def peak_learning_rate(traj: Trajectory) -> float | None:
     A trainer that logs every tenth step has logged no rate from before the tenth, so the one that its schedule began
     from, which the optimizer remembers, counts as well.
     """
-    known = (*learning_rates(traj).values(), _of_group(traj, "initial_lr"))
+    known = (*learning_rates(traj).values(), (_group(traj) or {}).get("initial_lr"))
     return max((float(rate) for rate in known if is_number(rate) and rate > 0.0), default=None)
 
 
@@ -175,19 +175,41 @@ def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict
     return {step: sum(windows[step]) / len(windows[step]) for step in traj.steps if step in windows}
 
 
+BETA1_UNKNOWN = (
+    "the optimizer's file does not say how much of one update the next carries on, and so how straight momentum alone "
+    "would make the run"
+)
+"""What is missing where `knows_beta1` is false, as a clause."""
+
+
 def adam_beta1(traj: Trajectory) -> float | None:
-    """beta1 from the optimizer's param groups, or None where its file is absent or of another kind."""
-    betas = _of_group(traj, "betas")
-    beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
+    """beta1 from the optimizer's param groups, or None where its file is absent or of another kind.
+
+    SGD's and RMSprop's `momentum` is one: their updates are sums of earlier ones with weights momentum^j as well, but
+    for Nesterov's. Adafactor writes `beta1`, None where it has none. Whoever has none of these has no momentum.
+    """
+    group = _group(traj)
+    if group is None:
+        return None
+    betas = group.get("betas")
+    beta1: object = betas[0] if isinstance(betas, tuple | list) and betas else None
+    if "betas" not in group:
+        beta1 = group.get("beta1", group.get("momentum"))
+        beta1 = None if group.get("nesterov") else 0.0 if beta1 is None else beta1
     return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
 
 
-def _of_group(traj: Trajectory, key: str) -> object:
-    """A value of the optimizer's first param group; None where its file is absent or of another kind."""
+def knows_beta1(traj: Trajectory) -> bool:
+    """False where an optimizer's file is there that does not say it: only without a file it is taken for Adam's."""
+    return _group(traj) is None or adam_beta1(traj) is not None
+
+
+def _group(traj: Trajectory) -> dict[str, object] | None:
+    """The optimizer's first param group; None where its file is absent or of another kind."""
     state = _optimizer(traj)
     groups = state.get("param_groups") if isinstance(state, dict) else None
     first = groups[0] if isinstance(groups, list) and groups else None
-    return first.get(key) if isinstance(first, dict) else None
+    return first if isinstance(first, dict) else None
 
 
 def _optimizer(traj: Trajectory) -> object:
