@@ -16,6 +16,7 @@ from nextrl.cli.checkpoints import (
     RunFolder,
     Seed,
     SkipBadCheckpoints,
+    Start,
     UpdatesPerStep,
     load_run,
 )
@@ -55,6 +56,7 @@ def backtest(
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
+    start: Start = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +74,7 @@ def backtest(
     if plot is not None:
         require("matplotlib", "plots", "--plot")
     chosen = methods_with(methods, param)
-    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, start=start)
     horizon = _on_grid(traj, horizon)
     result = run_backtest(
         traj, horizon, chosen, max_origins=origins, seed=seed, updates_per_step=updates_per_step

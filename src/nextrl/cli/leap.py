@@ -20,6 +20,7 @@ from nextrl.cli.checkpoints import (
     RunFolder,
     Seed,
     SkipBadCheckpoints,
+    Start,
     UpdatesPerStep,
     load_run,
 )
@@ -116,6 +117,7 @@ def leap(
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
+    start: Start = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +135,7 @@ def leap(
     fixed = None if alpha is None or searches else _number(alpha)
     _check_search(searches, task, {"prompts": prompts, "level": level, "device": device})
     _check_hub(push_to_hub, private)
-    traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at)
+    traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     base = values.place(base) or _named_base(traj)
     if kind is As.merged and not base:
         raise InputError("--as merged needs --base: the adapter does not name its base model")
@@ -190,10 +192,15 @@ def _check_hub(push_to_hub: str | None, private: bool) -> None:
 
 
 def _load_adapters(
-    run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool, at: int | None
+    run: Path,
+    layout: str | None,
+    skip_bad_checkpoints: bool,
+    allow_pickle: bool,
+    at: int | None,
+    start: int | None,
 ) -> Trajectory:
     try:
-        return load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
+        return load_run(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     except InputError as error:
         if not (run.is_dir() and dense.find(run)):
             raise

@@ -49,6 +49,7 @@ from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_carry
 from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.unsure_start import doubting
 
 # What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
 # the latest three origins alone, too few to set one above the others.
@@ -318,10 +319,10 @@ def _outcomes(
         Exception: whatever else such a method raises that is no refusal; any other one then has no outcome at all.
     """
     outcomes: dict[int, dict[str, ForecastScore]] = {}
-    why_not = ""
+    why_not, unsure = "", doubting(traj)  # as a leap is made
     for t, later in pairs:
         try:
-            prediction = method.fit(traj.upto(t), later - t, seed=seed)
+            prediction = method.fit(unsure.upto(t), later - t, seed=seed)
             found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
         except InputError as error:
             if named and isinstance(error, MissingExtra):
