@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lora_runs import STEPS, lora, model, write_run
 from nextrl.checkpoints import open_run
 from nextrl.cli.inspect import describe
 from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -50,6 +52,19 @@ def test_a_checkpoint_of_another_run_is_named(
         Trajectory.load(run)
     left = tuple(step for step in STEPS if step not in odd)
     assert Trajectory.load(run, skip_bad_checkpoints=True).steps == left
+
+
+def test_llama_factorys_start_of_pissa_is_accepted_at_step_0_alone(tmp_path: Path) -> None:
+    """`pissa_init` says true of itself, on purpose; what it holds is the run's start all the same."""
+    run = with_values(tmp_path, "init_lora_weights", ["pissa"] * 4)
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-0")
+    config = run / "checkpoint-0" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": True}))
+    assert open_run(run).problems == ()
+    traj = Trajectory.load(run)
+    assert traj.knows_start
+    assert traj.adapter_config["init_lora_weights"] == "pissa"
+    assert leap(traj, "secant", horizon=10).factors(traj.modules[0])
 
 
 def reset_run(root: Path, resets: Sequence[int], *, every: int = 10, last: int = 80) -> Path:

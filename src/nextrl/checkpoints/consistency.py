@@ -118,6 +118,8 @@ def _of_another_run(opened: Sequence[AdapterCheckpoint]) -> dict[int, str]:
         known = [value for value in values if value is not None]
         usual = Counter(known).most_common(1)[0][0] if known else None
         for checkpoint, value in zip(opened, values, strict=True):
+            if option == "init_lora_weights" and value is True and checkpoint.step == 0:
+                continue  # LLaMA-Factory writes so of pissa_init, PiSSA's own start, and W_0 is there for all to read
             if value not in (None, usual):
                 there = opened[values.index(usual)]
                 here, other = (shown(c.settings.raw.get(option)) for c in (checkpoint, there))
