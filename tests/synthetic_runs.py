@@ -105,9 +105,10 @@ def write(
         place = folder / f"checkpoint-{step}"
         leap(traj, "none", at=step).save_adapter(place)
         state = {
+            "global_step": step,
             "log_history": [
                 entry for entry in (*rewards, *(logged_rates or ()), *more) if entry["step"] <= step
-            ]
+            ],
         }
         (place / "trainer_state.json").write_text(json.dumps(state))
         torch.save({"param_groups": [group]}, place / "optimizer.pt")

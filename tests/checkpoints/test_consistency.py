@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 
-from lora_runs import STEPS, write_run
+from lora_runs import STEPS, lora, model, write_run
 from nextrl.checkpoints import open_run
 from nextrl.cli.inspect import describe
 from nextrl.errors import InputError
+from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -47,6 +52,66 @@ def test_a_checkpoint_of_another_run_is_named(
         Trajectory.load(run)
     left = tuple(step for step in STEPS if step not in odd)
     assert Trajectory.load(run, skip_bad_checkpoints=True).steps == left
+
+
+def test_llama_factorys_start_of_pissa_is_accepted_at_step_0_alone(tmp_path: Path) -> None:
+    """`pissa_init` says true of itself, on purpose; what it holds is the run's start all the same."""
+    run = with_values(tmp_path, "init_lora_weights", ["pissa"] * 4)
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-0")
+    config = run / "checkpoint-0" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": True}))
+    assert open_run(run).problems == ()
+    traj = Trajectory.load(run)
+    assert traj.knows_start
+    assert traj.adapter_config["init_lora_weights"] == "pissa"
+    assert leap(traj, "secant", horizon=10).factors(traj.modules[0])
+
+
+def reset_run(root: Path, resets: Sequence[int], *, every: int = 10, last: int = 80) -> Path:
+    """White noise and a drift under Adam; after these steps the adapter begins anew, as ReLoRA's does."""
+    torch.manual_seed(0)
+    peft_model = get_peft_model(model(), lora())
+    trained = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
+    along = {n: torch.randn_like(p) for n, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
+    for step in range(1, last + 1):
+        for name, parameter in trained.items():
+            parameter.grad = torch.randn_like(parameter) + along[name]
+        optimizer.step()
+        if step % every == 0:
+            peft_model.save_pretrained(str(root / f"checkpoint-{step}"))
+        if step in resets:
+            for name, parameter in trained.items():
+                fresh = torch.nn.init.kaiming_uniform_(torch.empty_like(parameter), a=5**0.5)
+                parameter.data.copy_(torch.zeros_like(parameter) if "lora_B" in name else fresh)
+    return root
+
+
+@pytest.mark.parametrize(("resets", "since"), [([40], 50), ([20, 50], 60), ([45], 50)])
+def test_an_adapter_that_was_reset_on_the_way_is_no_one_run(
+    resets: Sequence[int], since: int, tmp_path: Path
+) -> None:
+    """It had been told to raise its rate, with confidence: the base under the adapter is another since."""
+    run = reset_run(tmp_path, resets)
+    with pytest.raises(
+        InputError, match=rf"checkpoint-{since}: the adapter was reset after step {since - 10}"
+    ):
+        Trajectory.load(run)
+    with pytest.raises(InputError, match="no usable checkpoint"):
+        Trajectory.load(run, skip_bad_checkpoints=True)
+    alone = Trajectory.load(run, start=since)
+    assert alone.steps == tuple(range(since, 90, 10))
+    assert alone.knows_start
+    assert Trajectory.load(run, steps=[10, 20]).steps == (10, 20)
+
+
+def test_a_checkpoint_saved_at_the_reset_is_noticed_and_a_run_without_one_is_not(tmp_path: Path) -> None:
+    assert open_run(reset_run(tmp_path / "whole", [])).problems == ()
+    run = reset_run(tmp_path / "zero", [])
+    file = run / "checkpoint-50" / "adapter_model.safetensors"
+    state = load_file(file)
+    save_file({k: t * ("lora_A" in k) for k, t in state.items()}, file, metadata={"format": "pt"})
+    assert "the adapter was reset after step 40" in str(open_run(run).problems[0])
 
 
 @pytest.mark.parametrize(

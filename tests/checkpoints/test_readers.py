@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_runs import PLACES, STEPS, write_run
+from lora_runs import PLACES, STEPS, lora, model, write_run
 from nextrl.checkpoints import READERS, detect, open_run, verl_adapter
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
 from nextrl.errors import InputError
@@ -304,3 +306,29 @@ def test_a_checkpoint_that_verl_writes_just_now_is_not_left_behind(tmp_path):
     later = (run / "latest_checkpointed_iteration.txt").stat().st_mtime + 5
     os.utime(newest, (later, later))
     assert not open_run(run).problems
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "epoch_{}",
+        "step_{}/policy/weights/model",
+        "weights/step_{}/lora_adapters",
+        "iter_00000{}",
+        "checkpoint_{}",
+        "epoch_0_step_{}",
+    ],
+)
+def test_adapters_in_another_tools_folders_are_told_of_the_list_that_reads_them(tmp_path, place):
+    peft_model = get_peft_model(model(), lora())
+    for step in STEPS:
+        peft_model.save_pretrained(str(tmp_path / place.format(step)))
+    with pytest.raises(
+        InputError, match=r"holds adapters in folders that no layout names \(4 of them\)"
+    ) as told:
+        Trajectory.load(tmp_path)
+    said = re.search(r"\{.*\}", str(told.value))[0]
+    assert json.loads(said.replace(", ...", "")) == {str(STEPS[0]): place.format(STEPS[0])}
+    listed = {str(step): place.format(step) for step in STEPS}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    assert Trajectory.load(tmp_path / "list.json").steps == STEPS

@@ -67,7 +67,7 @@ def test_without_plots_the_numbers_are_written_alone(run, tmp_path):
 
 
 def test_table(run):
-    result = CliRunner().invoke(APP, [str(run), "--windows", "10,20"])
+    result = CliRunner().invoke(APP, [str(run), "--windows", "10,20", "--updates-per-step", "1"])
     assert result.exit_code == 0
     assert "Share of energy in the leading directions of each delta\n" in result.stdout
     assert "Directions: cosines with the checkpoint, or window, before\n" in result.stdout

@@ -16,10 +16,12 @@ from nextrl.errors import InputError, TooShort
 from nextrl.judge import advice_features
 from nextrl.judge.advice import Thresholds, advise, decide
 from nextrl.judge.advice_features import AdviceFeatures, features
+from nextrl.judge.analysis import analyze
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
+from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -101,7 +103,7 @@ def test_straight_run_is_told_to_leap() -> None:
     advice = advise(synthetic.run(synthetic.line))
     assert advice.advice == "leap"
     assert advice.features.excess == pytest.approx(1.0)
-    assert "assumed; no optimizer.pt" in advice.reasons[0]
+    assert "assumed; no optimizer.pt that can be read" in advice.reasons[0]
 
 
 def test_noise_is_not_told_to_leap() -> None:
@@ -252,6 +254,62 @@ def test_without_rewards_nobody_is_sure_that_a_rate_is_too_low(e: float) -> None
     assert (blind.confidence, sighted.confidence) == ("low", "high")
     assert "No rewards were found: a ruined run looks the same" in blind.answer
     assert "No rewards were found" not in sighted.answer
+
+
+@pytest.mark.parametrize(
+    ("group", "beta1"),
+    [
+        ({"betas": (0.8, 0.99)}, 0.8),
+        ({"beta1": None, "decay_rate": -0.8}, 0.0),  # transformers' Adafactor
+        ({"beta1": 0.7, "decay_rate": -0.8}, 0.7),
+        ({"beta2_decay": -0.8}, 0.0),  # torch's
+        ({"momentum": 0, "nesterov": False}, 0.0),  # SGD
+        ({"momentum": 0.95, "nesterov": False}, 0.95),
+        ({"momentum": 0.0, "alpha": 0.99, "centered": False}, 0.0),  # RMSprop
+        ({"momentum": 0.95, "nesterov": True}, None),  # its updates are no plain sums of earlier ones
+        ({"betas": None}, None),
+        ({"momentum": "0.9"}, None),
+    ],
+)
+def test_momentum_is_read_from_any_optimizer(
+    saved: Trajectory, group: dict[str, object], beta1: float | None
+) -> None:
+    """Adam's .9 had been assumed of all but Adam, with the words that there is no optimizer.pt."""
+    place = trainer_log.folder(saved)
+    assert place is not None
+    torch.save({"param_groups": [{"lr": 1e-4, **group}]}, place / "optimizer.pt")
+    assert trainer_log.adam_beta1(saved) == beta1
+    said, found = advise(saved).reasons[0], analyze(saved, workers=1)
+    assert "no optimizer.pt" not in said
+    assert ("does not say it" in said) == (beta1 is None) == (found.excess == {})
+    assert found.beta1 == beta1
+
+
+def test_a_run_whose_momentum_nobody_knows_is_not_judged_by_adams(tmp_path: Path) -> None:
+    """White noise: turning back by what .9 would have carried on, and no further without momentum."""
+    synthetic.write(tmp_path, synthetic.walk(0.0), lambda t: 0.5)
+    traj = Trajectory.load(tmp_path)
+    place = trainer_log.folder(traj)
+    assert place is not None
+    told = {}
+    for name, group in {"none": {"momentum": 0}, "unsaid": {"momentum": 0.9, "nesterov": True}}.items():
+        torch.save({"param_groups": [group]}, place / "optimizer.pt")
+        told[name] = decide(
+            dataclasses.replace(
+                features(traj), windows=tuple(map(white, (10, 20, 50), 3 * [name == "unsaid"])), reward=None
+            )
+        )
+    assert told["none"].advice != "lower_lr"
+    assert told["unsaid"].withheld
+    assert told["unsaid"].factor is None
+    assert "does not say how much of one update the next carries on" in told["unsaid"].answer
+    assert "--beta1" in next_step(told["unsaid"], tmp_path, traj).command
+
+
+def white(steps: int, taken_for_adam: bool) -> PersistenceWindow:
+    """A window of noise without momentum."""
+    c0 = adam_persistence(2) if taken_for_adam else 0.0
+    return PersistenceWindow(steps, 0.0, c0, excess(0.0, c0))
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"log_history": 3}', b"\xff\xfe"])

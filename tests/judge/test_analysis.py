@@ -72,12 +72,14 @@ def test_the_zero_point_follows_the_run_s_own_beta1(tmp_path):
     assert analyze(Trajectory.load(tmp_path)).beta1 == 0.9
     for folder in tmp_path.glob("checkpoint-*"):
         torch.save({"param_groups": [{"betas": (0.5, 0.999)}]}, folder / "optimizer.pt")
-    found = analyze(Trajectory.load(tmp_path))
+    found = analyze(Trajectory.load(tmp_path), updates_per_step=1)
     assert (found.beta1, found.zero[10]) == (0.5, pytest.approx(adam_persistence(10, 0.5)))
     left = analysis_figures(found)["persistence"].axes[0]
     dashed = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"]
     assert dashed == pytest.approx([adam_persistence(w, 0.5) for w in found.persistence])
-    assert analyze(Trajectory.load(tmp_path), beta1=0.8).zero[10] == adam_persistence(10, 0.8)
+    assert analyze(Trajectory.load(tmp_path), beta1=0.8, updates_per_step=1).zero[10] == adam_persistence(
+        10, 0.8
+    )
 
 
 def test_lines_are_judged_on_checkpoints_after_the_fit(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from nextrl.cli import build
 from nextrl.errors import InputError
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.analysis import analyze
+from nextrl.judge.backtest import backtest
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.persistence import adam_carry, adam_persistence
 from nextrl.trajectory.trajectory import Trajectory
@@ -165,10 +166,60 @@ def test_a_run_of_ours_takes_one_update_a_step_unless_told_otherwise(bare: Path,
     assert trainer_log.updates_per_step(Trajectory.load(run)) is None
 
 
-def test_a_step_of_trl_is_an_update_and_one_of_openrlhf_is_not_known(tmp_path: Path) -> None:
-    for place, known in (("checkpoint-{}", 1), ("step-{}", 1), ("global_step{}_hf", None)):
-        run = write(tmp_path / place[:6], place=place)
-        assert trainer_log.updates_per_step(Trajectory.load(run)) == known
+@pytest.mark.parametrize("place", ["checkpoint-{}", "step_{}", "global_step{}_hf"])
+def test_the_name_of_a_folder_does_not_say_how_many_updates_a_step_holds(place: str, tmp_path: Path) -> None:
+    """White noise under Adam, eight updates a step: taken for one, it had been said to oscillate, confidence high."""
+    run = write(tmp_path / "run", place=place)
+    log(run, {}, "trainer_state.json")  # some tools leave one for the whole run, whose steps are as unknown
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps({str(s): f"run/{place.format(s)}" for s in range(5, 61, 5)}))
+    for source in (run, listed):
+        advice = advise(source)
+        assert advice.withheld
+        assert "oscillates" not in advice.answer
+        assert "give --updates-per-step N (1 where every step is an optimizer's" in advice.answer
+        assert f"nextrl advise {source} --updates-per-step N" in said("advise", source)
+        assert "No regime" in said("analyze", source)
+        assert "oscillates" not in said("advise", source, "--updates-per-step", str(UPDATES))
+
+
+def test_every_verb_that_judges_takes_the_number(bare: Path, tmp_path: Path) -> None:
+    told = advise(bare, updates_per_step=UPDATES).answer
+    assert "no word on the learning rate" in said("backtest", bare, "--methods", "secant")
+    assert told in said("backtest", bare, "--methods", "secant", "--updates-per-step", str(UPDATES))
+    out = ["leap", str(bare), "--out", str(tmp_path / "leap")]
+    assert "no word on the learning rate" in str(CliRunner().invoke(build(), out).exception)
+    told_eight = CliRunner().invoke(build(), [*out, "--updates-per-step", str(UPDATES)])
+    assert told in str(told_eight.exception)
+    assert backtest(bare, updates_per_step=UPDATES).horizons.keys() == backtest(bare).horizons.keys()
+    with pytest.raises(InputError, match="updates_per_step must be a whole number"):
+        backtest(bare, updates_per_step=0)
+
+
+@pytest.mark.parametrize(
+    ("counted", "updates"),
+    [
+        (lambda step: step, 1),
+        (lambda step: 50 * step, 50),  # checkpoints of epochs, numbered by these
+        (lambda step: step + 700, 1),  # the second part of a run, numbered anew
+        (lambda step: 7, None),
+        (lambda step: "x", None),
+    ],
+)
+def test_transformers_counts_updates(
+    counted: Callable[[int], object], updates: int | None, tmp_path: Path
+) -> None:
+    for place in ("checkpoint-{}", "{}"):
+        run = write(tmp_path / f"run of {len(place)}", place=place)
+        for folder in run.iterdir():
+            state = {"global_step": counted(int(folder.name.rpartition("-")[2])), "log_history": []}
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+        assert trainer_log.updates_per_step(Trajectory.load(run)) == updates
+
+
+def test_steps_of_factors_in_memory_are_an_optimizers() -> None:
+    moved = [{"w": (torch.eye(4), t * torch.eye(4))} for t in range(4)]
+    assert trainer_log.updates_per_step(Trajectory.from_factors(range(4), moved)) == 1
 
 
 def collapsed(run: Path) -> Advice:

@@ -6,6 +6,7 @@ Full-weight checkpoints are not adapters: `dense.py` reduces them to factors on 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -148,10 +149,31 @@ def _nothing(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> str:
         return f"{run}: is one adapter, not a run; give its parent, the directory of all checkpoints"
     if inner := _run_below(run, readers):
         return f"{run}: no LoRA checkpoints here, but in {inner}: give that folder"
+    if listed := _adapters_below(run):
+        step = min(listed)
+        return (
+            f"{run}: holds adapters in folders that no layout names ({len(listed)} of them); list them in a JSON file "
+            f'there, each step with its folder, like {{"{step}": "{listed[step].as_posix()}", ...}}, and give that file'
+        )
     return (
         f"{run}: no LoRA checkpoints found (layouts tried: {', '.join(readers)}); "
         "give the directory that holds checkpoint-N, global_step_N or global_stepN_hf folders"
     )
+
+
+_DEPTH = 4
+"""Levels below a run's folder at which another tool's adapters are looked for (`step_N/policy/weights/model`)."""
+
+
+def _adapters_below(run: Path) -> dict[int, Path]:
+    """Step -> folder, relative to the run's, of adapters whose path ends in a number and what follows it."""
+    for depth in range(1, _DEPTH + 1):
+        places = islice(run.glob("/".join(["*"] * depth + [CONFIG])), 10 * _LOOKED_AT)
+        folders = sorted(place.parent.relative_to(run) for place in places)
+        numbers = [(re.findall(r"\d+", folder.as_posix()), folder) for folder in folders]
+        if found := {int(every[-1][-18:]): folder for every, folder in numbers if every}:
+            return found
+    return {}
 
 
 def _run_below(run: Path, readers: Mapping[str, Callable[[Path], Layout]]) -> Path | None:

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from nextrl.checkpoints.adapter import AdapterCheckpoint
 from nextrl.checkpoints.branches import strayed
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.run import Problem
-from nextrl.errors import shown
+from nextrl.errors import InputError, shown
 
 
 def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
@@ -40,7 +42,49 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
                 f"{_join(reference.dtypes)}; deltas between the two carry the coarser one's rounding"
             )
             problems.append(Problem(checkpoint.file.path, text, checkpoint.step, fatal=False))
-    return problems + _gaps(opened)
+    alike = [c for c, shape in zip(opened, shapes, strict=True) if shape == usual]
+    return problems + _begun_anew(alike) + _gaps(opened)
+
+
+def _begun_anew(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
+    """A problem of every checkpoint where the adapter was merged into the base and reset on the way (ReLoRA).
+
+    The base is another one from there on, and no file says so. In a reset B begins at zero again, and A with new draws:
+    nothing that a training does to an adapter makes B shorter and A another in one window.
+    """
+    told = ""
+    for early, late in itertools.pairwise(opened):
+        if _reset_between(early, late):
+            told = (
+                f"{late.folder}: the adapter was reset after step {early.step} (B began again at zero, and A is "
+                "another), as ReLoRA does when it merges it into the base, so the checkpoints before and after it "
+                "belong to different bases; read those since then alone "
+                f"(--start {late.step}, in Python start={late.step})"
+            )
+    return [Problem(c.folder, told, c.step) for c in opened] if told else []
+
+
+_LOOKED_AT = 4
+"""Modules of each checkpoint that are read to see whether the adapter was reset: the smallest ones."""
+
+
+def _reset_between(early: AdapterCheckpoint, late: AdapterCheckpoint) -> bool:
+    """Whether each of some modules that had moved has a far shorter B, and an A that is another (or B is all zero)."""
+    seen = []
+    for module in sorted(early.modules, key=early.shape)[:_LOOKED_AT]:
+        try:
+            (a, b), (a2, b2) = (c.factors(module, check=False) for c in (early, late))
+        except InputError:  # a damaged file, which says so itself where it is read
+            return False
+        length, length2 = float(b.double().norm()), float(b2.double().norm())
+        if length > 0.0:
+            cosine = torch.cosine_similarity(a.double().flatten(), a2.double().flatten(), dim=0)
+            seen.append(length2 < _SHORTER * length and (float(cosine) < _OTHER or length2 == 0.0))
+    return bool(seen) and all(seen)
+
+
+_SHORTER, _OTHER = 0.7, 0.5
+"""Of a reset: the length of B over what it was, and the cosine of A with what it was, at most."""
 
 
 def _difference(checkpoint: AdapterCheckpoint, reference: AdapterCheckpoint) -> str:
@@ -74,6 +118,8 @@ def _of_another_run(opened: Sequence[AdapterCheckpoint]) -> dict[int, str]:
         known = [value for value in values if value is not None]
         usual = Counter(known).most_common(1)[0][0] if known else None
         for checkpoint, value in zip(opened, values, strict=True):
+            if option == "init_lora_weights" and value is True and checkpoint.step == 0:
+                continue  # LLaMA-Factory writes so of pissa_init, PiSSA's own start, and W_0 is there for all to read
             if value not in (None, usual):
                 there = opened[values.index(usual)]
                 here, other = (shown(c.settings.raw.get(option)) for c in (checkpoint, there))

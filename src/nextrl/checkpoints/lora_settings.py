@@ -179,7 +179,7 @@ class AdapterConfig:
         self, names: Sequence[str], key: str, table: Sequence[tuple[re.Pattern[str], Any]], usual: float
     ) -> None:
         """Refuse a pattern by which the value of a tensor depends on which of these parameters it belongs to."""
-        found = {name: _matched(table, name, usual) for name in names}
+        found = {name: matched(table, name, usual) for name in names}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{value:g} for {shown(name)}" for name, value in found.items())
             raise InputError(
@@ -199,13 +199,13 @@ class AdapterConfig:
     def scaling(self, module: str) -> float:
         """s of one module (PEFT prefix stripped): alpha / r, or alpha / sqrt(r) with rsLoRA."""
         name = pattern_names(self.raw, module)[0]  # `check_patterns` has seen that all are given the same
-        alpha = float(_matched(self._alphas, name, self.raw.get("lora_alpha", 8)))
+        alpha = float(matched(self._alphas, name, self.raw.get("lora_alpha", 8)))
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
 
     def rank(self, module: str) -> int:
         """The rank that the configuration gives the module."""
-        return int(_matched(self._ranks, pattern_names(self.raw, module)[0], self.raw.get("r", 8)))
+        return int(matched(self._ranks, pattern_names(self.raw, module)[0], self.raw.get("r", 8)))
 
     @property
     def starts_at_zero(self) -> bool:
@@ -255,6 +255,6 @@ def _positive(number: object) -> bool:
     return is_number(number) and MIN_ALPHA <= number <= MAX_ALPHA
 
 
-def _matched(table: Sequence[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
+def matched(table: Sequence[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
     """The first entry whose key matches the end of the module's name, as PEFT's get_pattern_key does."""
     return next((value for pattern, value in table if pattern.match(module)), default)

@@ -14,6 +14,7 @@ from nextrl.cli.checkpoints import (
     Layout,
     RunFolder,
     SkipBadCheckpoints,
+    Start,
     UpdatesPerStep,
     load_run,
 )
@@ -37,13 +38,14 @@ def advise(
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
+    start: Start = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what to do with a run now: leap, raise or lower the learning rate, average, or go on.
 
     Example: nextrl advise runs/grpo
     """
-    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     if at is not None and at not in traj.steps:  # it was broken, and left out
         raise no_checkpoint(at, traj.steps, run)
     advice = ask(traj, updates_per_step=updates_per_step)

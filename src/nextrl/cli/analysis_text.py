@@ -13,7 +13,7 @@ from nextrl.judge.analysis import Analysis
 from nextrl.judge.regime import MEANING, mean_excess, no_windows, recent_windows, regime_of
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.linearity import AHEAD, FIT
-from nextrl.trajectory.trainer_log import UPDATES_UNKNOWN
+from nextrl.trajectory.trainer_log import BETA1_UNKNOWN, UPDATES_UNKNOWN
 from nextrl.trajectory.trajectory import Trajectory
 
 _COMPONENTS = {"u": "u1", "v": "v1", "sigma": "sigma_1", "rank1": "the rank-1 part as a whole"}
@@ -138,14 +138,18 @@ def _cut_off(result: Analysis) -> list[str]:
     ]
 
 
-def conclusion(traj: Trajectory, used_beta1: float, updates: int | None = 1) -> list[str]:
+def conclusion(traj: Trajectory, used_beta1: float | None, updates: int | None = 1) -> list[str]:
     """The regime at the run's end, measured as `nextrl advise` does, or why there is none; nothing of a short run.
 
     Args:
+        traj: the run.
+        used_beta1: of its optimizer, None where that does not say it.
         updates: optimizer updates in each step, None where nothing says it.
     """
     if updates is None:
         return [f"No regime: {UPDATES_UNKNOWN}."]
+    if used_beta1 is None:
+        return [f"No regime: {BETA1_UNKNOWN}; --beta1 says it."]
     windows = recent_windows(traj, used_beta1, updates)
     if not windows:
         return [f"No regime: {no_windows(traj)}."] if len(known_steps(traj)) > 2 else []

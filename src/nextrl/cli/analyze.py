@@ -16,6 +16,7 @@ from nextrl.cli.checkpoints import (
     Layout,
     RunFolder,
     SkipBadCheckpoints,
+    Start,
     UpdatesPerStep,
     load_run,
     say_left_out,
@@ -56,6 +57,7 @@ def analyze(
         str, typer.Option(help="png, svg, pdf or png,svg; none for analysis.json alone.")
     ] = "png",
     layout: Layout = None,
+    start: Start = None,
     base: Annotated[
         Path | None,
         typer.Option(help="Base model's folder, for full-weight checkpoints.", callback=values.path),
@@ -79,10 +81,11 @@ def analyze(
         "layout": layout,
         "skip-bad-checkpoints": skip_bad_checkpoints,
         "allow-pickle": allow_pickle,
+        "start": start,
     }
     if base is None:
         values.refuse_given("of full-weight checkpoints (--base)", {"rank": rank})
-        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+        traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, start=start)
     else:
         values.refuse_given("of a LoRA run, and --base of full-weight checkpoints", of_adapters)
         traj = Trajectory.from_full_weights(run, find_base(base), rank=FULL_RANK if rank is None else rank)

@@ -10,7 +10,16 @@ import typer
 from rich.table import Table
 
 from nextrl.cli import values
-from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
+from nextrl.cli.checkpoints import (
+    AllowPickle,
+    Layout,
+    RunFolder,
+    Seed,
+    SkipBadCheckpoints,
+    Start,
+    UpdatesPerStep,
+    load_run,
+)
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
@@ -43,9 +52,11 @@ def backtest(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture here (png, svg or pdf).", callback=values.path)
     ] = None,
+    updates_per_step: UpdatesPerStep = None,
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
+    start: Start = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -63,12 +74,14 @@ def backtest(
     if plot is not None:
         require("matplotlib", "plots", "--plot")
     chosen = methods_with(methods, param)
-    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle)
+    traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, start=start)
     horizon = _on_grid(traj, horizon)
-    result = run_backtest(traj, horizon, chosen, max_origins=origins, seed=seed)
+    result = run_backtest(
+        traj, horizon, chosen, max_origins=origins, seed=seed, updates_per_step=updates_per_step
+    )
     if plot is not None:
         result.plot(plot)
-    advice = _advice(traj, result)
+    advice = _advice(traj, result, updates_per_step)
     recommended = NONE if isinstance(advice, InputError) else advice.recommended
     answer = f"No leap: {advice}" if isinstance(advice, InputError) else advice.answer
     if as_json:
@@ -84,10 +97,10 @@ def backtest(
     console.print(f"recommended: {recommended}{among}. {answer}", highlight=False)
 
 
-def _advice(traj: Trajectory, tested: Backtest) -> Advice | InputError:
+def _advice(traj: Trajectory, tested: Backtest, updates_per_step: int | None) -> Advice | InputError:
     """What the one recommender makes of these scores, or why it has nothing to say of the run."""
     try:
-        return advise(traj, tested)
+        return advise(traj, tested, updates_per_step=updates_per_step)
     except InputError as error:
         return error
 

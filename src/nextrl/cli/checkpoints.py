@@ -15,6 +15,7 @@ from nextrl.errors import one_line
 from nextrl.registry import either
 from nextrl.scalars import MAX_SEED
 from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.unsure_start import doubt_of
 
 RunFolder = Annotated[
     Path, typer.Argument(help="The run's directory, or a JSON file {step: folder}.", callback=values.path)
@@ -33,6 +34,13 @@ UpdatesPerStep = Annotated[
         callback=values.updates,
     ),
 ]
+Start = Annotated[
+    int | None,
+    typer.Option(
+        help="Step at which this stretch began, 0 the base model; as the run's files say by default.",
+        callback=values.start,
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of methods that draw random numbers.")]
 
 
@@ -42,10 +50,12 @@ def load_run(
     skip_bad_checkpoints: bool,
     allow_pickle: bool,
     upto: int | None = None,
+    start: int | None = None,
 ) -> Trajectory:
-    """The run's trajectory; what was left out is said on stderr, a line each.
+    """The run's trajectory; what was left out, and what is odd about its start, is said on stderr, a line each.
 
     Args:
+        run, layout, skip_bad_checkpoints, allow_pickle, start: as `Trajectory.load` takes them.
         upto: read nothing later than this checkpoint, so that nothing later can be wrong.
 
     Raises:
@@ -57,9 +67,12 @@ def load_run(
         steps=None if upto is None else _steps_upto(run, layout, upto),
         skip_bad_checkpoints=skip_bad_checkpoints,
         allow_pickle=allow_pickle,
+        start=start,
     )
     for line in traj.skipped:
         say_left_out(line)
+    if doubt := doubt_of(traj):
+        err_console.print(one_line(doubt), highlight=False, soft_wrap=True)
     return traj
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,16 +15,7 @@ from nextrl.checkpoints.run import knows_start
 from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, SkipBadCheckpoints, say_left_out
 from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.errors import InputError, one_line
-from nextrl.trajectory import trainer_log
-from nextrl.trajectory.lowrank import LowRank
-from nextrl.trajectory.trajectory import Trajectory
-
-FAR = 5.0
-"""Times the way of the second window, step for step and at the same learning rate."""
-
-_WINDOWS = (
-    3  # of the run before the first checkpoint, at most: an adapter's way is little beside a longer one
-)
+from nextrl.trajectory.unsure_start import far_start
 
 
 def inspect(
@@ -92,7 +81,7 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     last = checkpoints[-1] if checkpoints else None
     if checkpoints and not knows_start(checkpoints[0], found.start):
         problems.append(_unknown_start(found, checkpoints[0]))
-    elif values and found.start == 0 and (far := _far_start([c for c in checkpoints if c.step not in bad])):
+    elif values and found.start == 0 and (far := far_start([c for c in checkpoints if c.step not in bad])):
         problems.append(far)
     ranks = sorted({r for c in checkpoints for _, _, r in c.shapes.values()})
     dtypes = sorted({name for c in checkpoints for name in c.dtypes})
@@ -110,44 +99,6 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
         "shapes": _shapes(last),
         "carried": list(last.carried) if last else [],
     }
-
-
-def _far_start(checkpoints: Sequence[AdapterCheckpoint]) -> str:
-    """What to ask where a run seems to have begun from an adapter, of which its configuration says nothing; else "".
-
-    Such a run's first checkpoint holds all of that adapter's training, which methods would take for the run's own.
-    Where old checkpoints were deleted and the rate has fallen since, the first one lies far off in any run.
-    """
-    if len(checkpoints) < 2 or checkpoints[0].step == 0:
-        return ""
-    first, second = checkpoints[:2]
-    fallen, window = _fall_of_rate(first, second), second.step - first.step
-    if first.step > window * (1 if fallen is None else _WINDOWS):
-        return ""
-    far = moved = 0.0
-    for module in first.modules:
-        (a, b), (a2, b2) = first.factors(module), second.factors(module)
-        start, scale = LowRank(b.double(), a.double().mT), first.scaling(module)
-        far += scale**2 * float(start.square)
-        moved += scale**2 * float((LowRank(b2.double(), a2.double().mT) - start).square)
-    ratio = math.sqrt(far / moved) * window / first.step / (fallen or 1.0) if moved > 0 else 0.0
-    if ratio <= FAR:
-        return ""
-    return (
-        f"{first.folder}: lies {ratio:.0f} times as far from the base model, per step and rate, as step {second.step} "
-        "lies from it: was the run begun from an adapter? Then add that as checkpoint-0, or deltas from the start are "
-        "wrong"
-    )
-
-
-def _fall_of_rate(first: AdapterCheckpoint, second: AdapterCheckpoint) -> float | None:
-    """The mean learning rate up to the first checkpoint over that up to the second one; None where none is known."""
-    rates = trainer_log.learning_rates(Trajectory((first, second)))
-    before = [rate for step, rate in rates.items() if step <= first.step]
-    after = [rate for step, rate in rates.items() if step > first.step]
-    if not before or not after or sum(after) <= 0.0 or sum(before) <= 0.0:
-        return None
-    return (sum(before) / len(before)) / (sum(after) / len(after))
 
 
 def _shapes(last: AdapterCheckpoint | None) -> list[dict[str, Any]]:

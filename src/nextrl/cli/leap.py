@@ -14,7 +14,16 @@ from nextrl.checkpoints import dense
 from nextrl.checkpoints.atomic import writing
 from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
-from nextrl.cli.checkpoints import AllowPickle, Layout, RunFolder, Seed, SkipBadCheckpoints, load_run
+from nextrl.cli.checkpoints import (
+    AllowPickle,
+    Layout,
+    RunFolder,
+    Seed,
+    SkipBadCheckpoints,
+    Start,
+    UpdatesPerStep,
+    load_run,
+)
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.device import Device
 from nextrl.cli.method_params import Params, params_of
@@ -99,6 +108,7 @@ def leap(
         ),
     ] = None,
     device: Device = None,
+    updates_per_step: UpdatesPerStep = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="USER/NAME", help="Send what was written to the Hugging Face Hub too."),
@@ -107,6 +117,7 @@ def leap(
     skip_bad_checkpoints: SkipBadCheckpoints = False,
     allow_pickle: AllowPickle = False,
     layout: Layout = None,
+    start: Start = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -124,7 +135,7 @@ def leap(
     fixed = None if alpha is None or searches else _number(alpha)
     _check_search(searches, task, {"prompts": prompts, "level": level, "device": device})
     _check_hub(push_to_hub, private)
-    traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at)
+    traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     base = values.place(base) or _named_base(traj)
     if kind is As.merged and not base:
         raise InputError("--as merged needs --base: the adapter does not name its base model")
@@ -132,7 +143,7 @@ def leap(
         raise InputError("--rank is of an adapter; a merged model has none: leave it out")
     reason = ""
     if method is None and fixed is None:
-        advice = _advice(run, traj, at)
+        advice = _advice(run, traj, at, updates_per_step)
         if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
@@ -181,10 +192,15 @@ def _check_hub(push_to_hub: str | None, private: bool) -> None:
 
 
 def _load_adapters(
-    run: Path, layout: str | None, skip_bad_checkpoints: bool, allow_pickle: bool, at: int | None
+    run: Path,
+    layout: str | None,
+    skip_bad_checkpoints: bool,
+    allow_pickle: bool,
+    at: int | None,
+    start: int | None,
 ) -> Trajectory:
     try:
-        return load_run(run, layout, skip_bad_checkpoints, allow_pickle, at)
+        return load_run(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     except InputError as error:
         if not (run.is_dir() and dense.find(run)):
             raise
@@ -256,7 +272,7 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, at: int | None, updates_per_step: int | None) -> Advice:
     """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
 
     Raises:
@@ -265,7 +281,7 @@ def _advice(run: Path, traj: Trajectory, at: int | None) -> Advice:
     if at is not None and at not in traj.steps:  # it was broken, and left out
         raise no_checkpoint(at, traj.steps)
     try:
-        return advise(traj)
+        return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
         raise InputError(
             f"{run}: whether a leap may pay cannot be judged: {error}. {_ALL_THE_SAME}"

@@ -59,12 +59,18 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         traj: its checkpoints, as far as the advice saw them.
         at: the checkpoint that the advice was asked of, None for the last one.
     """
+    if advice.withheld and advice.features.updates is not None:
+        return NextStep(
+            _line("analyze", run, "--beta1", "B"),
+            "shows how straight the run is beyond its momentum (B: what each update keeps of the one before, 0 without "
+            "momentum).",
+        )
     if advice.withheld:
         there = () if at is None else ("--at", str(at))
         return NextStep(
             _line("advise", run, *there, "--updates-per-step", "N"),
-            "judges the rate (N: optimizer updates in one step; in verl train_batch_size / ppo_mini_batch_size times "
-            "ppo_epochs).",
+            "judges the rate (N: optimizer updates in one step, 1 where every step is an optimizer's; in verl "
+            "train_batch_size / ppo_mini_batch_size times ppo_epochs).",
         )
     if advice.advice == "leap":
         return _test_a_leap(advice, run, traj, at)

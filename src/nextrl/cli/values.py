@@ -47,6 +47,11 @@ def step(value: int | None) -> int | None:
     return None if value is None else whole(value, "--at", 0)
 
 
+def start(value: int | None) -> int | None:
+    """The step of W_0."""
+    return None if value is None else whole(value, "--start", 0)
+
+
 def rank(value: int | None) -> int | None:
     """A rank of an adapter."""
     return None if value is None else whole(value, "--rank", 1, MAX_RANK)

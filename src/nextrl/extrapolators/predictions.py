@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextrl.errors import InputError
-from nextrl.trajectory.combinations import weighted_displacement, wide
+from nextrl.trajectory.combinations import counts_from_start, weighted_displacement, wide
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
@@ -53,11 +53,21 @@ class CombinationOfCheckpoints:
         traj: the trajectory that the coefficients refer to, in the order of `traj.steps`.
         shared: alpha -> (T,) float64, for all modules; None where `by_module` has one for each.
         by_module: the same, per module.
+
+    Raises:
+        InputError: `W_0` takes part and is not known.
     """
 
     traj: Trajectory
     shared: Coefficients | None = None
     by_module: Mapping[str, Coefficients] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.traj.knows_start:
+            return
+        for module in self.traj.modules if self.shared is None else self.traj.modules[:1]:
+            if counts_from_start(self.coefficients(module)):
+                self.traj.base_index(module)  # refuses: here, and not where the leap is written or scored
 
     def coefficients(self, module: str, alpha: float = 1.0) -> Tensor:
         """(T,) float64: what each `W_t - W_0` contributes to `W_predicted - W_T`; nothing at alpha = 0."""

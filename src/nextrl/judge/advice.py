@@ -17,13 +17,12 @@ from html import escape
 from typing import Any, Literal
 
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_UPDATES, whole
 from nextrl.judge.advice_features import AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
 from nextrl.trajectory.given import Run, trajectory_of
-from nextrl.trajectory.trainer_log import UPDATES_UNKNOWN
+from nextrl.trajectory.trainer_log import BETA1_UNKNOWN, UPDATES_UNKNOWN
 from nextrl.trajectory.trajectory import Trajectory
 
 Action = Literal["leap", "raise_lr", "continue", "average", "lower_lr"]
@@ -124,7 +123,8 @@ class Advice:
         factor: what to multiply the learning rate by, None where it should stay. It is the cautious end of what is
             known: a lower bound where the rate is to rise, an upper bound where it is to fall.
         evidence: the whole range, where runs like this one have been seen.
-        withheld: whether nothing is said of the rate, because nothing says how many updates a step holds.
+        withheld: whether nothing is said of the rate, because nothing says how many updates a step holds, or
+            how much momentum the optimizer has.
     """
 
     regime: Regime
@@ -201,8 +201,7 @@ def advise(traj: Run, tested: Backtest | None = None, *, updates_per_step: int |
     Args:
         traj: the run, or its folder.
         tested: its backtest, where there is one already; by default the methods of `CANDIDATES` are tried.
-        updates_per_step: optimizer updates in each step, at least 1; None: as the run's files say, and one where a step
-            of its trainer is an update.
+        updates_per_step: optimizer updates in each step, at least 1; None: as the run's files say.
 
     Raises:
         InputError: no run that can be read, a backtest of another or of what came later; and as `features`.
@@ -212,8 +211,6 @@ def advise(traj: Run, tested: Backtest | None = None, *, updates_per_step: int |
     traj = trajectory_of(traj)
     if tested is not None:
         _refuse_of_another_run(traj, tested)
-    if updates_per_step is not None:
-        whole(updates_per_step, "updates_per_step", 1, MAX_UPDATES)
     return decide(features(traj, tested, updates_per_step))
 
 
@@ -232,19 +229,21 @@ def _refuse_of_another_run(traj: Trajectory, tested: Backtest) -> None:
 def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
-    Where nothing says how many updates a step holds, an answer stands that is the same for one and for so many that
-    momentum carries nothing from window to window; any other is withheld.
+    Where nothing says how many updates a step holds, or the optimizer's file not how much momentum there is, an answer
+    stands that is the same for one update and for so many that momentum carries nothing from window to window; any
+    other is withheld.
 
     Args:
         f: measurements, from `features` or from a stored table.
         thresholds: where it turns.
     """
     one = _decide(f, thresholds)
-    if f.updates is not None:
+    if f.updates is not None and not f.beta1_unsaid:
         return one
+    missing = UPDATES_UNKNOWN if f.updates is None else BETA1_UNKNOWN
     without_memory = tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
     if _decide(replace(f, windows=without_memory), thresholds).advice != one.advice:
-        said = f"{UPDATES_UNKNOWN[0].upper()}{UPDATES_UNKNOWN[1:]}."
+        said = f"{missing[0].upper()}{missing[1:]}."
         return Advice(
             regime=one.regime,
             advice="continue",
@@ -254,6 +253,8 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
             withheld=True,
         )
     said = "How many updates a step holds is not known (--updates-per-step N says it); this holds for any number."
+    if f.updates is not None:
+        said = "How much momentum the optimizer has is not known; this holds with none and with Adam's."
     return replace(one, confidence="low", reasons=(*one.reasons, said))
 
 
@@ -471,8 +472,9 @@ def _sure(f: AdviceFeatures, t: Thresholds) -> str:
 
 
 def _persistence_sentence(f: AdviceFeatures) -> str:
-    parts = ", ".join(f"{w.c:.2f} over {_length(w)} (Adam alone: {w.c0:.2f})" for w in f.windows)
-    source = "the optimizer's own" if f.beta1_known else "assumed; no optimizer.pt"
+    parts = ", ".join(f"{w.c:.2f} over {_length(w)} (momentum alone: {w.c0:.2f})" for w in f.windows)
+    missing = "an optimizer.pt that does not say it" if f.beta1_unsaid else "no optimizer.pt that can be read"
+    source = "the optimizer's own" if f.beta1_known else f"assumed; {missing}"
     each = f" and {f.updates} updates in each step" if f.updates != 1 else ""
     each = " and one update in each step, which is not known" if f.updates is None else each
     at = f"Persistence at step {f.step} is {parts}"

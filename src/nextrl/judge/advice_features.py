@@ -33,6 +33,7 @@ class AdviceFeatures:
             factors stored in 16 bits.
         beta1: Adam's first momentum coefficient.
         beta1_known: whether it was read from the run's optimizer.pt.
+        beta1_unsaid: whether an optimizer's file is there that does not say it.
         drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
         recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
         backtested: whether there was a backtest.
@@ -73,6 +74,7 @@ class AdviceFeatures:
     fall_by_chance: float | None = None
     rise_by_chance: float | None = None
     updates: int | None = 1
+    beta1_unsaid: bool = False
 
     @property
     def closing(self) -> float:
@@ -123,7 +125,7 @@ def features(
         )
     beta1 = trainer_log.adam_beta1(traj)
     used = DEFAULT_BETA1 if beta1 is None else beta1
-    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
+    updates = trainer_log.updates_per_step(traj, updates_per_step)
     windows = recent_windows(traj, used, updates or 1)
     if not windows:
         raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
@@ -133,7 +135,7 @@ def features(
         )
     windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
-    past = _past(traj, tested)
+    past = _past(traj, tested, updates_per_step)
     seen = AdviceFeatures(
         step=traj.steps[-1],
         windows=windows,
@@ -151,6 +153,7 @@ def features(
         steady=steady,
         auto=_auto(traj),
         updates=updates,
+        beta1_unsaid=not trainer_log.knows_beta1(traj),
     )
     rewards = _rewards(traj)
     if rewards is None:
@@ -220,10 +223,10 @@ class _Past:
     control: str = "stay"
 
 
-def _past(traj: Trajectory, tested: Backtest | None) -> _Past:
+def _past(traj: Trajectory, tested: Backtest | None, updates_per_step: int | None) -> _Past:
     """The backtest in short: `tested`, or one of `CANDIDATES`; nothing where the run is too short for one."""
     try:
-        result = backtest(traj, methods=CANDIDATES) if tested is None else tested
+        result = tested or backtest(traj, methods=CANDIDATES, updates_per_step=updates_per_step)
     except TooShort:
         return _Past(backtested=False)
     control = result.horizons[result.horizon].control

@@ -75,7 +75,8 @@ class Analysis:
         persistence: window -> step -> cosine of the two windows that end there.
         excess: the same, as the excess over `zero`.
         noisy: module -> storage noise over the top singular value of its last local delta, where that is too much.
-        beta1: Adam's first momentum coefficient, behind `zero`.
+        beta1: Adam's first momentum coefficient, behind `zero`; None where the optimizer's file does not say it, and
+            `zero` is empty then.
         zero: window -> the cosine that Adam's momentum alone gives; empty, as is `excess`, where nothing says how many
             optimizer updates a step holds.
         kept: of full weights the most singular values that each delta is reduced to, so that shares of the first ones
@@ -93,7 +94,7 @@ class Analysis:
     predictability: dict[int, float]
     drift: DriftNoise | None
     noisy: dict[str, float]
-    beta1: float
+    beta1: float | None
     zero: dict[int, float]
     kept: int | None = None
     updates: int | None = 1
@@ -189,7 +190,7 @@ def analyze(
         horizon: h of the target deltas, in steps; five spacings by default.
         windows: window lengths for persistence, in steps; 1, 2, 5, 10 spacings by default.
         beta1: Adam's first momentum coefficient, for the zero point of persistence; None: the run's own where its
-            trainer left it, else `DEFAULT_BETA1`.
+            trainer left it, else `DEFAULT_BETA1`; unknown where an optimizer's file does not say it.
         updates_per_step: optimizer updates in each step, for that zero point; None: as `trainer_log.updates_per_step`
             finds it.
         workers: threads.
@@ -217,9 +218,12 @@ def analyze(
         for kind, spectrum in spectra.items():
             energy[kind].add(spectrum)
     table = {w: row for w, row in persistence_table(total, traj.steps, lengths, traj.start).items() if row}
-    used = trainer_log.beta1_or_default(traj) if beta1 is None else beta1
-    updates = trainer_log.updates_per_step(traj) if updates_per_step is None else updates_per_step
-    zero = {} if updates is None else {w: adam_persistence(w, used, updates=updates) for w in table}
+    if beta1 is None and trainer_log.knows_beta1(traj):
+        beta1 = trainer_log.beta1_or_default(traj)
+    updates = trainer_log.updates_per_step(traj, updates_per_step)
+    zero: dict[int, float] = {}
+    if updates is not None and beta1 is not None:
+        zero = {w: adam_persistence(w, beta1, updates=updates) for w in table}
     return Analysis(
         steps=traj.steps,
         horizon=h,
@@ -231,7 +235,7 @@ def analyze(
         predictability=predictability(total, traj.steps, traj.start),
         drift=drift_and_noise(total, traj.steps, traj.start),
         noisy=noisy,
-        beta1=used,
+        beta1=beta1,
         zero=zero,
         kept=_kept(traj),
         updates=updates,

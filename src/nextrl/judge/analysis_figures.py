@@ -92,8 +92,9 @@ def persistence(a: Analysis) -> Figure:
         if window in a.zero:
             left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
             _plot(right, a.excess[window], color=colour, label=f"{window} steps")
+    dashed = "" if a.beta1 is None else f" (dashed: Adam's memory alone, $\\beta_1={a.beta1:g}$)"
     left.set(
-        title=f"Persistence (dashed: Adam's memory alone, $\\beta_1={a.beta1:g}$)",
+        title=f"Persistence{dashed}",
         xlabel="step",
         ylabel="cosine",
     )

@@ -49,6 +49,7 @@ from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.persistence import adam_carry
 from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.unsure_start import doubting
 
 # What is recommended where nobody names methods: cheap, and none of them trains a network. Those that do are scored at
 # the latest three origins alone, too few to set one above the others.
@@ -150,6 +151,7 @@ def backtest(
     *,
     max_origins: int = 8,
     seed: int = 0,
+    updates_per_step: int | None = None,
 ) -> Backtest:
     """Score extrapolators on the run's own past.
 
@@ -162,6 +164,8 @@ def backtest(
             Where they are named any of them may be recommended, by default those of `CANDIDATES`.
         max_origins: only this many of the latest origins are used, since what held early in a run need not hold now.
         seed: of methods that draw random numbers.
+        updates_per_step: as `advise` takes it; where nothing says it either, momentum is taken to carry as far as with
+            one, which is the most.
 
     Raises:
         TooShort: fewer than three checkpoints, or a run that does not move over a horizon.
@@ -172,9 +176,10 @@ def backtest(
     horizon = None if horizon is None else several(whole(1))("horizon", horizon)
     max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
     chosen, traj = _methods(methods), trajectory_of(traj)
+    updates = trainer_log.updates_per_step(traj, updates_per_step) or 1
     horizons = _horizons(traj, horizon)
     named = methods is not None
-    scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named) for h in horizons}
+    scores = {h: _at_horizon(traj, h, chosen, max_origins, seed, named, updates) for h in horizons}
     eligible = [m.name for m in chosen] if named else CANDIDATES
     best = max(
         ((h, name) for h, s in scores.items() for name in s.convincing if name in eligible),
@@ -275,6 +280,7 @@ def _at_horizon(
     max_origins: int,
     seed: int,
     named: bool,
+    updates: int,
 ) -> HorizonScores:
     pairs = origins_for(traj, horizon)[-max_origins:]
     grams = {module: traj.gram(module) for module in traj.modules}
@@ -282,7 +288,7 @@ def _at_horizon(
     pairs = [(t, later) for t, later in pairs if still[t] > 0]
     if not pairs:
         raise TooShort(f"the adapter does not move over any {horizon} steps: there is nothing to predict")
-    beta1, updates = trainer_log.beta1_or_default(traj), trainer_log.updates_per_step(traj) or 1
+    beta1 = trainer_log.beta1_or_default(traj)
     pooled = torch.stack(list(grams.values())).sum(0)
     skills = {t: _not_leaping(traj, pooled, t, later, beta1, updates) for t, later in pairs}
     control = max(next(iter(skills.values())), key=lambda c: sum(skills[t][c] for t, _ in pairs))
@@ -313,10 +319,10 @@ def _outcomes(
         Exception: whatever else such a method raises that is no refusal; any other one then has no outcome at all.
     """
     outcomes: dict[int, dict[str, ForecastScore]] = {}
-    why_not = ""
+    why_not, unsure = "", doubting(traj)  # as a leap is made
     for t, later in pairs:
         try:
-            prediction = method.fit(traj.upto(t), later - t, seed=seed)
+            prediction = method.fit(unsure.upto(t), later - t, seed=seed)
             found = {m: _compare(traj, grams[m], m, prediction, t, later) for m in traj.modules}
         except InputError as error:
             if named and isinstance(error, MissingExtra):

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextrl.checkpoints import patterns
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.lora_settings import pattern_names, starts_at_zero
+from nextrl.checkpoints.lora_settings import AdapterConfig, matched, pattern_names, starts_at_zero
 from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, module_kind, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
@@ -64,10 +65,11 @@ def write_adapter(
     ranks = {m: _new_rank(traj, step, m, tensors.get(m), rank) for m in traj.modules}
     _refuse_new_rank(traj, ranks)
     config = _config(traj, _per_stored_module(traj, ranks))
+    settings = AdapterConfig.of(config, out / CONFIG)
     written: dict[str, tuple[Tensor, Tensor]] = {}
     lost: dict[str, float] = {}
     for module in traj.modules:
-        a, b, discarded = _fit(traj, step, module, tensors.get(module), ranks[module], config)
+        a, b, discarded = _fit(traj, step, module, tensors.get(module), ranks[module], settings)
         if not (finite(a) and finite(b)):
             raise InputError(
                 f"{module}: the leap has NaN or Inf there: choose a smaller alpha or another method"
@@ -123,6 +125,7 @@ def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str
             f"the leap was not written: {shown(odd)} would not be the same module when it is loaded"
         )
     _refuse_passed_over(back, traj)
+    _refuse_whole_names(back)
     for module in traj.modules:
         m, n, _ = traj.shape(module)
         slot = back.slots[module]
@@ -132,6 +135,26 @@ def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str
             raise InputError(
                 f"the leap was not written: {shown(module)} would be loaded as {back.shape(module)} with scaling "
                 f"{back.scaling(module):g}, not as {(m, n, ranks[module])} with {traj.scaling(module):g}"
+            )
+
+
+def _refuse_whole_names(back: AdapterCheckpoint) -> None:
+    """Refuse patterns that would say something else of a module whose outermost part got another name on loading.
+
+    Where two modules differ in nothing but that part, only it can tell them apart.
+    """
+    stems = {slot.keys.name for slot in back.slots.values()}
+    said = {stem: (back.settings.rank(stem), back.settings.scaling(stem)) for stem in stems}
+    shared: dict[str, set[tuple[int, float]]] = {}
+    for stem, value in said.items():
+        for end in _ends(stem):
+            shared.setdefault(end, set()).add(value)
+    for stem, value in said.items():
+        end = _without_its_root(stem)
+        if len(shared[end]) == 1 and (back.settings.rank(end), back.settings.scaling(end)) != value:
+            raise InputError(
+                f"the leap was not written: rank_pattern and alpha_pattern would miss {shown(stem)} where it is called "
+                "otherwise when it is loaded"
             )
 
 
@@ -219,13 +242,60 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     alphas = {m: _tidy(scalings[m] * (math.sqrt(r) if root else r)) for m, r in ranks.items()}
     config["r"], config["lora_alpha"] = Counter(ranks.values()).most_common(1)[0][0], _usual(alphas)
     for key, usual, values in (("rank_pattern", "r", ranks), ("alpha_pattern", "lora_alpha", alphas)):
-        odd = {m: value for m, value in values.items() if value != config[usual]}
-        config[key] = {name: value for m, value in odd.items() for name in pattern_names(config, m)}
+        named = {name: value for m, value in values.items() for name in pattern_names(config, m)}
+        config[key] = _pattern(named, config[usual], config.get(key) or {})
     if not config.get("target_modules"):
         # Without them PEFT takes its own for this kind of model, and passes over the tensors of all others. Whole
         # names: the model may have other modules that end in the same part.
         config["target_modules"] = sorted(_for_target_modules(config, ranks), key=natural)
     return config
+
+
+def _pattern(values: Mapping[str, float], usual: float, own: Iterable[str]) -> dict[str, float]:
+    """Keys of `rank_pattern` or `alpha_pattern` that give each name its value, in the order in which PEFT tries them.
+
+    PEFT and transformers give some models' modules other names than the file's as they load it, another beginning most
+    of all ("language_model.model.layers.0" is "model.language_model.layers.0"). So the run's own keys are kept where
+    they still say it, since its checkpoints load by them; others are the ends of names, as short as they can be.
+
+    Args:
+        values: name -> its value, of all that PEFT asks for.
+        usual: the value of names that no key matches.
+        own: the run's keys.
+    """
+    odd = {name: value for name, value in values.items() if value != usual}
+    if not odd:
+        return {}
+    if kept := _kept(values, usual, own):
+        return kept
+    ends: dict[str, set[float]] = {}
+    for name, value in values.items():
+        for end in _ends(name):
+            ends.setdefault(end, set()).add(value)
+    return {next((end for end in _ends(name) if len(ends[end]) == 1), name): odd[name] for name in odd}
+
+
+def _kept(values: Mapping[str, float], usual: float, own: Iterable[str]) -> dict[str, float]:
+    """The run's own keys with the values that they have to give now; none where they cannot give them."""
+    table, short = [(patterns.suffix(key), key) for key in own], [*map(_without_its_root, values)]
+    patterns.refuse_slow(own, short, CONFIG)
+    kept = {"": usual}
+    for (name, value), end in zip(values.items(), short, strict=True):
+        key = matched(table, name, "")
+        if key != matched(table, end, "") or kept.setdefault(key, value) != value:
+            return {}
+    return {key: kept[key] for key in own if key in kept}
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of a module's name, part by part, the shortest first and the name itself last."""
+    parts = name.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def _without_its_root(name: str) -> str:
+    """A name without its outermost part; one of fewer than three parts as it is, which has no layers inside a model."""
+    return name.partition(".")[2] if name.count(".") > 1 else name
 
 
 def _for_target_modules(config: Mapping[str, Any], stems: Iterable[str]) -> list[str]:
@@ -249,10 +319,10 @@ def _fit(
     module: str,
     value: tuple[Tensor, Tensor] | LowRank | None,
     rank: int,
-    config: Mapping[str, Any],
+    config: AdapterConfig,
 ) -> tuple[Tensor, Tensor, float]:
     """(A, B) of the wanted rank for the scaling that the written configuration will give, and lost energy."""
-    scaling = _written_scaling(config, _stem(traj, module), rank)
+    scaling = config.scaling(_stem(traj, module))
     if value is None:
         value = traj.factors(step, module)
     if isinstance(value, tuple):
@@ -273,11 +343,6 @@ def _fit(
     a = torch.cat([value.right.mT, value.right.new_zeros(spare, value.right.shape[0])])
     b = torch.cat([value.left / scaling, value.left.new_zeros(value.left.shape[0], spare)], 1)
     return a.to(dtype), b.to(dtype), lost
-
-
-def _written_scaling(config: Mapping[str, Any], stem: str, rank: int) -> float:
-    alpha = float(config["alpha_pattern"].get(pattern_names(config, stem)[0], config["lora_alpha"]))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _state(

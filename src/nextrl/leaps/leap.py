@@ -30,6 +30,7 @@ from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.unsure_start import doubting
 
 # Without a horizon: what the paper uses, if the run is long enough.
 DEFAULT_HORIZON = 50
@@ -229,7 +230,8 @@ def leap(
 
     Raises:
         InputError: an argument is not of its kind, no run that can be read, unknown method or parameter, too few
-            checkpoints for the horizon, alpha out of range, no checkpoint at `at`, an adapter that does not move.
+            checkpoints for the horizon, alpha out of range, no checkpoint at `at`, an adapter that does not move, a
+            method that counts from the base model and a run that does not seem to have begun there.
     """
     horizon = None if horizon is None else whole(1)("horizon", horizon)
     at, seed = None if at is None else whole(0)("at", at), whole(0, MAX_SEED)("seed", seed)
@@ -242,6 +244,7 @@ def leap(
         if at not in traj.steps:
             raise no_checkpoint(at, traj.steps)
         traj = traj.upto(at)
+    traj = doubting(traj)
     known = known_steps(traj)
     if horizon is None:
         horizon = max(1, min(DEFAULT_HORIZON, known[-1] - known[0]))

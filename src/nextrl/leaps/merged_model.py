@@ -257,7 +257,7 @@ def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
         if key not in model.places:
             raise InputError(
                 f"{model.folder}: has no {shown(key)}, which the adapter moves; a merge needs each of these weights "
-                "under the adapter's name for it"
+                "under the adapter's name for it: give a base that has these names, or use --as adapter"
             )
         model.refuse_codes(key, _OR_ADAPTER)
 

@@ -78,9 +78,7 @@ def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -
     Raises:
         InputError: W_0 is not known, and the coefficients do not sum to zero.
     """
-    # When the coefficients cancel, W_0 drops out and need not be known.
-    total, size = float(coefficients.sum()), float(coefficients.abs().sum())
-    from_start = abs(total) > 1e-9 * size
+    from_start = counts_from_start(coefficients)
     terms = []
     for step, c in zip(traj.steps, coefficients.tolist(), strict=True):
         if c == 0.0 or (from_start and step == traj.start):
@@ -90,6 +88,11 @@ def weighted_displacement(traj: Trajectory, module: str, coefficients: Tensor) -
         a, b = traj.factors(traj.steps[-1], module)
         return LowRank.zeros(b.shape[0], a.shape[1])
     return LowRank(torch.cat([t.left for t in terms], -1), torch.cat([t.right for t in terms], -1))
+
+
+def counts_from_start(coefficients: Tensor) -> bool:
+    """Whether W_0 takes part in a combination: where its coefficients cancel it drops out, and need not be known."""
+    return abs(float(coefficients.sum())) > 1e-9 * float(coefficients.abs().sum())
 
 
 def wide(factor: Tensor) -> Tensor:

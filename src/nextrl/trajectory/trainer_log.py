@@ -18,29 +18,27 @@ from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
 from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
-from nextrl.files import is_number, is_step, read_json
+from nextrl.files import MAX_UPDATES, is_number, is_step, read_json, whole
 from nextrl.trajectory import verl_log
 from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.persistence import DEFAULT_BETA1
-from nextrl.trajectory.trajectory import Trajectory
+from nextrl.trajectory.trajectory import FULL, MEMORY, Trajectory
 
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
 RATE_KEYS = ("learning_rate", "actor/lr")
-_OF_BATCHES = ("verl", "openrlhf")
-"""Layouts whose steps are batches of rollouts, with as many optimizer updates each as the user asked for."""
 
 UPDATES_UNKNOWN = (
     "nothing here says how many optimizer updates one step of this run holds, and so how straight Adam's momentum "
-    "alone would make it: give --updates-per-step N (in verl train_batch_size / ppo_mini_batch_size x ppo_epochs)"
+    "alone would make it: give --updates-per-step N (1 where every step is an optimizer's; in verl train_batch_size / "
+    "ppo_mini_batch_size x ppo_epochs)"
 )
 """What to do where `updates_per_step` is not known, as a clause."""
 
 
 def folder(traj: Trajectory) -> Path | None:
     """The folder of the trajectory's last checkpoint, or None for factors in memory (`checkpoints.trainer_folder`)."""
-    stored = [c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
-    return trainer_folders(stored).get(traj.steps[-1])
+    return None if traj.layout == FULL else _places(traj).get(traj.steps[-1])
 
 
 def rewards(traj: Trajectory) -> dict[int, float]:
@@ -55,7 +53,7 @@ def peak_learning_rate(traj: Trajectory) -> float | None:
     A trainer that logs every tenth step has logged no rate from before the tenth, so the one that its schedule began
     from, which the optimizer remembers, counts as well.
     """
-    known = (*learning_rates(traj).values(), _of_group(traj, "initial_lr"))
+    known = (*learning_rates(traj).values(), (_group(traj) or {}).get("initial_lr"))
     return max((float(rate) for rate in known if is_number(rate) and rate > 0.0), default=None)
 
 
@@ -100,20 +98,42 @@ def _verl_checkpoints(traj: Trajectory) -> dict[int, Path]:
     return found if traj.layout == "verl" and traj.steps[-1] in found else {}
 
 
-def updates_per_step(traj: Trajectory) -> int | None:
-    """Optimizer updates in each step of the run; None where nothing says it.
+def updates_per_step(traj: Trajectory, given: int | None = None) -> int | None:
+    """Optimizer updates in each step of the run: the number given, or what its files say; None where nothing says it.
 
-    One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: their `global_step` counts
-    updates (trl 1.16.0, transformers 5.24.0). The steps of verl and OpenRLHF are batches of rollouts.
+    One in transformers and TRL, whatever their `num_iterations` and gradient accumulation: the `global_step` of their
+    log counts updates (trl 1.16.0, transformers 5.24.0). Factors in memory were given by optimizer steps. The name of a
+    folder says nothing: verl's and OpenRLHF's steps are batches of rollouts, as are those of other tools, or epochs.
+
+    Raises:
+        InputError: the number given is none, or less than 1.
     """
-    last = traj.checkpoints[-1]
-    if isinstance(last, FullCheckpoint):
-        # The model is the step's folder, or lies up to two levels below it.
-        return None if any(part.startswith("global_step") for part in last.model.folder.parts[-3:]) else 1
-    if traj.layout not in _OF_BATCHES:
+    if given is not None:
+        return whole(given, "updates_per_step", 1, MAX_UPDATES)
+    if traj.layout == MEMORY:
         return 1
-    checkpoints = _verl_checkpoints(traj)
-    return verl_log.updates_per_step(checkpoints[traj.steps[-1]].parent, checkpoints) if checkpoints else None
+    if checkpoints := _verl_checkpoints(traj):
+        return verl_log.updates_per_step(checkpoints[traj.steps[-1]].parent, checkpoints)
+    places = _places(traj)
+    counts = {step: _global_step(places[step]) for step in sorted(places)[-verl_log.LOOKED_AT :]}
+    known = {step: count for step, count in counts.items() if count is not None}
+    return verl_log.per_step(known if len(known) > 1 else {0: 0, **known})
+
+
+def _places(traj: Trajectory) -> dict[int, Path]:
+    """Step -> the folder with what the trainer left, of all checkpoints on disk: adapters, or all weights."""
+    full = {c.step: c.model.folder for c in traj.checkpoints if isinstance(c, FullCheckpoint)}
+    return full or trainer_folders([c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)])
+
+
+def _global_step(place: Path) -> int | None:
+    """Optimizer updates up to a checkpoint, as transformers' log beside it counts them."""
+    try:
+        state = read_json(place / STATE)
+    except InputError:
+        return None
+    count = state.get("global_step") if isinstance(state, dict) else None
+    return int(count) if is_step(count) else None
 
 
 def _of_training(entry: Mapping[str, Any]) -> bool:
@@ -154,19 +174,41 @@ def reward_by_checkpoint(traj: Trajectory, by_step: Mapping[int, float]) -> dict
     return {step: sum(windows[step]) / len(windows[step]) for step in traj.steps if step in windows}
 
 
+BETA1_UNKNOWN = (
+    "the optimizer's file does not say how much of one update the next carries on, and so how straight momentum alone "
+    "would make the run"
+)
+"""What is missing where `knows_beta1` is false, as a clause."""
+
+
 def adam_beta1(traj: Trajectory) -> float | None:
-    """beta1 from the optimizer's param groups, or None where its file is absent or of another kind."""
-    betas = _of_group(traj, "betas")
-    beta1 = betas[0] if isinstance(betas, tuple | list) and betas else None
+    """beta1 from the optimizer's param groups, or None where its file is absent or of another kind.
+
+    SGD's and RMSprop's `momentum` is one: their updates are sums of earlier ones with weights momentum^j as well, but
+    for Nesterov's. Adafactor writes `beta1`, None where it has none. Whoever has none of these has no momentum.
+    """
+    group = _group(traj)
+    if group is None:
+        return None
+    betas = group.get("betas")
+    beta1: object = betas[0] if isinstance(betas, tuple | list) and betas else None
+    if "betas" not in group:
+        beta1 = group.get("beta1", group.get("momentum"))
+        beta1 = None if group.get("nesterov") else 0.0 if beta1 is None else beta1
     return float(beta1) if is_number(beta1) and 0.0 <= beta1 < 1.0 else None
 
 
-def _of_group(traj: Trajectory, key: str) -> object:
-    """A value of the optimizer's first param group; None where its file is absent or of another kind."""
+def knows_beta1(traj: Trajectory) -> bool:
+    """False where an optimizer's file is there that does not say it: only without a file it is taken for Adam's."""
+    return _group(traj) is None or adam_beta1(traj) is not None
+
+
+def _group(traj: Trajectory) -> dict[str, object] | None:
+    """The optimizer's first param group; None where its file is absent or of another kind."""
     state = _optimizer(traj)
     groups = state.get("param_groups") if isinstance(state, dict) else None
     first = groups[0] if isinstance(groups, list) and groups else None
-    return first.get(key) if isinstance(first, dict) else None
+    return first if isinstance(first, dict) else None
 
 
 def _optimizer(traj: Trajectory) -> object:

@@ -46,6 +46,8 @@ class Trajectory:
         start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
             this stretch of the run begins with. W_0 is the checkpoint of that step, or, for 0 without one, the
             base model where the adapter is known to start at zero.
+        doubt: why W_0 may not be the base model after all (`unsure_start`), and then it is unknown; "" where the user
+            says that it is, and None where nobody asked.
     """
 
     checkpoints: tuple[StoredCheckpoint, ...]
@@ -54,6 +56,7 @@ class Trajectory:
     layout: str = MEMORY
     skipped: tuple[str, ...] = ()
     start: int = 0
+    doubt: str | None = None
     _products: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict, repr=False)
     _sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
 
@@ -96,7 +99,8 @@ class Trajectory:
             allow_pickle: read `adapter_model.bin` too, with `weights_only=True`.
             start: the step at which this stretch of the run began; by default that of the last checkpoint that a
                 leap wrote (`nextrl.json` beside it says so) and that training went on from, and 0 otherwise. What
-                comes before it is left out, and so is a leap that nothing was trained from.
+                comes before it is left out, and so is a leap that nothing was trained from. 0 says that the run began
+                at the base model, too, however far off its first checkpoint lies.
 
         Raises:
             InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
@@ -118,7 +122,8 @@ class Trajectory:
                 f"{path}: no usable checkpoint; {next(iter([*fatal, *run.left_out]), 'none found')}"
             )
         skipped = tuple(str(problem) for problem in [*fatal, *run.left_out])
-        return cls(tuple(good), run.source, dict(good[-1].settings.raw), run.layout, skipped, run.start)
+        config, doubt = dict(good[-1].settings.raw), None if start is None else ""
+        return cls(tuple(good), run.source, config, run.layout, skipped, run.start, doubt)
 
     @classmethod
     def from_full_weights(
@@ -201,7 +206,7 @@ class Trajectory:
     @property
     def knows_start(self) -> bool:
         """Whether W_0 is known: its checkpoint is there, or it is the base model (B_0 A_0 = 0)."""
-        return knows_start(self.checkpoints[0], self.start)
+        return not self.doubt and knows_start(self.checkpoints[0], self.start)
 
     @property
     def spacing(self) -> int:
@@ -277,7 +282,7 @@ class Trajectory:
         computes its own.
         """
         kept = tuple(self._at(step) for step in sorted(set(steps)))
-        own = (self.source, self.adapter_config, self.layout, self.skipped, self.start)
+        own = (self.source, self.adapter_config, self.layout, self.skipped, self.start, self.doubt)
         same = kept and (kept[0].step == self.start) == (self.steps[0] == self.start)
         return Trajectory(kept, *own, self._products if same else {}, self._sizes)
 
@@ -400,6 +405,8 @@ class Trajectory:
     def _need_start(self) -> None:
         if self.knows_start:
             return
+        if self.doubt:
+            raise InputError(self.doubt)
         if self.start:
             raise InputError(
                 f"this stretch of the run began at step {self.start}, whose checkpoint is not there, so W_0 is "

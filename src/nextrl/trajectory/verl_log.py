@@ -19,7 +19,7 @@ from nextrl.checkpoints.tensorfile import UNREADABLE
 from nextrl.errors import InputError
 from nextrl.files import MAX_UPDATES, is_step, parse_json, read_json, read_text
 
-_LOOKED_AT = 10
+LOOKED_AT = 10
 """Checkpoints, counted from the last one, that are asked for the number of updates."""
 
 
@@ -64,15 +64,23 @@ def updates_per_step(run: Path, checkpoints: Mapping[int, Path]) -> int | None:
         checkpoints: step -> `global_step_N`.
     """
     counts = {0: 0.0}
-    for step in sorted(checkpoints)[-_LOOKED_AT:]:
+    for step in sorted(checkpoints)[-LOOKED_AT:]:
         taken = _updates(optimizer(checkpoints[step]))
         if step and taken is not None:
             counts[step] = taken
+    known = per_step(counts)
+    return 1 if known is None and _one_by_settings(run) else known
+
+
+def per_step(counts: Mapping[int, float]) -> int | None:
+    """The most updates that a step holds by a trainer's count of them; None where the count does not rise with steps.
+
+    Args:
+        counts: step of the run -> updates that the trainer had counted there.
+    """
     gaps = itertools.pairwise(sorted(counts.items()))
     most = max(((b - a) / (late - early) for (early, a), (late, b) in gaps), default=0.0)
-    if 0.5 <= most <= MAX_UPDATES:
-        return math.ceil(most)
-    return 1 if _one_by_settings(run) else None
+    return math.ceil(most) if 0.5 <= most <= MAX_UPDATES else None
 
 
 def _updates(state: Mapping[str, Any]) -> float | None:
