@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,14 @@ from nextrl.tasks import bases
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
-_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
 """Endings of the base's files beside the weights that belong to a model."""
+
+_TERMS = ("license", "licence", "notice", "copying", "use_policy")
+"""Beginnings of the names of the files that say on what terms a model may be used, whatever their ending."""
+
+_OF_TRAINING = ("trainer_state.json", "*_results.json", "nextrl*.json")
+"""What training leaves beside a checkpoint's weights: of another path than the merged model's."""
 
 _TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
@@ -84,15 +91,22 @@ def write_merged(
 
 
 def _copy_beside(base: Path, place: Path) -> None:
-    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code."""
+    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code, terms."""
     for extra in sorted(base.iterdir()):
         # An index beside a single file is of shards that are not this model's, and were not read.
         stale = extra.name == INDEX and (base / SINGLE).exists()
-        if extra.is_file() and extra.suffix in _SMALL and not stale:
+        if extra.is_file() and _of_the_model(extra) and not stale:
             write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
     for template in sorted((base / _TEMPLATES).glob("*.jinja")):
         (place / _TEMPLATES).mkdir(exist_ok=True)
         write_bytes(place / _TEMPLATES / template.name, read_bytes(template, _MAX_EXTRA))
+
+
+def _of_the_model(file: Path) -> bool:
+    """Whether a file beside the weights belongs to the model, and not to the training that made it."""
+    if any(fnmatchcase(file.name, pattern) for pattern in _OF_TRAINING):
+        return False
+    return file.suffix in _SMALL or file.name.lower().startswith(_TERMS)
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
@@ -191,6 +205,12 @@ def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
     """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
+    if (model.folder / CONFIG).exists():
+        # transformers loads the adapter on the base that it names, and so another model than the weights beside it.
+        raise InputError(
+            f"{model.folder}: holds an adapter ({CONFIG}) beside its weights, so which model it stands for is unclear; "
+            "give --base a folder that holds the model alone"
+        )
     config_file = model.folder / "config.json"
     config = read_object(config_file) if config_file.exists() else {}
     if config.get("quantization_config"):
