@@ -19,7 +19,7 @@ from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
 from nextrl.files import read_json
-from nextrl.leaps.model_card import base_name, card_text
+from nextrl.leaps.model_card import base_name, card_text, hub_id
 from nextrl.leaps.provenance import CARD
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.tasks.generation import generating
@@ -86,5 +86,11 @@ def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
     kind = "model" if arm.lora is None else "LoRA adapter"
     about = f"A {kind} trained with reinforcement learning from verifiable rewards."
     return card_text(
-        about, base_name(arm.model), rows, merged=arm.lora is None, place=place, task=base_name(arm.task)
+        about,
+        base_name(arm.model),
+        rows,
+        merged=arm.lora is None,
+        hub=hub_id(arm.model),
+        place=place,
+        task=base_name(arm.task),
     )
