@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -25,6 +25,10 @@ from nextrl.version import VERSION
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _CACHED = "models--"
 """What a model's folder in a Hugging Face cache begins with: `models--ORG--NAME/snapshots/COMMIT` is ORG/NAME."""
+
+Kind = Literal["adapter", "merged", "trained"]
+"""What a card is of: an adapter, a base with a leap added to it, or a model whose own weights were trained."""
+_TITLES: dict[Kind, str] = {"adapter": "LoRA adapter", "merged": "Merged model", "trained": "Trained model"}
 
 _LOAD_ADAPTER = """```python
 from peft import PeftModel
@@ -40,7 +44,7 @@ from peft import PeftModel
 base, tokenizer = bases.load({base}, {task})  # a base that nextrl ships{which}
 model = PeftModel.from_pretrained(base, {place})  # this folder, or its name on the Hub
 ```"""
-_LOAD_MERGED = """```python
+_LOAD_WHOLE = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({place})  # this folder, or its name on the Hub
@@ -68,7 +72,7 @@ def write_card(
     run_names = traj.adapter_config.get("base_model_name_or_path")
     named = details.get("base") or run_names
     base = base_name(named)
-    merged = details.get("kind") == "merged"
+    kind: Kind = "merged" if details.get("kind") == "merged" else "adapter"
     method, alpha = details.get("method"), details.get("alpha")
     rows: dict[str, object] = {
         "base model": base or "not named by the run",
@@ -83,7 +87,7 @@ def write_card(
         "energy the rank leaves out": _percent(details.get("discarded_energy")),
         "written by": f"nextrl {VERSION}",
     }
-    what = "A merged model" if merged else "A LoRA adapter"
+    what = "A merged model" if kind == "merged" else "A LoRA adapter"
     made = (
         f"extrapolated from the checkpoints of a training run ({method}, alpha {alpha:g})"
         if method and alpha
@@ -99,7 +103,7 @@ def write_card(
         about,
         base,
         rows,
-        merged=merged,
+        kind=kind,
         hub=hub_id(named),
         place=place.resolve().name,
         task=base_name(task),
@@ -114,7 +118,7 @@ def card_text(
     base: str | None,
     rows: Mapping[str, object],
     *,
-    merged: bool,
+    kind: Kind,
     hub: str | None = None,
     place: str = "",
     task: str | None = None,
@@ -125,21 +129,22 @@ def card_text(
         about: one paragraph.
         base: the base model's name, as `base_name` gives it.
         rows: of its table; None is left out.
-        merged: a whole model, and not an adapter.
+        kind: what it is of.
         hub: the base model's name on the Hub, as `hub_id` gives it.
         place: the last part of the folder's path.
         task: the run's, as `base_name` gives it.
     """
+    whole = kind != "adapter"
     meta: dict[str, Any] = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["nextrl"] if merged else ["lora", "nextrl"],
+        "tags": ["nextrl"] if whole else ["lora", "nextrl"],
     }
     if hub is not None:
         meta["base_model"] = hub
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
     onto = _LOAD_ON_OURS if base in bases.names() else _LOAD_ADAPTER
-    load = (_LOAD_MERGED if merged else onto).format(
+    load = (_LOAD_WHOLE if whole else onto).format(
         base=repr(base or "BASE"),
         place=repr(place or "PATH"),
         task=repr(task) if task else "TASK",
@@ -147,7 +152,7 @@ def card_text(
     )
     return (
         f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n\n"
-        f"# {'Merged model' if merged else 'LoRA adapter'} written by nextrl\n\n{about}\n\n"
+        f"# {_TITLES[kind]} written by nextrl\n\n{about}\n\n"
         f"| | |\n|---|---|\n{table}\n\n## How to load it\n\n{load}\n"
     )
 

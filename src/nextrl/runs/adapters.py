@@ -81,6 +81,7 @@ def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
         "seed": arm.train.seed,
         "leaps and learning rate by": leap,
         "leaps taken": sum(decision.accepted for decision in record.decisions),
+        "steps, windows or leaps taken back": sum(decision.undone for decision in record.decisions) or None,
         "written by": f"nextrl {VERSION}",
     }
     kind = "model" if arm.lora is None else "LoRA adapter"
@@ -89,7 +90,7 @@ def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
         about,
         base_name(arm.model),
         rows,
-        merged=arm.lora is None,
+        kind="trained" if arm.lora is None else "adapter",
         hub=hub_id(arm.model),
         place=place,
         task=base_name(arm.task),
