@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 
 from lora_runs import lora, model, peft_deltas, write_run
-from nextrl.checkpoints.dense import FullModel
+from nextrl.checkpoints.dense import FullModel, adapter_settings
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names
 from nextrl.judge.backtest import backtest
@@ -60,6 +60,29 @@ def test_an_adapter_of_a_full_run_is_the_leap_when_peft_loads_it(tmp_path: Path)
     assert {name.rsplit(".", 1)[-1] for name in loaded} > {"q_proj", "v_proj", "down_proj"}
     for module, delta in loaded.items():
         torch.testing.assert_close(delta, ahead(tmp_path, module), rtol=1e-3, atol=1e-5)
+
+
+def test_an_adapter_of_a_full_run_names_its_base_and_its_task(tmp_path: Path) -> None:
+    leap(full_run(tmp_path), "secant", horizon=20).save_adapter(tmp_path / "out")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+    assert "| base model | base |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("built", "task"),
+    [
+        (["LlamaForCausalLM"], "CAUSAL_LM"),
+        (["GPT2LMHeadModel"], "CAUSAL_LM"),
+        (["LlamaModel"], None),
+        (None, None),
+    ],
+)
+def test_the_task_is_named_where_the_base_says_it(tmp_path: Path, built: object, task: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": built}))
+    assert adapter_settings(tmp_path).get("task_type") == task
+    (tmp_path / "config.json").unlink()
+    assert adapter_settings(tmp_path) == {"base_model_name_or_path": str(tmp_path)}
 
 
 def test_embeddings_are_no_linear_layers_and_go_into_a_whole_model(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,15 @@ from nextrl.checkpoints.adapter import CONFIG
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import read_json
+from nextrl.files import read_json, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RESIDUAL = 1e-7
 _FOLDER = re.compile(r"^(?:checkpoint-|global_step_?)(\d+)(?:_hf)?$")
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""Endings of the names of transformers' causal language models, the second that of GPT-2's kind."""
 
 
 def holds_full_model(folder: Path) -> bool:
@@ -40,6 +44,22 @@ def holds_full_model(folder: Path) -> bool:
 def find(run: Path) -> dict[int, Path]:
     """step -> folder of every full-weight checkpoint of `run`."""
     return {step: folder for step, folder in numbered(run, _FOLDER)[0] if holds_full_model(folder)}
+
+
+def adapter_settings(base: str | Path) -> dict[str, Any]:
+    """What `adapter_config.json` has to say of an adapter of full weights: the base, and its task where that is known.
+
+    Args:
+        base: folder of the model that training started from.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    path = Path(base) / "config.json"
+    built = read_object(path).get("architectures") if path.exists() else None
+    model = str(built[0]) if isinstance(built, list) and built else ""
+    task = {"task_type": "CAUSAL_LM"} if model.endswith(_CAUSAL) else {}
+    return {"base_model_name_or_path": str(base), **task}
 
 
 def _sharded(folder: Path) -> dict[str, TensorFile]:

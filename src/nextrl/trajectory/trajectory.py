@@ -40,7 +40,7 @@ class Trajectory:
     Attributes:
         checkpoints: sorted by step, all with the same modules and shapes.
         source: the directory, or None for factors in memory.
-        adapter_config: `adapter_config.json` of the last checkpoint.
+        adapter_config: `adapter_config.json` of the last checkpoint; of full weights what such a file says of the base.
         layout: name of the reader.
         skipped: what `skip_bad_checkpoints` and `load` left out, one line each.
         start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
@@ -157,7 +157,7 @@ class Trajectory:
             MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
             for step, f in zip(wanted, factors, strict=True)
         )
-        return cls(stored, Path(path), {}, FULL)
+        return cls(stored, Path(path), dense.adapter_settings(base), FULL)
 
     @classmethod
     def from_factors(
