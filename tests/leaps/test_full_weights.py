@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from lora_runs import lora, model, peft_deltas, write_run
 from nextrl.checkpoints.dense import FullModel, adapter_settings
@@ -97,6 +107,66 @@ def test_embeddings_are_no_linear_layers_and_go_into_a_whole_model(tmp_path: Pat
         torch.testing.assert_close(
             merged.get(key) - base.get(key), ahead(tmp_path, key), rtol=1e-3, atol=1e-5
         )
+
+
+def small(kind: str) -> PreTrainedModel:
+    """A model whose experts have a router, which is no linear layer."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 30,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3))
+    if kind == "gpt-oss":
+        return GptOssForCausalLM(
+            GptOssConfig(**sizes, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+        )
+    sizes |= {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+
+
+ROUTERS = {"mixtral": "gate.weight", "qwen3-moe": "gate.weight", "gpt-oss": "router.weight"}
+
+
+@pytest.mark.parametrize("router", [True, False], ids=["the router", "another layer"])
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_a_router_is_no_linear_layer_whatever_its_name(tmp_path: Path, kind: str, router: bool) -> None:
+    trained = small(kind)
+    trained.save_pretrained(tmp_path / "base")
+    part = ROUTERS[kind] if router else "q_proj.weight"
+    moving = [parameter for name, parameter in trained.named_parameters() if name.endswith(part)]
+    assert moving
+    for step in STEPS:
+        for parameter in moving:
+            parameter.data += 0.01
+        trained.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    made = leap(
+        Trajectory.from_full_weights(tmp_path / "run", tmp_path / "base", rank=2), "secant", horizon=20
+    )
+    if not router:
+        made.save_adapter(tmp_path / "out")
+        loaded = PeftModel.from_pretrained(small(kind), tmp_path / "out")
+        assert set(peft_deltas(loaded)) == set(made.traj.modules)
+        return
+    with pytest.raises(InputError, match=r"is no linear layer in the model that .*config\.json describes"):
+        made.save_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_config_what_the_layers_of_the_base_are_is_unknown(tmp_path: Path) -> None:
+    made = leap(full_run(tmp_path), "secant", horizon=20)
+    (tmp_path / "base" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"base: has no config\.json, .*save_merged\(out, base\)") as caught:
+        made.save_adapter(tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_conv1d_is_no_linear_layer_and_a_tied_pair_moves_as_it_was_trained(tmp_path: Path) -> None:

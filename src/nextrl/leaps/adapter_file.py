@@ -16,10 +16,12 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
+from nextrl.checkpoints.dense import FullModel
 from nextrl.checkpoints.lora_settings import pattern_names, starts_at_zero
-from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, module_kind, natural, saved_key
+from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
+from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.leaps.rank import fit_to_rank
@@ -85,23 +87,24 @@ def write_adapter(
     return out
 
 
-_TURNED = {"c_attn", "c_fc", "c_proj", "q_attn", "wte", "wpe"}
-"""GPT-2's: its Conv1D layers, whose weights are stored (in, out), and its embeddings."""
+_WHOLE = "write the whole model, by save_merged(out, base)"
 
 
 def _refuse_unknown_layers(traj: Trajectory) -> None:
     """Refuse matrices of full weights that are no weight of a linear layer, which is all that s B A is written for.
 
-    PEFT names and turns the factors of an embedding and of a Conv1D otherwise. Files of weights do not say what a
-    matrix belongs to, but for its name.
+    PEFT names and turns the factors of an embedding and of a Conv1D otherwise, and has none for a router of experts.
+    Files of weights do not say what a matrix belongs to, so the base's config.json is asked.
     """
     if traj.layout != FULL:
         return
+    base = Path(traj.adapter_config["base_model_name_or_path"])
+    layers = BaseLayers(FullModel.open(base), _WHOLE)
     for module in traj.modules:
-        if module_kind(module) in _TURNED or "embed" in module_kind(module):
+        if not layers.linear(module):
             raise InputError(
-                f"{module}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "
-                "write the whole model, by save_merged(out, base)"
+                f"{module}: was trained too, and is no linear layer in the model that {base / 'config.json'} "
+                f"describes: this leap cannot be written as an adapter; {_WHOLE}"
             )
 
 
