@@ -20,11 +20,13 @@ from transformers import (
 )
 
 from lora_runs import lora, model, peft_deltas, write_run
+from nextrl.checkpoints.adapter import NOTE
 from nextrl.checkpoints.dense import FullModel, adapter_settings
 from nextrl.errors import InputError
 from nextrl.extrapolators import get, names
 from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 from nextrl.trajectory.trajectory import Trajectory
 
 STEPS = range(10, 61, 10)
@@ -130,6 +132,43 @@ def small(kind: str) -> PreTrainedModel:
         )
     sizes |= {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_what_the_reduction_left_out_is_counted_as_lost(tmp_path: Path, kept: int) -> None:
+    full_run(tmp_path)
+    run, base = tmp_path / "run", tmp_path / "base"
+    made = leap(Trajectory.from_full_weights(run, base, rank=kept), "secant", horizon=20, alpha=0.0)
+    made.save_merged(tmp_path / "merged", base)
+    made.save_adapter(tmp_path / "adapter")
+    made.save_adapter(tmp_path / "one", rank=1)
+    start, last, merged = (FullModel.open(p) for p in (base, run / "checkpoint-60", tmp_path / "merged"))
+    lost = {m: float((last.get(m) - merged.get(m)).square().sum()) for m in made.traj.modules}
+    moved = {m: float((last.get(m) - start.get(m)).square().sum()) for m in made.traj.modules}
+    share = sum(lost.values()) / sum(moved.values())
+    assert (share > 0.01) == (kept == 1)
+    assert made.discarded == pytest.approx(share, rel=1e-3, abs=1e-6)
+    for folder in ("merged", "adapter"):
+        assert json.loads((tmp_path / folder / NOTE).read_text())["discarded_energy"] == made.discarded
+        assert (
+            f"| energy the rank leaves out | {share:.2%} |" in (tmp_path / folder / "README.md").read_text()
+        )
+    worst = json.loads((tmp_path / "one" / NOTE).read_text())["discarded_energy"]
+    single = {m: torch.linalg.svdvals(last.get(m) - start.get(m)).square() for m in made.traj.modules}
+    assert worst == pytest.approx(max(float(s[1:].sum() / s.sum()) for s in single.values()), rel=1e-3)
+
+
+def test_what_a_recompression_loses_of_a_reduced_run_is_added_to_it(tmp_path: Path) -> None:
+    factors = torch.diag(torch.tensor([3.0, 2.0])), torch.eye(2)
+    checkpoints = [
+        MemoryCheckpoint(step, {"w": (factors[0], factors[1] * step / 20)}, 1.0, squares={"w": 14.0})
+        for step in (10, 20)
+    ]
+    made = leap(Trajectory(tuple(checkpoints)), "secant", horizon=10, alpha=0.0)
+    assert made.discarded == pytest.approx(1 / 14)
+    made.save_adapter(tmp_path / "out", rank=1)
+    note = json.loads((tmp_path / "out" / NOTE).read_text())
+    assert note["discarded_energy"] == pytest.approx(5 / 14)
 
 
 ROUTERS = {"mixtral": "gate.weight", "qwen3-moe": "gate.weight", "gpt-oss": "router.weight"}

@@ -141,13 +141,14 @@ def leading_triples(difference: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
     return left[:, :k], sigma[:k], right[:k].mT
 
 
-def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, n) and B (m, rank), float32, with B A the best approximation of W - W_base of that rank."""
+def factors(model: FullModel, base: FullModel, module: str, rank: int) -> tuple[Tensor, Tensor, float]:
+    """A (rank, n) and B (m, rank), float32, B A the best approximation of W - W_base of that rank; |W - W_base|^2."""
     new, old = model.get(module), base.get(module)
     if new.shape != old.shape:
         raise InputError(
             f"{model.folder}: {module} is {list(new.shape)}, in the base model {list(old.shape)}"
         )
-    u, sigma, v = leading_triples(new.double() - old.double(), min(rank, *new.shape))
+    difference = new.double() - old.double()
+    u, sigma, v = leading_triples(difference, min(rank, *new.shape))
     root = sigma.sqrt()
-    return (v * root).mT.float(), (u * root).float()
+    return (v * root).mT.float(), (u * root).float(), float(difference.square().sum())

@@ -74,8 +74,7 @@ def write_adapter(
                 f"{module}: the leap has NaN or Inf there: choose a smaller alpha or another method"
             )
         written[module] = (a, b)
-        if discarded > 0:
-            lost[module] = discarded
+        lost[module] = _with_beyond(traj, step, module, (a, b), discarded)
     details = {"kind": "adapter", "discarded_energy": max(lost.values(), default=0.0), **(provenance or {})}
     with leap_folder(out, traj) as folder:
         write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
@@ -85,6 +84,23 @@ def write_adapter(
             write_card(folder, traj, step, details, out=out, task=task)
         write_provenance(traj, step, folder, details)
     return out
+
+
+def _with_beyond(
+    traj: Trajectory, step: int, module: str, written: tuple[Tensor, Tensor], lost: float
+) -> float:
+    """The share that is lost of a module's squared norm, with what was left out of full weights at `step`.
+
+    Args:
+        written: A and B as they are written.
+        lost: the share that recompressing lost of the factors.
+    """
+    beyond = traj.beyond(step, module)
+    if beyond == 0.0:
+        return lost
+    a, b = (tensor.double() for tensor in written)
+    kept = float(LowRank(b * traj.scaling(module), a.mT).square)
+    return 1.0 - kept / (kept / (1.0 - lost) + beyond) if kept > 0.0 else 1.0
 
 
 _WHOLE = "write the whole model, by save_merged(out, base)"

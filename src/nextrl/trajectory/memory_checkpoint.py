@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,12 +14,17 @@ from nextrl.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class MemoryCheckpoint:
-    """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks."""
+    """A checkpoint whose factors are tensors in memory; fields as `StoredCheckpoint` asks.
+
+    Attributes:
+        squares: module -> |W_t - W_base|^2, where weights were reduced to the factors; else empty.
+    """
 
     step: int
     tensors: Mapping[str, tuple[Tensor, Tensor]]
     scalings: float | Mapping[str, float]
     starts_at_zero: bool = True
+    squares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -50,6 +55,14 @@ class MemoryCheckpoint:
                 "what training did there, and go on from a checkpoint before it"
             )
         return a.clone(), b.clone()
+
+    def beyond(self, module: str) -> float:
+        """The part of |W_t - W_base|^2 that the factors do not hold; 0 where they are all there is."""
+        if module not in self.squares:
+            return 0.0
+        a, b = (tensor.double() for tensor in self.tensors[module])
+        kept = float(((b.mT @ b) * (a @ a.mT)).sum()) * self.scaling(module) ** 2
+        return max(0.0, self.squares[module] - kept)
 
     def dtypes_of(self, module: str) -> tuple[torch.dtype, torch.dtype]:
         """The dtypes of A and of B."""

@@ -154,7 +154,7 @@ class Trajectory:
                 f"{path}: no matrix differs from {base}; is it the model that training started from?"
             )
         stored = tuple(
-            MemoryCheckpoint(step, {m: f[m] for m in moved}, 1.0)
+            MemoryCheckpoint(step, {m: f[m][:2] for m in moved}, 1.0, squares={m: f[m][2] for m in moved})
             for step, f in zip(wanted, factors, strict=True)
         )
         return cls(stored, Path(path), dense.adapter_settings(base), FULL)
@@ -233,6 +233,11 @@ class Trajectory:
         self._known(module)
         pairs = [checkpoint.factors(module, check=check) for checkpoint in self.checkpoints]
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
+    def beyond(self, step: int, module: str) -> float:
+        """The part of |W_step - W_base|^2 that `from_full_weights` left out of the factors; 0 of an adapter."""
+        stored = self._at(step)
+        return stored.beyond(module) if isinstance(stored, MemoryCheckpoint) else 0.0
 
     def weight(self, step: int, module: str) -> LowRank:
         """`W_step - W_base = s B A` as factors (m, r), (n, r), float64.
