@@ -192,3 +192,44 @@ def test_what_belongs_to_the_model_comes_along_and_nothing_of_its_training(tmp_p
     assert set(ours) <= here
     written = {"config.json", "generation_config.json", "model.safetensors", NOTE, "README.md"}
     assert here - set(ours) == written
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"target_modules": ["c_attn", "c_proj"], "lora_bias": True},
+        {"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]},
+    ],
+    ids=["with biases", "with a copy"],
+)
+def test_a_base_whose_names_lack_the_model_s_prefix_is_moved_as_well(
+    tmp_path: Path, layers: dict[str, Any]
+) -> None:
+    """So gpt2 lies on the Hub."""
+    run, base = bases(tmp_path, "gpt2", True, lora(**layers))
+    file = base / "model.safetensors"
+    stored = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    error, moved = difference(run, base, tmp_path)
+    assert error < 1e-5 < 0.01 < moved
+    assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(stored)
+
+
+def test_a_tied_embedding_without_the_prefix_is_refused_too(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "gpt2", True, lora(target_modules=["wte"]))
+    file = base / "model.safetensors"
+    stored = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"'wte.weight', which the adapter moves, is tied to 'lm_head.weight'"
+    ):
+        difference(run, base, tmp_path)
+
+
+def test_another_beginning_of_the_names_is_another_model(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "gpt2", True, lora(target_modules=["c_attn"]))
+    file = base / "model.safetensors"
+    other = {key.replace("transformer.", "decoder."): tensor for key, tensor in load_file(file).items()}
+    save_file(other, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="which the adapter moves; a merge needs each"):
+        difference(run, base, tmp_path)

@@ -33,6 +33,17 @@ class BaseLayers:
         """Whether a module is a linear layer, as transformers builds the model, and under the name it has there."""
         return module in self._linear
 
+    def stored(self, key: str) -> str:
+        """The name under which the base's files have the weight that the model has as `key`.
+
+        Files of a model without its head ("h.0.attn" for "transformer.h.0.attn", as those of gpt2 on the Hub) lack what
+        transformers calls the prefix of the model, and it puts that before their names when it loads them.
+        """
+        above, _, short = key.partition(".")
+        if key in self.model.places or short not in self.model.places:
+            return key
+        return short if self._bare.base_model_prefix == above else key
+
     def tied(self, key: str) -> str | None:
         """Another name of the tensor that is stored as `key`, where it is the weight of two layers; else None."""
         if any(part.isdecimal() for part in key.split(".")):
@@ -67,8 +78,9 @@ class BaseLayers:
         return key in self._conv1d
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        file = self.model.places.get(key)
-        return () if file is None else file.entries[key][0]
+        name = self.stored(key)
+        file = self.model.places.get(name)
+        return () if file is None else file.entries[name][0]
 
     @cached_property
     def _has_turned(self) -> bool:

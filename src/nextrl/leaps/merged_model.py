@@ -70,7 +70,7 @@ def write_merged(
     model = FullModel.open(folder)
     layers = BaseLayers(model)
     changes = _changes(traj, step, weights, layers)
-    replaced = _replacements(traj, step)
+    replaced = _replacements(traj, step, layers)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
     # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
@@ -183,11 +183,11 @@ def _changes(
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
             if slot.keys.embedding or layers.turned(key, delta.shape, last.settings.transposed):
                 delta = LowRank(delta.right, delta.left)
-        changes[key] = delta
+        changes[layers.stored(key)] = delta
     return changes
 
 
-def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
+def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> dict[str, Tensor]:
     """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias)."""
     stored = next(c for c in traj.checkpoints if c.step == step)
     found: dict[str, Tensor] = {}
@@ -196,9 +196,11 @@ def _replacements(traj: Trajectory, step: int) -> dict[str, Tensor]:
             name = module_name(key).replace(".modules_to_save", "")
             if ".lora_B" in name:
                 module = name.split(".lora_B")[0]
-                found[f"+{module}.bias"] = stored.carried_tensor(key) * stored.settings.scaling(module)
+                found[f"+{layers.stored(f'{module}.bias')}"] = stored.carried_tensor(
+                    key
+                ) * stored.settings.scaling(module)
             else:
-                found[name.replace(".base_layer.", ".")] = stored.carried_tensor(key)
+                found[layers.stored(name.replace(".base_layer.", "."))] = stored.carried_tensor(key)
     return found
 
 
