@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import lora_runs
 from lora_runs import lora, write_run
-from nextrl.checkpoints.adapter import NOTE
+from nextrl.checkpoints.adapter import CONFIG, NOTE
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
@@ -164,3 +165,71 @@ def test_chat_templates_and_vocabulary_come_along(tmp_path: Path) -> None:
             == tokenizer.chat_template
         )
         assert (tmp_path / "merged" / "qwen.tiktoken").read_text() == "dDA= 0\n"
+
+
+def test_a_base_that_holds_an_adapter_too_is_refused(tmp_path: Path) -> None:
+    """transformers loads the adapter there, which a merge would leave out, or would copy without its weights."""
+    run, base = bases(tmp_path, "llama", False, lora())
+    made = leap(Trajectory.load(run), "none", horizon=10)
+    shutil.copy(run / "checkpoint-10" / CONFIG, base)
+    with pytest.raises(
+        InputError, match=rf"base: holds an adapter \({CONFIG}\) beside its weights"
+    ) as caught:
+        made.save_merged(tmp_path / "merged", base)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_belongs_to_the_model_comes_along_and_nothing_of_its_training(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "llama", False, lora())
+    terms = ["LICENSE", "USE_POLICY.md", "NOTICE", "license.md"]
+    ours = [*terms, "preprocessor_config.json", "vocab.json", "vocab.bpe", "modeling_own.py"]
+    training = ["trainer_state.json", "nextrl_state.json", "nextrl_checkpoint.json", "all_results.json"]
+    for name in [*ours, *training, "training_args.bin", "adapter_model.safetensors"]:
+        (base / name).write_text("{}")
+    leap(Trajectory.load(run), "none", horizon=10).save_merged(tmp_path / "merged", base)
+    here = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert set(ours) <= here
+    written = {"config.json", "generation_config.json", "model.safetensors", NOTE, "README.md"}
+    assert here - set(ours) == written
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"target_modules": ["c_attn", "c_proj"], "lora_bias": True},
+        {"target_modules": ["c_attn"], "modules_to_save": ["ln_f"]},
+    ],
+    ids=["with biases", "with a copy"],
+)
+def test_a_base_whose_names_lack_the_model_s_prefix_is_moved_as_well(
+    tmp_path: Path, layers: dict[str, Any]
+) -> None:
+    """So gpt2 lies on the Hub."""
+    run, base = bases(tmp_path, "gpt2", True, lora(**layers))
+    file = base / "model.safetensors"
+    stored = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    error, moved = difference(run, base, tmp_path)
+    assert error < 1e-5 < 0.01 < moved
+    assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(stored)
+
+
+def test_a_tied_embedding_without_the_prefix_is_refused_too(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "gpt2", True, lora(target_modules=["wte"]))
+    file = base / "model.safetensors"
+    stored = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"'wte.weight', which the adapter moves, is tied to 'lm_head.weight'"
+    ):
+        difference(run, base, tmp_path)
+
+
+def test_another_beginning_of_the_names_is_another_model(tmp_path: Path) -> None:
+    run, base = bases(tmp_path, "gpt2", True, lora(target_modules=["c_attn"]))
+    file = base / "model.safetensors"
+    other = {key.replace("transformer.", "decoder."): tensor for key, tensor in load_file(file).items()}
+    save_file(other, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="which the adapter moves; a merge needs each"):
+        difference(run, base, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+import lora_runs
 import synthetic_runs as synthetic
 from lora_runs import write_run
 from nextrl.cli.leap import leap as leap_verb
@@ -23,6 +25,8 @@ from nextrl.leaps.leap import leap
 from nextrl.leaps.model_card import base_name
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
+
+COMMIT = "a" * 40
 
 
 def written(tmp_path: Path, base: str | None, task: str | None = None) -> ModelCard:
@@ -32,6 +36,16 @@ def written(tmp_path: Path, base: str | None, task: str | None = None) -> ModelC
     return ModelCard.load(tmp_path / "out" / "README.md")
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hugging Face cache of nothing but names: Qwen/Qwen3-8B, a/b, c/d and gpt2."""
+    for name in ("Qwen--Qwen3-8B", "a--b", "c--d", "gpt2"):
+        (tmp_path / "hub" / f"models--{name}" / "snapshots" / COMMIT).mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_card_says_what_it_is_and_parses(tmp_path: Path) -> None:
     card = written(tmp_path, "Qwen/Qwen3-8B")
     assert card.data.base_model == "Qwen/Qwen3-8B"
@@ -57,6 +71,9 @@ def test_the_card_says_what_it_is_and_parses(tmp_path: Path) -> None:
         ("/models/anna/secret/Qwen3-8B", "Qwen3-8B"),
         ("./models/x", "x"),
         ("~/models/x", "x"),
+        (f"/anna/hub/models--Qwen--Qwen3-8B/snapshots/{'a' * 40}", "Qwen/Qwen3-8B"),
+        (f"/anna/hub/models--gpt2/snapshots/{'a' * 40}", "gpt2"),
+        ("a\0b", "a\0b"),
         (None, None),
         (3, None),
     ],
@@ -98,6 +115,68 @@ def test_a_path_is_in_no_card(tmp_path: Path) -> None:
     assert "/models" not in str(card)
     assert str(tmp_path) not in str(card)
     assert card.data.base_model is None
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-8B", "gpt2"])
+def test_a_model_that_the_cache_holds_is_one_of_the_hub(tmp_path: Path, name: str) -> None:
+    assert written(tmp_path, name).data.base_model == name
+
+
+def test_a_folder_of_the_cache_is_the_model_and_not_its_commit(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "link").symlink_to(cache / "models--gpt2" / "snapshots" / COMMIT)
+    for place in (cache / "models--gpt2" / "snapshots" / COMMIT, tmp_path / "link"):
+        card = written(tmp_path, str(place))
+        assert card.data.base_model == "gpt2"
+        assert "| base model | gpt2 |" in card.text
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["models/Qwen3-8B-sft", "Qwen3-8B-sft", "runs/old/final", "tiny", "a\0b"])
+def test_a_name_that_may_be_a_folder_of_the_trainer_s_machine_is_no_model_of_the_hub(
+    tmp_path: Path, name: str
+) -> None:
+    """Whatever lies in the folder that the leap is made from."""
+    card = written(tmp_path, name)
+    assert card.data.base_model is None
+    assert name.replace("\0", "") in card.text.replace("\\x00", "")
+
+
+def test_a_folder_called_as_a_model_of_the_hub_is_none(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", str(tmp_path / "gpt2")):
+        card = written(tmp_path, name)
+        assert card.data.base_model is None
+        assert "| base model | gpt2 |" in card.text
+
+
+def test_a_merged_model_is_called_by_the_base_it_was_given_and_says_what_the_run_names(
+    tmp_path: Path, cache: Path
+) -> None:
+    base = tmp_path / "base"
+    lora_runs.model().save_pretrained(base)
+    write_run(tmp_path / "run", lora_runs.lora(), base=lora_runs.model())
+    for config in (tmp_path / "run").glob("*/adapter_config.json"):
+        named = {"base_model_name_or_path": "Qwen/Qwen3-8B"}
+        config.write_text(json.dumps({**json.loads(config.read_text()), **named}))
+    made = leap(Trajectory.load(tmp_path / "run"), "none", horizon=10)
+    made.save_merged(tmp_path / "out", base)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model is None  # nobody can tell whether the folder holds it
+    assert "| base model | base |" in card.text
+    assert "| base model that the run names | Qwen/Qwen3-8B |" in card.text
+    snapshot = cache / "models--Qwen--Qwen3-8B" / "snapshots" / COMMIT
+    shutil.copytree(base, snapshot, dirs_exist_ok=True)
+    (tmp_path / "linked").symlink_to(snapshot)
+    for given in (snapshot, tmp_path / "linked"):
+        made.save_merged(tmp_path / "out", given)
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert card.data.base_model == "Qwen/Qwen3-8B"
+        assert "| base model | Qwen/Qwen3-8B |" in card.text
+        assert "that the run names" not in card.text
 
 
 def test_a_card_of_an_older_leap_is_replaced(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def test_leaps_say_which_were_accepted() -> None:
         "auto", [0.5], [0], decisions=[{"step": 10, "alpha": a, "reason": "", "scores": s} for a, s in tried]
     )
     assert [entry.accepted for entry in comparison.leaps(auto)] == [True, False, False, True]
+    undone = {"step": 10, "alpha": -1.0, "reason": "it did harm", "back": "step"}
+    [entry] = comparison.leaps(record("auto", [0.5], [0], decisions=[undone]))
+    assert not entry.accepted
+    assert not entry.taken
+    assert not entry.model_copy(update={"accepted": True}).taken  # so earlier versions wrote it
     quiet = record(
         "next", [0.5], [0], decisions=[{"step": 10, "method": "next", "alpha": 0.0, "reason": "not due"}]
     )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ _NAMES = (
     re.compile(r"^(?:(?:step|iter)[-_]?)?(\d+)(?:_hf)?$"),
 )
 """How trainers name the folder of a step; the first group is the step."""
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""Endings of the names of transformers' causal language models, the second that of GPT-2's kind."""
 
 
 def holds_full_model(folder: Path) -> bool:
@@ -124,6 +128,22 @@ def nothing(run: Path | Mapping[int, Path]) -> str:
         f"{run}: no full-weight checkpoints found; give the directory of folders checkpoint-N, global_step_N, "
         f"global_stepN_hf, step_N or iter_N that hold {SINGLE} or its shards"
     )
+
+
+def adapter_settings(base: str | Path) -> dict[str, Any]:
+    """What `adapter_config.json` has to say of an adapter of full weights: the base, and its task where that is known.
+
+    Args:
+        base: folder of the model that training started from.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    path = Path(base) / "config.json"
+    built = read_object(path).get("architectures") if path.exists() else None
+    model = str(built[0]) if isinstance(built, list) and built else ""
+    task = {"task_type": "CAUSAL_LM"} if model.endswith(_CAUSAL) else {}
+    return {"base_model_name_or_path": str(base), **task}
 
 
 def _sharded(folder: Path) -> dict[str, TensorFile]:

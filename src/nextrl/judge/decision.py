@@ -186,11 +186,16 @@ class DecisionRecord(BaseModel):
 
     @property
     def accepted(self) -> bool:
-        """Whether a leap was made."""
-        return self.alpha != 0.0
+        """Whether a leap was made; to take something back is none, though its alpha is -1."""
+        return self.alpha != 0.0 and not self.back
+
+    @property
+    def undone(self) -> bool:
+        """Whether something was taken back, be it a step, a window, all of the run or a leap of before."""
+        return bool(self.back) or self.rolled_back is not None
 
     @property
     def asked(self) -> bool:
         """Whether something was tried or done: a leap scored, made or taken back, a method asked, a rate changed."""
-        done = self.accepted or self.rolled_back is not None or self.rate_factor != 1.0
+        done = self.accepted or self.undone or self.rate_factor != 1.0
         return done or bool(self.scores) or self.horizon is not None

@@ -18,9 +18,10 @@ from nextrl.checkpoints import patterns
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
 from nextrl.checkpoints.lora_settings import AdapterConfig, matched, pattern_names, starts_at_zero
-from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, module_kind, natural, saved_key
+from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
+from nextrl.leaps.base_layers import BaseLayers
 from nextrl.leaps.model_card import write_card
 from nextrl.leaps.provenance import leap_folder, own_card, write_provenance
 from nextrl.leaps.rank import fit_to_rank
@@ -75,8 +76,7 @@ def write_adapter(
                 f"{module}: the leap has NaN or Inf there: choose a smaller alpha or another method"
             )
         written[module] = (a, b)
-        if discarded > 0:
-            lost[module] = discarded
+        lost[module] = _with_beyond(traj, step, module, (a, b), discarded)
     details = {"kind": "adapter", "discarded_energy": max(lost.values(), default=0.0), **(provenance or {})}
     with leap_folder(out, traj) as folder:
         write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
@@ -88,28 +88,47 @@ def write_adapter(
     return out
 
 
-_TURNED = {"c_attn", "c_fc", "c_proj", "q_attn", "wte", "wpe"}
-"""GPT-2's: its Conv1D layers, whose weights are stored (in, out), and its embeddings."""
+def _with_beyond(
+    traj: Trajectory, step: int, module: str, written: tuple[Tensor, Tensor], lost: float
+) -> float:
+    """The share that is lost of a module's squared norm, with what was left out of full weights at `step`.
+
+    Args:
+        written: A and B as they are written.
+        lost: the share that recompressing lost of the factors.
+    """
+    beyond = traj.beyond(step, module)
+    if beyond == 0.0:
+        return lost
+    a, b = (tensor.double() for tensor in written)
+    kept = float(LowRank(b * traj.scaling(module), a.mT).square)
+    return 1.0 - kept / (kept / (1.0 - lost) + beyond) if kept > 0.0 else 1.0
+
+
+_WHOLE = "write the whole model, by save_merged(out, base)"
 
 
 def _refuse_unknown_layers(traj: Trajectory) -> None:
     """Refuse matrices of full weights that are no weight of a linear layer, which is all that s B A is written for.
 
     Norms and biases are small and stay as the base has them; experts in one tensor of three dimensions are refused.
-    PEFT names and turns the factors of an embedding and of a Conv1D otherwise. Files of weights do not say what a
-    matrix belongs to, but for its name.
+    PEFT names and turns the factors of an embedding and of a Conv1D otherwise, and has none for a router of experts.
+    Files of weights do not say what a matrix belongs to, so the base's config.json is asked.
     """
     last = traj.checkpoints[-1]
     if not isinstance(last, FullCheckpoint):
         return
-    turned = [m for m in traj.modules if module_kind(m) in _TURNED or "embed" in module_kind(m)]
-    left = (*last.left_out.squares, *last.left_out.resized)
-    stacks = [key for key in left if len(last.model.shape(key)) > 1]
-    for name in (*turned, *stacks):
-        raise InputError(
-            f"{name}: was trained too, and is no linear layer: this leap cannot be written as an adapter; "
-            "write the whole model, by save_merged(out, base)"
-        )
+    left, base = (*last.left_out.squares, *last.left_out.resized), last.base
+    for key in left:
+        if len(last.model.shape(key)) > 1:
+            raise InputError(f"{key}: was trained too: this leap cannot be written as an adapter; {_WHOLE}")
+    layers = BaseLayers(base, _WHOLE)
+    for module in traj.modules:
+        if not layers.linear(module):
+            raise InputError(
+                f"{module}: was trained too, and is no linear layer in the model that {base.folder / 'config.json'} "
+                f"describes: this leap cannot be written as an adapter; {_WHOLE}"
+            )
 
 
 def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What a base model's layers are, where its tensors alone do not tell: which are tied, and which are stored turned.
+"""What a base model's layers are, where its tensors alone do not tell: which are linear, tied, or stored turned.
 
 A merge moves stored tensors. One that is the weight of two layers moves both, and that of a Conv1D (GPT-2) lies
 (in, out). Headers decide where they can; only where they cannot is transformers asked what the config describes.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from nextrl.checkpoints.dense import FullModel
 from nextrl.errors import InputError
 from nextrl.tasks.bases.folder import bare_model
@@ -17,9 +19,30 @@ from nextrl.tasks.bases.folder import bare_model
 
 @dataclass(frozen=True)
 class BaseLayers:
-    """Questions to one base model; it is built, without weights, when the first of them needs it."""
+    """Questions to one base model; it is built, without weights, when the first of them needs it.
+
+    Attributes:
+        model: its files.
+        otherwise: what else a user can do where it cannot be built, as the end of a sentence.
+    """
 
     model: FullModel
+    otherwise: str = "use --as adapter"
+
+    def linear(self, module: str) -> bool:
+        """Whether a module is a linear layer, as transformers builds the model, and under the name it has there."""
+        return module in self._linear
+
+    def stored(self, key: str) -> str:
+        """The name under which the base's files have the weight that the model has as `key`.
+
+        Files of a model without its head ("h.0.attn" for "transformer.h.0.attn", as those of gpt2 on the Hub) lack what
+        transformers calls the prefix of the model, and it puts that before their names when it loads them.
+        """
+        above, _, short = key.partition(".")
+        if key in self.model.places or short not in self.model.places:
+            return key
+        return short if self._bare.base_model_prefix == above else key
 
     def tied(self, key: str) -> str | None:
         """Another name of the tensor that is stored as `key`, where it is the weight of two layers; else None."""
@@ -55,8 +78,9 @@ class BaseLayers:
         return key in self._conv1d
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        file = self.model.places.get(key)
-        return () if file is None else file.entries[key][0]
+        name = self.stored(key)
+        file = self.model.places.get(name)
+        return () if file is None else file.entries[name][0]
 
     @cached_property
     def _has_turned(self) -> bool:
@@ -72,10 +96,10 @@ class BaseLayers:
     def _bare(self) -> Any:
         if not (self.model.folder / "config.json").is_file():
             raise InputError(
-                f"{self.model.folder}: has no config.json, so which of its weights are tied or stored turned is "
-                "unknown; restore it, or use --as adapter"
+                f"{self.model.folder}: has no config.json, so what its layers are is unknown; restore it, or "
+                f"{self.otherwise}"
             )
-        return bare_model(self.model.folder)
+        return bare_model(self.model.folder, self.otherwise)
 
     @cached_property
     def _parameters(self) -> dict[str, list[str]]:
@@ -88,6 +112,10 @@ class BaseLayers:
     @cached_property
     def _tied(self) -> list[list[str]]:
         return [names for name, names in self._parameters.items() if len(names) > 1 and name == names[0]]
+
+    @cached_property
+    def _linear(self) -> set[str]:
+        return {name for name, layer in self._bare.named_modules() if isinstance(layer, torch.nn.Linear)}
 
     @cached_property
     def _conv1d(self) -> set[str]:

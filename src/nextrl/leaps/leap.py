@@ -86,12 +86,16 @@ class Leap:
 
     @cached_property
     def discarded(self) -> float:
-        """Share of the squared norm of `W_leap - W_base` that rank r cannot hold, over all modules, in [0, 1]."""
+        """Share of the squared norm of `W_leap - W_base` that rank r cannot hold, over all modules, in [0, 1].
+
+        Of full weights what `from_full_weights` left out of W_T is counted as lost, too.
+        """
         if isinstance(self.prediction, InsideFactors):
             return 0.0
         fits = [self._fit(module) for module in self.traj.modules]
-        total = sum(fit.energy for fit in fits)
-        return sum(fit.lost * fit.energy for fit in fits) / total if total > 0 else 0.0
+        beyond = sum(self.traj.beyond(self.from_step, module) for module in self.traj.modules)
+        total = sum(fit.energy for fit in fits) + beyond
+        return (sum(fit.lost * fit.energy for fit in fits) + beyond) / total if total > 0 else 0.0
 
     def leap_state(self, adapter_name: str | None = None) -> dict[str, Tensor]:
         """PEFT state-dict names -> tensors of the adapter's rank and dtype, to load in place while training.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
-_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+_SMALL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
 """Endings of the base's files beside the weights that belong to a model."""
+
+_TERMS = ("license", "licence", "notice", "copying", "use_policy")
+"""Beginnings of the names of the files that say on what terms a model may be used, whatever their ending."""
+
+_OF_TRAINING = ("trainer_state.json", "*_results.json", "nextrl*.json")
+"""What training leaves beside a checkpoint's weights: of another path than the merged model's."""
 
 _TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beside the first (read from transformers 5.24.0, CHAT_TEMPLATE_DIR)."""
@@ -68,7 +75,7 @@ def write_merged(
     layers = BaseLayers(model)
     changes = _changes(traj, step, weights, layers)
     changes |= _of_twins(traj, step, model, changes)
-    replaced = _replacements(traj, step, model)
+    replaced = _replacements(traj, step, layers)
     _check(traj, model, [*changes, *replaced])
     _refuse_tied(traj, layers, changes, replaced)
     # Of a model in the cache the snapshot's folder has the commit's name: what a branch's name meant at the time.
@@ -89,15 +96,22 @@ def write_merged(
 
 
 def _copy_beside(base: Path, place: Path) -> None:
-    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code."""
+    """Copy what belongs to the base beside its weights: configurations, tokenizer, chat templates, code, terms."""
     for extra in sorted(base.iterdir()):
         # An index beside a single file is of shards that are not this model's, and were not read.
         stale = extra.name == INDEX and (base / SINGLE).exists()
-        if extra.is_file() and extra.suffix in _SMALL and not stale:
+        if extra.is_file() and _of_the_model(extra) and not stale:
             write_bytes(place / extra.name, read_bytes(extra, _MAX_EXTRA))
     for template in sorted((base / _TEMPLATES).glob("*.jinja")):
         (place / _TEMPLATES).mkdir(exist_ok=True)
         write_bytes(place / _TEMPLATES / template.name, read_bytes(template, _MAX_EXTRA))
+
+
+def _of_the_model(file: Path) -> bool:
+    """Whether a file beside the weights belongs to the model, and not to the training that made it."""
+    if any(fnmatchcase(file.name, pattern) for pattern in _OF_TRAINING):
+        return False
+    return file.suffix in _SMALL or file.name.lower().startswith(_TERMS)
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
@@ -174,7 +188,7 @@ def _changes(
                 raise InputError(f"{module}: stacked experts cannot be merged here; use --as adapter")
             if slot.keys.embedding or layers.turned(key, delta.shape, last.settings.transposed):
                 delta = LowRank(delta.right, delta.left)
-        changes[key] = delta
+        changes[layers.stored(key)] = delta
     return changes
 
 
@@ -227,7 +241,7 @@ class _AsTrained(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-def _replacements(traj: Trajectory, step: int, base: FullModel) -> Mapping[str, Tensor]:
+def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> Mapping[str, Tensor]:
     """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias).
 
     Of full weights all that is not followed takes its place, so that nothing of the training is lost.
@@ -235,21 +249,29 @@ def _replacements(traj: Trajectory, step: int, base: FullModel) -> Mapping[str, 
     stored = next(c for c in traj.checkpoints if c.step == step)
     found: dict[str, Tensor] = {}
     if isinstance(stored, FullCheckpoint):
-        return _AsTrained(stored, base)
+        return _AsTrained(stored, layers.model)
     if isinstance(stored, AdapterCheckpoint):
         for key in stored.carried:
             name = module_name(key).replace(".modules_to_save", "")
             if ".lora_B" in name:
                 module = name.split(".lora_B")[0]
-                found[f"+{module}.bias"] = stored.carried_tensor(key) * stored.settings.scaling(module)
+                found[f"+{layers.stored(f'{module}.bias')}"] = stored.carried_tensor(
+                    key
+                ) * stored.settings.scaling(module)
             else:
-                found[name.replace(".base_layer.", ".")] = stored.carried_tensor(key)
+                found[layers.stored(name.replace(".base_layer.", "."))] = stored.carried_tensor(key)
     return found
 
 
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
     """Whether the adapter's tensors can be added to the base's: by what the base's files say, tensor by tensor."""
     last = traj.checkpoints[-1]
+    if (model.folder / CONFIG).exists():
+        # transformers loads the adapter on the base that it names, and so another model than the weights beside it.
+        raise InputError(
+            f"{model.folder}: holds an adapter ({CONFIG}) beside its weights, so which model it stands for is unclear; "
+            "give --base a folder that holds the model alone"
+        )
     model.refuse_quantised(_OR_ADAPTER)
     if isinstance(last, AdapterCheckpoint):
         _refuse_other_base(last.settings)

@@ -1,15 +1,17 @@
 """The README.md beside what we write: a model card as the Hugging Face Hub reads it, and as a person does.
 
-Written without `huggingface_hub`, which the base install does not need; a test reads it back with its `ModelCard`. A
-card is for others, so it names no folder of this machine: of a path only the last part is said.
+Written without `huggingface_hub`, which the base install does not need: where it is, it tells where its cache lies.
+A test reads the card back with its `ModelCard`. A card is for others, so it names no folder of this machine: of a path
+only the last part is said.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,7 +22,13 @@ from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+_CACHED = "models--"
+"""What a model's folder in a Hugging Face cache begins with: `models--ORG--NAME/snapshots/COMMIT` is ORG/NAME."""
+
+Kind = Literal["adapter", "merged", "trained"]
+"""What a card is of: an adapter, a base with a leap added to it, or a model whose own weights were trained."""
+_TITLES: dict[Kind, str] = {"adapter": "LoRA adapter", "merged": "Merged model", "trained": "Trained model"}
 
 _LOAD_ADAPTER = """```python
 from peft import PeftModel
@@ -36,7 +44,7 @@ from peft import PeftModel
 base, tokenizer = bases.load({base}, {task})  # a base that nextrl ships{which}
 model = PeftModel.from_pretrained(base, {place})  # this folder, or its name on the Hub
 ```"""
-_LOAD_MERGED = """```python
+_LOAD_WHOLE = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({place})  # this folder, or its name on the Hub
@@ -61,11 +69,15 @@ def write_card(
         out: what the folder will be called, where it has another name until it is whole.
         task: what the run was trained on, where it is known.
     """
-    base = base_name(details.get("base") or traj.adapter_config.get("base_model_name_or_path"))
-    merged = details.get("kind") == "merged"
+    run_names = traj.adapter_config.get("base_model_name_or_path")
+    named = details.get("base") or run_names
+    base = base_name(named)
+    kind: Kind = "merged" if details.get("kind") == "merged" else "adapter"
     method, alpha = details.get("method"), details.get("alpha")
     rows: dict[str, object] = {
         "base model": base or "not named by the run",
+        # A folder that a merge was given need not hold the model that the run was trained on.
+        "base model that the run names": None if base_name(run_names) == base else base_name(run_names),
         "method": method,
         "alpha": alpha,
         "horizon": None if details.get("horizon") is None else f"{details['horizon']} steps",
@@ -76,7 +88,7 @@ def write_card(
         "left out": details.get("left_out"),
         "written by": f"nextrl {VERSION}",
     }
-    what = "A merged model" if merged else "A LoRA adapter"
+    what = "A merged model" if kind == "merged" else "A LoRA adapter"
     made = (
         f"extrapolated from the checkpoints of a training run ({method}, alpha {alpha:g})"
         if method and alpha
@@ -88,7 +100,15 @@ def write_card(
         "of each file that was read."
     )
     place = folder if out is None else out
-    text = card_text(about, base, rows, merged=merged, place=place.resolve().name, task=base_name(task))
+    text = card_text(
+        about,
+        base,
+        rows,
+        kind=kind,
+        hub=hub_id(named),
+        place=place.resolve().name,
+        task=base_name(task),
+    )
     path = folder / CARD
     write_bytes(path, text.encode())
     return path
@@ -99,7 +119,8 @@ def card_text(
     base: str | None,
     rows: Mapping[str, object],
     *,
-    merged: bool,
+    kind: Kind,
+    hub: str | None = None,
     place: str = "",
     task: str | None = None,
 ) -> str:
@@ -109,20 +130,22 @@ def card_text(
         about: one paragraph.
         base: the base model's name, as `base_name` gives it.
         rows: of its table; None is left out.
-        merged: a whole model, and not an adapter.
+        kind: what it is of.
+        hub: the base model's name on the Hub, as `hub_id` gives it.
         place: the last part of the folder's path.
         task: the run's, as `base_name` gives it.
     """
+    whole = kind != "adapter"
     meta: dict[str, Any] = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["nextrl"] if merged else ["lora", "nextrl"],
+        "tags": ["nextrl"] if whole else ["lora", "nextrl"],
     }
-    if base is not None and _HUB_NAME.fullmatch(base):
-        meta["base_model"] = base
+    if hub is not None:
+        meta["base_model"] = hub
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
     onto = _LOAD_ON_OURS if base in bases.names() else _LOAD_ADAPTER
-    load = (_LOAD_MERGED if merged else onto).format(
+    load = (_LOAD_WHOLE if whole else onto).format(
         base=repr(base or "BASE"),
         place=repr(place or "PATH"),
         task=repr(task) if task else "TASK",
@@ -130,19 +153,54 @@ def card_text(
     )
     return (
         f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n\n"
-        f"# {'Merged model' if merged else 'LoRA adapter'} written by nextrl\n\n{about}\n\n"
+        f"# {_TITLES[kind]} written by nextrl\n\n{about}\n\n"
         f"| | |\n|---|---|\n{table}\n\n## How to load it\n\n{load}\n"
     )
 
 
 def base_name(named: object) -> str | None:
-    """A base model's name as others can read it: a hub name or a name of ours as it is, of a path the last part."""
+    """A base model's name as others can read it.
+
+    That is a name as it is, of a folder of a Hugging Face cache the model's name, of another path the last part.
+    """
     if not isinstance(named, str) or not named.strip():
         return None
     path = Path(named)
+    if (cached := _of_snapshot(path)) is not None:
+        return cached
     if path.is_absolute() or named.startswith((".", "~")) or "\\" in named or path.exists():
         return path.name or None
     return named
+
+
+def hub_id(named: object) -> str | None:
+    """A base model's name on the Hub where it is known to be one, since a cache of this machine holds it; else None.
+
+    A name alone does not tell: "models/x", and "gpt2" too, may be a folder of where the run was trained.
+    """
+    if not isinstance(named, str):
+        return None
+    if (cached := _of_snapshot(Path(named))) is not None:
+        return cached
+    if named in bases.names() or not _HUB_NAME.fullmatch(named) or Path(named).exists():
+        return None
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:  # what downloads into a cache is not here
+        return None
+    folder = Path(constants.HF_HUB_CACHE, _CACHED + named.replace("/", "--"))
+    return named if (folder / "snapshots").is_dir() else None
+
+
+def _of_snapshot(path: Path) -> str | None:
+    """The model's name on the Hub of a folder that is, or leads to, its snapshot in a Hugging Face cache."""
+    try:
+        parts = Path(os.path.realpath(path)).parts
+    except ValueError:  # a NUL in it: no path can have one
+        return None
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith(_CACHED):
+        return None
+    return parts[-3].removeprefix(_CACHED).replace("--", "/")
 
 
 def _cell(value: object) -> str:

@@ -19,7 +19,7 @@ from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
 from nextrl.files import read_json
-from nextrl.leaps.model_card import base_name, card_text
+from nextrl.leaps.model_card import base_name, card_text, hub_id
 from nextrl.leaps.provenance import CARD
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.tasks.generation import generating
@@ -81,10 +81,17 @@ def _card(arm: ArmSettings, record: ArmRecord, place: str) -> str:
         "seed": arm.train.seed,
         "leaps and learning rate by": leap,
         "leaps taken": sum(decision.accepted for decision in record.decisions),
+        "steps, windows or leaps taken back": sum(decision.undone for decision in record.decisions) or None,
         "written by": f"nextrl {VERSION}",
     }
     kind = "model" if arm.lora is None else "LoRA adapter"
     about = f"A {kind} trained with reinforcement learning from verifiable rewards."
     return card_text(
-        about, base_name(arm.model), rows, merged=arm.lora is None, place=place, task=base_name(arm.task)
+        about,
+        base_name(arm.model),
+        rows,
+        kind="trained" if arm.lora is None else "adapter",
+        hub=hub_id(arm.model),
+        place=place,
+        task=base_name(arm.task),
     )

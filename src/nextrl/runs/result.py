@@ -198,8 +198,8 @@ class LeapEntry(_Part):
 
     @property
     def taken(self) -> bool:
-        """Whether the adapter moved; an older file says so by its alpha alone."""
-        return bool(self.alpha) if self.accepted is None else self.accepted
+        """Whether a leap was made. What took something back is none, though older files call it accepted."""
+        return not self.back and (bool(self.alpha) if self.accepted is None else self.accepted)
 
 
 class Recommendation(_Part):

@@ -209,7 +209,7 @@ def _jumps(record: ArmRecord, steps: Sequence[int]) -> list[tuple[int, int]]:
     """Checkpoints between which the adapter was moved: a named method leaps after its step was saved, `auto` before."""
     jumps = []
     for decision in record.decisions:
-        if decision.accepted or decision.rolled_back is not None:
+        if decision.accepted or decision.undone:
             step, after_save = decision.step, decision.horizon is not None
             before = max((t for t in steps if t < step or (after_save and t == step)), default=0)
             jumps.append((before, min((t for t in steps if t > before), default=step)))

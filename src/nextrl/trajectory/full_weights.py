@@ -93,6 +93,12 @@ class FullCheckpoint(MemoryCheckpoint):
         """The dtype of the weights that A and B were computed from, twice: their rounding is in both."""
         return self.stored[module], self.stored[module]
 
+    def beyond(self, module: str) -> float:
+        """The part of |W_t - W_base|^2 that the factors do not hold."""
+        a, b = (tensor.double() for tensor in self.tensors[module])
+        kept = float(((b.mT @ b) * (a @ a.mT)).sum())
+        return max(0.0, self.squares[module] - kept)
+
     def not_followed(self, base: FullModel) -> list[str]:
         """Whole names of the tensors that this checkpoint and a base have, and that no module is."""
         followed = {f"{module}.weight" for module in self.modules}

@@ -40,7 +40,7 @@ class Trajectory:
     Attributes:
         checkpoints: sorted by step, all with the same modules and shapes.
         source: the directory, or None for factors in memory.
-        adapter_config: `adapter_config.json` of the last checkpoint.
+        adapter_config: `adapter_config.json` of the last checkpoint; of full weights what such a file says of the base.
         layout: name of the reader.
         skipped: what `skip_bad_checkpoints`, `load` and `from_full_weights` left out, one line each.
         start: the step of W_0, from which every displacement and all time is counted: 0, or that of the leap that
@@ -161,7 +161,7 @@ class Trajectory:
         if missing := [step for step in wanted if step not in found]:
             raise no_checkpoint(missing[0], found, source or "")
         stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
-        return cls(stored, source, {}, FULL, stored[-1].left_out.lines())
+        return cls(stored, source, dense.adapter_settings(base), FULL, stored[-1].left_out.lines())
 
     @classmethod
     def from_factors(
@@ -237,6 +237,11 @@ class Trajectory:
         self._known(module)
         pairs = [checkpoint.factors(module, check=check) for checkpoint in self.checkpoints]
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
+    def beyond(self, step: int, module: str) -> float:
+        """The part of |W_step - W_base|^2 that `from_full_weights` left out of the factors; 0 of an adapter."""
+        stored = self._at(step)
+        return stored.beyond(module) if isinstance(stored, full_weights.FullCheckpoint) else 0.0
 
     def weight(self, step: int, module: str) -> LowRank:
         """`W_step - W_base = s B A` as factors (m, r), (n, r), float64.

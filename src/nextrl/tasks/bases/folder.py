@@ -80,15 +80,22 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def bare_model(folder: Path) -> Any:
+def bare_model(folder: Path, otherwise: str) -> Any:
     """The model that a folder's config.json describes, as transformers builds it, without weights.
 
     It is of the class that the config names, so that what that class ties or turns is as it will be when loaded.
 
+    Args:
+        folder: the model's.
+        otherwise: what else a user can do where this fails, as the end of a sentence.
+
     Raises:
         InputError: transformers cannot build it, or its numbers are not those of the weights beside it.
     """
-    with needs("trl", "a merge of embeddings, output layers or GPT-2's square layers"):
+    with needs(
+        "trl",
+        "to know the layers of a base model (of full weights, embeddings, output layers or GPT-2's square ones)",
+    ):
         import transformers
     _refuse_no_files(folder)
     _check_numbers(folder, *_stored(folder))
@@ -103,8 +110,8 @@ def bare_model(folder: Path) -> Any:
     except Exception as error:  # whatever transformers makes of a config of no use to it
         line = first_line(error)
         raise InputError(
-            f"{folder / 'config.json'}: transformers cannot build this model ({line}), so which of its weights are "
-            "tied or stored turned is unknown: use --as adapter"
+            f"{folder / 'config.json'}: transformers cannot build this model ({line}), so what its layers are is "
+            f"unknown: {otherwise}"
         ) from error
 
 
