@@ -159,11 +159,12 @@ def test_what_the_reduction_left_out_is_counted_as_lost(tmp_path: Path, kept: in
 
 
 def test_what_a_recompression_loses_of_a_reduced_run_is_added_to_it(tmp_path: Path) -> None:
+    class Reduced(MemoryCheckpoint):
+        def beyond(self, module: str) -> float:
+            return 1.0
+
     factors = torch.diag(torch.tensor([3.0, 2.0])), torch.eye(2)
-    checkpoints = [
-        MemoryCheckpoint(step, {"w": (factors[0], factors[1] * step / 20)}, 1.0, squares={"w": 14.0})
-        for step in (10, 20)
-    ]
+    checkpoints = [Reduced(step, {"w": (factors[0], factors[1] * step / 20)}, 1.0) for step in (10, 20)]
     made = leap(Trajectory(tuple(checkpoints)), "secant", horizon=10, alpha=0.0)
     assert made.discarded == pytest.approx(1 / 14)
     made.save_adapter(tmp_path / "out", rank=1)

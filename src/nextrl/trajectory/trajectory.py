@@ -25,6 +25,7 @@ from nextrl.trajectory import full_weights
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.given_factors import checkpoints_of
 from nextrl.trajectory.lowrank import LowRank
+from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
 MEMORY = "memory"
 """The layout of a trajectory whose factors were given, not read from files."""
@@ -241,7 +242,7 @@ class Trajectory:
     def beyond(self, step: int, module: str) -> float:
         """The part of |W_step - W_base|^2 that `from_full_weights` left out of the factors; 0 of an adapter."""
         stored = self._at(step)
-        return stored.beyond(module) if isinstance(stored, full_weights.FullCheckpoint) else 0.0
+        return stored.beyond(module) if isinstance(stored, MemoryCheckpoint) else 0.0
 
     def weight(self, step: int, module: str) -> LowRank:
         """`W_step - W_base = s B A` as factors (m, r), (n, r), float64.
