@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from nextrl.checkpoints.consistency import disagreements
 
@@ -37,6 +38,8 @@ def checkpoint(step: int, modules: int, rank: int = 4) -> Any:
         shapes={f"layer{i}": CountedShape((8, 8, rank)) for i in range(modules)},
         dtypes=frozenset({"float32"}),
         scaling=lambda module: 1.0,
+        shape=lambda module: (8, 8, rank),
+        factors=lambda module, check: (torch.ones(rank, 8), torch.ones(8, rank)),
         settings=SimpleNamespace(path=Path("c"), raw={}, base=None, transposed=False, starts_at_zero=True),
     )
 

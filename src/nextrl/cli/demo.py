@@ -32,7 +32,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tiny model with GRPO at a cautious learning rate, leap, compare with every control, and judge.
+    """Train a tiny model with GRPO under auto, compare with every control and with leaps, and judge.
 
     Example: nextrl demo --out demo-out --seed 0
     """

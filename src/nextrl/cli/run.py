@@ -48,7 +48,7 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train, leap and train on as CONFIG.yaml says; the same command goes on where a run was stopped.
+    """Train as CONFIG.yaml says, under auto or with leaps; the same command goes on where a run was stopped.
 
     Example: nextrl run examples/tiny.yaml train.learning_rate=1e-4
     """
