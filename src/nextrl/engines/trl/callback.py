@@ -206,12 +206,13 @@ class LeapCallback(TrainerCallback):
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if resumed is not None:
+            self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
         # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
         if keep_out is not None and not getattr(self._policy, "never_searches", False):
             keep_out()
         if args.should_save:
-            memory.forget_pending(Path(args.output_dir))
+            memory.settle_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)
         self._session.checkpoint_is_there(state.global_step)
 
@@ -324,6 +325,20 @@ class LeapCallback(TrainerCallback):
             run.multiply_rate(1.0 / self._session.memory.cooled)
         elif not (resumed / "scheduler.pt").is_file():
             run.multiply_rate(1.0 / self._session.memory.factor)
+
+    def _bring_pending(self, folder: Path, writes: bool) -> None:
+        """Put what waits for the checkpoint that is resumed into it, before any process reads there.
+
+        Args:
+            writes: whether this process is one that writes checkpoints.
+        """
+        run = self._running().run
+        known = run.ranks.once(partial(memory.rival, folder))
+        if known:
+            known = known if run.adapter.belongs(known) else {}
+        if writes and known != {}:
+            memory.deliver_pending(folder)
+        run.ranks.wait()
 
     def _resume(self, folder: Path, step: int) -> None:
         session = self._running()
