@@ -61,7 +61,7 @@ class Memory:
         rate: highest learning rate that the window was trained at so far.
         offset: validation rows used up by earlier searches.
         factor: product of all the factors by which the learning rate was changed.
-        cooled: share of the rate that the latest step was taken at, at the end of a run.
+        cooled: share of the rate that it is at, at the end of a run; 1 between steps.
         partial: the window did not begin where windows begin (a run resumed without a state).
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.

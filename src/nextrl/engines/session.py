@@ -190,9 +190,9 @@ class Session:
         self._rate.leave_to_others(step + 1, self.memory)
 
     def train_ended(self) -> None:
-        """Give the rate back that the end of the run took: whoever trains on begins with it."""
+        """Stop listening, and give back what a step that was cut off took of the rate."""
         self.run.tools.fresh.stop()
-        self._rate.run_ended(self.memory)
+        self._rate.give_back(self.memory)
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends.
@@ -218,6 +218,7 @@ class Session:
             window = self._window(step, self.memory.rewards)
             if self.policy.ends_window(window, self.memory.began, True):
                 self._end_window(window)
+        self._rate.give_back(self.memory)
 
     def _finite(self) -> bool:
         """Whether the step left numbers in what it trained. Where it did not, nothing could be sampled again."""

@@ -198,10 +198,10 @@ class LeapCallback(TrainerCallback):
         )
         if self._options["adapt_lr"] or self._options["leaps"]:  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
-        resumed = resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
-        before = self if self._session is not None else replaced
-        if before is not None:
-            before._undo(run, resumed)
+        resumed = _resumed(args, state)
+        for before in (replaced, self):
+            if before is not None:
+                before._undo(run.optimizer, run.scheduler, resumed)
         self._run, self._ended, self._delivered = run, None, None
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
@@ -274,7 +274,7 @@ class LeapCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give back the rate that the end of the run took."""
+        """Stop listening to what is sampled."""
         self._running().train_ended()
 
     def _training(self, state: TrainerState) -> Any:
@@ -313,18 +313,25 @@ class LeapCallback(TrainerCallback):
         known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
         return {**self._running().state(), **known}
 
-    def _undo(self, run: LiveRun, resumed: Path | None) -> None:
-        """Take back what this callback's training has left in the optimizer's rate, if the optimizer is used again.
+    def _undo(self, optimizer: Any, scheduler: Any, resumed: Path | None) -> None:
+        """Take back what this callback's training has left in its optimizer's rate, now that another one begins.
 
         A training that begins anew keeps the rate that was found, without what the end of the run took where it was
         cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
+
+        Args:
+            optimizer, scheduler: of the training that begins.
         """
-        if self._session is None or self._run is None or self._run.optimizer is not run.optimizer:
+        if self._session is None or self._run is None:
             return
-        if resumed is None:
-            run.multiply_rate(1.0 / self._session.memory.cooled)
-        elif not (resumed / "scheduler.pt").is_file():
-            run.multiply_rate(1.0 / self._session.memory.factor)
+        kept = self._session.memory
+        if self._run.optimizer is optimizer:
+            self._run.scheduler = scheduler  # the trainer makes a new one from the optimizer's rates
+            if resumed is not None:
+                if not (resumed / "scheduler.pt").is_file():
+                    self._run.multiply_rate(1.0 / kept.factor)
+                kept.factor = kept.cooled = 1.0
+        self._session.train_ended()
 
     def _bring_pending(self, folder: Path, writes: bool) -> None:
         """Put what waits for the checkpoint that is resumed into it, before any process reads there.
@@ -383,6 +390,11 @@ class LeapCallback(TrainerCallback):
         say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
 
+def _resumed(args: TrainingArguments, state: TrainerState) -> Path | None:
+    """The checkpoint that a training goes on from; None of one that begins."""
+    return resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
+
+
 class _First(TrainerCallback):
     """What is done before other callbacks look; first in a trainer's list, wherever its `LeapCallback` stands.
 
@@ -409,6 +421,13 @@ class _First(TrainerCallback):
     def _serves(self) -> bool:
         """Whether the callback that it stands for is still there."""
         return self._owner in self._handler.callbacks
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where the callback was removed, take back what it left in the rate."""
+        if not self._serves:
+            self._owner._undo(kwargs["optimizer"], kwargs["lr_scheduler"], _resumed(args, state))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
