@@ -23,12 +23,13 @@ from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks.bases import tiny
-from trl_runs import same, trainer, weights
+from trl_runs import TASK, same, trainer, weights
 
 STEPS, EVERY, SAVE = 10, 2, 2
 
@@ -189,6 +190,19 @@ def test_what_a_kill_left_waiting_lies_in_its_checkpoint_before_anything_is_forg
     resumed, second = run(tmp_path, resume=str(tmp_path / "checkpoint-4"))
     assert second.decisions == first.decisions
     assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_a_kill_at_the_end_of_an_epoch_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {
+        "save_strategy": "epoch",
+        "rows": as_dataset(TASK.examples("train")[:16]),
+    }  # two steps an epoch
+    killed_at_four(tmp_path, **options)
+    _, second = run(tmp_path, resume=True, max_steps=5, **options)
+    assert "holds no state" not in caplog.text
+    assert [d.step for d in second.decisions if d.back != "step"][:2] == [2, 4]
 
 
 @pytest.mark.parametrize("moved", [(), (TENSORS,)])

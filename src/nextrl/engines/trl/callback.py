@@ -244,7 +244,18 @@ class LeapCallback(TrainerCallback):
             self.end_step(state)
         if session.memory.waiting:
             control.should_save = True
+        self._prepare(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the memory ready for a checkpoint that is asked for here only (`save_strategy="epoch"`)."""
+        self._prepare(args, state, control)
+
+    def _prepare(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Write down what belongs into the checkpoint that the trainer is about to write, if it is."""
         if control.should_save:
+            session = self._running()
             weights = session.run.adapter.fingerprint()  # on every process: pieces are put together for it
             if args.should_save:
                 # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
