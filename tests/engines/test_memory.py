@@ -29,7 +29,7 @@ from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks.bases import tiny
-from trl_runs import TASK, same, trainer, weights
+from trl_runs import TASK, Breaks, same, trainer, weights
 
 STEPS, EVERY, SAVE = 10, 2, 2
 
@@ -203,6 +203,21 @@ def test_a_kill_at_the_end_of_an_epoch_loses_nothing(
     _, second = run(tmp_path, resume=True, max_steps=5, **options)
     assert "holds no state" not in caplog.text
     assert [d.step for d in second.decisions if d.back != "step"][:2] == [2, 4]
+
+
+def test_steps_in_a_row_that_left_nan_are_counted_on(tmp_path: Path) -> None:
+    def built(out: Path) -> tuple[Any, LeapCallback]:
+        callback, breaks = LeapCallback(4), Breaks(3, 4, 5, 6)
+        options = {"learning_rate": 1e-3, "max_steps": 7, "save_strategy": "steps", "save_steps": 1}
+        return trainer(out, [callback, breaks], **options), callback
+
+    unbroken, first = built(tmp_path / "whole")
+    unbroken.train()
+    assert [d.step for d in first.decisions if d.back] == [3, 4, 5, 6]
+    resumed, second = built(tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-5"))
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
 
 
 @pytest.mark.parametrize("moved", [(), (TENSORS,)])

@@ -122,6 +122,7 @@ class Session:
             "latest_reward": self.run.tools.rewards.latest,
             "costs": asdict(self.costs),
             "rate": self._rate.state(),
+            "broken": self._broken,
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
@@ -162,6 +163,7 @@ class Session:
         """Take up what of a `state()` is true under any policy: what was decided and spent, and the schedule."""
         if "rate" in state:  # not in the states of earlier versions
             self._rate.restore(state["rate"])
+        self._broken = state.get("broken", 0)
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
         self.run.tools.rollouts.completions = self.costs.search_completions
