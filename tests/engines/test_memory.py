@@ -220,6 +220,13 @@ def test_steps_in_a_row_that_left_nan_are_counted_on(tmp_path: Path) -> None:
     assert same(weights(resumed.model), weights(unbroken.model))
 
 
+def test_saving_in_the_middle_of_a_step_is_refused(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [leaper()])
+    built.args.enable_jit_checkpoint = True
+    with pytest.raises(InputError, match="enable_jit_checkpoint=True saves in the middle of a step"):
+        built.train()
+
+
 @pytest.mark.parametrize("moved", [(), (TENSORS,)])
 def test_a_state_that_an_earlier_run_left_in_the_checkpoint_gives_way_to_the_one_that_waits(
     whole: tuple[Path, Any, LeapCallback], tmp_path: Path, moved: tuple[str, ...]

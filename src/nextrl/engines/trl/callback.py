@@ -169,6 +169,11 @@ class LeapCallback(TrainerCallback):
         """
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
+        if getattr(args, "enable_jit_checkpoint", False):
+            raise InputError(
+                "enable_jit_checkpoint=True saves in the middle of a step, past all callbacks, so that such a "
+                "checkpoint would lack what LeapCallback remembers: set it to False, and save often (save_steps)"
+            )
         trainer = self._training(state)
         replaced = _First.go_first(self, trainer.callback_handler)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
