@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 import zlib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from nextrl.engines import memory
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.policies import Auto
 from nextrl.engines.trl.callback import LeapCallback
@@ -184,6 +187,44 @@ def whole_run(out: Path) -> dict[str, Any]:
     }
 
 
+class Killed(LeapCallback):
+    """Dies when the trainer has written its own files of step 4, and before the memory is among them."""
+
+    def deliver(self, args: Any, state: Any) -> None:
+        torch.distributed.barrier()
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        super().deliver(args, state)
+
+
+def killed_run(out: Path) -> dict[str, Any]:
+    """A run, one that is killed while it saves, and that one resumed with a second process whose disk is slow."""
+
+    def built(folder: Path, callback: LeapCallback) -> Any:
+        options = {"max_steps": 6, "per_device_train_batch_size": 16, "learning_rate": 1e-3}
+        return trainer(folder, [callback], **options, save_strategy="steps", save_steps=4)
+
+    whole = LeapCallback(2)
+    unbroken = built(out / "whole", whole)
+    unbroken.train()
+    with suppress(KeyboardInterrupt):
+        built(out / "killed", Killed(2)).train()
+    read, rank = memory.read, torch.distributed.get_rank()
+
+    def late(*arguments: Any) -> Any:
+        time.sleep(rank)
+        return read(*arguments)
+
+    memory.read, again = late, LeapCallback(2)
+    resumed = built(out / "killed", again)
+    resumed.train(resume_from_checkpoint=str(out / "killed/checkpoint-4"))
+    memory.read = read
+    return {
+        "ends": [trainable(unbroken.model), trainable(resumed.model)],
+        "decisions": [[d.model_dump(mode="json") for d in one.decisions] for one in (whole, again)],
+    }
+
+
 def main() -> None:
     """Everything, one file a process."""
     import os
@@ -197,6 +238,7 @@ def main() -> None:
         "whole": real_run(out / f"whole-{rank}", whole=True),
         "fsdp2": fsdp2(),
         "run": whole_run(out / "run"),
+        "killed": killed_run(out / "killed"),
     }
     torch.save(found, out / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,6 +1,7 @@
 """`nextrl_decisions.jsonl`: one whole line for each decision, whatever a killed process left of the last one."""
 
 import json
+import resource
 
 import pytest
 
@@ -64,3 +65,18 @@ def test_files_of_earlier_versions_are_read(tmp_path):
     (tmp_path / decision_log.DECISIONS).write_text(json.dumps(old) + "\n")
     [found] = decision_log.read(tmp_path)
     assert found == decision(1).model_copy(update={"claimed_steps": 2.0})
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_the_lines_before(tmp_path):
+    decision_log.begin(tmp_path, [decision(1)])
+    before = (tmp_path / decision_log.DECISIONS).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) * 3 // 2, hard))
+    try:
+        with pytest.raises(InputError, match="the lines before are unchanged"):
+            decision_log.append(tmp_path, decision(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / decision_log.DECISIONS).read_bytes() == before
+    decision_log.append(tmp_path, decision(3))
+    assert [d.step for d in decision_log.read(tmp_path)] == [1, 3]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 
 import hostile_inputs as hostile
@@ -22,12 +23,13 @@ from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
+from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks.bases import tiny
-from trl_runs import same, trainer, weights
+from trl_runs import TASK, Breaks, same, trainer, weights
 
 STEPS, EVERY, SAVE = 10, 2, 2
 
@@ -63,7 +65,7 @@ def run(out: Path, kind: type = GRPOTrainer, resume: Any = None, **options: Any)
     callback = options.pop("callback", None) or leaper()
     built = trainer(
         out,
-        [callback],
+        [callback, *options.pop("extra", ())],
         kind=kind,
         **{
             "max_steps": STEPS,
@@ -139,20 +141,121 @@ def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(
 ) -> None:
     _, unbroken, first = whole
 
-    class Killed(LeapCallback):
-        def deliver(self, args: Any, state: Any) -> None:
-            if state.global_step == 4:
-                raise KeyboardInterrupt
-
-    killed = Killed(policy=Auto(ControllerConfig(every=EVERY), Acting))
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, callback=killed)
+    killed_at_four(tmp_path)
     assert not (tmp_path / "checkpoint-4" / JSON).exists()
     resumed, second = run(tmp_path, resume=True)
     assert "holds no state" not in caplog.text
     assert second.decisions == first.decisions
     assert same(weights(resumed.model), weights(unbroken.model))
     assert not (tmp_path / memory_files.PENDING).exists()
+
+
+class Killed(LeapCallback):
+    """Dies when the trainer has written its own files of step 4, and before the memory is among them."""
+
+    def deliver(self, args: Any, state: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        super().deliver(args, state)
+
+
+class Stops(TrainerCallback):
+    """Stops a run in the middle, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def killed_at_four(out: Path, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(out, callback=Killed(policy=Auto(ControllerConfig(every=EVERY), Acting)), **options)
+    assert (out / memory_files.PENDING / "checkpoint-4" / JSON).is_file()
+
+
+@pytest.mark.parametrize("resume", [True, "checkpoint-2", None])
+def test_what_a_kill_left_waiting_lies_in_its_checkpoint_before_anything_is_forgotten(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, resume: Any
+) -> None:
+    """Killed at the save of step 4; the next run (from there, from before, or anew) is killed before it saves."""
+    _, unbroken, first = whole
+    killed_at_four(tmp_path)
+    again = str(tmp_path / resume) if isinstance(resume, str) else resume
+    begins = {True: 5, "checkpoint-2": 3, None: 1}[resume]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, resume=again, extra=[Stops(begins)])
+    resumed, second = run(tmp_path, resume=str(tmp_path / "checkpoint-4"))
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_a_kill_at_the_end_of_an_epoch_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {
+        "save_strategy": "epoch",
+        "rows": as_dataset(TASK.examples("train")[:16]),
+    }  # two steps an epoch
+    killed_at_four(tmp_path, **options)
+    _, second = run(tmp_path, resume=True, max_steps=5, **options)
+    assert "holds no state" not in caplog.text
+    assert [d.step for d in second.decisions if d.back != "step"][:2] == [2, 4]
+
+
+def test_steps_in_a_row_that_left_nan_are_counted_on(tmp_path: Path) -> None:
+    def built(out: Path) -> tuple[Any, LeapCallback]:
+        callback, breaks = LeapCallback(4), Breaks(3, 4, 5, 6)
+        options = {"learning_rate": 1e-3, "max_steps": 7, "save_strategy": "steps", "save_steps": 1}
+        return trainer(out, [callback, breaks], **options), callback
+
+    unbroken, first = built(tmp_path / "whole")
+    unbroken.train()
+    assert [d.step for d in first.decisions if d.back] == [3, 4, 5, 6]
+    resumed, second = built(tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-5"))
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def test_saving_in_the_middle_of_a_step_is_refused(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [leaper()])
+    built.args.enable_jit_checkpoint = True
+    with pytest.raises(InputError, match="enable_jit_checkpoint=True saves in the middle of a step"):
+        built.train()
+
+
+@pytest.mark.parametrize("moved", [(), (TENSORS,)])
+def test_a_state_that_an_earlier_run_left_in_the_checkpoint_gives_way_to_the_one_that_waits(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, moved: tuple[str, ...]
+) -> None:
+    """Killed before the state is moved over the earlier one, or between its two files."""
+    _, unbroken, first = whole
+    run(tmp_path, max_steps=4, seed=3)
+    killed_at_four(tmp_path)
+    for name in moved:
+        (tmp_path / memory_files.PENDING / "checkpoint-4" / name).replace(tmp_path / "checkpoint-4" / name)
+    resumed, second = run(tmp_path, resume=str(tmp_path / "checkpoint-4"))
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_state_that_waits_for_other_weights_leaves_the_checkpoint_s_own(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, damage: bool
+) -> None:
+    """A run is killed before the trainer has written over an earlier run's checkpoint of that step."""
+    _, unbroken, first = whole
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    killed_at_four(tmp_path / "other", seed=3)
+    shutil.move(tmp_path / "other" / memory_files.PENDING, out)
+    if damage:
+        (out / memory_files.PENDING / "checkpoint-4" / JSON).write_text("{")
+    resumed, second = run(out, resume=True)
+    assert second.decisions == first.decisions
+    assert same(weights(resumed.model), weights(unbroken.model))
 
 
 def test_a_kill_between_the_two_files_of_a_state_loses_nothing(

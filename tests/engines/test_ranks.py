@@ -54,6 +54,14 @@ def test_two_processes_are_one_with_gradient_accumulation(two: Any, one: Any) ->
     assert (run["completions"], one["completions"]) == (3 * 2 * 24, 3 * 2 * 20)
 
 
+def test_what_a_kill_left_waiting_is_there_for_every_process_of_a_resumed_run(two: Any) -> None:
+    """The second process reads a second later than the first, which begins to write."""
+    for seen in two[1]:
+        unbroken, resumed = seen["killed"]["ends"]
+        assert all(torch.equal(unbroken[n], resumed[n]) for n in unbroken)
+        assert seen["killed"]["decisions"][0] == seen["killed"]["decisions"][1]
+
+
 @pytest.mark.parametrize("kind", ["scripted", "real", "whole"])
 def test_adapters_are_equal_to_the_bit_after_every_step_and_leap(two: Any, kind: str) -> None:
     first, second = (seen[kind] for seen in two[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +62,13 @@ def append(output_dir: Path, decision: DecisionRecord) -> None:
     Raises:
         InputError: it cannot be written (a full disk).
     """
-    path = output_dir / DECISIONS
+    path, entry = output_dir / DECISIONS, (decision.model_dump_json() + "\n").encode()
     with writing(path, "the lines before are unchanged"), path.open("ab", buffering=0) as file:
-        file.write((decision.model_dump_json() + "\n").encode())
+        end = os.fstat(file.fileno()).st_size
+        # A disk that fills up takes a part of it, and says nothing: half a line would be glued to the next one.
+        if file.write(entry) != len(entry):
+            os.ftruncate(file.fileno(), end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Told(Protocol):

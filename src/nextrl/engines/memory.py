@@ -7,8 +7,8 @@ a named method is fitted on; `nextrl_state.json` holds the rest, what tells the 
 file's checksum and one of its own, and is written last, so that a checkpoint has either a whole state or none.
 
 The trainer writes its own files first and tells afterwards. A run killed in between would have a checkpoint without a
-state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and read from there where
-the checkpoint lacks it.
+state, so the state is written to `nextrl_pending/checkpoint-N` before the trainer begins, and moved from there into
+the checkpoint: once it is written, or else when the next run begins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors
+from nextrl.checkpoints.atomic import sealed, sha256, write_json, write_tensors, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
@@ -61,7 +61,7 @@ class Memory:
         rate: highest learning rate that the window was trained at so far.
         offset: validation rows used up by earlier searches.
         factor: product of all the factors by which the learning rate was changed.
-        cooled: share of the rate that the latest step was taken at, at the end of a run.
+        cooled: share of the rate that it is at, at the end of a run; 1 between steps.
         partial: the window did not begin where windows begin (a run resumed without a state).
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.
@@ -124,13 +124,53 @@ def write_pending(output_dir: Path, step: int, memory: Memory, rest: dict[str, A
 
 
 def deliver_pending(folder: Path) -> bool:
-    """Move what waits for a checkpoint into its folder; False where nothing waits for it."""
-    waiting = folder.parent / PENDING / folder.name
+    """Move what waits for a checkpoint into its folder; False where nothing waits for it.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    waiting = _waiting_for(folder)
     if not (waiting / JSON).is_file():
         return False
     for name in (TENSORS, JSON):  # in the order of `write`: the JSON file says that the state is whole
-        (waiting / name).replace(folder / name)
+        if (waiting / name).is_file():  # a kill between the two leaves the second one
+            with writing(folder / name):
+                (waiting / name).replace(folder / name)
     return True
+
+
+def rival(folder: Path) -> dict[str, Any] | None:
+    """What tells the weights of a state that waits for a checkpoint which has another one; None where no two compete.
+
+    An earlier run may have left that other one: only the weights say which of them is right. Empty where the one that
+    waits is damaged, or does not know its weights.
+    """
+    waiting = _waiting_for(folder)
+    if not ((folder / JSON).is_file() and (waiting / JSON).is_file()):
+        return None
+    place = waiting if (waiting / TENSORS).is_file() else folder  # where a kill in `deliver_pending` left it
+    try:
+        values = _values(waiting / JSON)
+        whole = values["tensors"] == sha256(place / TENSORS)
+    except InputError:
+        return {}
+    return values.get("weights") or {} if whole else {}
+
+
+def settle_pending(output_dir: Path) -> None:
+    """Move what waits into checkpoints that have no state, and remove the rest.
+
+    A checkpoint that is not the one to go on from may be that later; if the state is not its own, that is seen then.
+
+    Raises:
+        InputError: see `deliver_pending`.
+    """
+    pending = output_dir / PENDING
+    for waiting in sorted(pending.iterdir()) if pending.is_dir() else []:
+        folder = output_dir / waiting.name
+        if folder.is_dir() and not (folder / JSON).is_file():
+            deliver_pending(folder)
+    forget_pending(output_dir)
 
 
 def forget_pending(output_dir: Path) -> None:
@@ -138,6 +178,11 @@ def forget_pending(output_dir: Path) -> None:
     pending = output_dir / PENDING
     if pending.is_dir():  # Python 3.11 opens what it is to remove, and would wait for a pipe
         shutil.rmtree(pending, ignore_errors=True)
+
+
+def _waiting_for(folder: Path) -> Path:
+    """Where the state of a checkpoint lies until it is moved there."""
+    return folder.parent / PENDING / folder.name
 
 
 def missing(folder: Path) -> str:
@@ -153,23 +198,21 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
     Raises:
         InputError: the files are damaged, of a later version, or of another adapter.
     """
-    waiting = folder.parent / PENDING / folder.name
-    place, other = (folder, waiting) if (folder / JSON).is_file() else (waiting, folder)
-    if not (place / JSON).is_file():
+    if not (folder / JSON).is_file():
         return None
-    # A kill between the two moves of `deliver_pending` leaves one file in each place.
-    tensor_file = (place if (place / TENSORS).is_file() else other) / TENSORS
-    values = _values(place / JSON)
-    if values["tensors"] != sha256(tensor_file):
-        raise InputError(f"{tensor_file} does not belong to the {JSON} beside it: use another checkpoint")
-    tensors = read_tensors(tensor_file)
+    values = _values(folder / JSON)
+    if values["tensors"] != sha256(folder / TENSORS):
+        raise InputError(
+            f"{folder / TENSORS} does not belong to the {JSON} beside it: use another checkpoint"
+        )
+    tensors = read_tensors(folder / TENSORS)
     try:
         memory = _memory(values["window"], tensors, like)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{place / JSON} is damaged ({error!r}): use another checkpoint") from error
+        raise InputError(f"{folder / JSON} is damaged ({error!r}): use another checkpoint") from error
     if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
         raise InputError(
-            f"{place} holds the state of another adapter or of other weights: resume with what it was saved with"
+            f"{folder} holds the state of another adapter or of other weights: resume with what it was saved with"
         )
     return memory, values
 

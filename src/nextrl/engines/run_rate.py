@@ -221,7 +221,10 @@ class RunRate:
             self._follows.changed(self._length(before), rate)
 
     def cool(self, memory: Memory, step: int) -> None:
-        """Bring the rate to its share at the end of a run; a schedule that falls by itself is left alone."""
+        """Bring the rate to the share that this step of a run's end is taken at, until `give_back`.
+
+        A schedule that falls by itself is left alone.
+        """
         run = self._run
         cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
         if memory.cooled == cooled or (
@@ -236,8 +239,11 @@ class RunRate:
             self._falls = self._run.falls_by_itself(step, self._run.max_steps)
         return self._falls
 
-    def run_ended(self, memory: Memory) -> None:
-        """Give back what the end of the run took: whoever trains on begins with it."""
+    def give_back(self, memory: Memory) -> None:
+        """Give back what the end of a run took for one step.
+
+        Between steps the rate is whole: whoever goes on from a checkpoint, or after the last step, begins with it.
+        """
         self._scale_to(memory, 1.0)
 
     def _scale_to(self, memory: Memory, cooled: float) -> None:

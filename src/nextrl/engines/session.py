@@ -122,6 +122,7 @@ class Session:
             "latest_reward": self.run.tools.rewards.latest,
             "costs": asdict(self.costs),
             "rate": self._rate.state(),
+            "broken": self._broken,
             "decisions": [decision.model_dump(mode="json") for decision in self.decisions],
         }
 
@@ -162,6 +163,7 @@ class Session:
         """Take up what of a `state()` is true under any policy: what was decided and spent, and the schedule."""
         if "rate" in state:  # not in the states of earlier versions
             self._rate.restore(state["rate"])
+        self._broken = state.get("broken", 0)
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
         self.run.tools.rollouts.completions = self.costs.search_completions
@@ -190,9 +192,9 @@ class Session:
         self._rate.leave_to_others(step + 1, self.memory)
 
     def train_ended(self) -> None:
-        """Give the rate back that the end of the run took: whoever trains on begins with it."""
+        """Stop listening, and give back what a step that was cut off took of the rate."""
         self.run.tools.fresh.stop()
-        self._rate.run_ended(self.memory)
+        self._rate.give_back(self.memory)
 
     def step_ended(self, step: int) -> None:
         """Note a step's reward, check that a leap was delivered, and end the window where one ends.
@@ -218,6 +220,7 @@ class Session:
             window = self._window(step, self.memory.rewards)
             if self.policy.ends_window(window, self.memory.began, True):
                 self._end_window(window)
+        self._rate.give_back(self.memory)
 
     def _finite(self) -> bool:
         """Whether the step left numbers in what it trained. Where it did not, nothing could be sampled again."""

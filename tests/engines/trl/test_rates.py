@@ -164,10 +164,11 @@ def test_a_trainer_that_goes_on_in_the_same_process_takes_the_factor_once(tmp_pa
 
 
 class Interrupts(TrainerCallback):
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, event: str = "on_step_end") -> None:
         self.step = step
+        setattr(self, event, self.interrupt)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def interrupt(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             self.step = -1
             raise KeyboardInterrupt
@@ -196,6 +197,55 @@ def test_a_callback_attached_anew_takes_back_what_the_one_before_left(tmp_path: 
     run.train()
     assert before[18] < before[15]
     assert seen.rates[len(before)] == pytest.approx(before[15])
+
+
+def cut_off_in_the_cooldown(out: Path, callback: LeapCallback, seen: Rates) -> Any:
+    """A trainer that was stopped in the middle of a step that the cooldown had taken most of the rate of."""
+    stops = Interrupts(19, "on_step_begin")
+    run = trainer(out, [callback, seen, stops], learning_rate=2e-2, max_steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    return run
+
+
+def test_a_callback_that_is_removed_leaves_no_lower_rate_behind(tmp_path: Path) -> None:
+    callback, seen = LeapCallback(4), Rates()
+    run = cut_off_in_the_cooldown(tmp_path, callback, seen)
+    before = list(seen.rates)
+    run.remove_callback(callback)
+    for _ in range(2):
+        run.train()
+    assert seen.rates[len(before) :] == pytest.approx([before[15]] * 40)
+
+
+def test_a_callback_that_goes_to_another_trainer_leaves_no_lower_rate_behind(tmp_path: Path) -> None:
+    callback, seen = LeapCallback(4), Rates()
+    run = cut_off_in_the_cooldown(tmp_path / "a", callback, seen)
+    before = list(seen.rates)
+    trainer(tmp_path / "b", [callback], max_steps=1).train()
+    run.train()
+    assert seen.rates[len(before)] == pytest.approx(before[15])
+
+
+def test_what_the_cooldown_takes_of_the_rate_is_not_in_checkpoints(tmp_path: Path) -> None:
+    """A run is longer after all, without the callback, without its memory, or with it: the rate is the whole one."""
+    options = {**SAVING, "learning_rate": 2e-2, "save_steps": 19}
+    whole = Rates()
+    trainer(tmp_path, [LeapCallback(4), whole], max_steps=20, **options).train()
+    assert whole.rates[19] == pytest.approx(whole.rates[15] / 4)
+    folders = [str(tmp_path / f"checkpoint-{step}") for step in (19, 20)]
+    for folder in folders:
+        without = Rates()
+        trainer(tmp_path / "a", [without], max_steps=22, **options).train(resume_from_checkpoint=folder)
+        assert without.rates == pytest.approx([whole.rates[15]] * len(without.rates))
+    longer = Rates()
+    trainer(tmp_path / "a", [LeapCallback(4), longer], max_steps=60, **options).train(folders[1])
+    assert longer.rates[0] == pytest.approx(whole.rates[15])
+    for path in tmp_path.glob("checkpoint-19/nextrl_state*"):
+        path.unlink()
+    forgotten = Rates()
+    trainer(tmp_path / "a", [LeapCallback(4), forgotten], max_steps=20, **options).train(folders[0])
+    assert forgotten.rates == pytest.approx(whole.rates[19:])
 
 
 def late() -> Any:

@@ -169,6 +169,11 @@ class LeapCallback(TrainerCallback):
         """
         if self._session is not None:  # an earlier training may have been cut off in the middle of a step
             self._session.run.tools.fresh.stop()
+        if getattr(args, "enable_jit_checkpoint", False):
+            raise InputError(
+                "enable_jit_checkpoint=True saves in the middle of a step, past all callbacks, so that such a "
+                "checkpoint would lack what LeapCallback remembers: set it to False, and save often (save_steps)"
+            )
         trainer = self._training(state)
         replaced = _First.go_first(self, trainer.callback_handler)
         if sum(isinstance(callback, LeapCallback) for callback in trainer.callback_handler.callbacks) > 1:
@@ -198,20 +203,21 @@ class LeapCallback(TrainerCallback):
         )
         if self._options["adapt_lr"] or self._options["leaps"]:  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
-        resumed = resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
-        before = self if self._session is not None else replaced
-        if before is not None:
-            before._undo(run, resumed)
+        resumed = _resumed(args, state)
+        for before in (replaced, self):
+            if before is not None:
+                before._undo(run.optimizer, run.scheduler, resumed)
         self._run, self._ended, self._delivered = run, None, None
         options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
         self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
         if resumed is not None:
+            self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
         # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
         if keep_out is not None and not getattr(self._policy, "never_searches", False):
             keep_out()
         if args.should_save:
-            memory.forget_pending(Path(args.output_dir))
+            memory.settle_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)
         self._session.checkpoint_is_there(state.global_step)
 
@@ -243,7 +249,18 @@ class LeapCallback(TrainerCallback):
             self.end_step(state)
         if session.memory.waiting:
             control.should_save = True
+        self._prepare(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the memory ready for a checkpoint that is asked for here only (`save_strategy="epoch"`)."""
+        self._prepare(args, state, control)
+
+    def _prepare(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Write down what belongs into the checkpoint that the trainer is about to write, if it is."""
         if control.should_save:
+            session = self._running()
             weights = session.run.adapter.fingerprint()  # on every process: pieces are put together for it
             if args.should_save:
                 # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
@@ -273,7 +290,7 @@ class LeapCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give back the rate that the end of the run took."""
+        """Stop listening to what is sampled."""
         self._running().train_ended()
 
     def _training(self, state: TrainerState) -> Any:
@@ -312,18 +329,39 @@ class LeapCallback(TrainerCallback):
         known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
         return {**self._running().state(), **known}
 
-    def _undo(self, run: LiveRun, resumed: Path | None) -> None:
-        """Take back what this callback's training has left in the optimizer's rate, if the optimizer is used again.
+    def _undo(self, optimizer: Any, scheduler: Any, resumed: Path | None) -> None:
+        """Take back what this callback's training has left in its optimizer's rate, now that another one begins.
 
         A training that begins anew keeps the rate that was found, without what the end of the run took where it was
         cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
+
+        Args:
+            optimizer, scheduler: of the training that begins.
         """
-        if self._session is None or self._run is None or self._run.optimizer is not run.optimizer:
+        if self._session is None or self._run is None:
             return
-        if resumed is None:
-            run.multiply_rate(1.0 / self._session.memory.cooled)
-        elif not (resumed / "scheduler.pt").is_file():
-            run.multiply_rate(1.0 / self._session.memory.factor)
+        kept = self._session.memory
+        if self._run.optimizer is optimizer:
+            self._run.scheduler = scheduler  # the trainer makes a new one from the optimizer's rates
+            if resumed is not None:
+                if not (resumed / "scheduler.pt").is_file():
+                    self._run.multiply_rate(1.0 / kept.factor)
+                kept.factor = kept.cooled = 1.0
+        self._session.train_ended()
+
+    def _bring_pending(self, folder: Path, writes: bool) -> None:
+        """Put what waits for the checkpoint that is resumed into it, before any process reads there.
+
+        Args:
+            writes: whether this process is one that writes checkpoints.
+        """
+        run = self._running().run
+        known = run.ranks.once(partial(memory.rival, folder))
+        if known:
+            known = known if run.adapter.belongs(known) else {}
+        if writes and known != {}:
+            memory.deliver_pending(folder)
+        run.ranks.wait()
 
     def _resume(self, folder: Path, step: int) -> None:
         session = self._running()
@@ -368,6 +406,11 @@ class LeapCallback(TrainerCallback):
         say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
 
+def _resumed(args: TrainingArguments, state: TrainerState) -> Path | None:
+    """The checkpoint that a training goes on from; None of one that begins."""
+    return resumed_from(Path(args.output_dir), state.global_step) if state.global_step else None
+
+
 class _First(TrainerCallback):
     """What is done before other callbacks look; first in a trainer's list, wherever its `LeapCallback` stands.
 
@@ -394,6 +437,13 @@ class _First(TrainerCallback):
     def _serves(self) -> bool:
         """Whether the callback that it stands for is still there."""
         return self._owner in self._handler.callbacks
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where the callback was removed, take back what it left in the rate."""
+        if not self._serves:
+            self._owner._undo(kwargs["optimizer"], kwargs["lr_scheduler"], _resumed(args, state))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
