@@ -47,10 +47,11 @@ class RunRate:
 
     Attributes:
         adapts: the same, until the optimizer's steps are seen to ignore the rate, or something else sets it.
+        cooled: share of the rate that the end of the run left the latest step; 1.0 before that.
     """
 
     def __init__(self, run: apply_leap.Run, policy: Policy, adapts: bool) -> None:
-        self.adapts = adapts
+        self.adapts, self.cooled = adapts, 1.0
         self._run, self._policy = run, policy
         self._share: float | None = (
             None  # of the schedule's height, at the latest step; None before any was seen
@@ -230,8 +231,9 @@ class RunRate:
         if memory.cooled == cooled or (
             memory.cooled == 1.0 and (_lowered(run.share) or (cooled < 1.0 and self._falls_by_itself(step)))
         ):
-            return
+            cooled = memory.cooled
         self._scale_to(memory, cooled)
+        self.cooled = cooled
 
     def _falls_by_itself(self, step: int) -> bool:
         """Whether the schedule is going to; asked once, since each asking may try all steps that are left."""

@@ -191,6 +191,11 @@ class Session:
         """The optimizer has taken the step after `step`, and the schedule has not followed yet."""
         self._rate.leave_to_others(step + 1, self.memory)
 
+    @property
+    def cooled(self) -> float:
+        """Share of the rate that the end of the run left the latest step; 1.0 before that."""
+        return self._rate.cooled
+
     def train_ended(self) -> None:
         """Stop listening, and give back what a step that was cut off took of the rate."""
         self.run.tools.fresh.stop()

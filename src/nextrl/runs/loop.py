@@ -157,7 +157,7 @@ def run_arm(arm: ArmSettings, folder: Path, plain: Path, progress: Progress | No
         callbacks=[*([leaper] if leaper else []), meter, NamesItsBase(arm.model), PromptOrder()],
     )
     if leaper:
-        meter.costs = lambda: leaper.costs
+        meter.costs, meter.cooled = lambda: leaper.costs, lambda: leaper.cooled
     resume = str(trainer_checkpoint(plain, arm.start)) if arm.start and not arm.merge else None
     trainer.train(resume_from_checkpoint=resume)
     _update(record, leaper, trainer.state)
@@ -188,7 +188,7 @@ def train(
     meter.progress = progress or meter.progress
     leaper = _leaper(arm, run.out / TRAJECTORY, run.out, on_leap=meter.evaluate)
     if leaper:
-        meter.costs = lambda: leaper.costs
+        meter.costs, meter.cooled = lambda: leaper.costs, lambda: leaper.cooled
 
     def update(state: TrainerState) -> None:
         meter.tick()

@@ -32,6 +32,7 @@ class Meter(TrainerCallback):
 
     Attributes:
         costs: what deciding on leaps has taken so far.
+        cooled: share of the rate that the end of the run left the latest step.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Meter(TrainerCallback):
         self._offset: int | None = 0 if record.steps else None
         self._mark: float | None = None
         self.costs: Callable[[], Costs] = Costs
+        self.cooled: Callable[[], float] = lambda: 1.0
         self.progress: Progress = lambda name, step: None
 
     def on_train_begin(
@@ -105,7 +107,7 @@ class Meter(TrainerCallback):
         trained = (step - (self._offset or 0)) * self._arm.train.completions_per_step
         record.completions.append(self._completions + trained + self.costs().search_completions)
         record.seconds.append(round(self._seconds, 3))
-        record.learning_rate.append(rate_of(optimizer))
+        record.learning_rate.append(rate_of(optimizer) * self.cooled())
         self._mark = time.perf_counter()
 
 

@@ -115,7 +115,7 @@ class ArmSeries(_Part):
         greedy, greedy_se: the same of greedy answers.
         completions: generated so far, for training and for searches.
         seconds: of training, fits and searches so far.
-        learning_rate: as it was set at that step, without what the cooldown takes for a step alone.
+        learning_rate: as that step left it, in a cooldown the share that the step was taken at.
         rate_steps, rates: the steps that were taken at another rate than the step before, and that rate; empty in files
             of earlier versions.
     """

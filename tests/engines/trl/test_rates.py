@@ -231,8 +231,12 @@ def test_what_the_cooldown_takes_of_the_rate_is_not_in_checkpoints(tmp_path: Pat
     """A run is longer after all, without the callback, without its memory, or with it: the rate is the whole one."""
     options = {**SAVING, "learning_rate": 2e-2, "save_steps": 19}
     whole = Rates()
-    trainer(tmp_path, [LeapCallback(4), whole], max_steps=20, **options).train()
+    run = trainer(tmp_path, [LeapCallback(4), whole], max_steps=20, **options)
+    run.train()
     assert whole.rates[19] == pytest.approx(whole.rates[15] / 4)
+    logged = [e["learning_rate"] for e in run.state.log_history if "learning_rate" in e]
+    # Between steps the rate is whole; the log has what steps were taken at.
+    assert logged[15:] == pytest.approx(whole.rates[15:])
     folders = [str(tmp_path / f"checkpoint-{step}") for step in (19, 20)]
     for folder in folders:
         without = Rates()

@@ -154,6 +154,11 @@ class LeapCallback(TrainerCallback):
         """What has been spent."""
         return self._session.costs if self._session else Costs()
 
+    @property
+    def cooled(self) -> float:
+        """Share of the rate that the end of the run left the latest step; 1.0 before that."""
+        return self._session.cooled if self._session else 1.0
+
     def _running(self) -> Session:
         if self._session is None:
             raise InputError("LeapCallback was added while training runs: add it before trainer.train()")
