@@ -110,8 +110,13 @@ def test_a_checkpoint_saved_at_the_reset_is_noticed_and_a_run_without_one_is_not
     run = reset_run(tmp_path / "zero", [])
     file = run / "checkpoint-50" / "adapter_model.safetensors"
     state = load_file(file)
-    save_file({k: t * ("lora_A" in k) for k, t in state.items()}, file, metadata={"format": "pt"})
+    torch.manual_seed(1)
+    drawn = {k: torch.randn_like(t) if "lora_A" in k else 0 * t for k, t in state.items()}
+    save_file(drawn, file, metadata={"format": "pt"})
     assert "the adapter was reset after step 40" in str(open_run(run).problems[0])
+    # `auto` takes a run back to where it began: B is zero there, too, and A is what it was.
+    save_file({k: t * ("lora_A" in k) for k, t in state.items()}, file, metadata={"format": "pt"})
+    assert open_run(run).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,12 @@ def test_what_is_wrong_with_an_adapter_is_not_hidden_by_a_merged_model_beside_it
         Trajectory.from_full_weights(tmp_path, saved / "base")
 
 
+def test_a_number_beside_a_trainers_own_names_is_no_checkpoint_of_it(saved, placed):
+    run = placed("checkpoint-{}")
+    shutil.copytree(saved / "base", run / "2024")
+    assert Trajectory.from_full_weights(run, saved / "base", rank=4).steps == (10, 20)
+
+
 def test_full_weights_under_two_kinds_of_names_are_refused(saved, placed):
     placed("checkpoint-{}")
     with pytest.raises(InputError, match=r"two kinds of names, .*checkpoint-10 and .*step_10"):

@@ -139,6 +139,24 @@ def test_a_program_that_makes_no_examples_twice_is_refused_in_one_line(tmp_path:
         inputs.check_repeatable(str(path), now)
 
 
+def test_where_a_program_is_run_again_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may print as it ends, import what only its caller can find, and lie beside files named as Python's modules."""
+    for name in ("here", "kit"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kit" / "only_the_caller_finds_this.py").write_text("WORDS = [str(i) for i in range(9)]\n")
+    (tmp_path / "here" / "random.py").write_text("raise SystemExit('shadowed')\n")
+    path = tmp_path / "task.py"
+    path.write_text(
+        "import atexit\nfrom only_the_caller_finds_this import WORDS\natexit.register(print, 'done')\n"
+        "def examples(split): return [(split + w, w) for w in WORDS]\ndef reward(c, a): return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "kit"))
+    inputs.check_repeatable(str(path), inputs.digests(base.get(str(path)), str(path), "tiny"))
+
+
 def test_tasks_that_no_program_makes_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere")
     for name in ("chain", "data.jsonl:math"):

@@ -50,7 +50,8 @@ def _begun_anew(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
     """A problem of every checkpoint where the adapter was merged into the base and reset on the way (ReLoRA).
 
     The base is another one from there on, and no file says so. In a reset B begins at zero again, and A with new draws:
-    nothing that a training does to an adapter makes B shorter and A another in one window.
+    nothing that a training does to an adapter makes B shorter and A another in one window; a run that `auto` begins
+    again has B at zero, too, and A where it was.
     """
     told = ""
     for early, late in itertools.pairwise(opened):
@@ -79,7 +80,7 @@ def _reset_between(early: AdapterCheckpoint, late: AdapterCheckpoint) -> bool:
         length, length2 = float(b.double().norm()), float(b2.double().norm())
         if length > 0.0:
             cosine = torch.cosine_similarity(a.double().flatten(), a2.double().flatten(), dim=0)
-            seen.append(length2 < _SHORTER * length and (float(cosine) < _OTHER or length2 == 0.0))
+            seen.append(length2 < _SHORTER * length and float(cosine) < _OTHER)
     return bool(seen) and all(seen)
 
 

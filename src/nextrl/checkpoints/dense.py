@@ -37,9 +37,11 @@ _NAMES = (
     re.compile(r"^global_step_(\d+)$"),
     re.compile(r"^global_step(\d+)_hf$"),
     re.compile(r"^global_step(\d+)$"),
-    re.compile(r"^(?:(?:step|iter)[-_]?)?(\d+)(?:_hf)?$"),
+    re.compile(r"^(?:step|iter)[-_]?(\d+)(?:_hf)?$"),
 )
 """How trainers name the folder of a step; the first group is the step."""
+
+_PLAIN = re.compile(r"^(\d+)(?:_hf)?$")
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 """Endings of the names of transformers' causal language models, the second that of GPT-2's kind."""
@@ -83,13 +85,14 @@ def find(run: Path | Mapping[int, Path]) -> dict[int, Path]:
     if isinstance(run, Mapping) or run.is_file():
         listed = folders.listed(run) if isinstance(run, Mapping) else folders.read_list(run)
         return {where.step: model_in(where.folder) or where.folder for where in listed.located}
-    kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))]
+    # A bare number beside a trainer's own names is no checkpoint of it.
+    kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))] or [_find(run, _PLAIN)]
     if len(kinds) > 1:
         one, other = (next(iter(kind.values())) for kind in kinds[:2])
         raise InputError(
             f"{run}: holds full weights under two kinds of names, {one} and {other}: move one kind away"
         )
-    return kinds[0] if kinds else {}
+    return kinds[0]
 
 
 def _find(run: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

@@ -30,13 +30,6 @@ def _lowered(share: float) -> bool:
     return share < 1.0 and not math.isclose(share, 1.0)
 
 
-def _forget_factor(memory: Memory) -> None:
-    """The rate is the schedule's own from now on, and stays so where a leap is taken back."""
-    memory.factor = memory.cooled = 1.0
-    if memory.snapshot is not None:
-        memory.snapshot.factor = 1.0
-
-
 class RunRate:
     """Multiplies a run's learning rate, unless that is forbidden or optimizer or schedule turn out not to follow it.
 
@@ -138,7 +131,7 @@ class RunRate:
                 step=step,
             )
         run.release_rate(memory.factor)
-        _forget_factor(memory)
+        self._forget_factor(memory)
 
     def leave_to_schedule(self, step: int, memory: Memory) -> None:
         """Where the schedule makes rates from numbers of its own, which no factor reaches, let them be from now on.
@@ -159,7 +152,7 @@ class RunRate:
             )
         if memory.factor != 1.0:
             self._run.release_rate(memory.factor)
-        _forget_factor(memory)
+        self._forget_factor(memory)
 
     def _out_of_reach(self, step: int, factor: float) -> bool:
         """Whether the schedule, tried once beforehand, does not follow, and the rate has been changed or is to be."""
@@ -214,7 +207,7 @@ class RunRate:
                 step=step,
             )
         apply_leap.scale_rate(run, memory, 1.0 / memory.factor)
-        _forget_factor(memory)
+        self._forget_factor(memory)
 
     def changes(self, before: State, rate: float) -> None:
         """The rate is about to change after a step that began at `before` and was taken at `rate`."""
@@ -227,7 +220,10 @@ class RunRate:
         A schedule that falls by itself is left alone.
         """
         run = self._run
-        cooled = self._policy.cooled(step, run.max_steps) if self.adapts else 1.0
+        # A schedule that could not be tried may set rates of its own, of which nothing was taken to be given back.
+        cooled = (
+            self._policy.cooled(step, run.max_steps) if self.adapts and self._reached is not None else 1.0
+        )
         if memory.cooled == cooled or (
             memory.cooled == 1.0 and (_lowered(run.share) or (cooled < 1.0 and self._falls_by_itself(step)))
         ):
@@ -247,6 +243,14 @@ class RunRate:
         Between steps the rate is whole: whoever goes on from a checkpoint, or after the last step, begins with it.
         """
         self._scale_to(memory, 1.0)
+        if math.isclose(memory.factor, 1.0, rel_tol=1e-12):
+            memory.factor = 1.0  # a rate that nobody changed: a share and its inverse make 1 only nearly
+
+    def _forget_factor(self, memory: Memory) -> None:
+        """The rate is the schedule's own from now on, and stays so where a leap is taken back."""
+        memory.factor = memory.cooled = self.cooled = 1.0
+        if memory.snapshot is not None:
+            memory.snapshot.factor = 1.0
 
     def _scale_to(self, memory: Memory, cooled: float) -> None:
         if cooled != memory.cooled:

@@ -175,7 +175,7 @@ class Session:
         self._rate.leave_to_schedule(step + 1, self.memory)
         self._rate.cool(self.memory, step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
-        share = self._rate.share_ahead(step)
+        share = self._rate.share_ahead(step) * self._rate.cooled
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None
@@ -321,7 +321,7 @@ class Session:
         stay = [
             name
             for name, asked, may in (
-                ("weights", decision.alpha != 0.0 or decision.back != "", moves),
+                ("weights", decision.alpha != 0.0 or decision.back != "", self._leaps),
                 ("rate", decision.rate_factor != 1.0, self._rate.adapts),
             )
             if asked and not may

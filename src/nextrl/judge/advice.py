@@ -105,10 +105,6 @@ RATE_EVIDENCE: dict[str, RateEvidence] = {
 }
 
 
-_COOLED = 0.3
-"""Share of a run's highest rate at or below which its last checkpoint is of a cooldown: averaging adds nothing."""
-
-
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Advice:
     """What to do.
@@ -283,8 +279,10 @@ def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
     said = f"This run was under auto, which sets the rate by itself: {f.auto}."
     if _ruined(f, t):
         return replace(advice, reasons=(first, said, *rest))
-    if advice.advice == "average" and f.rate and (f.rate_now or f.rate) <= _COOLED * f.rate:
-        cooled = "It let the rate fall at the end, which gains what an average would: use the last checkpoint as it is."
+    if advice.advice == "average" and f.cooled:
+        cooled = (
+            "The rate fell at the end, which gains what an average would: use the last checkpoint as it is."
+        )
         return replace(
             advice, advice="continue", method=None, confidence="low", reasons=(first, said, cooled)
         )

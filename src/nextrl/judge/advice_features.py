@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,9 @@ from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
+
+_COOLED = 0.3
+"""Share of the rate that a fall began from at or below which the last checkpoint counts as cooled."""
 
 _STEADY = 0.9
 """Share of the highest rate lately that the lowest one has where the rate counts as constant."""
@@ -46,6 +50,7 @@ class AdviceFeatures:
             run; None (like the next two) if none was logged.
         rate_now: the rate that was logged last.
         steady: whether the rate was constant, within a tenth, over the steps that `windows` span.
+        cooled: whether the rate fell from log to log at the end, to a third or less.
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
         fall_by_chance, rise_by_chance: how far below `best`, and how high a `rise`, chance alone brings a reward that
             stands still (`reward_windows`); None where the windows are too few to tell, or nobody measured it.
@@ -70,6 +75,7 @@ class AdviceFeatures:
     rate: float | None = None
     rate_now: float | None = None
     steady: bool | None = None
+    cooled: bool = False
     auto: str = ""
     fall_by_chance: float | None = None
     rise_by_chance: float | None = None
@@ -151,6 +157,7 @@ def features(
         rate=rate,
         rate_now=rate_now,
         steady=steady,
+        cooled=_cooled(traj),
         auto=_auto(traj),
         updates=updates,
         beta1_unsaid=not trainer_log.knows_beta1(traj),
@@ -262,6 +269,19 @@ def _rates(traj: Trajectory, span: int) -> tuple[float | None, float | None, boo
     steady = min(seen) >= _STEADY * max(seen)
     # A rate of zero is none that a factor could raise.
     return max(seen) if steady and max(seen) > 0 else peak, list(logged.values())[-1], steady
+
+
+def _cooled(traj: Trajectory) -> bool:
+    """Whether the last logged rates fall each time, three times or more, to `_COOLED` of what they fell from.
+
+    A rate that was cut once falls once, and is no cooldown.
+    """
+    backwards = list(trainer_log.learning_rates(traj).values())[::-1]
+    falls = [
+        earlier
+        for later, earlier in itertools.takewhile(lambda two: two[0] < two[1], itertools.pairwise(backwards))
+    ]
+    return len(falls) >= 3 and backwards[0] <= _COOLED * falls[-1]
 
 
 def _auto(traj: Trajectory) -> str:

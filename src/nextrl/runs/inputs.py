@@ -35,11 +35,14 @@ HOW_TO_REPEAT = (
     "seed what shuffles them; where the order of a set is in them, export PYTHONHASHSEED=0 before each start"
 )
 _ANOTHER_PROCESS = """\
-import sys
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
 from nextrl.runs import inputs
 from nextrl.tasks import base
-print(inputs.examples(base.get(sys.argv[1])))
+print(inputs.FOUND, inputs.examples(base.get(sys.argv[1])))
 """
+FOUND = "nextrl found the examples"
+"""Before the digest in what another process prints, since the program may print as well."""
 
 
 def examples(task: Task) -> str:
@@ -62,14 +65,14 @@ def check_repeatable(task_name: str, now: dict[str, str]) -> None:
     """
     if not base.from_program(task_name):
         return
-    command = [sys.executable, "-c", _ANOTHER_PROCESS, task_name]
+    # -P: what lies in the working directory must not take the place of a module of Python's own.
+    command = [sys.executable, "-P", "-c", _ANOTHER_PROCESS, task_name, json.dumps(sys.path)]
     there = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if there.returncode:
         last = (there.stderr.strip().splitlines() or [f"exit code {there.returncode}"])[-1]
         why = one_line(last.removeprefix("nextrl.errors.InputError: "))
         raise InputError(f"task {task_name}: its examples could not be made a second time: {why}")
-    # The program may print, too; the digest comes last.
-    if there.stdout.split()[-1:] != [now[_EXAMPLES]]:
+    if f"{FOUND} {now[_EXAMPLES]}" not in there.stdout.splitlines():
         raise InputError(
             f"task {task_name}: its examples are others in each process, so that no run could be gone on with or "
             f"compared: {HOW_TO_REPEAT}"

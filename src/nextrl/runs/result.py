@@ -181,7 +181,7 @@ class LeapEntry(_Part):
         divergence: what the window, or the step, moved the policy by, nats per token.
         reason: one clause.
         scores: candidate -> mean reward or accuracy on validation prompts.
-        accepted: whether the adapter moved.
+        accepted: whether a leap was made; what was taken back is none.
     """
 
     step: Figure = None

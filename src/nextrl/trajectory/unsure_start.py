@@ -28,7 +28,8 @@ def doubt_of(traj: Trajectory) -> str:
     stored = [c for c in traj.checkpoints if isinstance(c, AdapterCheckpoint)]
     if traj.doubt is not None or traj.start or not traj.knows_start or len(stored) < len(traj.checkpoints):
         return traj.doubt or ""
-    return far_start(stored)
+    asked = far_start(stored)
+    return asked and f"{asked} (--start 0, in Python start=0, says that it was not)"
 
 
 def doubting(traj: Trajectory) -> Trajectory:
@@ -61,7 +62,7 @@ def far_start(checkpoints: Sequence[AdapterCheckpoint]) -> str:
     return (
         f"{first.folder}: lies {ratio:.0f} times as far from the base model, per step and rate, as step {second.step} "
         "lies from it: was the run begun from an adapter? Then add that as checkpoint-0, or deltas from the start are "
-        "wrong (--start 0, in Python start=0, says that it was not)"
+        "wrong"
     )
 
 
