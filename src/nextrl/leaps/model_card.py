@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from nextrl.checkpoints.atomic import write_bytes
-from nextrl.errors import printable
+from nextrl.errors import MissingExtra, needs, printable
 from nextrl.leaps.provenance import CARD
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
@@ -185,8 +185,9 @@ def hub_id(named: object) -> str | None:
     if named in bases.names() or not _HUB_NAME.fullmatch(named) or Path(named).exists():
         return None
     try:
-        from huggingface_hub import constants
-    except ModuleNotFoundError:  # what downloads into a cache is not here
+        with needs("trl", "a look into the Hub's cache"):
+            from huggingface_hub import constants
+    except MissingExtra:  # what downloads into a cache is not here
         return None
     folder = Path(constants.HF_HUB_CACHE, _CACHED + named.replace("/", "--"))
     return named if (folder / "snapshots").is_dir() else None

@@ -637,7 +637,7 @@ def test_a_callback_attached_to_one_trainer_and_added_to_the_next_leaps_in_that_
     second = trainer(tmp_path / "second", [callback, seen], max_steps=8)
     second.train()
     assert callback._running().run.trainer is second
-    rates = [seen.ends[step][2] for step in (1, 5, 8)]
+    rates = [seen.begins[step][2] for step in (1, 5, 8)]
     assert rates == pytest.approx(
         [COMMON["learning_rate"], COMMON["learning_rate"], COMMON["learning_rate"] / 2]
     )
