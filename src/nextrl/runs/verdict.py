@@ -191,7 +191,8 @@ def _about_rate(record: ArmRecord) -> list[str]:
         told.append(f"{'ended' if cooled is None else 'stood'} at {stood:.2g}")
     if cooled is not None:
         steps = record.steps[-1] - cooled.begins
-        over = f" over the last {steps:g} steps" if record.rates else ""
+        last_steps = "its last step" if steps == 1 else f"the last {steps:g} steps"
+        over = f" over {last_steps}" if record.rates else ""
         told.append(f"was brought down to {last:.2g} by the cooldown that ends a run{over}")
     return [f"{', '.join(told[:-1])} and {told[-1]}." if len(told) > 1 else f"{told[0]}."]
 
