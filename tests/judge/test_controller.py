@@ -106,6 +106,17 @@ def test_a_step_to_nan_lowers_a_rate_that_has_not_held() -> None:
     assert bold.broken(2, again=False).back == "run"
 
 
+@pytest.mark.parametrize("left", [0, 10, 38])
+def test_a_rate_that_is_first_seen_in_the_cooldown_is_left_alone(left: int) -> None:
+    """A run taken up there without its memory: a short step is the cooldown's, and was a rate too low."""
+    controller = Controller()
+    for step in (200 - left, min(200, 201 - left)):
+        assert controller.step(step, 1e-5, left=200 - step) is None
+    early = Controller().step(150, 1e-5, left=50)
+    assert early is not None
+    assert early.rate_factor > 2.0
+
+
 def test_a_rate_near_the_goal_is_left_alone() -> None:
     for moved in (0.0009, 0.004, 0.1):
         assert Controller().step(1, moved) is None

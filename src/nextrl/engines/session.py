@@ -175,7 +175,7 @@ class Session:
         self._rate.leave_to_schedule(step + 1, self.memory)
         self._rate.cool(self.memory, step + 1)
         self.memory.rate = max(self.memory.rate, run.rate)
-        share = self._rate.share_ahead(step) * self._rate.cooled
+        share = self._rate.share_ahead(step)
         window = self._window(step, self.memory.rewards)
         ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
         self._watched = None

@@ -129,6 +129,10 @@ class Controller:
             return self._taken_back(step, moved, share)
         if self._settled:
             return None
+        if math.isfinite(left) and self.cooled(step, step + round(left)) < 1.0:
+            # At a share of the rate a step says little of the whole, and there is no time left to use another.
+            self._settled = True
+            return None
         if self._probation is None and _NOTHING <= moved <= hidden:
             return self._unresolved(step, hidden / share**2)
         return self._first(step, moved, share, left)

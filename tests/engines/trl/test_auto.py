@@ -305,21 +305,6 @@ def test_windows_end_where_the_buffer_turns_over(tmp_path: Path) -> None:
     assert [d.step for d in callback.decisions] == [5, 9, 13]
 
 
-def test_a_step_in_the_cooldown_is_looked_at_as_a_share_of_the_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else the first step that could be looked at would be too short there, and the whole rate would be raised."""
-    shares: dict[int, float] = {}
-
-    def decide_step(self: Any, view: Any, step: int, share: float = 1.0) -> None:
-        shares[step] = share
-
-    monkeypatch.setattr(Auto, "checks", lambda self, step: True)
-    monkeypatch.setattr(Auto, "decide_step", decide_step)
-    trainer(tmp_path, [LeapCallback(config=replace(QUIET, cooldown=0.2))], max_steps=20).train()
-    assert [shares[step] for step in (16, 17, 18, 19, 20)] == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.25])
-
-
 def test_switched_off_it_only_watches(tmp_path: Path) -> None:
     plain = trainer(tmp_path / "plain", learning_rate=1e-6)
     plain.train()
