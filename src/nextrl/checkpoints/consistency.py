@@ -70,7 +70,7 @@ _LOOKED_AT = 4
 
 
 def _reset_between(early: AdapterCheckpoint, late: AdapterCheckpoint) -> bool:
-    """Whether each of some modules that had moved has a far shorter B, and an A that is another (or B is all zero)."""
+    """Whether each of some modules that had moved has a far shorter B, and an A that is another."""
     seen = []
     for module in sorted(early.modules, key=early.shape)[:_LOOKED_AT]:
         try:
