@@ -18,6 +18,7 @@ from torch import Tensor
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.dense import FullModel
 from nextrl.errors import InputError
+from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 from nextrl.trajectory.rounding import rounding_variance
 
@@ -96,8 +97,7 @@ class FullCheckpoint(MemoryCheckpoint):
     def beyond(self, module: str) -> float:
         """The part of |W_t - W_base|^2 that the factors do not hold."""
         a, b = (tensor.double() for tensor in self.tensors[module])
-        kept = float(((b.mT @ b) * (a @ a.mT)).sum())
-        return max(0.0, self.squares[module] - kept)
+        return max(0.0, self.squares[module] - float(LowRank(b, a.mT).square))
 
     def not_followed(self, base: FullModel) -> list[str]:
         """Whole names of the tensors that this checkpoint and a base have, and that no module is."""
