@@ -1,13 +1,15 @@
 """The NExt paper's ablations (e), as switches of `next-paper`: what is left of a leap at step 150 without each part?
 
-    python -m studies.paper.ablations           # goes on where it was stopped, variant by variant
-    python -m studies.paper.ablations_table     # of the published records, or of the folder named
+    python -m studies.paper.ablations                     # goes on where it was stopped, variant by variant
+    python -m studies.paper.ablations --tasks short-sums  # SmolLM2-135M-Instruct, an hour and a half for each seed
+    python -m studies.paper.ablations_table               # of the published records, or of the folder named
 
 One run for each task and seed at the cautious rate, 200 steps of 16 x 8 completions, a checkpoint every 5; the same
 with full fine-tuning at a tenth of the rate (the paper's "without LoRA"). Each variant is fitted at step 150 on
 checkpoints every 10 and leaps by every alpha; the weights are W_150 plus all of the leap, whatever rank it has, and
 1000 held-out prompts are sampled once each, with the same random numbers. Beside the accuracy stands the cosine with
-what the run really did in the next 50 steps.
+what the run really did in the next 50 steps. SmolLM2 has 8 x 8 completions, a checkpoint every 10, 256 prompts, and
+the variants whose fit takes minutes: one of the published networks takes 20 there.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.trajectory import Trajectory
 from studies.folders import default_out, parser
+from studies.paper.claims import SMOLLM2_CAUTIOUS, SMOLLM2_TASK, TASKS, Cell
+from studies.paper.claims import arm as claims_arm
 
-TASKS = ("chain", "chain-wrong-rule")
 RATE, AT, HORIZON, STEPS, SAVED, EVERY = 5e-5, 150, 50, 200, 5, 10
 ALPHAS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 4.0, 8.0)
-TEST = 1000
+TEST = {task: 1000 for task in TASKS} | {SMOLLM2_TASK: 256}
 FULL_RANK = 128  # as wide as the tiny model's matrices: nothing of a full fine-tuning delta is cut off
 
 
@@ -67,10 +70,23 @@ VARIANTS = (
     Variant("secant", method="secant"),
     Variant("secant, full fine-tuning", method="secant", full=True),
 )
+SMOLLM2_VARIANTS = (
+    "secant",
+    "next",
+    "width 16",
+    "width 64",
+    "as published",
+    "without global",
+    "without local",
+    "horizon 20",
+    "checkpoint every 25",
+)
 
 
 def arm(task: str, seed: int, full: bool) -> ArmSettings:
     """The run that is leapt from."""
+    if task == SMOLLM2_TASK:
+        return claims_arm(Cell(task, "grpo", SMOLLM2_CAUTIOUS, seed), "plain", STEPS)
     return ArmSettings(
         name=f"{task}/{'full' if full else 'lora'}/seed-{seed}",
         kind="plain",
@@ -82,7 +98,7 @@ def arm(task: str, seed: int, full: bool) -> ArmSettings:
         lora=None if full else LoraSettings(),
         save=True,
         eval_at=(AT, STEPS),
-        eval_prompts=TEST,
+        eval_prompts=TEST[task],
     )
 
 
@@ -90,7 +106,7 @@ class Placed:
     """A base model that takes the weights of a checkpoint with a leap on top, and answers test prompts."""
 
     def __init__(self, task: str, run: Path, full: bool) -> None:
-        self.model, self.tokenizer = bases.load("tiny", task)
+        self.model, self.tokenizer = bases.load("smollm2-135m" if task == SMOLLM2_TASK else "tiny", task)
         self.task, self.start = base.get(task), dict(self.model.named_parameters())
         if full:
             self.whole = Trajectory.from_full_weights(run, bases.folder(f"tiny:{task}"), rank=FULL_RANK)
@@ -108,7 +124,7 @@ class Placed:
             for name, parameter in self.start.items():
                 module = name.removesuffix(".weight")
                 parameter.copy_(self.state[name] + deltas.get(module, torch.zeros(())))
-        found = evaluate(self.model, self.tokenizer, self.task, prompts=TEST, greedy=False)
+        found = evaluate(self.model, self.tokenizer, self.task, prompts=TEST[self.task.name], greedy=False)
         return round(found.accuracy, 4)
 
 
@@ -142,10 +158,12 @@ def work(job: tuple[str, int], out: Path, runs: Path, names: list[str]) -> str:
     one_thread()
     path = out / task / f"seed-{seed}.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"plain": {}, "variants": {}}
+    if task == SMOLLM2_TASK:
+        names = [name for name in SMOLLM2_VARIANTS if name in names]
+    by_name = {v.name: v for v in VARIANTS}
     for full in (False, True):
-        wanted = [
-            v for v in VARIANTS if v.full == full and v.name in names and v.name not in record["variants"]
-        ]
+        chosen = [by_name[name] for name in names if name not in record["variants"]]
+        wanted = [v for v in chosen if v.full == full]
         if not wanted:
             continue
         settings = arm(task, seed, full)
@@ -162,10 +180,10 @@ def work(job: tuple[str, int], out: Path, runs: Path, names: list[str]) -> str:
     return f"{task}, seed {seed}: {len(record['variants'])} variants"
 
 
-def jobs(seeds: list[int]) -> Iterator[tuple[str, int]]:
+def jobs(seeds: list[int], tasks: list[str]) -> Iterator[tuple[str, int]]:
     """Seed by seed, so that what is done is always whole seeds."""
     for seed in seeds:
-        for task in TASKS:
+        for task in tasks:
             yield task, seed
 
 
@@ -175,13 +193,15 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=default_out("paper") / "ablations", help="records")
     arguments.add_argument("--runs", type=Path, default=default_out("paper") / "runs", help="checkpoints")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--variants", nargs="+", default=[v.name for v in VARIANTS])
+    arguments.add_argument("--tasks", nargs="+", choices=[*TASKS, SMOLLM2_TASK], default=list(TASKS))
+    names = [v.name for v in VARIANTS]
+    arguments.add_argument("--variants", nargs="+", choices=names, default=names)
     arguments.add_argument("--workers", type=int, default=2)
     given = arguments.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     one = partial(work, out=given.out, runs=given.runs, names=given.variants)
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for line in pool.map(one, list(jobs(given.seeds))):
+        for line in pool.map(one, list(jobs(given.seeds, given.tasks))):
             print(line, flush=True)
 
 

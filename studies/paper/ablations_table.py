@@ -10,7 +10,8 @@ from typing import Any
 
 from studies.folders import published, records_to_read
 from studies.over_seeds import mean_and_error
-from studies.paper.ablations import ALPHAS, TASKS, VARIANTS
+from studies.paper.ablations import ALPHAS, VARIANTS
+from studies.paper.claims import SMOLLM2_TASK, TASKS
 
 SHOWN = ("0.5", "1.5", "4", "8")
 ALL_ALPHAS = tuple(f"{alpha:g}" for alpha in ALPHAS)
@@ -43,7 +44,7 @@ def main() -> None:
     """Two tables for each task."""
     folder = records_to_read("paper", __doc__)
     folder = folder / "ablations" if folder == published("paper") else folder
-    for task in TASKS:
+    for task in (*TASKS, SMOLLM2_TASK):
         every = [json.loads(path.read_text()) for path in sorted((folder / task).glob("seed-*.json"))]
         if not every:
             continue
