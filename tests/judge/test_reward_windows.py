@@ -77,13 +77,10 @@ def features(**rewards: float) -> AdviceFeatures:
         windows=windows,
         beta1=0.9,
         beta1_known=True,
-        drift_to_noise=0.0,
         recommended="none",
         horizon=0,
-        alpha=0.0,
         skill=0.0,
         backtested=True,
-        control="stay",
         **rewards,
     )
 
