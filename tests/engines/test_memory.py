@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 
 import hostile_inputs as hostile
-from nextrl.engines import decision_log
 from nextrl.engines import memory as memory_files
 from nextrl.engines.fingerprint import belongs, fingerprint
 from nextrl.engines.history import AdapterHistory
@@ -25,6 +24,7 @@ from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
+from nextrl.judge import decision_file
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
@@ -280,7 +280,7 @@ def test_windows_of_another_length_begin_anew(
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
     assert [d.step for d in other.decisions] == [2, 4, 6, 8]
-    assert [d.step for d in decision_log.read(out)] == [2, 4, 6, 8]
+    assert [d.step for d in decision_file.read(out)] == [2, 4, 6, 8]
     assert other.decisions[:2] == whole[2].decisions[:2]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nextrl.runs import comparison
-from nextrl.runs.loop import ArmRecord
+from nextrl.runs.arm import ArmRecord
 from nextrl.runs.result import Spent
 
 PER_STEP = 128

@@ -17,15 +17,8 @@ from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.runs import loop
-from nextrl.runs.loop import (
-    ArmRecord,
-    ArmSettings,
-    LeapSettings,
-    read_record,
-    run_arm,
-    settings_hash,
-    temperature_control,
-)
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings, read_record, settings_hash
+from nextrl.runs.loop import run_arm, temperature_control
 from nextrl.tasks import bases
 
 TRAIN = TrainSettings(steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-3)

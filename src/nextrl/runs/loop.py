@@ -31,28 +31,13 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.leaps.leap import leap
 from nextrl.runs.adapters import NamesItsBase, write_final
-from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings, Progress, read_record
 from nextrl.runs.layout import FINAL, LEAPS, RECORD, STOPPED, TRAJECTORY
 from nextrl.runs.meter import Meter, evaluation_weights
 from nextrl.runs.resume import Checkpoint, Resumable
 from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
-
-__all__ = [
-    "ArmRecord",
-    "ArmSettings",
-    "Kind",
-    "LeapSettings",
-    "Progress",
-    "RunFolder",
-    "one_thread",
-    "read_record",
-    "run_arm",
-    "settings_hash",
-    "temperature_control",
-    "train",
-]
 
 
 @dataclass(frozen=True)

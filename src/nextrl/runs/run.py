@@ -23,11 +23,11 @@ from typing import Any
 from nextrl.checkpoints.atomic import write_bytes, writing
 from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.adapter_fits import adapter_without_weights
-from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.folder_lock import claimed, locked
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.errors import InputError
 from nextrl.files import regular_file
+from nextrl.judge.decision_file import DECISIONS
 from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig

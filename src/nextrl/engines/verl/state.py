@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines import decision_log
 from nextrl.engines.fingerprint import Fingerprint, agrees
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json
+from nextrl.judge import decision_file
 from nextrl.say import say
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         values = read_json(path)
     except NoSuchFile:
         session.begins_late(step)
-        session.decisions = [made for made in decision_log.read(run.folder) if made.step <= step]
+        session.decisions = [made for made in decision_file.read(run.folder) if made.step <= step]
         say(
             log,
             "%s holds no state of nextrl: a new window begins at step %d, at the rate that verl has%s",
