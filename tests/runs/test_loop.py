@@ -177,9 +177,10 @@ def test_what_cannot_leap_or_merge_is_refused(wrong: dict[str, Any], words: str)
 
 
 def test_the_temperature_control_picks_on_validation_and_pays(
-    plain: tuple[Path, ArmRecord], tmp_path: Path
+    plain: tuple[Path, ArmRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0], (1.0, 0.2))
+    monkeypatch.setattr(loop, "TEMPERATURES", (1.0, 0.2))
+    record = temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0])
     assert record.label.startswith("temperature ")
     assert record.search_completions == 2 * 128
     assert record.completions == [32 + 2 * 128]

@@ -39,6 +39,9 @@ from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 
+TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2)
+"""What the temperature control samples at."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -257,9 +260,7 @@ def _update(record: ArmRecord, leaper: LeapCallback | None, state: TrainerState)
     record.rewards = [float(h["reward"]) for h in state.log_history if h.get("reward") is not None]
 
 
-def temperature_control(
-    arm: ArmSettings, folder: Path, plain: Path, temperatures: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2)
-) -> ArmRecord:
+def temperature_control(arm: ArmSettings, folder: Path, plain: Path) -> ArmRecord:
     """The plain arm's checkpoint at `start`, sampled at the temperature that validation prompts prefer.
 
     What sharpening alone would give, with no training at all; charged for the validation completions.
@@ -276,7 +277,7 @@ def temperature_control(
     began = time.perf_counter()
     scores = {
         t: evaluate(model, tokenizer, task, temperature=t, greedy=False, examples=validation).accuracy
-        for t in temperatures
+        for t in TEMPERATURES
     }
     seconds = time.perf_counter() - began
     best = max(scores, key=lambda t: scores[t])

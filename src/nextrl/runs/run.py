@@ -215,12 +215,10 @@ def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
         InputError: they do not.
     """
     task = base.get(config.task)
-    trained = config.train.max_completion_length or task.max_completion_length
     sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
-    texts = [example.prompt for split in sampled for example in task.examples(split)]
-    held_out = [example.prompt for example in task.examples("test")[: config.eval.prompts]]
-    for prompts, completion in ((texts, trained), (held_out, trained)):
-        check_context(*loaded, prompts, completion)
+    examples = [example for split in sampled for example in task.examples(split)]
+    prompts = [example.prompt for example in (*examples, *task.examples("test")[: config.eval.prompts])]
+    check_context(*loaded, prompts, config.train.max_completion_length or task.max_completion_length)
 
 
 @contextlib.contextmanager
