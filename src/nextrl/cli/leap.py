@@ -12,7 +12,6 @@ import typer
 
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.atomic import writing
-from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import (
     AllowPickle,
@@ -140,7 +139,7 @@ def leap(
     _check_kind(kind, base, rank)
     reason = ""
     if method is None and fixed is None:
-        advice = _advice(run, traj, at, updates_per_step)
+        advice = _advice(run, traj, updates_per_step)
         if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
@@ -279,14 +278,12 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(run: Path, traj: Trajectory, at: int | None, updates_per_step: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice:
     """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
 
     Raises:
-        InputError: it cannot judge this run, or there is no such checkpoint.
+        InputError: it cannot judge this run.
     """
-    if at is not None and at not in traj.steps:  # it was broken, and left out
-        raise no_checkpoint(at, traj.steps)
     try:
         return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
