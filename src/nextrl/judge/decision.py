@@ -19,10 +19,10 @@ from nextrl.judge.paired_search import Scores
 Back = Literal["", "step", "window", "run"]
 
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
-"""Names that fields had in files of earlier versions -> their names now."""
+"""Names that fields have in published records of studies -> their names now."""
 
 _DROPPED = {"leg", "persistence", "excess"}
-"""Fields of files of earlier versions that nothing asks for any more."""
+"""Fields of those records that nothing asks for any more."""
 
 
 @dataclass(frozen=True)
