@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_STEP, MAX_UPDATES, finite, usable_path, whole
+from nextrl.files import MAX_STEP, MAX_UPDATES, finite, in_range, usable_path
 
 MAX_PROMPTS = 10**7
 MAX_RANK = 2**16
@@ -31,7 +31,7 @@ def _whole(what: str, low: int, high: int = MAX_STEP) -> Callable[[int | None], 
     """A whole number, where one is given."""
 
     def checked(value: int | None) -> int | None:
-        return None if value is None else whole(value, what, low, high)
+        return None if value is None else in_range(value, what, low, high)
 
     return checked
 
@@ -45,7 +45,7 @@ rank = _whole("--rank", 1, MAX_RANK)
 
 def every_step(value: list[int] | None) -> list[int] | None:
     """Numbers of steps ahead."""
-    return None if value is None else [whole(step, "--horizon", 1) for step in value]
+    return None if value is None else [in_range(step, "--horizon", 1) for step in value]
 
 
 def temperature(value: float) -> float:

@@ -22,7 +22,7 @@ from nextrl.checkpoints.atomic import sealed, sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoint, trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.errors import InputError
-from nextrl.files import read_json, whole
+from nextrl.files import in_range, read_json
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
@@ -59,7 +59,9 @@ def read(folder: Path, *, thorough: bool = True) -> Checkpoint | Damaged:
                 return Damaged(f"{name} is missing or has another size")
             if (thorough or name == WEIGHTS) and sha256(file) != wanted["sha256"]:
                 return Damaged(f"{name} is not as it was written")
-        return Checkpoint(folder, whole(value["step"], "step", 0), ArmRecord.model_validate(value["record"]))
+        return Checkpoint(
+            folder, in_range(value["step"], "step", 0), ArmRecord.model_validate(value["record"])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, the run goes on from the checkpoint before.
         return Damaged(f"{MARKER} is missing or not readable")
