@@ -23,20 +23,7 @@ from nextrl.leaps.leap import leap
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.persistence import adam_persistence, excess
 from nextrl.trajectory.trajectory import Trajectory
-
-
-def measured(e: float, **changes: object) -> AdviceFeatures:
-    plain = AdviceFeatures(
-        step=200,
-        windows=tuple(PersistenceWindow(w, e, 0.0, e) for w in (10, 20, 50)),
-        beta1=0.9,
-        beta1_known=True,
-        recommended="none",
-        horizon=0,
-        skill=0.0,
-        backtested=True,
-    )
-    return dataclasses.replace(plain, **changes)
+from synthetic_runs import measured
 
 
 @pytest.mark.parametrize(
