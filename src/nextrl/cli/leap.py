@@ -147,8 +147,8 @@ def leap(
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
     choice = None
     if searches and task:
-        least = LEVEL if level is None else level
-        choice = _search(result, base, task, device, prompts or PROMPTS, least, seed)
+        most, least = PROMPTS if prompts is None else prompts, LEVEL if level is None else level
+        choice = _search(result, base, task, device, most, least, seed)
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
     written = None if staying else _write(result, out, base if kind is As.merged else None, rank, task, run)
