@@ -25,7 +25,8 @@ from nextrl.engines.settings import TrainSettings
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.leaps.leap import leap
-from nextrl.runs.loop import ArmSettings, LeapSettings, run_arm
+from nextrl.runs.arm import ArmSettings, LeapSettings
+from nextrl.runs.loop import run_arm
 from nextrl.tasks import bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate

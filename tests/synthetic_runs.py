@@ -6,11 +6,14 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextrl.judge.advice_features import AdviceFeatures
+from nextrl.judge.regime import PersistenceWindow
 from nextrl.leaps.leap import leap
 from nextrl.testing import MODULES, RANK, STEPS, Path, seal_after
 from nextrl.testing import drifting_walk as walk
@@ -113,3 +116,18 @@ def write(
         (place / "trainer_state.json").write_text(json.dumps(state))
         torch.save({"param_groups": [group]}, place / "optimizer.pt")
     return folder
+
+
+def measured(e: float, **changes: object) -> AdviceFeatures:
+    """What `advise` measures, with this excess over three windows, and no rewards unless they are among `changes`."""
+    plain = AdviceFeatures(
+        step=200,
+        windows=tuple(PersistenceWindow(w, e, 0.0, e) for w in (10, 20, 50)),
+        beta1=0.9,
+        beta1_known=True,
+        recommended="none",
+        horizon=0,
+        skill=0.0,
+        backtested=True,
+    )
+    return replace(plain, **changes)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, SFTConfig, SFTTrainer
 
+from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import agreed
 from nextrl.engines.settings import LoraSettings
@@ -147,6 +148,36 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends[state.global_step] = self._seen(kwargs)
+
+
+class States(TrainerCallback):
+    """The adapter at the end of every step."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(LiveAdapter(kwargs["model"]).read())
+
+
+class Before(TrainerCallback):
+    """The adapter as the optimizer leaves it in every step, before any leap."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.states.append(LiveAdapter(kwargs["model"]).read())
+
+
+def watched(out: Path, callback: TrainerCallback, **options: Any) -> tuple[Before, States, Any]:
+    """A run under a callback: what it found at each step (first where the run began), what it left, and the trainer."""
+    before, after = Before(), States()
+    model = fresh_model()
+    before.states.append(LiveAdapter(model).read())
+    built = trainer(out, [before, callback, after], model=model, **{"learning_rate": 1e-3, **options})
+    built.train()
+    return before, after, built
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

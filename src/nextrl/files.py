@@ -253,7 +253,7 @@ def finite(value: float, what: str, low: float, high: float) -> float:
     return value
 
 
-def whole(value: int, what: str, low: int, high: int = MAX_STEP) -> int:
+def in_range(value: int, what: str, low: int, high: int = MAX_STEP) -> int:
     """The same of a whole number."""
     if not low <= value <= high:
         raise InputError(f"{what} must be a whole number from {low} to {high}, not {shown(value)}")

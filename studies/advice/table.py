@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,9 +72,9 @@ def what_paid(rate: float, ends: dict[float, float]) -> str:
 
 
 def _seen(stored: dict[str, Any]) -> AdviceFeatures:
-    windows = tuple(PersistenceWindow(**w) for w in stored["windows"])
-    drift = math.inf if stored["drift_to_noise"] is None else stored["drift_to_noise"]
-    return AdviceFeatures(**{**stored, "windows": windows, "drift_to_noise": drift})
+    """The measurements of a record, without those that no rule reads any more."""
+    read = {field.name: stored[field.name] for field in fields(AdviceFeatures) if field.name in stored}
+    return AdviceFeatures(**{**read, "windows": tuple(PersistenceWindow(**w) for w in stored["windows"])})
 
 
 def read(folder: Path) -> list[Case]:

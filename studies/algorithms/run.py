@@ -17,7 +17,8 @@ from pathlib import Path
 from nextrl.engines import algorithms
 from nextrl.engines.settings import TrainSettings
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
-from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
+from nextrl.runs.arm import ArmSettings, LeapSettings
+from nextrl.runs.loop import one_thread, run_arm
 from studies.folders import default_out, parser
 
 CAUTIOUS, TUNED = 5e-5, 1e-3

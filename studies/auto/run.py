@@ -16,7 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from nextrl.engines.settings import TrainSettings
-from nextrl.runs.loop import ArmSettings, one_thread, run_arm
+from nextrl.runs.arm import ArmSettings
+from nextrl.runs.loop import one_thread, run_arm
 from studies.folders import default_out, parser
 from studies.grid import tasks as own
 from studies.grid.run import OWN

@@ -30,7 +30,8 @@ from torch import Tensor
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.leaps.leap import leap
-from nextrl.runs.loop import ArmSettings, one_thread, read_record, run_arm
+from nextrl.runs.arm import ArmSettings, read_record
+from nextrl.runs.loop import one_thread, run_arm
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.trajectory import Trajectory

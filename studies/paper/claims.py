@@ -29,7 +29,8 @@ from pathlib import Path
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.extrapolators.alphas import PAPER_ALPHA
 from nextrl.extrapolators.base import tags_by_name
-from nextrl.runs.loop import ArmSettings, LeapSettings, one_thread, run_arm
+from nextrl.runs.arm import ArmSettings, LeapSettings
+from nextrl.runs.loop import one_thread, run_arm
 from studies.folders import default_out, parser
 from studies.grid import tasks as own
 

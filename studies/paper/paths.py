@@ -31,7 +31,8 @@ from transformers import TrainerCallback
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.engines.trl.trainer import build_trainer, with_adapter
-from nextrl.runs.loop import one_thread, read_record
+from nextrl.runs.arm import read_record
+from nextrl.runs.loop import one_thread
 from nextrl.tasks import base, bases
 from nextrl.tasks.evaluate import evaluate
 from nextrl.trajectory.linearity import COMPONENTS, linearity_ahead

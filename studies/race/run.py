@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 
 from nextrl.engines.settings import TrainSettings
-from nextrl.runs.loop import ArmSettings, one_thread, run_arm
+from nextrl.runs.arm import ArmSettings
+from nextrl.runs.loop import one_thread, run_arm
 from studies.folders import default_out, parser
 
 TASKS = ("chain", "chain-wrong-rule")

@@ -20,7 +20,8 @@ from nextrl import Trajectory
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines.settings import LoraSettings, TrainSettings
 from nextrl.extrapolators.alphas import WIDE_ALPHAS
-from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings, one_thread, run_arm
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings
+from nextrl.runs.loop import one_thread, run_arm
 from nextrl.trajectory.persistence import adam_persistence, excess
 from studies.folders import default_out, parser
 

@@ -7,6 +7,7 @@ import pytest
 
 from nextrl.engines import decision_log
 from nextrl.errors import InputError
+from nextrl.judge import decision_file
 from nextrl.judge.decision import DecisionRecord
 
 
@@ -15,21 +16,21 @@ def decision(step: int) -> DecisionRecord:
 
 
 def test_what_was_appended_is_read(tmp_path):
-    assert decision_log.read(tmp_path) == []
+    assert decision_file.read(tmp_path) == []
     decision_log.begin(tmp_path, [decision(1)])
     decision_log.append(tmp_path, decision(2))
-    assert decision_log.read(tmp_path) == [decision(1), decision(2)]
+    assert decision_file.read(tmp_path) == [decision(1), decision(2)]
     decision_log.begin(tmp_path, [])
-    assert decision_log.read(tmp_path) == []
+    assert decision_file.read(tmp_path) == []
 
 
 @pytest.mark.parametrize("kept", [1, 20, -1])
 def test_half_a_last_line_is_left_out(tmp_path, kept, caplog):
     decision_log.begin(tmp_path, [decision(1), decision(2)])
-    path = tmp_path / decision_log.DECISIONS
+    path = tmp_path / decision_file.DECISIONS
     first, second, _ = path.read_bytes().split(b"\n")
     path.write_bytes(first + b"\n" + second[:kept])
-    assert decision_log.read(tmp_path) == [decision(1)]
+    assert decision_file.read(tmp_path) == [decision(1)]
     assert "the last line is cut off" in caplog.text
 
 
@@ -44,17 +45,17 @@ def test_half_a_last_line_is_left_out(tmp_path, kept, caplog):
 )
 def test_another_line_that_is_none_is_refused(tmp_path, line, why):
     decision_log.begin(tmp_path, [decision(1)])
-    with (tmp_path / decision_log.DECISIONS).open("a") as file:
+    with (tmp_path / decision_file.DECISIONS).open("a") as file:
         file.write(f"{line}\n")
     decision_log.append(tmp_path, decision(3))
     with pytest.raises(InputError, match=why):
-        decision_log.read(tmp_path)
+        decision_file.read(tmp_path)
 
 
 def test_a_folder_of_that_name_is_no_log(tmp_path):
-    (tmp_path / decision_log.DECISIONS).mkdir()
+    (tmp_path / decision_file.DECISIONS).mkdir()
     with pytest.raises(InputError, match="is a folder, not a file"):
-        decision_log.read(tmp_path)
+        decision_file.read(tmp_path)
     with pytest.raises(InputError, match="cannot be written"):
         decision_log.append(tmp_path, decision(1))
 
@@ -62,14 +63,14 @@ def test_a_folder_of_that_name_is_no_log(tmp_path):
 def test_files_of_earlier_versions_are_read(tmp_path):
     old = {**json.loads(decision(1).model_dump_json()), "leg": 3, "saved_steps_estimate": 2.0}
     del old["claimed_steps"]
-    (tmp_path / decision_log.DECISIONS).write_text(json.dumps(old) + "\n")
-    [found] = decision_log.read(tmp_path)
+    (tmp_path / decision_file.DECISIONS).write_text(json.dumps(old) + "\n")
+    [found] = decision_file.read(tmp_path)
     assert found == decision(1).model_copy(update={"claimed_steps": 2.0})
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_the_lines_before(tmp_path):
     decision_log.begin(tmp_path, [decision(1)])
-    before = (tmp_path / decision_log.DECISIONS).read_bytes()
+    before = (tmp_path / decision_file.DECISIONS).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) * 3 // 2, hard))
     try:
@@ -77,6 +78,6 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_leaves_the_lines_before(tm
             decision_log.append(tmp_path, decision(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / decision_log.DECISIONS).read_bytes() == before
+    assert (tmp_path / decision_file.DECISIONS).read_bytes() == before
     decision_log.append(tmp_path, decision(3))
-    assert [d.step for d in decision_log.read(tmp_path)] == [1, 3]
+    assert [d.step for d in decision_file.read(tmp_path)] == [1, 3]

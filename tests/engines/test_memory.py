@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
 
 import hostile_inputs as hostile
-from nextrl.engines import decision_log
 from nextrl.engines import memory as memory_files
 from nextrl.engines.fingerprint import belongs, fingerprint
 from nextrl.engines.history import AdapterHistory
@@ -25,6 +24,7 @@ from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
+from nextrl.judge import decision_file
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
@@ -280,7 +280,7 @@ def test_windows_of_another_length_begin_anew(
     run(out, resume=True, callback=other)
     assert "another length" in caplog.text
     assert [d.step for d in other.decisions] == [2, 4, 6, 8]
-    assert [d.step for d in decision_log.read(out)] == [2, 4, 6, 8]
+    assert [d.step for d in decision_file.read(out)] == [2, 4, 6, 8]
     assert other.decisions[:2] == whole[2].decisions[:2]
 
 
@@ -381,33 +381,6 @@ def test_moments_of_any_shape_are_read_back_as_they_were(tmp_path: Path) -> None
     assert found[0].moments[0].keys() == kept.moments[0].keys()
 
 
-def test_moments_that_an_earlier_version_wrote_are_read(tmp_path: Path) -> None:
-    """Plain numbers by their names, and a list of them as it is."""
-    kept = memory()
-    memory_files.write(tmp_path, kept, {})
-    values = json.loads((tmp_path / JSON).read_text())
-    assert values["window"]["moments"] == [{"plain": 7}, {}]
-    values["window"]["moments"][1] = {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
-    del values["digest"]
-    (tmp_path / JSON).write_text(json.dumps(values))
-    found = memory_files.read(tmp_path, kept.start)
-    assert found is not None
-    assert found[0].moments[1] == {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
-
-
-def test_a_snapshot_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
-    """It does not say how many steps its reward is the mean of."""
-    kept = memory()
-    memory_files.write(tmp_path, kept, {})
-    values = json.loads((tmp_path / JSON).read_text())
-    del values["window"]["snapshot"]["measured"], values["digest"]
-    (tmp_path / JSON).write_text(json.dumps(values))
-    found = memory_files.read(tmp_path, kept.start)
-    assert found is not None
-    assert found[0].snapshot is not None
-    assert (found[0].snapshot.reward, found[0].snapshot.measured) == (0.4, None)
-
-
 def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -> None:
     kept = memory()
     memory_files.write(tmp_path, kept, {})
@@ -461,8 +434,8 @@ def _with_another_rate(text: str) -> str:
         (lambda f: (f / TENSORS).unlink(), "no such file"),
         (lambda f: (f / TENSORS).write_bytes(b"half"), "does not belong"),
         (
-            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 6', '"version": 9')),
-            "is of version 9, not 6",
+            lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"version": 7', '"version": 6')),
+            "is of version 6, not 7",
         ),
         (lambda f: (f / JSON).write_text((f / JSON).read_text().replace('"offset"', '"off"')), "is damaged"),
         # One digit of a number that means something: another run, and nothing else would say so.
@@ -527,7 +500,7 @@ def test_a_state_that_lies_beside_another_run_s_weights_is_left_alone(
 
 
 def test_a_state_s_own_weights_are_known_in_another_precision() -> None:
-    """PEFT makes a half-precision adapter float32; what was narrowed, or saved by an earlier version, passes."""
+    """PEFT makes a half-precision adapter float32; what was narrowed, and what nobody wrote down, passes."""
     stored = {"a": torch.randn(8, 3, dtype=torch.bfloat16), "b": torch.randn(3).double()}
     known = fingerprint(stored)
     wide = {name: tensor.double() for name, tensor in stored.items()}

@@ -192,6 +192,10 @@ def test_no_leap_writes_nothing_and_says_why(run_dir, tmp_path):
         (("--alpha", "auto", "--task", "chess", "--base", "tiny"), "chess"),
         (("--alpha", "auto", "--task", "chain", "--base", "tiny", "--prompts", "1"), "--prompts"),
         (
+            ("--alpha", "auto", "--task", "chain", "--base", "tiny", "--prompts", "0"),
+            "--prompts must be at least 2",
+        ),
+        (
             ("--alpha", "auto", "--task", "chain", "--base", "tiny", "--prompts", "100000"),
             "validation prompts",
         ),

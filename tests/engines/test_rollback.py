@@ -16,7 +16,7 @@ from nextrl.judge.window import Window
 
 
 def snapshot(reward: float = 0.6, variance: float = 0.0) -> Snapshot:
-    return Snapshot(10, 8.0, 80.0, 1.0, reward, variance, {}, [])
+    return Snapshot(10, 8.0, 80.0, 1.0, reward, variance, {}, [], 3)
 
 
 def window(*rewards: float) -> Window:
@@ -61,11 +61,10 @@ def test_noise_alone_seldom_takes_a_leap_back_however_few_steps_were_measured(
         (1, (0.2,), False),  # one step against one: nothing is known of their noise
         (1, (0.2, 0.21, 0.19, 0.2), True),  # the noise of a step is known from the other window
         (1, (0.0, 0.5, 0.1, 0.2), False),
-        (None, (0.2, 0.21, 0.19), True),  # states of earlier versions do not say
     ],
 )
 def test_the_noise_of_a_step_is_known_from_either_window(
-    measured: int | None, rewards: tuple[float, ...], fell: bool
+    measured: int, rewards: tuple[float, ...], fell: bool
 ) -> None:
     before = replace(snapshot(), measured=measured)
     assert before.fell(window(*rewards), fall=0.08, errors=2.5) is fell

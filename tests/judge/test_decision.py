@@ -1,4 +1,4 @@
-"""A decision as it is written down, now and by earlier versions."""
+"""A decision as it is written down, now and in the published records of studies."""
 
 from __future__ import annotations
 

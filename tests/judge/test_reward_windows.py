@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from nextrl.judge.advice import DEFAULT, decide
-from nextrl.judge.advice_features import AdviceFeatures
-from nextrl.judge.regime import PersistenceWindow
 from nextrl.judge.reward_windows import reward_windows
+from synthetic_runs import measured
 
 RUNS = 1000
 
@@ -70,33 +69,15 @@ def test_the_noise_of_logged_steps_and_of_windows_of_one_number() -> None:
     assert reward_windows([[0.5, 0.5], [0.5, 0.5]]).fall_by_chance == 0.0
 
 
-def features(**rewards: float) -> AdviceFeatures:
-    windows = (PersistenceWindow(10, 0.5, 0.5, 0.0), PersistenceWindow(20, 0.3, 0.3, 0.0))
-    return AdviceFeatures(
-        step=200,
-        windows=windows,
-        beta1=0.9,
-        beta1_known=True,
-        drift_to_noise=0.0,
-        recommended="none",
-        horizon=0,
-        alpha=0.0,
-        skill=0.0,
-        backtested=True,
-        control="stay",
-        **rewards,
-    )
-
-
 def test_the_rule_asks_for_a_fall_and_a_rise_beyond_chance() -> None:
     fallen = {"reward": 0.45, "best": 0.6, "first": 0.3, "rise": 0.0}
-    assert decide(features(**fallen, fall_by_chance=0.1)).advice == "lower_lr"
-    assert decide(features(**fallen, fall_by_chance=0.2)).advice == "average"
+    assert decide(measured(0.0, **fallen, fall_by_chance=0.1)).advice == "lower_lr"
+    assert decide(measured(0.0, **fallen, fall_by_chance=0.2)).advice == "average"
     lost = {"reward": 0.005, "best": 0.04, "first": 0.0, "rise": 0.0}
-    assert decide(features(**lost, fall_by_chance=0.01)).factor == pytest.approx(0.1)
-    assert decide(features(**lost, fall_by_chance=0.05)).factor != pytest.approx(0.1)
+    assert decide(measured(0.0, **lost, fall_by_chance=0.01)).factor == pytest.approx(0.1)
+    assert decide(measured(0.0, **lost, fall_by_chance=0.05)).factor != pytest.approx(0.1)
     rising = {"reward": 0.6, "best": 0.6, "first": 0.3, "rise": 0.06}
-    assert decide(features(**rising, rise_by_chance=0.05)).advice == "continue"
-    flat = decide(features(**rising, rise_by_chance=0.08))
+    assert decide(measured(0.0, **rising, rise_by_chance=0.05)).advice == "continue"
+    flat = decide(measured(0.0, **rising, rise_by_chance=0.08))
     assert flat.advice == "average"
     assert "+0.06 over the last windows, and up to +0.08 is noise" in flat.reasons[-1]

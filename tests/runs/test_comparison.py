@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nextrl.runs import comparison
-from nextrl.runs.loop import ArmRecord
+from nextrl.runs.arm import ArmRecord
 from nextrl.runs.result import Spent
 
 PER_STEP = 128
@@ -117,26 +117,6 @@ def test_leaps_say_which_were_accepted() -> None:
         "rolled back"
     ]
     assert comparison.leaps(PLAIN) == []
-
-
-def test_records_of_earlier_versions_are_read_as_decisions() -> None:
-    old = {"name": "next", "kind": "leap", "label": "next", "learning_rate": [1e-4]}
-    leap = {
-        "step": 100,
-        "alpha": 2.0,
-        "horizon": 50,
-        "scores": {"0": 0.5},
-        "fit_seconds": 3.0,
-        "search_completions": 8,
-    }
-    single = ArmRecord.model_validate({**old, "leap": leap, "cycles": []})
-    cycles = ArmRecord.model_validate(
-        {**old, "leap": None, "cycles": [{**leap, "method": "next", "reason": "x"}]}
-    )
-    for arm in (single, cycles):
-        [decision] = arm.decisions
-        assert (decision.step, decision.method, decision.alpha, decision.horizon) == (100, "next", 2.0, 50)
-        assert (decision.learning_rate, decision.completions, arm.fit_seconds) == (1e-4, 8, 3.0)
 
 
 def test_the_tuned_rate_is_the_first_to_reach_the_target() -> None:

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from nextrl.cli.run import _RUN
 from nextrl.engines import named_optimizers
 from nextrl.errors import InputError
-from nextrl.registry import Registry
 from nextrl.runs import engines
 from nextrl.runs.config import RunConfig, known_keys
 from nextrl.runs.config_file import load
@@ -322,8 +321,7 @@ def test_an_engine_that_is_registered_checks_and_derives(monkeypatch: pytest.Mon
         if given.seed:
             raise ValueError("engine mine has no seed")
 
-    known = Registry("engine", {name: engines.get(name) for name in engines.names()})
-    monkeypatch.setattr(engines, "_ENGINES", known)
+    monkeypatch.setattr(engines._ENGINES, "_entries", {name: engines.get(name) for name in engines.names()})
     engines.register(engines.Engine("mine", check, lambda given: {"steps": given.train.steps}))
     assert config(engine="mine").derived() == {"steps": 400}
     with pytest.raises(ValidationError, match="engine mine has no seed"):

@@ -14,8 +14,8 @@ from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
 from nextrl.extrapolators.base import tags_by_name
+from nextrl.runs.arm import ArmSettings, LeapSettings
 from nextrl.runs.demo import Plan, claim, plan, run
-from nextrl.runs.loop import ArmSettings, LeapSettings
 from nextrl.runs.rate_rule import rate_of
 from nextrl.runs.summary import summarise
 from nextrl.tasks.bases import tiny
@@ -205,7 +205,7 @@ def test_finished_arms_are_not_run_again(finished: tuple) -> None:
 
 
 def test_the_result_is_a_function_of_the_records(finished: tuple) -> None:
-    from nextrl.runs.loop import read_record
+    from nextrl.runs.arm import read_record
 
     out, result, _ = finished
     what = small_plan()

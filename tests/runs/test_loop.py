@@ -17,15 +17,8 @@ from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.leaps.leap import leap as make_leap
 from nextrl.runs import loop
-from nextrl.runs.loop import (
-    ArmRecord,
-    ArmSettings,
-    LeapSettings,
-    read_record,
-    run_arm,
-    settings_hash,
-    temperature_control,
-)
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings, read_record, settings_hash
+from nextrl.runs.loop import run_arm, temperature_control
 from nextrl.tasks import bases
 
 TRAIN = TrainSettings(steps=4, save_every=2, prompts_per_step=4, completions_per_prompt=4, learning_rate=1e-3)
@@ -184,9 +177,10 @@ def test_what_cannot_leap_or_merge_is_refused(wrong: dict[str, Any], words: str)
 
 
 def test_the_temperature_control_picks_on_validation_and_pays(
-    plain: tuple[Path, ArmRecord], tmp_path: Path
+    plain: tuple[Path, ArmRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0], (1.0, 0.2))
+    monkeypatch.setattr(loop, "TEMPERATURES", (1.0, 0.2))
+    record = temperature_control(arm("temperature", "control", start=2), tmp_path / "t", plain[0])
     assert record.label.startswith("temperature ")
     assert record.search_completions == 2 * 128
     assert record.completions == [32 + 2 * 128]
@@ -206,10 +200,10 @@ def test_an_arm_s_settings_are_checked(bad: dict[str, Any]) -> None:
         arm(**bad)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"leap": 5}, {"leap": {"a": 1}}, {"cycles": None}, {"leap": {"step": 1, "fit_seconds": None}}]
-)
-def test_a_damaged_record_of_an_earlier_version_is_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wrong", [{"leap": {"step": 1, "alpha": 2.0}}, {"cycles": []}, {"steps": 5}])
+def test_a_record_with_what_nothing_reads_or_damaged_is_one_line(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
     record = {"name": "run", "kind": "leap", "label": "x", **wrong}
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"record\.json: damaged .*remove it, and the arm is run again"):

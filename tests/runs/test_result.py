@@ -19,8 +19,8 @@ from nextrl.errors import InputError
 from nextrl.judge.advice import advise
 from nextrl.judge.regime import MEANING, regime_of
 from nextrl.leaps.leap import leap
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings
 from nextrl.runs.layout import RESULT
-from nextrl.runs.loop import ArmRecord, ArmSettings, LeapSettings
 from nextrl.runs.report import render
 from nextrl.runs.result import FORMAT, Result, parse_result, read_result, write_result
 from nextrl.runs.summary import summarise, summarise_run, trajectory_figures

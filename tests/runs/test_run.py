@@ -279,24 +279,6 @@ def test_an_earlier_adapter_that_was_changed_is_refused_and_nothing_removed(tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_checkpoint_of_an_earlier_version_that_knows_sizes_alone_is_taken(
-    whole: tuple[str, Path, Any], tmp_path: Path
-) -> None:
-    kind, out, _ = whole
-    if kind != "none":
-        pytest.skip("one kind is enough")
-    stop(config(tmp_path, kind), 4)
-    for marker in tmp_path.glob(f"trajectory/*/{MARKER}"):
-        value = json.loads(marker.read_text())
-        del value["digest"]
-        value["files"] = {name: size["bytes"] for name, size in value["files"].items()}
-        marker.write_text(json.dumps(value))
-    lines: list[str] = []
-    run(config(tmp_path, kind), say=lines.append)
-    assert lines == ["going on from step 4 of 6"]
-    assert adapter(tmp_path) == adapter(out)
-
-
 def test_without_a_whole_checkpoint_it_begins_again(whole: tuple[str, Path, Any], tmp_path: Path) -> None:
     kind, out, _ = whole
     if kind != "searched":

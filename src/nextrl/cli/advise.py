@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import (
     AllowPickle,
@@ -46,8 +45,6 @@ def advise(
     Example: nextrl advise runs/grpo
     """
     traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
-    if at is not None and at not in traj.steps:  # it was broken, and left out
-        raise no_checkpoint(at, traj.steps, run)
     advice = ask(traj, updates_per_step=updates_per_step)
     written = None
     if out is not None and advice.advice == "average":

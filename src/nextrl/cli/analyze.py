@@ -99,7 +99,12 @@ def analyze(
         save(result, out, formats)
     if as_json:
         emit_json(result.to_json())
-        return
+    else:
+        _say(result, said, out)
+
+
+def _say(result: Analysis, said: list[str], out: Path | None) -> None:
+    """The sentences and the tables, for a reader; `out` is None where nothing was written."""
     for sentence in said:
         console.print(sentence, highlight=False)
     shown = spread_out(result.steps, ROWS)

@@ -59,7 +59,7 @@ def load_run(
         upto: read nothing later than this checkpoint, so that nothing later can be wrong.
 
     Raises:
-        InputError: as `Trajectory.load`, or there is no checkpoint of step `upto`.
+        InputError: as `Trajectory.load`, or there is no checkpoint of step `upto`, or none that can be read.
     """
     traj = Trajectory.load(
         run,
@@ -73,6 +73,8 @@ def load_run(
         say_left_out(line)
     if doubt := doubt_of(traj):
         err_console.print(one_line(doubt), highlight=False, soft_wrap=True)
+    if upto is not None and upto not in traj.steps:  # it was broken, and left out
+        raise no_checkpoint(upto, traj.steps, run)
     return traj
 
 

@@ -12,7 +12,6 @@ import typer
 
 from nextrl.checkpoints import dense
 from nextrl.checkpoints.atomic import writing
-from nextrl.checkpoints.run import no_checkpoint
 from nextrl.cli import values
 from nextrl.cli.checkpoints import (
     AllowPickle,
@@ -137,35 +136,23 @@ def leap(
     _check_hub(push_to_hub, private)
     traj = _load_adapters(run, layout, skip_bad_checkpoints, allow_pickle, at, start)
     base = values.place(base) or _named_base(traj)
-    if kind is As.merged and not base:
-        raise InputError("--as merged needs --base: the adapter does not name its base model")
-    if kind is As.merged and rank is not None:
-        raise InputError("--rank is of an adapter; a merged model has none: leave it out")
+    _check_kind(kind, base, rank)
     reason = ""
     if method is None and fixed is None:
-        advice = _advice(run, traj, at, updates_per_step)
+        advice = _advice(run, traj, updates_per_step)
         if advice.recommended == NONE and searches:
             _no_leap(advice, traj, as_json)
             return
-        if advice.recommended == NONE:
-            raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
-        method, horizon = advice.recommended, advice.horizon if horizon is None else horizon
-        reason = advice.answer
+        method, horizon, reason = _advised(run, advice, horizon)
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
     choice = None
     if searches and task:
-        choice = _search(
-            result, base, task, device, prompts or PROMPTS, LEVEL if level is None else level, seed
-        )
-    if choice is not None:
+        most, least = PROMPTS if prompts is None else prompts, LEVEL if level is None else level
+        choice = _search(result, base, task, device, most, least, seed)
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
-    if not staying and kind is As.merged and base:
-        _save_merged(result, out, base, task)
-    elif not staying:
-        result.save_adapter(out, rank, task or task_of(run))
+    written = None if staying else _write(result, out, base if kind is As.merged else None, rank, task, run)
     sent = push(out, push_to_hub, private=private) if push_to_hub and not staying else None
-    written = None if staying else out
     if as_json:
         emit_json(_facts(result, written, choice) | {"pushed_to": sent, "reason": reason or None})
     else:
@@ -189,6 +176,14 @@ def _check_hub(push_to_hub: str | None, private: bool) -> None:
         return
     require("huggingface_hub", "trl", "--push-to-hub")
     check_push(push_to_hub)
+
+
+def _check_kind(kind: As, base: str | None, rank: int | None) -> None:
+    """What `--as merged` needs, and what nothing would read under it."""
+    if kind is As.merged and not base:
+        raise InputError("--as merged needs --base: the adapter does not name its base model")
+    if kind is As.merged and rank is not None:
+        raise InputError("--rank is of an adapter; a merged model has none: leave it out")
 
 
 def _load_adapters(
@@ -253,6 +248,17 @@ def _say_choice(result: Leap, choice: AlphaChoice) -> None:
     )
 
 
+def _write(
+    result: Leap, out: Path, merged_into: str | None, rank: int | None, task: str | None, run: Path
+) -> Path:
+    """Write the adapter, or the base model that is named with the leap in it; returns where."""
+    if merged_into:
+        _save_merged(result, out, merged_into, task)
+    else:
+        result.save_adapter(out, rank, task or task_of(run))
+    return out
+
+
 def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
     """Fold the leap into a folder's model, or into one of ours by name, which is written out for it first."""
     from nextrl.tasks import bases
@@ -272,20 +278,29 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
         result.save_merged(out, folder, name=base)
 
 
-def _advice(run: Path, traj: Trajectory, at: int | None, updates_per_step: int | None) -> Advice:
+def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice:
     """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
 
     Raises:
-        InputError: it cannot judge this run, or there is no such checkpoint.
+        InputError: it cannot judge this run.
     """
-    if at is not None and at not in traj.steps:  # it was broken, and left out
-        raise no_checkpoint(at, traj.steps)
     try:
         return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
         raise InputError(
             f"{run}: whether a leap may pay cannot be judged: {error}. {_ALL_THE_SAME}"
         ) from error
+
+
+def _advised(run: Path, advice: Advice, horizon: int | None) -> tuple[str, int | None, str]:
+    """(method, horizon, why) of the leap that is advised; `horizon` where the user named one.
+
+    Raises:
+        InputError: none is.
+    """
+    if advice.recommended == NONE:
+        raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
+    return advice.recommended, advice.horizon if horizon is None else horizon, advice.answer
 
 
 def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
@@ -326,7 +341,7 @@ def _number(text: str) -> float:
 def _search(
     result: Leap,
     base: str | None,
-    task: str | None,
+    task: str,
     device: str | None,
     prompts: int,
     level: float,
@@ -341,7 +356,7 @@ def _search(
 
     if not base:
         raise InputError("--alpha auto needs --base: the adapter does not name its base model")
-    chosen = tasks.get(str(task))
+    chosen = tasks.get(task)
     if (revision := base_revision(result.traj, base)) is not None:
         base = str(find_base(base, revision))
     model, tokenizer = bases.load(base, chosen.name)

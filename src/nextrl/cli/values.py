@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_STEP, MAX_UPDATES, finite, usable_path, whole
+from nextrl.files import MAX_STEP, MAX_UPDATES, finite, in_range, usable_path
 
 MAX_PROMPTS = 10**7
 MAX_RANK = 2**16
@@ -27,34 +27,25 @@ def place(value: str | None) -> str | None:
     return None if value is None else str(usable_path(value))
 
 
-def steps(value: int | None) -> int | None:
-    """A number of steps ahead, of at least 1."""
-    return None if value is None else whole(value, "a horizon", 1)
+def _whole(what: str, low: int, high: int = MAX_STEP) -> Callable[[int | None], int | None]:
+    """A whole number, where one is given."""
+
+    def checked(value: int | None) -> int | None:
+        return None if value is None else in_range(value, what, low, high)
+
+    return checked
 
 
-def updates(value: int | None) -> int | None:
-    """Optimizer updates in one step."""
-    return None if value is None else whole(value, "--updates-per-step", 1, MAX_UPDATES)
+steps = _whole("a horizon", 1)
+updates = _whole("--updates-per-step", 1, MAX_UPDATES)
+step = _whole("--at", 0)
+start = _whole("--start", 0)
+rank = _whole("--rank", 1, MAX_RANK)
 
 
 def every_step(value: list[int] | None) -> list[int] | None:
-    """The same of each in a list."""
-    return None if value is None else [whole(step, "--horizon", 1) for step in value]
-
-
-def step(value: int | None) -> int | None:
-    """A step of the run."""
-    return None if value is None else whole(value, "--at", 0)
-
-
-def start(value: int | None) -> int | None:
-    """The step of W_0."""
-    return None if value is None else whole(value, "--start", 0)
-
-
-def rank(value: int | None) -> int | None:
-    """A rank of an adapter."""
-    return None if value is None else whole(value, "--rank", 1, MAX_RANK)
+    """Numbers of steps ahead."""
+    return None if value is None else [in_range(step, "--horizon", 1) for step in value]
 
 
 def temperature(value: float) -> float:

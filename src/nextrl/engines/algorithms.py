@@ -77,25 +77,12 @@ def _resolved(named: str | type[Any]) -> type[Any]:
 
 
 _ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
+names, get = _ALGORITHMS.names, _ALGORITHMS.get
 
 
 def register(algorithm: Algorithm) -> None:
     """Make an algorithm known under its name."""
     _ALGORITHMS.add(algorithm.name, algorithm)
-
-
-def names() -> list[str]:
-    """Registered names, in the order they were registered."""
-    return list(_ALGORITHMS)
-
-
-def get(name: str) -> Algorithm:
-    """The algorithm of that name.
-
-    Raises:
-        InputError: no such algorithm; the message offers the nearest name and lists all.
-    """
-    return _ALGORITHMS.get(name)
 
 
 def _grpo(name: str, reference: str, differs: str = "", **options: Any) -> None:

@@ -7,12 +7,10 @@ import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from nextrl.checkpoints.atomic import write_bytes, writing
-from nextrl.judge.decision import DecisionRecord
-from nextrl.judge.decision_file import DECISIONS as DECISIONS
-from nextrl.judge.decision_file import read as read
+from nextrl.judge.decision import DecisionRecord, done
+from nextrl.judge.decision_file import DECISIONS
 
 # Field of a decision -> its name in the trainer's log. What is None there is not logged.
 _LOGGED = {
@@ -69,34 +67,6 @@ def append(output_dir: Path, decision: DecisionRecord) -> None:
         if file.write(entry) != len(entry):
             os.ftruncate(file.fileno(), end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class Told(Protocol):
-    """What a decision's words are made of; `DecisionRecord` has it, and an entry of `result.json`."""
-
-    @property
-    def back(self) -> str | None: ...
-    @property
-    def rolled_back(self) -> float | None: ...
-    @property
-    def alpha(self) -> float | None: ...
-    @property
-    def rate_factor(self) -> float | None: ...
-
-
-def done(decision: Told) -> str | None:
-    """What was done, as a clause; None where nothing was."""
-    if decision.back == "run":
-        return "the run begins again"
-    if decision.back:
-        return f"the {decision.back} is taken back"
-    if decision.rolled_back is not None:
-        return f"the leap of step {decision.rolled_back:g} is taken back"
-    if decision.alpha:
-        return f"leapt, alpha {decision.alpha:g}"
-    if decision.rate_factor is not None and decision.rate_factor != 1.0:
-        return f"learning rate times {decision.rate_factor:.3g}"
-    return None
 
 
 def line(decision: DecisionRecord) -> str | None:

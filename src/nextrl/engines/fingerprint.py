@@ -32,7 +32,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 def belongs(known: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the weights are those of the fingerprint; True where it is not known, as in states of earlier versions.
+    """Whether the weights are those of the fingerprint; True where that is not known.
 
     Weights that were widened when they were loaded (PEFT makes a half-precision adapter float32) are compared in the
     dtype they were saved in; those that were narrowed have lost what would tell.

@@ -32,7 +32,7 @@ from nextrl.files import read_json
 
 JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
     The history, and moments, come on the CPU, all else where `like` lies.
 
     Raises:
-        InputError: the files are damaged, of a later version, or of another adapter.
+        InputError: the files are damaged, of another version, or of another adapter.
     """
     if not (folder / JSON).is_file():
         return None
@@ -218,7 +218,7 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """What the JSON file says, where it is as it was written (states of earlier versions have no digest)."""
+    """What the JSON file says, where it is as it was written."""
     try:
         values = read_json(path)
     except InputError as error:
@@ -230,7 +230,7 @@ def _values(path: Path) -> dict[str, Any]:
             f"{path} is of version {shown(values['version'])}, not {VERSION}: resume this run with the nextrl "
             "that wrote it"
         )
-    if "digest" in values and values["digest"] != sealed(values)["digest"]:
+    if values.get("digest") != sealed(values)["digest"]:  # NaN in it is unlike itself
         raise InputError(f"{path} is damaged (not as it was written): use another checkpoint")
     return values
 

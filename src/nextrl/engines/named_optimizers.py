@@ -82,6 +82,7 @@ class Optimizer:
 
 
 _OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
+names, get = _OPTIMIZERS.names, _OPTIMIZERS.get
 
 
 def register(optimizer: Optimizer) -> None:
@@ -96,20 +97,6 @@ def register(optimizer: Optimizer) -> None:
             f"{optimizer.extra}: add it there, and its package to pyproject.toml"
         )
     _OPTIMIZERS.add(optimizer.name, optimizer)
-
-
-def names() -> list[str]:
-    """Registered names, in the order they were registered."""
-    return list(_OPTIMIZERS)
-
-
-def get(name: str) -> Optimizer:
-    """The optimizer of that name.
-
-    Raises:
-        InputError: no such optimizer; the message offers the nearest name and lists all.
-    """
-    return _OPTIMIZERS.get(name)
 
 
 def rate_free() -> list[Optimizer]:

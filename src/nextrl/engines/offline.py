@@ -57,7 +57,6 @@ def choose_alpha(
     *,
     prompts: int = 64,
     level: float = 2.0,
-    candidates: Sequence[float] = CANDIDATES,
     guard: Guard | None = None,
     seed: int = 0,
 ) -> AlphaChoice:
@@ -91,7 +90,7 @@ def choose_alpha(
     scorer = CandidateScores(adapter, rollouts, guard or Guard()).scorer(
         partial(leap_into, adapter, leap), adapter.read(), lambda start, stop: rows[start:stop], seed
     )
-    alpha, scores = Acceptance(stages_up_to(prompts), level).choose(scorer, candidates)
+    alpha, scores = Acceptance(stages_up_to(prompts), level).choose(scorer, CANDIDATES)
     decision = searched(leap.method, alpha, scores)
     figures = _figures(scores, alpha or max((a for a in scores.rewards if a), key=scores.gain, default=0.0))
     return AlphaChoice(alpha, f"{decision.reason}{figures}", scores.means(), scores.completions())

@@ -41,8 +41,7 @@ class Snapshot:
         reward, variance: mean training reward of the window before, and its squared standard error.
         state: the adapter's factors.
         moments: the optimizer's state.
-        measured: steps of that window whose reward was measured; None where not known (states of earlier versions),
-            and then taken to be as many as in the window after the leap.
+        measured: steps of that window whose reward was measured.
     """
 
     step: int
@@ -53,7 +52,7 @@ class Snapshot:
     variance: float
     state: State
     moments: Moments
-    measured: int | None = None
+    measured: int
 
     def fell(self, window: Window, fall: float, errors: float) -> bool:
         """Whether the window after the leap earned less than the one before it, past noise and past what matters.
@@ -66,8 +65,7 @@ class Snapshot:
             fall: smallest fall that matters; a share of the reward's size where that is above 1.
             errors: standard errors of the difference that the fall must exceed, on the scale of a standard normal.
         """
-        after = window.measured
-        before = after if self.measured is None else self.measured
+        before, after = self.measured, window.measured
         lost, degrees = self.reward - window.reward, before + after - 2
         # NaN (nothing measured) compares as False.
         if degrees < 1 or not lost > fall * max(1.0, abs(self.reward)):

@@ -161,9 +161,8 @@ class Session:
 
     def go_on(self, state: dict[str, Any]) -> None:
         """Take up what of a `state()` is true under any policy: what was decided and spent, and the schedule."""
-        if "rate" in state:  # not in the states of earlier versions
-            self._rate.restore(state["rate"])
-        self._broken = state.get("broken", 0)
+        self._rate.restore(state["rate"])
+        self._broken = state["broken"]
         self.costs = Costs(**state["costs"])
         self.decisions = [DecisionRecord.model_validate(decision) for decision in state["decisions"]]
         self.run.tools.rollouts.completions = self.costs.search_completions

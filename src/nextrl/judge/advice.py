@@ -240,14 +240,7 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     without_memory = tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
     if _decide(replace(f, windows=without_memory), thresholds).advice != one.advice:
         said = f"{missing[0].upper()}{missing[1:]}."
-        return Advice(
-            regime=one.regime,
-            advice="continue",
-            confidence="low",
-            reasons=(one.reasons[0], said),
-            features=f,
-            withheld=True,
-        )
+        return _say(f, "continue", "low", said, withheld=True)
     said = "How many updates a step holds is not known (--updates-per-step N says it); this holds for any number."
     if f.updates is not None:
         said = "How much momentum the optimizer has is not known; this holds with none and with Adam's."
@@ -292,13 +285,7 @@ def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
         f"{said} At a constant rate such checkpoints would say to {WORDS[advice.advice]}; of a rate that auto moved "
         "they say less than it saw."
     )
-    return Advice(
-        regime=advice.regime,
-        advice="continue",
-        confidence="low",
-        reasons=(first, said),
-        features=f,
-    )
+    return _say(f, "continue", "low", said)
 
 
 def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
@@ -314,65 +301,51 @@ def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
 
 def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
     """What to do where the rate was constant."""
+    if danger := _too_high(f, t):
+        return _lower(f, danger, t)
+    return _raise(f, t) if f.excess > t.faster + t.closing * f.closing else _keep(f, t)
+
+
+def _say(f: AdviceFeatures, action: Action, confidence: str, *reasons: str, **more: Any) -> Advice:
+    """An answer whose first reason is the persistence that was measured; `more`: other attributes of `Advice`."""
+    return Advice(
+        regime=regime_of(f.excess),
+        advice=action,
+        confidence=confidence,
+        reasons=(_persistence_sentence(f), *reasons),
+        features=f,
+        **more,
+    )
+
+
+def _lower(f: AdviceFeatures, danger: list[str], t: Thresholds) -> Advice:
+    """A lower rate; `danger` are the signs that it is too high."""
+    ruined = _ruined(f, t)
+    several = len(danger) > 1
+    sure = "high" if ruined or several else _sure(f, t) if _shakes(f, t) else "medium"
+    seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
+    how_far = f"How far down is not in the checkpoints: {seen}."
+    return _say(f, "lower_lr", sure, *danger, how_far, factor=START_OVER if ruined else LOWER, evidence=seen)
+
+
+def _raise(f: AdviceFeatures, t: Thresholds) -> Advice:
+    """A higher rate, and a leap where a method did well on the run's own past."""
     regime = regime_of(f.excess)
-    reasons = [_persistence_sentence(f)]
-    danger = _too_high(f, t)
-    if danger:
-        ruined = _ruined(f, t)
-        several = len(danger) > 1
-        sure = "high" if ruined or several else _sure(f, t) if _shakes(f, t) else "medium"
-        factor = START_OVER if ruined else LOWER
-        seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
-        danger.append(f"How far down is not in the checkpoints: {seen}.")
-        return Advice(
-            regime=regime,
-            advice="lower_lr",
-            confidence=sure,
-            reasons=(*reasons, *danger),
-            features=f,
-            factor=factor,
-            evidence=seen,
-        )
-    edge = t.faster + t.closing * f.closing
-    if f.excess <= edge:
-        if regime != "noise":
-            reasons.append(
-                f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of "
-                "a rate too low."
-            )
-        return _keep(f, reasons, regime, t)
     factor, evidence = RAISE[regime], RATE_EVIDENCE.get(regime)
     how_far = "" if evidence is None else f"That is the least: {evidence}."
     if f.recommended != NONE and regime == "signal":
-        reasons.append(
+        why = (
             f"On its own past {f.recommended} at a horizon of {f.horizon} had a skill of {f.skill:.2f}; whether a leap "
             f"pays in reward only held-out prompts can say. The rate is too low by a factor of {factor:g} or more. "
             f"{how_far}"
         )
         sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
-        return Advice(
-            regime=regime,
-            advice="leap",
-            confidence=sure,
-            reasons=tuple(reasons),
-            features=f,
-            method=f.recommended,
-            horizon=f.horizon,
-            factor=factor,
-            evidence=evidence,
-        )
-    reasons.append(f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip())
+        leap = {"method": f.recommended, "horizon": f.horizon}
+        return _say(f, "leap", sure, why, factor=factor, evidence=evidence, **leap)
+    reasons = [f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip()]
     if f.backtested and f.recommended == NONE:
         reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
-    return Advice(
-        regime=regime,
-        advice="raise_lr",
-        confidence=_sure(f, t),
-        reasons=tuple(reasons),
-        features=f,
-        factor=factor,
-        evidence=evidence,
-    )
+    return _say(f, "raise_lr", _sure(f, t), *reasons, factor=factor, evidence=evidence)
 
 
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
@@ -416,48 +389,30 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
     return signs
 
 
-def _keep(f: AdviceFeatures, reasons: list[str], regime: Regime, t: Thresholds) -> Advice:
+def _keep(f: AdviceFeatures, t: Thresholds) -> Advice:
     """Go on, or average once the reward is flat and the path has no direction."""
+    straight = [
+        f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of a rate too "
+        "low."
+    ]
+    if regime_of(f.excess) == "noise":
+        straight = []
     if f.rise is not None and f.rise > max(t.flat, f.rise_by_chance or 0.0):
-        reasons.append(f"The reward still rises (+{f.rise:.2f} over the last windows): go on.")
-        return Advice(
-            regime=regime,
-            advice="continue",
-            confidence=_sure(f, t),
-            reasons=tuple(reasons),
-            features=f,
-        )
-    if len(f.windows) < 2 or regime != "noise":
-        why = (
-            "Too few windows lie between the checkpoints to average"
-            if len(f.windows) < 2
-            else "The path still has a direction"
-        )
-        reasons.append(f"{why}: go on.")
-        return Advice(
-            regime=regime,
-            advice="continue",
-            confidence="low",
-            reasons=tuple(reasons),
-            features=f,
-        )
+        still = f"The reward still rises (+{f.rise:.2f} over the last windows): go on."
+        return _say(f, "continue", _sure(f, t), *straight, still)
+    if len(f.windows) < 2:
+        few = "Too few windows lie between the checkpoints to average: go on."
+        return _say(f, "continue", "low", *straight, few)
+    if straight:
+        return _say(f, "continue", "low", *straight, "The path still has a direction: go on.")
     if f.rise is None:
-        reasons.append(
-            "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
-        )
+        why = "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
     else:
         noise = "" if f.rise <= t.flat else f", and up to {f.rise_by_chance:+.2f} is noise"
-        reasons.append(
+        why = (
             f"The reward is flat ({f.rise:+.2f} over the last windows{noise}): average the last checkpoints."
         )
-    return Advice(
-        regime=regime,
-        advice="average",
-        confidence=_sure(f, t),
-        reasons=tuple(reasons),
-        features=f,
-        method="lawa",
-    )
+    return _say(f, "average", _sure(f, t), why, method="lawa")
 
 
 def _sure(f: AdviceFeatures, t: Thresholds) -> str:

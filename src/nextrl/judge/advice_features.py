@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import asdict, dataclass, replace
 
 from nextrl.errors import InputError, TooShort
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
@@ -15,7 +13,7 @@ from nextrl.judge.decision_file import last_of_auto
 from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
 from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
-from nextrl.trajectory.combinations import known_steps, pooled_gram, unit
+from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
@@ -38,10 +36,8 @@ class AdviceFeatures:
         beta1: Adam's first momentum coefficient.
         beta1_known: whether it was read from the run's optimizer.pt.
         beta1_unsaid: whether an optimizer's file is there that does not say it.
-        drift_to_noise: |mean window|^2 over the windows' scatter, over the last half; unbiased, so it can be negative.
-        recommended, horizon, alpha, skill: of the backtest ("none", 0, 0, 0 where the run is too short).
+        recommended, horizon, skill: of the backtest ("none", 0, 0 where it recommends nothing or the run is too short).
         backtested: whether there was a backtest.
-        control: the way of not leaping that did best there.
         reward: mean reward of the last window, None (like the next three) if no rewards were logged.
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
@@ -61,13 +57,10 @@ class AdviceFeatures:
     windows: tuple[PersistenceWindow, ...]
     beta1: float
     beta1_known: bool
-    drift_to_noise: float
     recommended: str
     horizon: int
-    alpha: float
     skill: float
     backtested: bool
-    control: str
     reward: float | None = None
     best: float | None = None
     rise: float | None = None
@@ -141,19 +134,12 @@ def features(
         )
     windows = _above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
-    past = _past(traj, tested, updates_per_step)
     seen = AdviceFeatures(
         step=traj.steps[-1],
         windows=windows,
         beta1=used,
         beta1_known=beta1 is not None,
-        drift_to_noise=_drift_to_noise(traj),
-        recommended=past.recommended,
-        horizon=past.horizon,
-        alpha=past.alpha,
-        skill=past.skill,
-        backtested=past.backtested,
-        control=past.control,
+        **asdict(_past(traj, tested, updates_per_step)),
         rate=rate,
         rate_now=rate_now,
         steady=steady,
@@ -197,37 +183,14 @@ def _above_rounding(
     return kept
 
 
-def _drift_to_noise(traj: Trajectory) -> float:
-    """|mean window|^2 over the windows' scatter, between the checkpoints of the last half.
-
-    A window of another length than the run's spacing k counts as k steps of its own mean, and not as several windows:
-    those would agree with each other.
-    """
-    known = known_steps(traj)
-    ends = range(len(known) // 2, len(known))
-    moves = torch.stack(
-        [
-            (unit(traj, known[i]) - unit(traj, known[i - 1])) * (traj.spacing / (known[i] - known[i - 1]))
-            for i in ends
-        ]
-    )
-    inner = moves @ pooled_gram(traj) @ moves.mT
-    n, mean_square = len(moves), float(inner.mean())
-    noise = (float(inner.diagonal().sum()) - n * mean_square) / max(1, n - 1)
-    drift = (mean_square - noise / n) / noise if noise > 0 else math.inf
-    return min(drift, 1e6)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Past:
     """What the run's own past says of a leap: the fields of `AdviceFeatures` that come from the backtest."""
 
     recommended: str = NONE
     horizon: int = 0
-    alpha: float = 0.0
     skill: float = 0.0
     backtested: bool = True
-    control: str = "stay"
 
 
 def _past(traj: Trajectory, tested: Backtest | None, updates_per_step: int | None) -> _Past:
@@ -236,17 +199,10 @@ def _past(traj: Trajectory, tested: Backtest | None, updates_per_step: int | Non
         result = tested or backtest(traj, methods=CANDIDATES, updates_per_step=updates_per_step)
     except TooShort:
         return _Past(backtested=False)
-    control = result.horizons[result.horizon].control
     if result.recommended == NONE:
-        return _Past(control=control)
-    score = result.methods[result.recommended]
-    return _Past(
-        recommended=result.recommended,
-        horizon=result.horizon,
-        alpha=score.best_alpha,
-        skill=score.mean("skill"),
-        control=control,
-    )
+        return _Past()
+    skill = result.methods[result.recommended].mean("skill")
+    return _Past(recommended=result.recommended, horizon=result.horizon, skill=skill)
 
 
 def _rewards(traj: Trajectory) -> RewardWindows | None:

@@ -365,8 +365,7 @@ class Controller:
         self._since, self._changes, self._settled = state["since"], state["changes"], state["settled"]
         self._harm, self._hot = state["harm"], state["hot"]
         self._ahead, self._judged = list(state["ahead"]), state["judged"]
-        # Not in the states of earlier versions.
-        self._rounding, self._unseen = state.get("rounding"), state.get("unseen", 0)
+        self._rounding, self._unseen = state["rounding"], state["unseen"]
         kept = state["probation"]
         self._probation = None if kept is None else Probation(list(kept["rewards"]), kept["lenient"])
 

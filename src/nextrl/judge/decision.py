@@ -1,4 +1,4 @@
-"""What is decided at the end of a window (`Decision`), and what is written down of it (`DecisionRecord`).
+"""What is decided at the end of a window (`Decision`), what is written down of it (`DecisionRecord`), and in words.
 
 The record is the same everywhere: a line of `nextrl_decisions.jsonl`, an entry of an arm's record and of
 `result.json`, a row of the page, a line of a verl run's log (docs/formats.md).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
@@ -19,10 +19,10 @@ from nextrl.judge.paired_search import Scores
 Back = Literal["", "step", "window", "run"]
 
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
-"""Names that fields had in files of earlier versions -> their names now."""
+"""Names that fields have in published records of studies -> their names now."""
 
 _DROPPED = {"leg", "persistence", "excess"}
-"""Fields of files of earlier versions that nothing asks for any more."""
+"""Fields of those records that nothing asks for any more."""
 
 
 @dataclass(frozen=True)
@@ -197,5 +197,33 @@ class DecisionRecord(BaseModel):
     @property
     def asked(self) -> bool:
         """Whether something was tried or done: a leap scored, made or taken back, a method asked, a rate changed."""
-        done = self.accepted or self.undone or self.rate_factor != 1.0
-        return done or bool(self.scores) or self.horizon is not None
+        changed = self.accepted or self.undone or self.rate_factor != 1.0
+        return changed or bool(self.scores) or self.horizon is not None
+
+
+class Told(Protocol):
+    """What a decision's words are made of; `DecisionRecord` has it, and an entry of `result.json`."""
+
+    @property
+    def back(self) -> str | None: ...
+    @property
+    def rolled_back(self) -> float | None: ...
+    @property
+    def alpha(self) -> float | None: ...
+    @property
+    def rate_factor(self) -> float | None: ...
+
+
+def done(decision: Told) -> str | None:
+    """What was done, as a clause; None where nothing was."""
+    if decision.back == "run":
+        return "the run begins again"
+    if decision.back:
+        return f"the {decision.back} is taken back"
+    if decision.rolled_back is not None:
+        return f"the leap of step {decision.rolled_back:g} is taken back"
+    if decision.alpha:
+        return f"leapt, alpha {decision.alpha:g}"
+    if decision.rate_factor is not None and decision.rate_factor != 1.0:
+        return f"learning rate times {decision.rate_factor:.3g}"
+    return None

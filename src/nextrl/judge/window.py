@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextrl.judge.few_samples import normal_of_t
-
-Diverge = Callable[[float], float]
-"""alpha -> divergence of the policy there from the current one, nats per token; NaN where it cannot be measured."""
 
 _MEDIAN = 0.6745
 """Median of the absolute value of a standard normal variable."""

@@ -24,7 +24,7 @@ from nextrl.leaps.adapter_file import adapter_state, write_adapter
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.provenance import left_out_of
-from nextrl.leaps.rank import RankFit, balanced, fit_to_frozen, fit_to_rank
+from nextrl.leaps.rank import RankFit, fit_to_frozen, fit_to_rank
 from nextrl.scalars import MAX_SEED, number, whole
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.given import Run, trajectory_of
@@ -60,9 +60,7 @@ class Leap:
     alpha: float
     seconds: float
     frozen: Mapping[str, str] = field(default_factory=dict)
-    _fits: dict[tuple[str, bool], RankFit] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _fits: dict[str, RankFit] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def delta(self, module: str) -> LowRank:
         """`W_leap - W_T` of one module, (m, n)."""
@@ -73,15 +71,12 @@ class Leap:
         """`W_leap - W_base` of one module, (m, n), exact (wider than rank r in general)."""
         return self._target(module, *self.traj.factors(self.from_step, module))
 
-    def factors(self, module: str, old_basis: bool = True) -> tuple[Tensor, Tensor]:
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
         """The leap as an adapter of the rank it has: A (r, n), B (m, r), float32 or wider, copies of the caller's own.
 
-        Args:
-            module: its name.
-            old_basis: keep the gauge of the adapter at T, so that each row of A and column of B means what
-                Adam's moments think it means (`rank.fit_to_rank`); otherwise balanced singular factors.
+        Each row of A and each column of B means what Adam's moments at T think it means (`rank.fit_to_rank`).
         """
-        fit = self._fit(module, old_basis)
+        fit = self._fit(module)
         return fit.a.clone(), fit.b.clone()
 
     @cached_property
@@ -188,14 +183,13 @@ class Leap:
         weight = LowRank(b_old.double() * self.traj.scaling(module), a_old.double().mT)
         return weight + self.delta(module)
 
-    def _fit(self, module: str, old_basis: bool = True) -> RankFit:
+    def _fit(self, module: str) -> RankFit:
         """The module at the adapter's rank, computed the first time that it is asked for."""
-        key = (module, old_basis)
-        if key not in self._fits:
-            self._fits[key] = self._compute_fit(module, old_basis)
-        return self._fits[key]
+        if module not in self._fits:
+            self._fits[module] = self._compute_fit(module)
+        return self._fits[module]
 
-    def _compute_fit(self, module: str, old_basis: bool) -> RankFit:
+    def _compute_fit(self, module: str) -> RankFit:
         frozen = self.frozen.get(module, "")
         if isinstance(self.prediction, InsideFactors):
             a, b = self.prediction.factors(module, self.alpha)
@@ -204,8 +198,7 @@ class Leap:
         a_old, b_old = self.traj.factors(self.from_step, module)
         if frozen:
             return fit_to_frozen(self.delta(module), a_old, b_old, self.traj.scaling(module), frozen)
-        target, scale = self._target(module, a_old, b_old), self.traj.scaling(module)
-        return fit_to_rank(target, a_old, b_old, scale) if old_basis else balanced(target, a_old, scale)
+        return fit_to_rank(self._target(module, a_old, b_old), a_old, b_old, self.traj.scaling(module))
 
 
 def leap(

@@ -71,13 +71,8 @@ def _note(out: Path) -> dict[str, Any] | None:
 
 def _files_of(out: Path) -> set[str]:
     """Names of the files that nextrl wrote into a folder, its note among them."""
-    note, found = _note(out) or {}, {NOTE}
-    for key in ("files", "sha256"):  # the second alone in notes of the first versions
-        listed = note.get(key)
-        found |= {
-            name for name in (listed if isinstance(listed, list | dict) else ()) if isinstance(name, str)
-        }
-    return found
+    listed = (_note(out) or {}).get("files")
+    return {NOTE, *(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))}
 
 
 def write_provenance(traj: Trajectory, step: int, out: Path, details: Mapping[str, Any]) -> Path:

@@ -102,22 +102,6 @@ def fit_to_frozen(delta: LowRank, a_old: Tensor, b_old: Tensor, scaling: float, 
     return RankFit(a_old.to(dtype), b.to(dtype), min(1.0, missed / energy) if energy > 0.0 else 0.0, energy)
 
 
-def balanced(target: LowRank, a_old: Tensor, scaling: float) -> RankFit:
-    """The best rank-r approximation in the gauge u sqrt(sigma), sqrt(sigma) v^T, whatever the old factors' gauge.
-
-    Args:
-        target: (m, n) the new W - W_base (scaling included).
-        a_old: (r, n) the adapter's A at T; gives rank and dtype only.
-        scaling: s.
-    """
-    rank, (m, n) = a_old.shape[0], target.shape
-    best, lost, energy = _best(target, rank)
-    dtype = torch.promote_types(a_old.dtype, torch.float32)
-    a, b = (torch.zeros(shape, dtype=dtype, device=a_old.device) for shape in ((rank, n), (m, rank)))
-    a[: best.rank], b[:, : best.rank] = best.right.mT.to(dtype), (best.left / scaling).to(dtype)
-    return RankFit(a, b, lost, energy)
-
-
 def _best(target: LowRank, rank: int) -> tuple[LowRank, float, float]:
     """The best matrix of at most that rank, the share of the squared norm that it leaves out, and that norm."""
     best, discarded = target.recompress(min(rank, target.rank))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +111,8 @@ class ArmRecord(BaseModel):
         test_prompts: held-out prompts that each accuracy is of; None in records of earlier versions.
     """
 
+    model_config = ConfigDict(extra="forbid")
+
     name: str
     kind: Kind
     label: str
@@ -131,41 +133,6 @@ class ArmRecord(BaseModel):
     train_seconds: float = 0.0
     resumed: list[int] = []
     test_prompts: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_of_now(cls, value: Any) -> Any:
-        """Records of earlier versions kept leaps of named methods apart, as `leap` and `cycles`."""
-        if not isinstance(value, dict) or not {"leap", "cycles"} & set(value):
-            return value
-        try:
-            return _with_leaps_among_decisions(value)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError("leap or cycles are not as an earlier version wrote them") from error
-
-
-def _with_leaps_among_decisions(value: Mapping[str, Any]) -> dict[str, Any]:
-    now = dict(value)
-    leaps = [leap for leap in (now.pop("leap", None), *now.pop("cycles", ())) if leap]
-    rate = (now.get("learning_rate") or [None])[0]
-    now["fit_seconds"] = sum(float(leap.get("fit_seconds", 0.0)) for leap in leaps)
-    now["decisions"] = [*(_named(leap, now["name"], rate) for leap in leaps), *now.get("decisions", ())]
-    return now
-
-
-def _named(leap: Mapping[str, Any], name: str, rate: float | None) -> dict[str, Any]:
-    """A named method's leap, as earlier versions wrote it, as a decision."""
-    return {
-        "step": leap["step"],
-        "method": leap.get("method", name),
-        "alpha": leap["alpha"],
-        "learning_rate": leap.get("learning_rate", rate),
-        "reason": leap.get("reason", ""),
-        "scores": leap.get("scores", {}),
-        "horizon": leap.get("horizon", 0),
-        "discarded": leap.get("discarded", 0.0),
-        "completions": leap.get("search_completions", 0),
-    }
 
 
 def read_record(folder: Path) -> ArmRecord:

@@ -41,25 +41,12 @@ class Engine:
 
 
 _ENGINES: Registry[Engine] = Registry("engine")
+names, get = _ENGINES.names, _ENGINES.get
 
 
 def register(engine: Engine) -> None:
     """Make an engine known under its name."""
     _ENGINES.add(engine.name, engine)
-
-
-def names() -> list[str]:
-    """Registered names, in the order they were registered."""
-    return list(_ENGINES)
-
-
-def get(name: str) -> Engine:
-    """The engine of that name.
-
-    Raises:
-        InputError: no such engine; the message offers the nearest name and lists all.
-    """
-    return _ENGINES.get(name)
 
 
 def _check_trl(config: RunConfig) -> None:

@@ -31,7 +31,7 @@ from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.leaps.leap import leap
 from nextrl.runs.adapters import NamesItsBase, write_final
-from nextrl.runs.arm import ArmRecord, ArmSettings, Kind, LeapSettings, Progress, read_record, settings_hash
+from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings, Progress, read_record
 from nextrl.runs.layout import FINAL, LEAPS, RECORD, STOPPED, TRAJECTORY
 from nextrl.runs.meter import Meter, evaluation_weights
 from nextrl.runs.resume import Checkpoint, Resumable
@@ -39,20 +39,8 @@ from nextrl.tasks import base, bases
 from nextrl.tasks.bases.device import placed
 from nextrl.tasks.evaluate import evaluate
 
-__all__ = [
-    "ArmRecord",
-    "ArmSettings",
-    "Kind",
-    "LeapSettings",
-    "Progress",
-    "RunFolder",
-    "one_thread",
-    "read_record",
-    "run_arm",
-    "settings_hash",
-    "temperature_control",
-    "train",
-]
+TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2)
+"""What the temperature control samples at."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +260,7 @@ def _update(record: ArmRecord, leaper: LeapCallback | None, state: TrainerState)
     record.rewards = [float(h["reward"]) for h in state.log_history if h.get("reward") is not None]
 
 
-def temperature_control(
-    arm: ArmSettings, folder: Path, plain: Path, temperatures: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2)
-) -> ArmRecord:
+def temperature_control(arm: ArmSettings, folder: Path, plain: Path) -> ArmRecord:
     """The plain arm's checkpoint at `start`, sampled at the temperature that validation prompts prefer.
 
     What sharpening alone would give, with no training at all; charged for the validation completions.
@@ -291,7 +277,7 @@ def temperature_control(
     began = time.perf_counter()
     scores = {
         t: evaluate(model, tokenizer, task, temperature=t, greedy=False, examples=validation).accuracy
-        for t in temperatures
+        for t in TEMPERATURES
     }
     seconds = time.perf_counter() - began
     best = max(scores, key=lambda t: scores[t])

@@ -22,7 +22,7 @@ from nextrl.checkpoints.atomic import sealed, sha256, write_json, writing
 from nextrl.checkpoints.layouts.listing import trainer_checkpoint, trainer_checkpoints
 from nextrl.engines.ranks import launched
 from nextrl.errors import InputError
-from nextrl.files import read_json, whole
+from nextrl.files import in_range, read_json
 from nextrl.runs.arm import ArmRecord
 
 MARKER = "nextrl_checkpoint.json"
@@ -51,17 +51,17 @@ def read(folder: Path, *, thorough: bool = True) -> Checkpoint | Damaged:
     """
     try:
         value = read_json(folder / MARKER)
-        if "digest" in value and value["digest"] != sealed(value)["digest"]:
+        if value.get("digest") != sealed(value)["digest"]:
             return Damaged(f"{MARKER} is not as it was written")
         for name, wanted in value["files"].items():
-            size, digest = (wanted["bytes"], wanted["sha256"]) if isinstance(wanted, dict) else (wanted, None)
             file = folder / name
-            if not file.is_file() or file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != wanted["bytes"]:
                 return Damaged(f"{name} is missing or has another size")
-            # Earlier versions wrote down sizes alone.
-            if digest and (thorough or name == WEIGHTS) and sha256(file) != digest:
+            if (thorough or name == WEIGHTS) and sha256(file) != wanted["sha256"]:
                 return Damaged(f"{name} is not as it was written")
-        return Checkpoint(folder, whole(value["step"], "step", 0), ArmRecord.model_validate(value["record"]))
+        return Checkpoint(
+            folder, in_range(value["step"], "step", 0), ArmRecord.model_validate(value["record"])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, the run goes on from the checkpoint before.
         return Damaged(f"{MARKER} is missing or not readable")

@@ -23,11 +23,11 @@ from typing import Any
 from nextrl.checkpoints.atomic import write_bytes, writing
 from nextrl.engines import algorithms, named_optimizers
 from nextrl.engines.adapter_fits import adapter_without_weights
-from nextrl.engines.decision_log import DECISIONS
 from nextrl.engines.folder_lock import claimed, locked
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.errors import InputError
 from nextrl.files import regular_file
+from nextrl.judge.decision_file import DECISIONS
 from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
 from nextrl.runs.config import RunConfig
@@ -215,12 +215,10 @@ def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
         InputError: they do not.
     """
     task = base.get(config.task)
-    trained = config.train.max_completion_length or task.max_completion_length
     sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
-    texts = [example.prompt for split in sampled for example in task.examples(split)]
-    held_out = [example.prompt for example in task.examples("test")[: config.eval.prompts]]
-    for prompts, completion in ((texts, trained), (held_out, trained)):
-        check_context(*loaded, prompts, completion)
+    examples = [example for split in sampled for example in task.examples(split)]
+    prompts = [example.prompt for example in (*examples, *task.examples("test")[: config.eval.prompts])]
+    check_context(*loaded, prompts, config.train.max_completion_length or task.max_completion_length)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nextrl.engines.decision_log import done
 from nextrl.judge.advice import Advice
+from nextrl.judge.decision import done
 from nextrl.judge.regime import MEANING, Regime, regime_of
 from nextrl.runs import comparison
 from nextrl.runs.arm import ArmRecord, ArmSettings

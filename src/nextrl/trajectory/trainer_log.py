@@ -18,7 +18,7 @@ from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
 from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
-from nextrl.files import MAX_UPDATES, is_number, is_step, read_json, whole
+from nextrl.files import MAX_UPDATES, in_range, is_number, is_step, read_json
 from nextrl.trajectory import verl_log
 from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.persistence import DEFAULT_BETA1
@@ -109,7 +109,7 @@ def updates_per_step(traj: Trajectory, given: int | None = None) -> int | None:
         InputError: the number given is none, or less than 1.
     """
     if given is not None:
-        return whole(given, "updates_per_step", 1, MAX_UPDATES)
+        return in_range(given, "updates_per_step", 1, MAX_UPDATES)
     if traj.layout == MEMORY:
         return 1
     if checkpoints := _verl_checkpoints(traj):

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies import AtSteps
 from nextrl.engines.trl.callback import LeapCallback, attach
@@ -24,43 +22,14 @@ from nextrl.extrapolators.base import tags_by_name
 from nextrl.extrapolators.next_paper import NextPaper
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
-from trl_runs import VALIDATION, fresh_model, same, trainer, weights
+from trl_runs import VALIDATION, Before, States, fresh_model, same, trainer, watched, weights
 
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
 
 
-class States(TrainerCallback):
-    """The adapter at the end of every step."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.states.append(LiveAdapter(kwargs["model"]).read())
-
-
-class Before(TrainerCallback):
-    """The adapter as the optimizer leaves it in every step, before any leap."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.states.append(LiveAdapter(kwargs["model"]).read())
-
-
-def run(out: Path, callback: LeapCallback, **options: Any) -> tuple[Before, States, Any]:
-    before, after = Before(), States()
-    model = fresh_model()
-    before.states.append(LiveAdapter(model).read())
-    built = trainer(out, [before, callback, after], model=model, **{"learning_rate": 1e-3, **options})
-    built.train()
-    return before, after, built
-
-
 def test_a_given_alpha_is_taken_without_a_search_at_the_named_steps(tmp_path: Path) -> None:
     callback = LeapCallback(2, "factors", at=[3, 6], horizon=2, alpha=1.5)
-    before, after, _ = run(tmp_path, callback, max_steps=7)
+    before, after, _ = watched(tmp_path, callback, max_steps=7)
     # Steps 2 and 3 end windows; factors takes the checkpoint nearest to T - 2 (0 or 2) and scales to 2 steps.
     b = before.states
     assert [d.step for d in callback.decisions] == [2, 3, 4, 6]
@@ -77,10 +46,10 @@ def test_a_given_alpha_is_taken_without_a_search_at_the_named_steps(tmp_path: Pa
 
 
 def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
-    run(tmp_path / "plain", LeapCallback(2, "none", alpha=1.0, leaps=False), max_steps=6, **SAVED)
+    watched(tmp_path / "plain", LeapCallback(2, "none", alpha=1.0, leaps=False), max_steps=6, **SAVED)
     wanted = leap(Trajectory.load(tmp_path / "plain").upto(6), "ols", 2, alpha=2.0).leap_state()
     callback = LeapCallback(2, "ols", at=[6], horizon=2, alpha=2.0)
-    _, after, _ = run(tmp_path / "leapt", callback, max_steps=6)
+    _, after, _ = watched(tmp_path / "leapt", callback, max_steps=6)
     assert callback.decisions[-1].alpha == 2.0
     for name, value in after.states[-1].items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5)
@@ -90,7 +59,7 @@ def test_the_leap_in_memory_is_the_leap_from_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["rna", "next", "factors", "alpharl"])
 def test_every_method_leaps_at_the_adapter_s_own_rank(method: str, tmp_path: Path) -> None:
     callback = LeapCallback(1, method, at=[8], horizon=2, alpha=1.0)
-    before, after, built = run(tmp_path, callback, max_steps=8, learning_rate=1e-2)
+    before, after, built = watched(tmp_path, callback, max_steps=8, learning_rate=1e-2)
     assert callback.decisions[-1].alpha == 1.0, callback.decisions[-1].reason
     assert not same(before.states[-1], after.states[-1])
     assert {n: t.shape for n, t in after.states[-1].items()} == {
@@ -162,7 +131,7 @@ def test_steps_that_never_come_are_said_once(
     at: Any, named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = LeapCallback(1, "secant", at=at, horizon=1, alpha=1.0)
-    run(tmp_path, callback, max_steps=3, **SAVED)
+    watched(tmp_path, callback, max_steps=3, **SAVED)
     said = f"nextrl: secant: at= names {named}, and this run ends at step 3: no leap is made there"
     assert [r.getMessage() for r in caplog.records if "at= names" in r.getMessage()] == [said]
     assert [d.step for d in callback.decisions if d.alpha] == [2]
@@ -183,7 +152,7 @@ def test_steps_and_numbers_may_be_given_as_they_come(at: Any, tmp_path: Path) ->
     callback = LeapCallback(
         np.int64(1), "secant", at=at, horizon=np.int32(1), alpha=np.float32(1.5), keep=torch.tensor(4)
     )
-    run(tmp_path, callback, max_steps=3)
+    watched(tmp_path, callback, max_steps=3)
     assert {d.step: d.alpha for d in callback.decisions if d.alpha} == {2: 1.5}
     assert callback.decisions[1].horizon == 1
 
@@ -198,7 +167,7 @@ def test_alphas_may_be_given_as_they_come(
     callback = LeapCallback(
         1, "secant", at=[1], horizon=1.0, alphas=alphas, validation=VALIDATION, prompts=np.float64(8)
     )
-    run(tmp_path, callback, max_steps=1)
+    watched(tmp_path, callback, max_steps=1)
     assert set(callback.decisions[0].scores) == {"0", "2"}
 
 
@@ -264,7 +233,7 @@ def test_a_search_compares_with_staying_put_and_waits_where_nothing_wins(
         TrainerRollouts, "rewards", lambda self, rows, seed: torch.ones(len(rows), dtype=torch.float64)
     )
     callback = LeapCallback(1, "secant", horizon=1, validation=VALIDATION, prompts=8)
-    before, after, _ = run(tmp_path, callback, max_steps=7)
+    before, after, _ = watched(tmp_path, callback, max_steps=7)
     assert all(d.alpha == 0.0 for d in callback.decisions)
     assert all(same(a, b) for a, b in zip(before.states[1:], after.states, strict=True))
     searched = [d.step for d in callback.decisions if d.scores]
@@ -282,7 +251,7 @@ def test_the_best_alpha_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(TrainerRollouts, "rewards", rewards)
     callback = LeapCallback(2, "secant", at=[2], horizon=2, validation=VALIDATION, prompts=32)
-    run(tmp_path, callback, max_steps=2)
+    watched(tmp_path, callback, max_steps=2)
     # Asked in the order 0, -0.5, 1, 2, 4, ...
     assert callback.decisions[0].alpha == 4.0
     # The leap claims so many steps; the search is charged.
@@ -415,7 +384,7 @@ def test_what_was_refused_could_not_have_been_fitted_and_what_was_not_is(tmp_pat
     for at in (2, 3, 4, 5, 6, 7):
         callback = LeapCallback(2, "secant", at=at, horizon=4, alpha=1.0)
         try:
-            run(tmp_path / str(at), callback, max_steps=at)
+            watched(tmp_path / str(at), callback, max_steps=at)
             fitted[at] = callback.decisions[-1].alpha
         except InputError:
             fitted[at] = None
@@ -426,7 +395,7 @@ def test_one_of_several_named_steps_with_too_few_checkpoints_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = LeapCallback(2, "secant", at=[2, 6], horizon=4, alpha=1.0)
-    run(tmp_path, callback, max_steps=6)
+    watched(tmp_path, callback, max_steps=6)
     assert "at step 2, which at= names, there are 2 checkpoints (every=2, keep=16)" in caplog.text
     assert "nextrl, step 2: no leap: secant needs" in caplog.text
     assert [d.step for d in callback.decisions if d.alpha] == [6]
@@ -455,7 +424,7 @@ def test_nothing_is_held_back_for_a_run_in_which_nothing_is_searched(
 
 def test_too_few_checkpoints_are_waited_for_where_no_step_was_named(tmp_path: Path) -> None:
     patient = LeapCallback(2, "secant", horizon=4, alpha=1.0)
-    run(tmp_path, patient, max_steps=6)
+    watched(tmp_path, patient, max_steps=6)
     assert [d.alpha for d in patient.decisions] == [0.0, 1.0, 0.0]
 
 

@@ -7,34 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.effopd import EffOpd
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.rollouts import TrainerRollouts
-from trl_runs import VALIDATION, fresh_model, same, trainer
-
-
-class States(TrainerCallback):
-    """The adapter at the end of every step."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.states.append(LiveAdapter(kwargs["model"]).read())
-
-
-class Before(TrainerCallback):
-    """The adapter as the optimizer leaves it in every step, before any leap."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.states.append(LiveAdapter(kwargs["model"]).read())
+from trl_runs import VALIDATION, same, watched
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *means: float) -> list[int]:
@@ -54,9 +32,7 @@ def run(
     out: Path, steps: int
 ) -> tuple[LeapCallback, list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
     callback = LeapCallback(policy=EffOpd(prompts=8), validation=VALIDATION)
-    before, after, model = Before(), States(), fresh_model()
-    before.states.append(LiveAdapter(model).read())
-    trainer(out, [before, callback, after], model=model, learning_rate=1e-4, max_steps=steps).train()
+    before, after, _ = watched(out, callback, learning_rate=1e-4, max_steps=steps)
     return callback, before.states, after.states
 
 

@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nextrl.engines import decision_log
 from nextrl.engines.verl import options
 from nextrl.engines.verl.shards import Shards
+from nextrl.judge import decision_file
 
 
 class Sync:
@@ -141,7 +141,7 @@ def test_a_run_ends_where_verl_ends_it(verl, tmp_path, caplog, epochs, ends):
 
 def test_an_evaluation_leaves_the_log_of_decisions_and_the_first_step_begins_it(verl, tmp_path, monkeypatch):
     """`trainer.val_only=True` with a path to resume from: verl never comes to a step."""
-    log = tmp_path / decision_log.DECISIONS
+    log = tmp_path / decision_file.DECISIONS
     log.write_text("the run's\n")
     found = made(verl, tmp_path)
     found.on_init_end()

@@ -253,9 +253,7 @@ class Seam:
         stop = self._watch(PER_TOKEN, listening)
         return stop
 
-    def _watch(
-        self, method: Method, seen: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], None]
-    ) -> Callable[[], None]:
+    def _watch(self, method: Method, seen: Seen) -> Callable[[], None]:
         """Have `seen` called with (result, arguments, options) of each call of a method; returns what ends it, once."""
         trainer, name = self.trainer, method.name
         plain, own = getattr(trainer, name), vars(trainer).get(name)

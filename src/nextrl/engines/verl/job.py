@@ -21,7 +21,6 @@ from nextrl.checkpoints.adapter import WEIGHTS
 from nextrl.checkpoints.atomic import write_bytes, write_json
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, FOLDER, METRICS, SETTINGS, tracked
-from nextrl.engines import decision_log
 from nextrl.engines.folder_lock import claimed
 from nextrl.engines.verl import adapters, config, process
 from nextrl.engines.verl.config import VerlSettings
@@ -29,6 +28,7 @@ from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_
 from nextrl.engines.verl.options import check_model, check_run, check_versions, options_of
 from nextrl.errors import InputError
 from nextrl.files import read_bytes, read_json
+from nextrl.judge import decision_file
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
 
@@ -122,7 +122,7 @@ def _outcome(settings: VerlSettings, out: Path) -> Outcome:
             f"{out / 'verl.log'} has what it said"
         )
     adapter = out / f"global_step_{steps[-1]}" / "actor" / "lora_adapter"
-    return Outcome(steps[-1], adapter, decision_log.read(out))
+    return Outcome(steps[-1], adapter, decision_file.read(out))
 
 
 def _check(settings: VerlSettings, composed: Any) -> None:

@@ -185,12 +185,6 @@ class VerlRun:
         """The rate that the schedule makes others from, what it was multiplied by included."""
         return float(self.workers.ask("base_rate")[0])
 
-    @property
-    def base_rates(self) -> tuple[float, float]:
-        """That rate as the optimizer has it and as the schedule has it."""
-        in_optimizer, in_schedule = self.workers.ask("base_rates")[0]
-        return float(in_optimizer), float(in_schedule)
-
     def set_base_rate(self, base: float) -> None:
         """Bring that rate to this one, in optimizer and schedule."""
         self.workers.ask("set_base_rate", base)

@@ -35,7 +35,6 @@ from nextrl.engines.precision import resolution
 from nextrl.engines.rehearsal import falls, follows, rises
 from nextrl.engines.schedules import (
     base_rate,
-    base_rates,
     rate_of,
     set_base_rate,
     set_rate_factor,
@@ -174,10 +173,6 @@ class Shards:
         """The rate that the schedule makes others from."""
         base = base_rate(self._optimizer)
         return rate_of(self._optimizer) if base is None else base
-
-    def base_rates(self) -> tuple[float, float]:
-        """That rate as the optimizer has it and as the schedule has it: verl restores each by itself, or not."""
-        return base_rates(self._optimizer, self._scheduler)
 
     def set_base_rate(self, base: float) -> None:
         """Bring that rate to this one, in optimizer and schedule."""

@@ -11,27 +11,26 @@ verl begins: a checkpoint that the tracker names has a whole state.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints.atomic import write_json
-from nextrl.engines import decision_log
 from nextrl.engines.fingerprint import Fingerprint, agrees
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
 from nextrl.files import NoSuchFile, read_json
+from nextrl.judge import decision_file
 from nextrl.say import say
 
 log = logging.getLogger(__name__)
 
 FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
-VERSION = 3
+VERSION = 4
 
 _NUMBERS = ("began", "rewards", "rate", "factor", "cooled")
 """Fields of `Memory` that verl runs use, those of tensors left out."""
@@ -85,7 +84,7 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         values = read_json(path)
     except NoSuchFile:
         session.begins_late(step)
-        session.decisions = [made for made in decision_log.read(run.folder) if made.step <= step]
+        session.decisions = [made for made in decision_file.read(run.folder) if made.step <= step]
         say(
             log,
             "%s holds no state of nextrl: a new window begins at step %d, at the rate that verl has%s",
@@ -100,26 +99,18 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
             )
-        foreign = _foreign(values, now, run)
-    if foreign:
+        belongs = _belongs(values["weights"], now)
+    if not belongs:
         session.begins_late(step)
         say(
             log,
-            "%s holds the state of another run, which is left alone: %s (a run without nextrl has written into the "
-            "same folder since); a new window begins at step %d, at the rate that verl has",
+            "%s holds the state of another run, which is left alone: it was written beside other weights than those "
+            "that were loaded (a run without nextrl has written into the same folder since); a new window begins at "
+            "step %d, at the rate that verl has",
             path,
-            foreign,
             step,
         )
         return False
-    if not values.get("weights"):
-        say(
-            log,
-            "%s is of an earlier version and does not tell which weights it was written beside; it is taken for that "
-            "of this run: move the folder %s away where a run without nextrl has written there since",
-            path,
-            path.parent,
-        )
     _take_up(checkpoint, values, run, session, step)
     return True
 
@@ -144,32 +135,13 @@ def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Se
         _bring_rate(run, session, values)
 
 
-def _foreign(values: Mapping[str, Any], now: Sequence[Fingerprint], run: VerlRun) -> str:
-    """Why a state is of another run than the one that was loaded, as a clause; empty where nothing says so.
-
-    One of an earlier version does not know its weights, but the rate that it left. Where `auto` had changed the rate,
-    an optimizer and a schedule that were saved with the state have that one, and where one of them was not saved the
-    two differ. Where both agree on another rate they are of another run, or neither was saved; the state is no proof of
-    the latter, and the rate that verl has is the user's.
-    """
-    if not _belongs(values.get("weights"), now):
-        return "it was written beside other weights than those that were loaded"
-    base = float(values.get("base_rate", 0.0))
-    if values.get("weights") or base <= 0.0 or values["memory"]["factor"] == 1.0:
-        return ""
-    in_optimizer, in_schedule = run.base_rates
-    if math.isclose(in_optimizer, in_schedule) and not math.isclose(in_schedule, base):
-        return f"it left the learning rate at {base:.3g}, and verl has loaded {in_schedule:.3g}"
-    return ""
-
-
-def _belongs(saved: Any, now: Sequence[Fingerprint]) -> bool:
+def _belongs(saved: Sequence[Fingerprint], now: Sequence[Fingerprint]) -> bool:
     """Whether the processes hold the weights that a state was written beside.
 
-    True where that is not known: in a state of an earlier version, on another number of processes (for which there are
-    no shards, and `load` says so), and of weights that are loaded in another dtype.
+    True where that cannot be told: on another number of processes (for which there are no shards, and `load` says so),
+    and of weights that are loaded in another dtype.
     """
-    if not saved or len(saved) != len(now):
+    if len(saved) != len(now):
         return True
     return all(agrees(then, part) for then, part in zip(saved, now, strict=True))
 
@@ -180,7 +152,7 @@ def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
     verl loads each of them only if `actor.checkpoint.load_contents` names it (`optimizer`, `extra`;
     utils/checkpoint/fsdp_checkpoint_manager.py:load_checkpoint). A rate that was never changed is verl's affair.
     """
-    base = float(values.get("base_rate", 0.0))  # not in the states of earlier versions
+    base = float(values["base_rate"])
     if base > 0.0 and session.memory.factor != 1.0:
         run.set_base_rate(base)
 

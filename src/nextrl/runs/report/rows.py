@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nextrl.engines.decision_log import done
+from nextrl.judge.decision import done
 from nextrl.runs.rate_path import cooling
 from nextrl.runs.report.arms import GROUPS, Arm, tuned_arm, written
 from nextrl.runs.result import AccuracyAfter, LeapEntry, Result, Saved, SearchCosts, Spent
