@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nextrl.engines.live_weights import State
     from nextrl.engines.memory import Memory
     from nextrl.engines.policies import Policy
+    from nextrl.engines.run_protocol import Run
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class RunRate:
         cooled: share of the rate that the end of the run left the latest step; 1.0 before that.
     """
 
-    def __init__(self, run: apply_leap.Run, policy: Policy, adapts: bool) -> None:
+    def __init__(self, run: Run, policy: Policy, adapts: bool) -> None:
         self.adapts, self.cooled = adapts, 1.0
         self._run, self._policy = run, policy
         self._share: float | None = (

@@ -26,6 +26,7 @@ from nextrl.engines.live_weights import State, all_finite
 from nextrl.engines.memory import Memory, Origin
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.run_protocol import Run
 from nextrl.engines.run_rate import RunRate
 from nextrl.engines.step_divergence import StepDivergence
 from nextrl.errors import InputError
@@ -80,7 +81,7 @@ class Session:
 
     def __init__(
         self,
-        run: apply_leap.Run,
+        run: Run,
         policy: Policy,
         guard: Guard,
         rows: Sequence[Row],

@@ -54,7 +54,7 @@ class Windows:
 
 
 class VerlRun:
-    """A verl run as a leap finds it (`engines.apply_leap.Run`).
+    """A verl run as a leap finds it (`engines.run_protocol.Run`).
 
     Args:
         workers: where the adapter lies.
