@@ -16,10 +16,10 @@ from peft.optimizers import create_lorafa_optimizer
 from nextrl import LeapCallback
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.memory import TENSORS
+from nextrl.engines.moments import parameters, read_moments, write_moments
 from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.policies import Auto
-from nextrl.engines.rollback import parameters, read_moments, write_moments
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller

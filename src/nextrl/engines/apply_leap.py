@@ -10,7 +10,8 @@ from __future__ import annotations
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
-from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.moments import Moments
+from nextrl.engines.rollback import Snapshot
 from nextrl.engines.run_protocol import Run
 from nextrl.judge.decision import Decision, stay
 from nextrl.judge.window import Window

@@ -25,8 +25,9 @@ from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_weights import State
+from nextrl.engines.moments import Moments
 from nextrl.engines.optimizer_state import joined, split
-from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.rollback import Snapshot
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json
 

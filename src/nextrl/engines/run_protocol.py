@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from nextrl.engines.live_weights import State
+from nextrl.engines.moments import Moments
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments
 from nextrl.judge.decision import DecisionRecord
 
 

@@ -24,8 +24,9 @@ from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
 from nextrl.engines.live_weights import State, all_finite
 from nextrl.engines.memory import Memory, Origin
+from nextrl.engines.moments import Moments
 from nextrl.engines.policies import Policy, View
-from nextrl.engines.rollback import Moments, Snapshot
+from nextrl.engines.rollback import Snapshot
 from nextrl.engines.run_protocol import Run
 from nextrl.engines.run_rate import RunRate
 from nextrl.engines.step_divergence import StepDivergence

@@ -7,7 +7,7 @@ import math
 from functools import partial
 
 from nextrl.engines.live_weights import State
-from nextrl.engines.rollback import Moments
+from nextrl.engines.moments import Moments
 from nextrl.engines.run_protocol import Run
 from nextrl.judge.rounding import Moved, tell_apart
 from nextrl.say import say
