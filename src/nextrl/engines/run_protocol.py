@@ -1,16 +1,84 @@
-"""A training run as the session and its parts meet it, whichever trainer it is."""
+"""A training run as the session and its parts meet it, and what it is measured with, whichever trainer it is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from nextrl.engines.live_weights import State
+from nextrl.engines.candidate_scores import Rollouts
+from nextrl.engines.live_weights import State, Weights
 from nextrl.engines.moments import Moments
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.decision import DecisionRecord
+from nextrl.judge.fresh_batch import BatchGain
+
+
+class FreshBatch(Protocol):
+    """Judges other weights on what the latest step was trained on."""
+
+    def listen(self, moments: Moments) -> None:
+        """A step begins, which will be asked about.
+
+        Args:
+            moments: the optimizer's state where it begins.
+        """
+        ...
+
+    def stop(self) -> None:
+        """The step is over."""
+        ...
+
+    def moved(self, anchor: State, most: int) -> float:
+        """Nats per token between the weights that the step began from and the present ones; NaN if not measured.
+
+        Args:
+            anchor: what is trained, where the step began.
+            most: completions of each process that are looked at.
+        """
+        ...
+
+    def gain(self, anchor: State, candidate: State) -> BatchGain | None:
+        """What the batch, sampled at the anchor, says of other weights; None where it cannot say."""
+        ...
+
+
+class StepReward(Protocol):
+    """The training reward of each step.
+
+    Attributes:
+        latest: the latest mean; NaN before any.
+        sampled: whether the latest call of `new` found anything new.
+    """
+
+    latest: float
+    sampled: bool
+
+    def new(self) -> float:
+        """Mean reward of what was sampled since the last call; where nothing was, the last mean."""
+        ...
+
+    def mark(self) -> None:
+        """Take what the trainer holds now as read."""
+        ...
+
+
+class Tools(Protocol):
+    """What a run is measured with.
+
+    Attributes:
+        rollouts: scores held-out rows; under a policy that never searches only its count of completions is read.
+        rewards: reads the training reward of each step.
+        fresh: judges other weights on what the latest step was trained on.
+    """
+
+    @property
+    def rollouts(self) -> Rollouts: ...
+    @property
+    def rewards(self) -> StepReward: ...
+    @property
+    def fresh(self) -> FreshBatch: ...
 
 
 class Run(Protocol):
@@ -36,10 +104,12 @@ class Run(Protocol):
         beside: what is trained beside the adapter, as far as it lies here whole.
     """
 
-    adapter: Any
     ranks: Ranks
-    tools: Any
 
+    @property
+    def adapter(self) -> Weights: ...
+    @property
+    def tools(self) -> Tools: ...
     @property
     def rate(self) -> float: ...
     @property

@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from nextrl.checkpoints.consistency import common_gap
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import AdapterHistory, DiskHistory
-from nextrl.engines.live_adapter import leap_into
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
 from nextrl.errors import InputError
@@ -270,13 +270,14 @@ class AtSteps(LeapsOnly):
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """Fit on the checkpoints since the last leap; then the alpha given, or a search."""
         step, nothing = view.window.step, partial(along, view.start, view.end)
+        adapter = cast(LiveAdapter, view.adapter)  # `LeapCallback` hands a named method nothing else
         if self._disk is None:
             view.history.add(step, view.end, view.window.reward)
         if because := self._resting(view):
             return stay(f"{self.method}: {because}"), nothing
         began = time.perf_counter()
         try:
-            fitted = self._fit(view, step)
+            fitted = self._fit(view, adapter)
         except InputError as error:
             if not self._windows:  # The leap is what such a run is for: without it, it would be another run.
                 raise
@@ -285,7 +286,7 @@ class AtSteps(LeapsOnly):
                 say(log, "no leap: %s", error, step=step)
             return replace(stay(f"{self.method}: {error}"), horizon=self._horizon), nothing
         seconds = time.perf_counter() - began
-        self._fitted, candidate = fitted, partial(leap_into, view.adapter, fitted)
+        self._fitted, candidate = fitted, partial(leap_into, adapter, fitted)
         decision = agreed(view.ranks, self, self._choose, view.score(candidate))
         lost = replace(fitted, alpha=decision.alpha).discarded if decision.alpha else 0.0
         return replace(decision, horizon=self._horizon, fit_seconds=seconds, discarded=float(lost)), candidate
@@ -315,16 +316,16 @@ class AtSteps(LeapsOnly):
             return f"searches have had their {self._share:.0%} of the completions: waiting"
         return None
 
-    def _fit(self, view: View, step: int) -> Leap:
+    def _fit(self, view: View, adapter: LiveAdapter) -> Leap:
         traj: Trajectory
         if self._disk is not None:
             view.ranks.wait()  # process 0 has only just written the last checkpoint
-            traj, accuracy = self._disk.trajectory(step), None
+            traj, accuracy = self._disk.trajectory(view.window.step), None
         else:
-            traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
+            traj, accuracy = view.history.trajectory(adapter), view.history.accuracy()
         params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
         fitted = leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
-        held = view.adapter.frozen()
+        held = adapter.frozen()
         # Files name a module as its base model does, PEFT's live model with what wraps that before it.
         named = {m: held[name] for m in traj.modules for name in held if f".{name}".endswith(f".{m}")}
         return replace(fitted, frozen=named)

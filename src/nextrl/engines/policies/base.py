@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.live_weights import State
+from nextrl.engines.live_weights import State, Weights
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, stay
@@ -30,8 +30,7 @@ class View:
         window: what the run shows for free.
         start, end: what is trained, where the window began and where it ended.
         history: checkpoints in memory since the run began or last leapt.
-        adapter: what is trained: `LiveWeights`, or its like where copies lie elsewhere; a `LiveAdapter` where a named
-            method decides.
+        adapter: what is trained; a `LiveAdapter` where a named method decides.
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
         look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
@@ -46,7 +45,7 @@ class View:
     start: State
     end: State
     history: AdapterHistory
-    adapter: Any
+    adapter: Weights
     ranks: Ranks
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]
