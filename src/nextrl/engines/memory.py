@@ -35,6 +35,9 @@ JSON, TENSORS = "nextrl_state.json", "nextrl_state.safetensors"
 PENDING = "nextrl_pending"
 VERSION = 6
 
+_PLAIN = ("rate", "offset", "factor", "cooled", "partial", "waiting")
+"""Fields of `Memory` that stand in the JSON file as they are."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -100,12 +103,7 @@ def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     write_tensors(folder / TENSORS, tensors)
     window = {
         "rewards": memory.rewards,
-        "rate": memory.rate,
-        "offset": memory.offset,
-        "factor": memory.factor,
-        "cooled": memory.cooled,
-        "partial": memory.partial,
-        "waiting": memory.waiting,
+        **{name: getattr(memory, name) for name in _PLAIN},
         "moments": moments,
         "began": memory.began,
         "snapshot": snapshot,
@@ -244,15 +242,10 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
         moments=joined(window["moments"], tensors, "start_moments"),
         began=window["began"],
         rewards=list(window["rewards"]),
-        rate=window["rate"],
-        offset=window["offset"],
-        factor=window["factor"],
-        cooled=window["cooled"],
-        partial=window["partial"],
         snapshot=_joined_snapshot(window["snapshot"], tensors, like),
         history=AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
-        waiting=window["waiting"],
         origin=_joined_origin(window["origin"], tensors, like),
+        **{name: window[name] for name in _PLAIN},
     )
 
 
