@@ -77,6 +77,7 @@ class Session:
 
     Attributes:
         memory: what lies in the trainer's checkpoints.
+        never_searches: see `Policy.never_searches`.
         decisions, costs: see `LeapCallback`.
     """
 
@@ -101,7 +102,8 @@ class Session:
         self._keep, self._seed, self._on_leap = keep, seed, on_leap
         policy.refuse_impossible(0, run.max_steps, keep)
         policy.begin(len(rows))
-        said = policy.announced(run.max_steps - step, run.completions_per_step, run.group)
+        ahead = run.max_steps - step, run.completions_per_step, run.group
+        said, self.never_searches = policy.announced(*ahead), policy.never_searches(*ahead)
         if said and run.ranks.leader:
             say(log, "%s", said)
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)

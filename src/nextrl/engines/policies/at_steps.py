@@ -205,10 +205,9 @@ class AtSteps(LeapsOnly):
             return needed if len(steps) < needed else 0
         return needed
 
-    @property
-    def _price(self) -> int:
+    def _price(self, group: int) -> int:
         """Completions that one search takes at most."""
-        return self.acceptance.most(len(set(self._alphas) - {0.0}), self._group)
+        return self.acceptance.most(len(set(self._alphas) - {0.0}), group)
 
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """Named steps that never come, and what searches take; None where the run's configuration says it (`disk`)."""
@@ -216,12 +215,15 @@ class AtSteps(LeapsOnly):
         if self._disk is not None or steps < 1:
             return None
         said = [self._never_come(), self._said]
-        self.never_searches = self._at is None and (
-            self._said is not None or self._too_short(per_step, steps)
-        )
         if self.searches and not (self._at is None and self._said):
-            said.append(self._announced_price(steps, per_step))
+            said.append(self._announced_price(steps, per_step, group))
         return "; ".join(part for part in said if part) or None
+
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """Where no window has enough to fit on, or a search its share; of named steps nobody knows."""
+        if self._disk is not None or steps < 1 or self._at is not None:
+            return False
+        return self._said is not None or self._too_short(per_step, steps, group)
 
     def _never_come(self) -> str | None:
         """A leap that is waited for in vain should be known of before the run is over."""
@@ -233,10 +235,10 @@ class AtSteps(LeapsOnly):
             f"{self.method}: at= names {named}, and this run ends at step {self._ends}: no leap is made there"
         )
 
-    def _announced_price(self, steps: int, per_step: int) -> str:
+    def _announced_price(self, steps: int, per_step: int, group: int) -> str:
         """What searches take of the whole run's completions: a run that goes on says what it said at its beginning."""
         ends = steps if self._ends is None else self._ends
-        price, whole = self._price, ends * per_step
+        price, whole = self._price(group), ends * per_step
         one = (
             f"{self.method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
             "steps' worth"
@@ -247,14 +249,15 @@ class AtSteps(LeapsOnly):
             share = most * price / whole
             return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
-        if self._too_short(per_step, steps):
+        if self._too_short(per_step, steps, group):
             return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
         return bound
 
-    def _too_short(self, per_step: int, steps: int) -> bool:
+    def _too_short(self, per_step: int, steps: int, group: int) -> bool:
         """Whether not even all of the run's completions together pay for one search; asked of searches with a share."""
         whole = steps if self._ends is None else self._ends
-        return self.searches and self._share is not None and self._price > self._share * whole * per_step
+        most = None if self._share is None else self._share * whole * per_step
+        return self.searches and most is not None and self._price(group) > most
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""
@@ -311,7 +314,7 @@ class AtSteps(LeapsOnly):
         if (
             self._share is not None
             and trained is not None
-            and view.searched + self._price > self._share * trained
+            and view.searched + self._price(self._group) > self._share * trained
         ):
             return f"searches have had their {self._share:.0%} of the completions: waiting"
         return None

@@ -117,6 +117,14 @@ class Policy(Protocol):
         """
         ...
 
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """Whether a policy that searches knows that it will not in this run: no rows are held back for it then.
+
+        Args:
+            steps, per_step, group: see `announced`.
+        """
+        ...
+
     def checks(self, step: int) -> bool:
         """Whether this step by itself is to be decided on (`decide_step`)."""
         ...
@@ -173,15 +181,9 @@ class Policy(Protocol):
 
 
 class LeapsOnly:
-    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no.
-
-    Attributes:
-        never_searches: whether a policy that searches has found, when it was asked what is to be announced, that none
-            of its searches will come about in this run: no rows are held back from training for it then.
-    """
+    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no."""
 
     may_begin_again = False
-    never_searches = False
 
     def begin(self, rows: int) -> None:
         """Nothing is remembered."""
@@ -192,6 +194,10 @@ class LeapsOnly:
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """Nothing."""
         return None
+
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """Not that it knew."""
+        return False
 
     def checks(self, step: int) -> bool:
         """Never."""

@@ -219,7 +219,7 @@ class LeapCallback(TrainerCallback):
             self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
         # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
-        if keep_out is not None and not getattr(self._policy, "never_searches", False):
+        if keep_out is not None and not self._session.never_searches:
             keep_out()
         if args.should_save:
             memory.settle_pending(Path(args.output_dir))
