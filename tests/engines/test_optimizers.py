@@ -120,9 +120,8 @@ def test_other_kinds_of_state_are_saved_and_a_resumed_run_ends_the_same(tmp_path
         built = trainer(tmp_path, [callback], model=model, optimizers=(made, None), **options)
         built.train(resume_from_checkpoint=resume or None)
         assert [(d.step, d.back) for d in callback.decisions] == [(3, ""), (5, "window")]
-        assert (
-            built.optimizer.param_groups[0].get("k", 3) == 3
-        )  # two steps before the window, and one after it
+        # Two steps before the window, and one after it.
+        assert built.optimizer.param_groups[0].get("k", 3) == 3
         return weights(model)
 
     whole = run(False)
