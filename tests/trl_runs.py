@@ -220,6 +220,9 @@ class Scripted:
 
     def announced(self, steps: int, per_step: int, group: int) -> None: ...
 
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        return False
+
     def checks(self, step: int) -> bool:
         return False
 

@@ -16,10 +16,10 @@ from peft.optimizers import create_lorafa_optimizer
 from nextrl import LeapCallback
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.memory import TENSORS
+from nextrl.engines.moments import parameters, read_moments, write_moments
 from nextrl.engines.optimizer_state import took_gradient
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.policies import Auto
-from nextrl.engines.rollback import parameters, read_moments, write_moments
 from nextrl.engines.settings import LoraSettings
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
@@ -120,9 +120,8 @@ def test_other_kinds_of_state_are_saved_and_a_resumed_run_ends_the_same(tmp_path
         built = trainer(tmp_path, [callback], model=model, optimizers=(made, None), **options)
         built.train(resume_from_checkpoint=resume or None)
         assert [(d.step, d.back) for d in callback.decisions] == [(3, ""), (5, "window")]
-        assert (
-            built.optimizer.param_groups[0].get("k", 3) == 3
-        )  # two steps before the window, and one after it
+        # Two steps before the window, and one after it.
+        assert built.optimizer.param_groups[0].get("k", 3) == 3
         return weights(model)
 
     whole = run(False)

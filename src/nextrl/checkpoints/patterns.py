@@ -36,9 +36,8 @@ for pattern in patterns:
 def suffix(pattern: str) -> re.Pattern[str]:
     """The expression that PEFT's `get_pattern_key` matches at the start of a module's name (read from peft 0.21.2)."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of sets that a later Python may read otherwise: PEFT reads them as this one
+        # Of sets that a later Python may read otherwise: PEFT reads them as this one.
+        warnings.simplefilter("ignore")
         return re.compile(rf"(.*\.)?({pattern})$")
 
 

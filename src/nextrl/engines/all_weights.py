@@ -13,7 +13,7 @@ from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, all_finite
-from nextrl.engines.rollback import whole
+from nextrl.engines.moments import whole
 from nextrl.errors import InputError
 
 

@@ -7,126 +7,14 @@ with an engine of its own the first rollouts afterwards are checked for having c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-from torch import Tensor
-
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
-from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, Snapshot
-from nextrl.judge.decision import Decision, DecisionRecord, stay
+from nextrl.engines.moments import Moments
+from nextrl.engines.point import Point
+from nextrl.engines.rollback import Snapshot
+from nextrl.engines.run_protocol import Run
+from nextrl.judge.decision import Decision, stay
 from nextrl.judge.window import Window
-
-
-class Run(Protocol):
-    """A training run as a leap finds it: TRL's (`trl.live_run.LiveRun`), or one whose weights lie on verl's workers.
-
-    What stands for the weights (`State`) and the optimizer's state (`Moments`) is the run's own affair: tensors here,
-    the names of copies that the workers hold there.
-
-    Attributes:
-        adapter, ranks, tools: what is trained, on which processes, measured with what.
-        rate: the present learning rate.
-        share: the present rate as a share of the schedule's height (below 1 in its warm-up and in its decay).
-        rate_set_elsewhere: whether somebody else than the schedule has set the rate.
-        completions_per_step: fresh completions per step, over all processes; a buffered generation batch counts once.
-        max_steps: optimizer steps of the whole run.
-        group: completions of each held-out prompt, as far as rewards need whole groups; else 1.
-        optimizer_name: its class, for messages.
-        resolution: nats per token that the precision of the model's passes and weights hides.
-        stretches: whether a step can be written longer than it was taken: nothing that is trained is kept in half
-            precision or lies beside the adapter.
-        fresh_next: whether the next step begins with fresh rollouts.
-        whole: whether a leap can be taken back, moments and all.
-        beside: what is trained beside the adapter, as far as it lies here whole.
-    """
-
-    adapter: Any
-    ranks: Ranks
-    tools: Any
-
-    @property
-    def rate(self) -> float: ...
-    @property
-    def share(self) -> float: ...
-    @property
-    def rate_set_elsewhere(self) -> bool: ...
-    @property
-    def completions_per_step(self) -> int: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def group(self) -> int: ...
-    @property
-    def optimizer_name(self) -> str: ...
-    @property
-    def resolution(self) -> float: ...
-    @property
-    def stretches(self) -> bool: ...
-    @property
-    def fresh_next(self) -> bool: ...
-    @property
-    def whole(self) -> bool: ...
-    @property
-    def beside(self) -> Sequence[Tensor]: ...
-
-    def falls_by_itself(self, begin: int, end: int) -> bool:
-        """Whether the schedule lowers the rate between two steps."""
-        ...
-
-    def rises(self, steps: int) -> bool | None:
-        """Whether the rate's next change, within so many steps, is a rise (`rehearsal.rises`); None: nobody knows."""
-        ...
-
-    def follows(self, steps: int) -> bool | None:
-        """Whether a factor reaches every rate of the schedule (`rehearsal.follows`); None: nobody knows."""
-        ...
-
-    def move(self, state: State) -> None:
-        """Write what is trained, the same on every process, and see to it that nothing of the old policy is used."""
-        ...
-
-    def way(self, start: State, moments: Moments) -> tuple[float, float]:
-        """How far all that is trained has come, and the cosine of that way with the way from its start to 0.
-
-        The cosine is NaN where there is no way (`live_weights.length_and_shrinking`).
-        """
-        ...
-
-    def took_gradient(self, moments: Moments) -> bool:
-        """Whether a gradient has come into the optimizer's state since this copy of it; without one, nobody knows."""
-        ...
-
-    def moments(self) -> Moments:
-        """A copy of the optimizer's state."""
-        ...
-
-    def put_moments(self, moments: Moments) -> None:
-        """Put a copy back; without moments nothing is changed."""
-        ...
-
-    def multiply_rate(self, factor: float) -> None:
-        """Multiply the learning rate, the schedule's base included."""
-        ...
-
-    def release_rate(self, factor: float) -> None:
-        """Divide the schedule's rates by a factor again; what is set now stays as whoever set it wants it."""
-        ...
-
-    def check_delivery(self) -> None:
-        """Look at the first rollouts after a leap, where an engine of its own sampled them.
-
-        Raises:
-            StaleWeights: they came from the weights before it.
-        """
-        ...
-
-    def tell(self, record: DecisionRecord) -> None:
-        """Write a decision down, and show it among the trainer's metrics."""
-        ...
 
 
 def carry_out(
@@ -149,14 +37,12 @@ def carry_out(
     if decision.alpha:
         if rollback and decision.alpha > 0.0 and run.whole:
             memory.snapshot = Snapshot(
-                step=window.step,
+                point=Point(run.adapter.read(), moments_of(run), window.step),
                 alpha=decision.alpha,
                 steps=steps,
                 factor=memory.factor,
                 reward=window.reward,
                 variance=window.variance,
-                state=run.adapter.read(),
-                moments=moments_of(run),
                 measured=window.measured,
             )
         run.move(run.ranks.same(candidate(decision.alpha)))
@@ -165,23 +51,23 @@ def carry_out(
 
 def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
     """Put adapter, rate and moments back as they were before the last leap."""
-    run.move(before.state)
-    run.put_moments(before.moments)
+    _put_back(run, before.point)
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
-    why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
+    why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.point.step}"
     return stay(f"{why}: rolled back")
 
 
-def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
-    """Take back a step or a window: what is trained and the moments as they were, at another rate.
-
-    Args:
-        start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.
-    """
-    run.move(start)
-    run.put_moments(moments)
+def go_back(run: Run, memory: Memory, decision: Decision, point: Point) -> None:
+    """Take back a step, a window or all of the run: what is trained and the moments as they were, at another rate."""
+    _put_back(run, point)
     scale_rate(run, memory, decision.rate_factor)
+
+
+def _put_back(run: Run, point: Point) -> None:
+    """Without moments (processes that hold pieces of parameters) the optimizer's state stays."""
+    run.move(point.state)
+    run.put_moments(point.moments)
 
 
 def moments_of(run: Run) -> Moments:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nextrl.engines.live_weights import LiveWeights, State
+from nextrl.engines.live_weights import State, Weights
 from nextrl.judge.guard import Answers, Guard, pooled
 from nextrl.judge.paired_search import SEED_STRIDE, GroupedScore, Refused, Score
 
@@ -84,7 +84,7 @@ class CandidateScores:
         divergences: alpha -> nats per token by which a leap forward left the policy, of the latest search.
     """
 
-    def __init__(self, adapter: LiveWeights, rollouts: Rollouts, guard: Guard) -> None:
+    def __init__(self, adapter: Weights, rollouts: Rollouts, guard: Guard) -> None:
         self._adapter, self._rollouts, self._guard = adapter, rollouts, guard
         self.divergences: dict[float, float] = {}
 

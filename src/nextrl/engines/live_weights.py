@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,34 @@ from nextrl.errors import InputError
 
 State = dict[str, Tensor]
 """Parameter's name (an adapter's: as PEFT saves it) -> tensor."""
+
+
+class Weights(Protocol):
+    """What is trained, as whoever decides on a run meets it: here (`LiveWeights`), or by name on verl's workers."""
+
+    def read(self) -> State:
+        """A copy of all of it."""
+        ...
+
+    def write(self, state: State) -> None:
+        """Put a copy's values there, in place."""
+        ...
+
+    def holding(self, state: State) -> AbstractContextManager[None]:
+        """Other values inside; afterwards those that were there before."""
+        ...
+
+    def along(self, start: State, stop: State, alpha: float) -> State:
+        """`stop + alpha (stop - start)`."""
+        ...
+
+    def distance(self, start: State, stop: State) -> float:
+        """Length of the way between two copies."""
+        ...
+
+    def finite(self) -> bool:
+        """Whether there is neither NaN nor Inf in any of it."""
+        ...
 
 
 class LiveWeights:

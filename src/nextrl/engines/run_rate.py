@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from nextrl.engines.live_weights import State
     from nextrl.engines.memory import Memory
     from nextrl.engines.policies import Policy
+    from nextrl.engines.run_protocol import Run
 
 log = logging.getLogger(__name__)
 
-
-_SAME, _FAR = (
-    0.2,
-    4.0,
-)  # how near, as a logarithm, a rate is to what it was without a factor; a factor that stands out
+# How near, as a logarithm, a rate is to what it was without a factor; a factor that stands out.
+_SAME, _FAR = 0.2, 4.0
 
 
 def _lowered(share: float) -> bool:
@@ -43,28 +41,23 @@ class RunRate:
         cooled: share of the rate that the end of the run left the latest step; 1.0 before that.
     """
 
-    def __init__(self, run: apply_leap.Run, policy: Policy, adapts: bool) -> None:
+    def __init__(self, run: Run, policy: Policy, adapts: bool) -> None:
         self.adapts, self.cooled = adapts, 1.0
         self._run, self._policy = run, policy
-        self._share: float | None = (
-            None  # of the schedule's height, at the latest step; None before any was seen
-        )
+        # Share of the schedule's height, at the latest step; None before any was seen.
+        self._share: float | None = None
         self._ahead = 1.0  # the highest share that is still to come
         self._asked = False  # whether the schedule was tried beforehand
-        self._reached: bool | None = (
-            None  # whether a factor reaches its rates; None where that cannot be tried
-        )
-        self._plain: float | None = None  # the latest step's rate without its factor
-        self._factor, self._watched = (
-            1.0,
-            False,
-        )  # ... that factor; whether the schedule has not moved since it changed
+        # Whether a factor reaches its rates; None where that cannot be tried.
+        self._reached: bool | None = None
+        # The latest step's rate without its factor; that factor; whether the schedule has not moved since it changed.
+        self._plain: float | None = None
+        self._factor, self._watched = 1.0, False
         self._follows = RateCheck()
         # Whether the schedule lowers the rate in the end, once that was asked.
         self._falls: bool | None = None
-        self._began: tuple[State, float] | None = (
-            None  # the step after a change of the rate: what is trained, rate
-        )
+        # Where the step after a change of the rate began: what is trained, and the rate.
+        self._began: tuple[State, float] | None = None
 
     def checks(self, step: int) -> bool:
         """Whether this step is looked at for the sake of the rate: not where that is to stay as it is."""

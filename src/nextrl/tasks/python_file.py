@@ -90,9 +90,8 @@ def build(name: str) -> PythonTask:
 def _built(name: str, path: Path, written: int, size: int) -> PythonTask:
     """The task of a file as it is now: run once per process, so that what it shuffles is the same for all who ask."""
     module = _run(path)
-    with _theirs(
-        path, "cannot be asked for examples and reward"
-    ):  # a module may have a __getattr__ of its own
+    # A module may have a __getattr__ of its own.
+    with _theirs(path, "cannot be asked for examples and reward"):
         asked = {name: getattr(module, name, None) for name in ("examples", "reward")}
         length = getattr(module, "max_completion_length", 256)
     for function, found in asked.items():

@@ -29,9 +29,8 @@ def noise_floor(traj: Trajectory, step: int, module: str) -> float:
     """
     m, n, _ = traj.shape(module)
     stored = next((c for c in traj.checkpoints if c.step == step), None)
-    if isinstance(
-        stored, FullCheckpoint
-    ):  # its factors are wide, and what they were computed from need not be
+    # Its factors are wide, and what they were computed from need not be.
+    if isinstance(stored, FullCheckpoint):
         return math.sqrt(2.0 * stored.rounding[module]) * (math.sqrt(m) + math.sqrt(n))
     a, b = traj.factors(step, module)
     a2 = float(torch.linalg.eigvalsh(a.double() @ a.double().mT)[-1])

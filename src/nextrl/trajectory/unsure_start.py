@@ -18,9 +18,8 @@ from nextrl.trajectory.trajectory import Trajectory
 FAR = 5.0
 """Times the way of the second window, step for step and at the same learning rate."""
 
-_WINDOWS = (
-    3  # of the run before the first checkpoint, at most: an adapter's way is little beside a longer one
-)
+# Of the run before the first checkpoint, at most: an adapter's way is little beside a longer one.
+_WINDOWS = 3
 
 
 def doubt_of(traj: Trajectory) -> str:

@@ -594,6 +594,5 @@ def test_a_schedule_made_of_several_tells_its_share(tmp_path: Path) -> None:
     callback = LeapCallback(config=replace(QUIET, goal=0.004))
     run = trainer(tmp_path, [callback], model=model, optimizers=(optimizer, schedule), max_steps=1)
     run.train()
-    assert (
-        run.optimizer.param_groups[0]["initial_lr"] < 0.1
-    )  # a hundredth of the rate was asked about as such
+    # A hundredth of the rate was asked about as such.
+    assert run.optimizer.param_groups[0]["initial_lr"] < 0.1

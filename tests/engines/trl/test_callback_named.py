@@ -124,9 +124,8 @@ def test_a_run_that_never_comes_to_a_named_step_is_refused(tmp_path: Path) -> No
     assert "before step 3, 4, which at= names" in refusal(method="secant", at=[4, 3], alpha=1.0)
 
 
-@pytest.mark.parametrize(
-    ("at", "named"), [([9, 2], "9"), (range(2, 30, 3), "5, 8, 11, 14, 17 ...")]
-)  # one that comes is enough
+# One that comes is enough.
+@pytest.mark.parametrize(("at", "named"), [([9, 2], "9"), (range(2, 30, 3), "5, 8, 11, 14, 17 ...")])
 def test_steps_that_never_come_are_said_once(
     at: Any, named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,9 +141,8 @@ def test_the_price_counts_the_named_steps_that_the_run_comes_to() -> None:
     policy.refuse_impossible(0, 8, 16)
     assert "; a search" not in str(policy.announced(0, 32, 4))
     assert "at most 4 in this run" in str(policy.announced(8, 32, 4))
-    assert "at most 4 in this run" in str(
-        policy.announced(4, 32, 4)
-    )  # the whole of it, though resumed after step 4
+    # The whole of it, though resumed after step 4.
+    assert "at most 4 in this run" in str(policy.announced(4, 32, 4))
 
 
 @pytest.mark.parametrize("at", [2, (2,), {2}, np.array([2]), (np.int64(step) for step in [2]), [2.0]])

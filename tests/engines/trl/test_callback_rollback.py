@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nextrl.engines.rollback import read_moments
+from nextrl.engines.moments import read_moments
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.rollouts import RewardMeter
 from trl_runs import VALIDATION, Scripted, same, scripted_policy, trainable, trainer, weights

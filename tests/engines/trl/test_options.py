@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import along
+from nextrl.engines.moments import read_moments
 from nextrl.engines.policies import Auto
-from nextrl.engines.rollback import read_moments
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller

@@ -346,9 +346,8 @@ def test_shards_of_another_adapter_are_not_loaded(tmp_path):
     with pytest.raises(InputError, match="holds the state of another adapter"):
         Shards(other, *training(other)).load(str(tmp_path / "a.safetensors"), {"start": 0}, {})
     with pytest.raises(InputError, match=r"a\.safetensors is damaged: use another checkpoint"):
-        shards.load(
-            str(tmp_path / "a.safetensors"), {"start": 0}, {"start_moments": 1}
-        )  # it was saved without
+        # It was saved without.
+        shards.load(str(tmp_path / "a.safetensors"), {"start": 0}, {"start_moments": 1})
     with pytest.raises(InputError, match="is missing: resume from another checkpoint"):
         shards.load(str(tmp_path / "b.safetensors"), {"start": 0}, {})
     (tmp_path / "c.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from nextrl.checkpoints.consistency import common_gap
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.history import AdapterHistory, DiskHistory
-from nextrl.engines.live_adapter import leap_into
+from nextrl.engines.history import DiskHistory
+from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.engines.live_weights import along
 from nextrl.engines.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.policies.forecast import Forecast
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
 from nextrl.extrapolators.alphas import ALPHAS
-from nextrl.extrapolators.base import lacking
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched, stay
 from nextrl.judge.paired_search import Score
@@ -30,12 +28,7 @@ from nextrl.trajectory.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
-FALL, FALL_ERRORS = 0.08, 2.5
-"""Fall of the mean reward after a leap, in its own units and in standard errors, that takes the leap back."""
-
 PATIENCE = 8  # most windows without a search after searches in which staying put won
-
-_NAMED = 5  # steps that one line names
 
 SEARCHED = 0.1
 """Share of the completions trained on that searches may take, where a user has set neither their steps nor prompts."""
@@ -62,11 +55,13 @@ class AtSteps(LeapsOnly):
         disk: fit on the checkpoints there; None fits on one checkpoint per window, kept in memory.
         params: the method's own parameters.
         seed: of methods that draw random numbers.
-        fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
 
     Raises:
         InputError: unknown method, a horizon below 1, an alpha out of range, neither `at` nor `every`.
     """
+
+    # Fall of the mean reward after a leap, in its own units and in standard errors, that takes the leap back.
+    fall, fall_errors = 0.08, 2.5
 
     def __init__(
         self,
@@ -82,8 +77,6 @@ class AtSteps(LeapsOnly):
         disk: DiskHistory | None = None,
         params: Mapping[str, Any] | None = None,
         seed: int = 0,
-        fall: float = FALL,
-        fall_errors: float = FALL_ERRORS,
     ) -> None:
         if horizon < 1:
             raise InputError(f"the horizon must be at least 1 step, not {horizon}")
@@ -94,7 +87,7 @@ class AtSteps(LeapsOnly):
             raise InputError("a named method needs at= (steps) or every= (steps per window)")
         self._learns_accuracy = tags.needs_accuracy
         self.method: str = method
-        self._horizon, self._at, self._own_step = horizon, None if at is None else frozenset(at), own
+        self._horizon, self._at = horizon, None if at is None else frozenset(at)
         if alpha is None and alphas is None:
             alpha = tags.alpha
         self._alpha = None if alpha is None else check_alpha(alpha)
@@ -104,12 +97,13 @@ class AtSteps(LeapsOnly):
         self.searches, self.keeps_history, self.undoes = self._alpha is None, disk is None, False
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
         self._share, self._disk, self._seed = share if self._at is None else None, disk, seed
-        self.fall, self.fall_errors = fall, fall_errors
         self._fruitless = self._wait = 0
         self._group = 1
-        self._ends: int | None = None
-        self._said: str | None = None
         self._fitted: Leap | None = None
+        self._forecast = Forecast(
+            method, self._params, horizon, at=self._at, own_step=own, every=self.every, windows=self._windows,
+            on_disk=disk is not None, searches=self.searches, share=self._share,
+        )  # fmt: skip
 
     @property
     def steps_of_one(self) -> int:
@@ -124,137 +118,21 @@ class AtSteps(LeapsOnly):
             self._disk.begin()
 
     def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
-        """See to it that the run comes to a step that was named for a leap, with enough to fit on; note where it ends.
-
-        Raises:
-            InputError: it comes to none of them, or to each with too few checkpoints.
-        """
-        self._ends, self._said = ends, None
-        if self._at is None:
-            self._said = self._no_window_will_do(begins, ends, keep)
-            return
-        due = sorted(step for step in self._at if begins < step <= ends)
-        if due:
-            if self._disk is None:
-                self._refuse_too_few(due, begins, keep)
-            return
-        named = ", ".join(map(str, sorted(self._at)))
-        if begins < min(self._at, default=begins):
-            why, instead = f"this run ends at step {ends}, before step {named}", "train longer"
-        else:
-            why = f"this run goes on after step {begins}, with no memory of a leap, and does not come to step {named}"
-            instead = "leave the callback out"
-        raise InputError(f"{self.method}: {why}, {self._where}: give steps of the run with at=, or {instead}")
-
-    @property
-    def _where(self) -> str:
-        """Who named the steps of the leaps."""
-        return "where it leaps if nothing else is said" if self._own_step else "which at= names"
-
-    def _refuse_too_few(self, due: Sequence[int], begins: int, keep: int) -> None:
-        """A step is not waited for in vain where all is known that the method will have there."""
-        kept = self._kept(begins, due[-1], keep)
-        wanting = {step: needed for step in due if (needed := self._lacks(kept[step]))}
-        if not wanting:
-            return
-        step, needed = next(iter(wanting.items()))
-        short = (
-            f"at step {step}, {self._where}, there are {len(kept[step])} checkpoints (every={self.every}, "
-            f"keep={keep}), and a horizon of {self._horizon} steps needs {needed}"
-        )
-        if len(wanting) == len(due):
-            instead = "or give at=" if self._own_step else "or leap later"
-            raise InputError(f"{self.method}: {short}: change every=, keep= or horizon=, {instead}")
-        self._said = f"{self.method}: {short}: no leap is made there"
-
-    def _no_window_will_do(self, begins: int, ends: int, keep: int) -> str | None:
-        """Why no window of the run ends with enough to fit on and another one to come; None where one does."""
-        last = (ends - self.every) // self.every * self.every
-        if self._disk is not None:
-            return None
-        kept = self._kept(begins, last, keep)
-        if any(not self._lacks(steps) for steps in kept.values()):
-            return None
-        return (
-            f"{self.method}: this run ends at step {ends}, before there are checkpoints enough (every={self.every}, "
-            f"keep={keep}) for a horizon of {self._horizon} steps with a window to follow: no leap will be made"
-        )
-
-    def _kept(self, begins: int, last: int, keep: int) -> dict[int, tuple[int, ...]]:
-        """Step at which a window ends -> the checkpoints that are in memory there, if nothing leaps before."""
-        # Where a run goes on without its memory, the history begins with the next full window.
-        first = -(-begins // self.every) * self.every if self._windows else begins
-        windows = range(first + self.every, last + 1, self.every) if self._windows else ()
-        history, kept = AdapterHistory(most=keep), {}
-        history.begin(first, {})
-        for step in sorted({*windows, *(step for step in self._at or () if first < step <= last)}):
-            history.add(step, {}, math.nan)
-            kept[step] = tuple(history.steps)
-        # A named step before that window ends has nothing but its own beginning.
-        return {step: (step,) for step in self._at or () if begins < step <= first} | kept
-
-    def _lacks(self, steps: Sequence[int]) -> int:
-        """Checkpoints that the method needs where these are too few; 0 where they are enough."""
-        method = get(self.method, **self._params)
-        if len(steps) < 2:
-            return max(2, method.min_checkpoints(self._horizon, self.every))
-        needed = lacking(method, steps, common_gap(steps), self._horizon)
-        # A step that nobody named has every checkpoint, or is not waited for.
-        if self._own_step and not needed:
-            needed = method.min_checkpoints(self._horizon, self.every)
-            return needed if len(steps) < needed else 0
-        return needed
-
-    @property
-    def _price(self) -> int:
-        """Completions that one search takes at most."""
-        return self.acceptance.most(len(set(self._alphas) - {0.0}), self._group)
+        """See `Forecast`."""
+        self._forecast.refuse_impossible(begins, ends, keep)
 
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
-        """Named steps that never come, and what searches take; None where the run's configuration says it (`disk`)."""
+        """See `Forecast`."""
         self._group = group
-        if self._disk is not None or steps < 1:
-            return None
-        said = [self._never_come(), self._said]
-        self.never_searches = self._at is None and (
-            self._said is not None or self._too_short(per_step, steps)
-        )
-        if self.searches and not (self._at is None and self._said):
-            said.append(self._announced_price(steps, per_step))
-        return "; ".join(part for part in said if part) or None
+        return self._forecast.announced(steps, per_step, self._price(group))
 
-    def _never_come(self) -> str | None:
-        """A leap that is waited for in vain should be known of before the run is over."""
-        late = sorted(step for step in self._at or () if self._ends is not None and step > self._ends)
-        if not late:
-            return None
-        named = ", ".join(map(str, late[:_NAMED])) + (" ..." if len(late) > _NAMED else "")
-        return (
-            f"{self.method}: at= names {named}, and this run ends at step {self._ends}: no leap is made there"
-        )
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """See `Forecast`."""
+        return self._forecast.never_searches(steps, per_step, self._price(group))
 
-    def _announced_price(self, steps: int, per_step: int) -> str:
-        """What searches take of the whole run's completions: a run that goes on says what it said at its beginning."""
-        ends = steps if self._ends is None else self._ends
-        price, whole = self._price, ends * per_step
-        one = (
-            f"{self.method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
-            "steps' worth"
-        )
-        if self._share is None:
-            due = [step for step in self._at or () if step <= ends]
-            most = len(due) if self._at is not None else max(0, ends // self.every - 1)
-            share = most * price / whole
-            return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
-        bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
-        if self._too_short(per_step, steps):
-            return f"{bound}, for which this run is too short: no leap will be made (give at= or prompts=)"
-        return bound
-
-    def _too_short(self, per_step: int, steps: int) -> bool:
-        """Whether not even all of the run's completions together pay for one search; asked of searches with a share."""
-        whole = steps if self._ends is None else self._ends
-        return self.searches and self._share is not None and self._price > self._share * whole * per_step
+    def _price(self, group: int) -> int:
+        """Completions that one search takes at most."""
+        return self.acceptance.most(len(set(self._alphas) - {0.0}), group)
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""
@@ -270,13 +148,14 @@ class AtSteps(LeapsOnly):
     def decide(self, view: View) -> tuple[Decision, Candidate]:
         """Fit on the checkpoints since the last leap; then the alpha given, or a search."""
         step, nothing = view.window.step, partial(along, view.start, view.end)
+        adapter = cast(LiveAdapter, view.adapter)  # `LeapCallback` hands a named method nothing else
         if self._disk is None:
             view.history.add(step, view.end, view.window.reward)
         if because := self._resting(view):
             return stay(f"{self.method}: {because}"), nothing
         began = time.perf_counter()
         try:
-            fitted = self._fit(view, step)
+            fitted = self._fit(view, adapter)
         except InputError as error:
             if not self._windows:  # The leap is what such a run is for: without it, it would be another run.
                 raise
@@ -285,7 +164,7 @@ class AtSteps(LeapsOnly):
                 say(log, "no leap: %s", error, step=step)
             return replace(stay(f"{self.method}: {error}"), horizon=self._horizon), nothing
         seconds = time.perf_counter() - began
-        self._fitted, candidate = fitted, partial(leap_into, view.adapter, fitted)
+        self._fitted, candidate = fitted, partial(leap_into, adapter, fitted)
         decision = agreed(view.ranks, self, self._choose, view.score(candidate))
         lost = replace(fitted, alpha=decision.alpha).discarded if decision.alpha else 0.0
         return replace(decision, horizon=self._horizon, fit_seconds=seconds, discarded=float(lost)), candidate
@@ -310,21 +189,21 @@ class AtSteps(LeapsOnly):
         if (
             self._share is not None
             and trained is not None
-            and view.searched + self._price > self._share * trained
+            and view.searched + self._price(self._group) > self._share * trained
         ):
             return f"searches have had their {self._share:.0%} of the completions: waiting"
         return None
 
-    def _fit(self, view: View, step: int) -> Leap:
+    def _fit(self, view: View, adapter: LiveAdapter) -> Leap:
         traj: Trajectory
         if self._disk is not None:
             view.ranks.wait()  # process 0 has only just written the last checkpoint
-            traj, accuracy = self._disk.trajectory(step), None
+            traj, accuracy = self._disk.trajectory(view.window.step), None
         else:
-            traj, accuracy = view.history.trajectory(view.adapter), view.history.accuracy()
+            traj, accuracy = view.history.trajectory(adapter), view.history.accuracy()
         params: dict[str, Any] = {"accuracy": accuracy} if self._learns_accuracy and accuracy else {}
         fitted = leap(traj, self.method, self._horizon, seed=self._seed, **{**params, **self._params})
-        held = view.adapter.frozen()
+        held = adapter.frozen()
         # Files name a module as its base model does, PEFT's live model with what wraps that before it.
         named = {m: held[name] for m in traj.modules for name in held if f".{name}".endswith(f".{m}")}
         return replace(fitted, frozen=named)

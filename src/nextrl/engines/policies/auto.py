@@ -58,6 +58,10 @@ class Auto:
     def announced(self, steps: int, per_step: int, group: int) -> None:
         """Nothing: it samples nothing."""
 
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """It never does, and what a trainer holds back for it (an SFTTrainer's texts) it looks at."""
+        return False
+
     def checks(self, step: int) -> bool:
         """Where the controller does."""
         return self.controller.checks(step)

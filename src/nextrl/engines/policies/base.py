@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.live_weights import State
+from nextrl.engines.live_weights import State, Weights
 from nextrl.engines.ranks import Ranks
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, stay
@@ -30,8 +30,7 @@ class View:
         window: what the run shows for free.
         start, end: what is trained, where the window began and where it ended.
         history: checkpoints in memory since the run began or last leapt.
-        adapter: what is trained: `LiveWeights`, or its like where copies lie elsewhere; a `LiveAdapter` where a named
-            method decides.
+        adapter: what is trained; a `LiveAdapter` where a named method decides.
         ranks: the run's processes.
         score: a candidate -> how its alphas are scored on held-out prompts.
         look: what the rollouts that were sampled at `end` say of other factors; None where they cannot say.
@@ -46,7 +45,7 @@ class View:
     start: State
     end: State
     history: AdapterHistory
-    adapter: Any
+    adapter: Weights
     ranks: Ranks
     score: Callable[[Candidate], Score]
     look: Callable[[State], BatchGain | None]
@@ -118,6 +117,14 @@ class Policy(Protocol):
         """
         ...
 
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """Whether a policy that searches knows that it will not in this run: no rows are held back for it then.
+
+        Args:
+            steps, per_step, group: see `announced`.
+        """
+        ...
+
     def checks(self, step: int) -> bool:
         """Whether this step by itself is to be decided on (`decide_step`)."""
         ...
@@ -174,15 +181,9 @@ class Policy(Protocol):
 
 
 class LeapsOnly:
-    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no.
-
-    Attributes:
-        never_searches: whether a policy that searches has found, when it was asked what is to be announced, that none
-            of its searches will come about in this run: no rows are held back from training for it then.
-    """
+    """What a policy does that leaps at some steps, and leaves rate and steps alone: every other question is a no."""
 
     may_begin_again = False
-    never_searches = False
 
     def begin(self, rows: int) -> None:
         """Nothing is remembered."""
@@ -193,6 +194,10 @@ class LeapsOnly:
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """Nothing."""
         return None
+
+    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
+        """Not that it knew."""
+        return False
 
     def checks(self, step: int) -> bool:
         """Never."""

@@ -219,7 +219,7 @@ class LeapCallback(TrainerCallback):
             self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
         # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
-        if keep_out is not None and not getattr(self._policy, "never_searches", False):
+        if keep_out is not None and not self._session.never_searches:
             keep_out()
         if args.should_save:
             memory.settle_pending(Path(args.output_dir))
@@ -266,7 +266,7 @@ class LeapCallback(TrainerCallback):
         """Write down what belongs into the checkpoint that the trainer is about to write, if it is."""
         if control.should_save:
             session = self._running()
-            weights = session.run.adapter.fingerprint()  # on every process: pieces are put together for it
+            weights = self._live.adapter.fingerprint()  # on every process: pieces are put together for it
             if args.should_save:
                 # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
                 known = {**self._state(), "weights": weights}
@@ -278,10 +278,10 @@ class LeapCallback(TrainerCallback):
         if args.should_save and folder.is_dir():
             # Another callback may have asked for a checkpoint after this one was asked whether there is one.
             if not memory.deliver_pending(folder):
-                run, known = self._running().run, self._state()
+                session, run, known = self._running(), self._live, self._state()
                 if run.ranks.world == 1:  # elsewhere all processes would have to put pieces together for it
                     known["weights"] = run.adapter.fingerprint()
-                memory.write(folder, self._running().memory, known)
+                memory.write(folder, session.memory, known)
             memory.forget_pending(Path(args.output_dir))
         self._delivered = state.global_step
 
@@ -322,16 +322,20 @@ class LeapCallback(TrainerCallback):
         assert self._on_leap is not None
         self._on_leap(step, run.trainer.model, run.optimizer)
 
+    @property
+    def _live(self) -> LiveRun:
+        """The run that the session goes through, as TRL has it."""
+        assert self._run is not None, "training has not begun"
+        return self._run
+
     def _set_rate(self, factor: float, base: float | None) -> None:
         """Bring the rate to what a checkpoint says: what the schedule began from, or else by what it was multiplied."""
-        assert self._run is not None, "training has not begun"
-        now = self._run.base_rate
-        self._run.multiply_rate(base / now if base is not None and now else factor)
+        now = self._live.base_rate
+        self._live.multiply_rate(base / now if base is not None and now else factor)
 
     def _state(self) -> dict[str, Any]:
         """What belongs into a checkpoint beside the memory."""
-        assert self._run is not None, "training has not begun"
-        known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
+        known = {"base_rate": self._live.base_rate, "repeatable": self._live.tools.fresh.repeatable}
         return {**self._running().state(), **known}
 
     def _undo(self, optimizer: Any, scheduler: Any, resumed: Path | None) -> None:
@@ -360,7 +364,7 @@ class LeapCallback(TrainerCallback):
         Args:
             writes: whether this process is one that writes checkpoints.
         """
-        run = self._running().run
+        run = self._live
         known = run.ranks.once(partial(memory.rival, folder))
         if known:
             known = known if run.adapter.belongs(known) else {}
@@ -370,14 +374,14 @@ class LeapCallback(TrainerCallback):
 
     def _resume(self, folder: Path, step: int) -> None:
         session = self._running()
-        found = memory.read(folder, session.memory.start)
-        foreign = found is not None and not session.run.adapter.belongs(found[1].get("weights"))
+        found = memory.read(folder, session.memory.start.state)
+        foreign = found is not None and not self._live.adapter.belongs(found[1].get("weights"))
         if foreign:
             found = None
         if found is not None:
             # Whatever else is of use, the rates of optimizer and schedule hold these factors.
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
-            session.run.tools.fresh.repeatable = found[1].get("repeatable")
+            self._live.tools.fresh.repeatable = found[1].get("repeatable")
             if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
                 # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
                 self._set_rate(found[0].factor, found[1].get("base_rate"))

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from nextrl.engines.live_weights import LiveWeights, State
+from nextrl.engines.moments import Moments, trained_beside, values_of
 from nextrl.engines.policies.base import MOST
 from nextrl.engines.ranks import Ranks
-from nextrl.engines.rollback import Moments, trained_beside, values_of
 from nextrl.engines.trl.seam import Seam
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums, merge
 from nextrl.tasks.evaluate import inference

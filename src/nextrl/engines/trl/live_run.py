@@ -13,12 +13,7 @@ from torch import Tensor
 
 from nextrl.engines import decision_log
 from nextrl.engines.live_weights import LiveWeights, State, length_and_shrinking, shrinking_parts
-from nextrl.engines.optimizer_state import took_gradient
-from nextrl.engines.optimizers import unwrapped
-from nextrl.engines.precision import of_model
-from nextrl.engines.ranks import Ranks
-from nextrl.engines.rehearsal import falls, follows, rises
-from nextrl.engines.rollback import (
+from nextrl.engines.moments import (
     Moments,
     parameters,
     read_moments,
@@ -27,6 +22,11 @@ from nextrl.engines.rollback import (
     whole,
     write_moments,
 )
+from nextrl.engines.optimizer_state import took_gradient
+from nextrl.engines.optimizers import unwrapped
+from nextrl.engines.precision import of_model
+from nextrl.engines.ranks import Ranks
+from nextrl.engines.rehearsal import falls, follows, rises
 from nextrl.engines.schedules import (
     base_rate,
     rate_of,

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,8 +54,24 @@ class Windows:
         return found
 
 
+@dataclass
+class NoRollouts:
+    """Nothing is sampled on held-out prompts: no policy that searches runs in verl."""
+
+    completions: int = 0
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What is measured with, see `engines.run_protocol.Tools`."""
+
+    rollouts: NoRollouts
+    rewards: StepRewards
+    fresh: LatestBatch
+
+
 class VerlRun:
-    """A verl run as a leap finds it (`engines.apply_leap.Run`).
+    """A verl run as a leap finds it (`engines.run_protocol.Run`).
 
     Args:
         workers: where the adapter lies.
@@ -83,9 +100,7 @@ class VerlRun:
         self.ranks = Ranks(SimpleNamespace(process_index=0, num_processes=1))
         self.latest = LatestBatch(self.adapter, read)
         self.rewards = StepRewards()
-        self.tools = SimpleNamespace(
-            fresh=self.latest, rewards=self.rewards, rollouts=SimpleNamespace(completions=0)
-        )
+        self.tools = Instruments(NoRollouts(), self.rewards, self.latest)
         self.folder, self.max_steps, self.completions_per_step = folder, max_steps, completions_per_step
         self.windows = Windows(self.adapter)
         self.comparable = True
