@@ -43,7 +43,7 @@ class OnTheCpu(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.leaps._session is not None
         memory = self.leaps._session.memory
-        kept = [t for part in (*memory.history.states, *memory.moments) for t in part.values()]
+        kept = [t for part in (*memory.history.states, *memory.start.moments) for t in part.values()]
         if any(isinstance(t, torch.Tensor) and t.device.type != "cpu" for t in kept):
             raise RuntimeError("checkpoints or moments lie on the accelerator")
 
@@ -78,7 +78,7 @@ def all_weights(folder: Path, callback: LeapCallback, **options: Any) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_step_begin(args, state, control, **kwargs)
             assert self.leaps._session is not None
-            if any(t.device.type != "cpu" for t in self.leaps._session.memory.start.values()):
+            if any(t.device.type != "cpu" for t in self.leaps._session.memory.start.state.values()):
                 raise RuntimeError("the window's start lies on the accelerator")
 
     return trained(folder, callback, StartOnTheCpu(callback), model=model, **options)

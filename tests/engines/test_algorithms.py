@@ -43,7 +43,7 @@ class Leaps(LeapCallback):
         self.around: list[tuple[Any, Any, Any]] = []
 
     def end_step(self, state: Any) -> None:
-        start, before = self._session.memory.start, self._session.run.adapter.read()
+        start, before = self._session.memory.start.state, self._session.run.adapter.read()
         super().end_step(state)
         if state.global_step % 2 == 0:
             self.around.append((start, before, self._session.run.adapter.read()))

@@ -19,7 +19,8 @@ from nextrl.engines import decision_log
 from nextrl.engines import memory as memory_files
 from nextrl.engines.fingerprint import belongs, fingerprint
 from nextrl.engines.history import AdapterHistory
-from nextrl.engines.memory import JSON, TENSORS, Memory, Origin
+from nextrl.engines.memory import JSON, TENSORS, Memory
+from nextrl.engines.point import Point
 from nextrl.engines.policies import Auto
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.trl.callback import LeapCallback
@@ -313,13 +314,11 @@ def memory() -> Memory:
     start = {"a": torch.randn(2, 3, generator=random), "b": torch.randn(4, 2, generator=random).bfloat16()}
     moments = [{"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3, generator=random), "plain": 7}, {}]
     before = {n: t + 1 for n, t in start.items()}
-    snapshot = Snapshot(20, 8.0, 80.0, 1.5, 0.4, float("inf"), before, moments, 1)
+    snapshot = Snapshot(Point(before, moments, 20), 8.0, 80.0, 1.5, 0.4, float("inf"), 1)
     history = AdapterHistory([10, 20], [start, before], {20: 0.25})
-    origin = Origin({n: t - 1 for n, t in start.items()}, [{}, {"exp_avg": torch.ones(2)}], 5)
+    origin = Point({n: t - 1 for n, t in start.items()}, [{}, {"exp_avg": torch.ones(2)}], 5)
     return Memory(
-        start=start,
-        moments=moments,
-        began=7,
+        start=Point(start, moments, 7),
         rewards=[0.5, float("nan")],
         rate=1e-4,
         offset=128,
@@ -334,13 +333,13 @@ def memory() -> Memory:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     kept = memory()
     memory_files.write(tmp_path, kept, {"controller": {"x": 1}})
-    found = memory_files.read(tmp_path, kept.start)
+    found = memory_files.read(tmp_path, kept.start.state)
     assert found is not None
     again, rest = found
-    assert same(again.start, kept.start)
-    assert again.start["b"].dtype == torch.bfloat16
-    assert torch.equal(again.moments[0]["exp_avg"], kept.moments[0]["exp_avg"])
-    assert (again.moments[0]["plain"], again.moments[1], again.began) == (7, {}, 7)
+    assert same(again.start.state, kept.start.state)
+    assert again.start.state["b"].dtype == torch.bfloat16
+    assert torch.equal(again.start.moments[0]["exp_avg"], kept.start.moments[0]["exp_avg"])
+    assert (again.start.moments[0]["plain"], again.start.moments[1], again.start.step) == (7, {}, 7)
     assert str((again.rewards, again.rate, again.offset, again.factor, again.cooled)) == str(
         ([0.5, float("nan")], 1e-4, 128, 3.0, 0.5)
     )
@@ -348,12 +347,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     there, back = kept.snapshot, again.snapshot
     assert there is not None
     assert back is not None
-    assert same(back.state, there.state)
-    assert back.moments[0]["plain"] == 7
-    assert torch.equal(back.moments[0]["exp_avg"], there.moments[0]["exp_avg"])
-    assert torch.equal(back.moments[0]["step"], there.moments[0]["step"])
-    assert back.moments[1] == {}
-    assert (back.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
+    assert same(back.point.state, there.point.state)
+    assert back.point.moments[0]["plain"] == 7
+    assert torch.equal(back.point.moments[0]["exp_avg"], there.point.moments[0]["exp_avg"])
+    assert torch.equal(back.point.moments[0]["step"], there.point.moments[0]["step"])
+    assert back.point.moments[1] == {}
+    assert (back.point.step, back.alpha, back.steps, back.factor, back.reward) == (20, 8.0, 80.0, 1.5, 0.4)
     assert (back.variance, back.measured) == (float("inf"), 1)
     assert (again.history.steps, again.history.rewards) == ([10, 20], {20: 0.25})
     assert all(same(a, b) for a, b in zip(again.history.states, kept.history.states, strict=True))
@@ -373,12 +372,12 @@ def test_moments_of_any_shape_are_read_back_as_they_were(tmp_path: Path) -> None
         "pair": (ones * 3, [], None),
         "by": {0: ones * 4, "deep": [(ones * 5,), 0.5]},
     }
-    kept.moments[1] = {**nested, "exp_avg": ones * 6, "k": 7, "nextrl_group/d": 0.25}
+    kept.start.moments[1] = {**nested, "exp_avg": ones * 6, "k": 7, "nextrl_group/d": 0.25}
     memory_files.write(tmp_path, kept, {})
-    found = memory_files.read(tmp_path, kept.start)
+    found = memory_files.read(tmp_path, kept.start.state)
     assert found is not None
-    assert str(sorted(found[0].moments[1].items())) == str(sorted(kept.moments[1].items()))
-    assert found[0].moments[0].keys() == kept.moments[0].keys()
+    assert str(sorted(found[0].start.moments[1].items())) == str(sorted(kept.start.moments[1].items()))
+    assert found[0].start.moments[0].keys() == kept.start.moments[0].keys()
 
 
 def test_moments_that_an_earlier_version_wrote_are_read(tmp_path: Path) -> None:
@@ -390,9 +389,9 @@ def test_moments_that_an_earlier_version_wrote_are_read(tmp_path: Path) -> None:
     values["window"]["moments"][1] = {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
     del values["digest"]
     (tmp_path / JSON).write_text(json.dumps(values))
-    found = memory_files.read(tmp_path, kept.start)
+    found = memory_files.read(tmp_path, kept.start.state)
     assert found is not None
-    assert found[0].moments[1] == {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
+    assert found[0].start.moments[1] == {"betas": [0.9, 0.99], "other": {"list": [1], "more": 2}}
 
 
 def test_a_snapshot_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
@@ -402,7 +401,7 @@ def test_a_snapshot_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> Non
     values = json.loads((tmp_path / JSON).read_text())
     del values["window"]["snapshot"]["measured"], values["digest"]
     (tmp_path / JSON).write_text(json.dumps(values))
-    found = memory_files.read(tmp_path, kept.start)
+    found = memory_files.read(tmp_path, kept.start.state)
     assert found is not None
     assert found[0].snapshot is not None
     assert (found[0].snapshot.reward, found[0].snapshot.measured) == (0.4, None)
@@ -412,37 +411,39 @@ def test_a_state_is_read_in_the_dtype_that_the_adapter_now_has(tmp_path: Path) -
     kept = memory()
     memory_files.write(tmp_path, kept, {})
     # PEFT makes an adapter in half precision float32 when a trainer loads its checkpoint.
-    found = memory_files.read(tmp_path, {n: t.float() for n, t in kept.start.items()})
+    found = memory_files.read(tmp_path, {n: t.float() for n, t in kept.start.state.items()})
     assert found is not None
     again = found[0]
     assert again.snapshot is not None
     assert again.origin is not None
-    for state in (again.start, again.snapshot.state, again.origin.state, *again.history.states):
+    for state in (again.start.state, again.snapshot.point.state, again.origin.state, *again.history.states):
         assert {t.dtype for t in state.values()} == {torch.float32}
-    assert torch.equal(again.start["b"], kept.start["b"].float())
+    assert torch.equal(again.start.state["b"], kept.start.state["b"].float())
 
 
 def test_a_state_is_read_to_where_each_part_of_a_split_model_lies(tmp_path: Path) -> None:
     kept = memory()
     memory_files.write(tmp_path, kept, {})
-    first, *rest = kept.start
-    found = memory_files.read(tmp_path, {n: t.to("meta") if n == first else t for n, t in kept.start.items()})
+    first, *rest = kept.start.state
+    found = memory_files.read(
+        tmp_path, {n: t.to("meta") if n == first else t for n, t in kept.start.state.items()}
+    )
     assert found is not None
     again = found[0]
     assert rest
     assert again.snapshot is not None
     assert again.origin is not None
-    for state in (again.start, again.snapshot.state, again.origin.state):
+    for state in (again.start.state, again.snapshot.point.state, again.origin.state):
         assert {n: t.device.type for n, t in state.items()} == {first: "meta"} | dict.fromkeys(rest, "cpu")
     assert all(t.device.type == "cpu" for state in again.history.states for t in state.values())
 
 
 def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
-    assert memory_files.read(tmp_path, memory().start) is None
-    memory_files.write(tmp_path, Memory(memory().start), {})
-    found = memory_files.read(tmp_path, memory().start)
+    assert memory_files.read(tmp_path, memory().start.state) is None
+    memory_files.write(tmp_path, Memory(Point(memory().start.state, [], 0)), {})
+    found = memory_files.read(tmp_path, memory().start.state)
     assert found is not None
-    assert found[0].moments == []
+    assert found[0].start.moments == []
     assert found[0].origin is None
 
 
@@ -477,7 +478,7 @@ def test_a_damaged_state_is_one_clear_error(damage: Any, message: str, tmp_path:
     memory_files.write(tmp_path, memory(), {})
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
-        memory_files.read(tmp_path, memory().start)
+        memory_files.read(tmp_path, memory().start.state)
 
 
 def test_another_adapter_s_state_is_refused(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from nextrl.engines.point import Point
 from nextrl.engines.rollback import Snapshot
 from nextrl.judge.window import Window
 
 
 def snapshot(reward: float = 0.6, variance: float = 0.0) -> Snapshot:
-    return Snapshot(10, 8.0, 80.0, 1.0, reward, variance, {}, [])
+    return Snapshot(Point({}, [], 10), 8.0, 80.0, 1.0, reward, variance)
 
 
 def window(*rewards: float) -> Window:

@@ -8,9 +8,9 @@ with an engine of its own the first rollouts afterwards are checked for having c
 from __future__ import annotations
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.live_weights import State
 from nextrl.engines.memory import Memory
 from nextrl.engines.moments import Moments
+from nextrl.engines.point import Point
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.run_protocol import Run
 from nextrl.judge.decision import Decision, stay
@@ -37,14 +37,12 @@ def carry_out(
     if decision.alpha:
         if rollback and decision.alpha > 0.0 and run.whole:
             memory.snapshot = Snapshot(
-                step=window.step,
+                point=Point(run.adapter.read(), moments_of(run), window.step),
                 alpha=decision.alpha,
                 steps=steps,
                 factor=memory.factor,
                 reward=window.reward,
                 variance=window.variance,
-                state=run.adapter.read(),
-                moments=moments_of(run),
                 measured=window.measured,
             )
         run.move(run.ranks.same(candidate(decision.alpha)))
@@ -53,23 +51,23 @@ def carry_out(
 
 def take_back(run: Run, memory: Memory, before: Snapshot, window: Window) -> Decision:
     """Put adapter, rate and moments back as they were before the last leap."""
-    run.move(before.state)
-    run.put_moments(before.moments)
+    _put_back(run, before.point)
     scale_rate(run, memory, before.factor / memory.factor)
     memory.factor = before.factor
-    why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.step}"
+    why = f"the reward fell from {before.reward:.3g} to {window.reward:.3g} after the leap of step {before.point.step}"
     return stay(f"{why}: rolled back")
 
 
-def go_back(run: Run, memory: Memory, decision: Decision, start: State, moments: Moments) -> None:
-    """Take back a step or a window: what is trained and the moments as they were, at another rate.
-
-    Args:
-        start, moments: how they were; without moments (processes that hold pieces of parameters) those stay.
-    """
-    run.move(start)
-    run.put_moments(moments)
+def go_back(run: Run, memory: Memory, decision: Decision, point: Point) -> None:
+    """Take back a step, a window or all of the run: what is trained and the moments as they were, at another rate."""
+    _put_back(run, point)
     scale_rate(run, memory, decision.rate_factor)
+
+
+def _put_back(run: Run, point: Point) -> None:
+    """Without moments (processes that hold pieces of parameters) the optimizer's state stays."""
+    run.move(point.state)
+    run.put_moments(point.moments)
 
 
 def moments_of(run: Run) -> Moments:

@@ -25,8 +25,8 @@ from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.history import AdapterHistory
 from nextrl.engines.live_weights import State
-from nextrl.engines.moments import Moments
 from nextrl.engines.optimizer_state import joined, split
+from nextrl.engines.point import Point
 from nextrl.engines.rollback import Snapshot
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json
@@ -38,19 +38,8 @@ VERSION = 6
 _PLAIN = ("rate", "offset", "factor", "cooled", "partial", "waiting")
 """Fields of `Memory` that stand in the JSON file as they are."""
 
-
-@dataclass(frozen=True)
-class Origin:
-    """The run where it began, or was taken up without a memory of it.
-
-    Attributes:
-        state, moments: what is trained, and the optimizer's state.
-        step: which step that was.
-    """
-
-    state: State
-    moments: Moments
-    step: int
+_MOMENTS = {"start": "start_moments", "before": "moments", "origin": "origin_moments"}
+"""What the tensors of a point are called -> what those of its moments are."""
 
 
 @dataclass
@@ -58,9 +47,7 @@ class Memory:
     """What is remembered between windows.
 
     Attributes:
-        start: what is trained, where the window began.
-        moments: the optimizer's state where the window began; empty where no window is ever undone.
-        began: the step where it began.
+        start: where the window began; without moments where no window is ever undone.
         rewards: training reward of each step of the window so far.
         rate: highest learning rate that the window was trained at so far.
         offset: validation rows used up by earlier searches.
@@ -70,13 +57,11 @@ class Memory:
         snapshot: the run before the leap that this window follows; None where it follows none.
         history: checkpoints that a named method is fitted on; empty for auto.
         waiting: the window has ended, and its decision waits for the checkpoint that is being written.
-        origin: where the run began, while it may begin again; None afterwards.
+        origin: where the run began, or was taken up without a memory of it, while it may begin again; None afterwards.
     """
 
-    start: State
-    moments: Moments = field(default_factory=list)
+    start: Point
     _: KW_ONLY
-    began: int = 0
     rewards: list[float] = field(default_factory=list)
     rate: float = 0.0
     offset: int = 0
@@ -86,26 +71,27 @@ class Memory:
     snapshot: Snapshot | None = None
     history: AdapterHistory = field(default_factory=AdapterHistory)
     waiting: bool = False
-    origin: Origin | None = None
+    origin: Point | None = None
 
 
 def write(folder: Path, memory: Memory, rest: dict[str, Any]) -> None:
     """Save a memory and other JSON-ready values into a checkpoint's folder, each file atomically."""
-    tensors: dict[str, Tensor] = {f"start/{name}": t for name, t in memory.start.items()}
-    moments, more = split(memory.moments, "start_moments")
-    tensors |= more
+    moments, tensors = _split_point(memory.start, "start")
     for index, state in enumerate(memory.history.states):
         tensors |= {f"history/{index}/{name}": t for name, t in state.items()}
     snapshot, more = _split_snapshot(memory.snapshot)
     tensors |= more
-    origin, more = _split_origin(memory.origin)
-    tensors |= more
+    origin = None
+    if memory.origin is not None:
+        numbers, more = _split_point(memory.origin, "origin")
+        origin = {"moments": numbers, "step": memory.origin.step}
+        tensors |= more
     write_tensors(folder / TENSORS, tensors)
     window = {
         "rewards": memory.rewards,
         **{name: getattr(memory, name) for name in _PLAIN},
         "moments": moments,
-        "began": memory.began,
+        "began": memory.start.step,
         "snapshot": snapshot,
         "origin": origin,
         "history": {"steps": memory.history.steps, "rewards": list(memory.history.rewards.items())},
@@ -209,7 +195,7 @@ def read(folder: Path, like: State) -> tuple[Memory, dict[str, Any]] | None:
         memory = _memory(values["window"], tensors, like)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / JSON} is damaged ({error!r}): use another checkpoint") from error
-    if {n: t.shape for n, t in memory.start.items()} != {n: t.shape for n, t in like.items()}:
+    if {n: t.shape for n, t in memory.start.state.items()} != {n: t.shape for n, t in like.items()}:
         raise InputError(
             f"{folder} holds the state of another adapter or of other weights: resume with what it was saved with"
         )
@@ -238,9 +224,7 @@ def _memory(window: dict[str, Any], tensors: dict[str, Tensor], like: State) -> 
     steps = [int(step) for step in window["history"]["steps"]]
     states = [_as_live(_named(tensors, f"history/{i}/"), like, "cpu") for i in range(len(steps))]
     return Memory(
-        start=_as_live(_named(tensors, "start/"), like),
-        moments=joined(window["moments"], tensors, "start_moments"),
-        began=window["began"],
+        start=_joined_point(window["moments"], window["began"], tensors, like, "start"),
         rewards=list(window["rewards"]),
         snapshot=_joined_snapshot(window["snapshot"], tensors, like),
         history=AdapterHistory(steps, states, {int(s): r for s, r in window["history"]["rewards"]}),
@@ -266,10 +250,10 @@ def _split_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Any] | None, d
     """A snapshot as JSON-ready numbers and tensors by name."""
     if snapshot is None:
         return None, {}
-    numbers, tensors = split(snapshot.moments, "moments")
-    tensors |= {f"before/{name}": t for name, t in snapshot.state.items()}
-    plain = ("step", "alpha", "steps", "factor", "reward", "variance", "measured")
-    return {"moments": numbers, **{name: getattr(snapshot, name) for name in plain}}, tensors
+    numbers, tensors = _split_point(snapshot.point, "before")
+    plain = ("alpha", "steps", "factor", "reward", "variance", "measured")
+    values = {"moments": numbers, "step": snapshot.point.step}
+    return values | {name: getattr(snapshot, name) for name in plain}, tensors
 
 
 def _joined_snapshot(
@@ -277,23 +261,25 @@ def _joined_snapshot(
 ) -> Snapshot | None:
     if values is None:
         return None
-    moments = joined(values["moments"], tensors, "moments")
-    rest = {name: value for name, value in values.items() if name != "moments"}
-    state = _as_live(_named(tensors, "before/"), like)
-    return Snapshot(state=state, moments=moments, **rest)
+    rest = {name: value for name, value in values.items() if name not in ("moments", "step")}
+    return Snapshot(_joined_point(values["moments"], values["step"], tensors, like, "before"), **rest)
 
 
-def _split_origin(origin: Origin | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """An origin as JSON-ready numbers and tensors by name."""
-    if origin is None:
-        return None, {}
-    numbers, tensors = split(origin.moments, "origin_moments")
-    tensors |= {f"origin/{name}": t for name, t in origin.state.items()}
-    return {"moments": numbers, "step": origin.step}, tensors
-
-
-def _joined_origin(values: dict[str, Any] | None, tensors: dict[str, Tensor], like: State) -> Origin | None:
+def _joined_origin(values: dict[str, Any] | None, tensors: dict[str, Tensor], like: State) -> Point | None:
     if values is None:
         return None
-    state = _as_live(_named(tensors, "origin/"), like)
-    return Origin(state, joined(values["moments"], tensors, "origin_moments"), values["step"])
+    return _joined_point(values["moments"], values["step"], tensors, like, "origin")
+
+
+def _split_point(point: Point, name: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """A point's moments as JSON-ready values, and its tensors by name; its step is left to the caller."""
+    moments, tensors = split(point.moments, _MOMENTS[name])
+    return moments, {f"{name}/{key}": t for key, t in point.state.items()} | tensors
+
+
+def _joined_point(
+    moments: list[dict[str, Any]], step: int, tensors: dict[str, Tensor], like: State, name: str
+) -> Point:
+    """The reverse."""
+    state = _as_live(_named(tensors, f"{name}/"), like)
+    return Point(state, joined(moments, tensors, _MOMENTS[name]), step)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nextrl.engines.live_weights import State
-from nextrl.engines.moments import Moments
+from nextrl.engines.point import Point
 from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window
 
@@ -21,25 +20,21 @@ class Snapshot:
     """The run before a leap.
 
     Attributes:
-        step: when the leap was made.
+        point: where the leap was made.
         alpha: what it was.
         steps: optimizer steps that it claimed to save.
         factor: product of all changes of the learning rate until then.
         reward, variance: mean training reward of the window before, and its squared standard error.
-        state: the adapter's factors.
-        moments: the optimizer's state.
         measured: steps of that window whose reward was measured; None where not known (states of earlier versions),
             and then taken to be as many as in the window after the leap.
     """
 
-    step: int
+    point: Point
     alpha: float
     steps: float
     factor: float
     reward: float
     variance: float
-    state: State
-    moments: Moments
     measured: int | None = None
 
     def fell(self, window: Window, fall: float, errors: float) -> bool:

@@ -23,8 +23,8 @@ from nextrl.engines.candidate_scores import Candidate, CandidateScores, Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
 from nextrl.engines.live_weights import State, all_finite
-from nextrl.engines.memory import Memory, Origin
-from nextrl.engines.moments import Moments
+from nextrl.engines.memory import Memory
+from nextrl.engines.point import Point
 from nextrl.engines.policies import Policy, View
 from nextrl.engines.rollback import Snapshot
 from nextrl.engines.run_protocol import Run
@@ -49,13 +49,12 @@ class _Beginning:
     """The run where a step began.
 
     Attributes:
-        state, moments: what is trained, and the optimizer's state.
+        point: what there is to go back to.
         rate, share: the step's rate, and that as a share of the highest one that the schedule has yet to come to.
         ends_window: whether a window ended here, which the step's rollouts judge.
     """
 
-    state: State
-    moments: Moments
+    point: Point
     rate: float
     share: float
     ends_window: bool
@@ -109,10 +108,9 @@ class Session:
         self.scores = CandidateScores(run.adapter, run.tools.rollouts, guard)
         self.decisions: list[DecisionRecord] = []
         self.costs = Costs()
-        self.memory = Memory(run.adapter.read())
-        self._begin_window(step)
+        self.memory = Memory(self._here(step))
         if policy.undoes:
-            self.memory.origin = Origin(self.memory.start, self.memory.moments, step)
+            self.memory.origin = self.memory.start
         self.memory.history.most = keep
         self._watched: _Beginning | None = None
         self._broken = 0  # steps in a row that left NaN or Inf
@@ -181,15 +179,15 @@ class Session:
         self.memory.rate = max(self.memory.rate, run.rate)
         share = self._rate.share_ahead(step)
         window = self._window(step, self.memory.rewards)
-        ends = policy.undoes and policy.ends_window(window, self.memory.began, run.fresh_next)
+        ends = policy.undoes and policy.ends_window(window, self.memory.start.step, run.fresh_next)
         self._watched = None
         watched = ends or self._rate.checks(step + 1)
         state = run.adapter.read() if watched or self._rate.waits else {}
         self._rate.step_begins(state)
         if watched:
-            moments = apply_leap.moments_of(run)
-            self._watched = _Beginning(state, moments, run.rate, share, ends)
-            run.tools.fresh.listen(moments)
+            point = Point(state, apply_leap.moments_of(run), step)
+            self._watched = _Beginning(point, run.rate, share, ends)
+            run.tools.fresh.listen(point.moments)
 
     def weights_updated(self, step: int) -> None:
         """The optimizer has taken the step after `step`, and the schedule has not followed yet."""
@@ -227,7 +225,7 @@ class Session:
             self._judge(step, self._watched)
         elif not self.policy.undoes:
             window = self._window(step, self.memory.rewards)
-            if self.policy.ends_window(window, self.memory.began, True):
+            if self.policy.ends_window(window, self.memory.start.step, True):
                 self._end_window(window)
         self._rate.give_back(self.memory)
 
@@ -249,9 +247,9 @@ class Session:
         if decision.back == "run" and not (self._rate.adapts and kept.origin is not None):
             decision = replace(decision, back="step")
         if before is None:
-            before = _Beginning(kept.start, kept.moments, self.run.rate, 1.0, False)
+            before = _Beginning(kept.start, self.run.rate, 1.0, False)
             decision = replace(decision, back="window" if decision.back == "step" else decision.back)
-        view = self._view(self._window(step - 1, kept.rewards), before.state, before.moments)
+        view = self._view(self._window(step - 1, kept.rewards), before.point)
         self._carry_out(decision, view, before, step, began)
         self._forget_beginning()
         if self._broken == _BROKEN:
@@ -264,7 +262,7 @@ class Session:
         """Decide on the step just taken, and on the window that ended where it began."""
         began = time.perf_counter()
         # The latest reward is that of the weights at which the window ended.
-        view = self._view(self._window(step - 1, self.memory.rewards), before.state, before.moments)
+        view = self._view(self._window(step - 1, self.memory.rewards), before.point)
         decision = self.policy.decide_step(view, step, before.share) if self._rate.checks(step) else None
         if decision is not None:
             self._carry_out(decision, view, before, step, began)
@@ -284,16 +282,14 @@ class Session:
         acted = self._allowed(decision)
         # A run that begins again has a fresh optimizer, whose steps compare with nothing before.
         if acted.rate_factor != 1.0 and acted.back != "run":
-            self._rate.changes(before.state, before.rate)
+            self._rate.changes(before.point.state, before.rate)
         if acted.back == "step":
-            apply_leap.go_back(self.run, self.memory, acted, before.state, before.moments)
+            apply_leap.go_back(self.run, self.memory, acted, before.point)
         elif acted.back == "window":
-            apply_leap.go_back(self.run, self.memory, acted, self.memory.start, self.memory.moments)
+            apply_leap.go_back(self.run, self.memory, acted, self.memory.start)
         elif acted.back == "run":
             assert self.memory.origin is not None, "allowed only where it is there"
-            apply_leap.go_back(
-                self.run, self.memory, acted, self.memory.origin.state, self.memory.origin.moments
-            )
+            apply_leap.go_back(self.run, self.memory, acted, self.memory.origin)
         else:
             apply_leap.scale_rate(self.run, self.memory, acted.rate_factor)
         tiled = acted.rate_factor == 1.0 and not acted.back
@@ -302,13 +298,7 @@ class Session:
         window = replace(view.window, step=step)
         self._close(window, acted, began, moved_by=0.0 if acted.back else None)
         if tiled:  # the next window begins where this one ended, before the step just taken
-            kept = self.memory
-            kept.start, kept.moments, kept.began, kept.rewards = (
-                before.state,
-                before.moments,
-                step - 1,
-                [latest],
-            )
+            self.memory.start, self.memory.rewards = before.point, [latest]
 
     def _charge(self, decision: Decision, step: int) -> None:
         """Count the steps that are lost with what is taken back: the one just taken, and those up to `step`."""
@@ -316,7 +306,7 @@ class Session:
         if decision.back == "run" and kept.origin is not None:  # whatever was lost before is part of it
             self.costs.leapt_steps = -(step - kept.origin.step + 1)
         elif decision.back:
-            self.costs.leapt_steps -= 1 if decision.back == "step" else step - kept.began + 1
+            self.costs.leapt_steps -= 1 if decision.back == "step" else step - kept.start.step + 1
 
     def _allowed(self, decision: Decision) -> Decision:
         """What of a decision may be done: `leaps=False` moves no weights, `adapt_lr=False` changes no rate."""
@@ -377,18 +367,18 @@ class Session:
             trained=step * self.run.completions_per_step,
         )
 
-    def _view(self, window: Window, end: State, moments: Moments | None = None) -> View:
+    def _view(self, window: Window, end: Point) -> View:
         kept, run = self.memory, self.run
         return View(
             window=window,
-            start=kept.start,
-            end=end,
+            start=kept.start.state,
+            end=end.state,
             history=kept.history,
             adapter=run.adapter,
             ranks=run.ranks,
-            score=partial(self._scorer, end, window.step),
-            look=partial(run.tools.fresh.gain, end),
-            moved=partial(self._divergence.of, end, [] if moments is None else moments),
+            score=partial(self._scorer, end.state, window.step),
+            look=partial(run.tools.fresh.gain, end.state),
+            moved=partial(self._divergence.of, end),
             steps_left=run.max_steps - window.step,
             decayed=run.share < _DECAYED and (run.rate < kept.rate or not run.rate),
             searched=self.costs.search_completions,
@@ -397,7 +387,7 @@ class Session:
     def _decide(self, window: Window, end: State, began: float) -> Decision:
         """Ask the policy, and do what it says."""
         kept = self.memory
-        decision, candidate = self.policy.decide(self._view(window, end))
+        decision, candidate = self.policy.decide(self._view(window, Point(end, [], window.step)))
         if decision.completions:
             kept.offset += self.policy.acceptance.prompts
         acted = self._allowed(decision)
@@ -410,8 +400,8 @@ class Session:
 
     def _take_back(self, before: Snapshot, window: Window, began: float) -> None:
         decision = apply_leap.take_back(self.run, self.memory, before, window)
-        self.costs.leapt_steps -= before.steps + window.step - before.step
-        self._close(window, decision, began, moved_by=0.0, taken_back=before.step)
+        self.costs.leapt_steps -= before.steps + window.step - before.point.step
+        self._close(window, decision, began, moved_by=0.0, taken_back=before.point.step)
 
     def _scorer(self, end: State, step: int, candidate: Candidate) -> Score:
         offset, most = self.memory.offset, self.policy.acceptance.prompts
@@ -462,8 +452,12 @@ class Session:
 
     def _begin_window(self, step: int) -> None:
         kept = self.memory
-        kept.start, kept.rewards, kept.rate, kept.partial = self.run.adapter.read(), [], 0.0, False
-        kept.began, kept.moments = step, apply_leap.moments_of(self.run) if self.policy.undoes else []
+        kept.start, kept.rewards, kept.rate, kept.partial = self._here(step), [], 0.0, False
+
+    def _here(self, step: int) -> Point:
+        """Where the run stands, as the beginning of a window; with moments where a window may be undone."""
+        state, undoes = self.run.adapter.read(), self.policy.undoes
+        return Point(state, apply_leap.moments_of(self.run) if undoes else [], step)
 
     def _begin_history(self, step: int) -> None:
         if self.policy.keeps_history:

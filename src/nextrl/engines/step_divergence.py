@@ -7,7 +7,7 @@ import math
 from functools import partial
 
 from nextrl.engines.live_weights import State
-from nextrl.engines.moments import Moments
+from nextrl.engines.point import Point
 from nextrl.engines.run_protocol import Run
 from nextrl.judge.rounding import Moved, tell_apart
 from nextrl.say import say
@@ -34,7 +34,7 @@ class StepDivergence:
         self._run = run
         self._said = False  # whether it was said that rounding may hide a low rate
 
-    def of(self, before: State, moments: Moments, most: int, exact: bool) -> Moved:
+    def of(self, before: Point, most: int, exact: bool) -> Moved:
         """How far the step moved the policy, by so many completions of each process.
 
         Where a step had no gradient (no reward differed from another one), weight decay moves the factors all the same,
@@ -44,22 +44,23 @@ class StepDivergence:
         gradient. That is not a step without one: it counts as what the precision hides.
 
         Args:
-            before: what is trained, where the step began.
-            moments: the optimizer's state there.
+            before: where the step began.
             exact: take out what half precision adds. Of weights that are rounded themselves it is not: their step is no
                 part of a longer one. Nor where something is trained beside the adapter, which is not moved here.
         """
         run = self._run
-        nats = float(run.ranks.tell(run.tools.fresh.moved(before, most)))
-        length, shrinking = run.way(before, moments)
+        nats = float(run.ranks.tell(run.tools.fresh.moved(before.state, most)))
+        length, shrinking = run.way(before.state, before.moments)
         if math.isfinite(nats) and length == 0.0:
-            hidden = run.resolution if run.ranks.tell(run.took_gradient(moments)) else 0.0
+            hidden = run.resolution if run.ranks.tell(run.took_gradient(before.moments)) else 0.0
             return Moved(hidden, hidden)
         if math.isfinite(nats) and shrinking > _DECAY:
             return Moved(0.0)
         if exact and run.resolution > _SINGLE:
             if run.stretches:
-                return tell_apart(partial(self._by, before, run.adapter.read(), most), run.resolution, nats)
+                return tell_apart(
+                    partial(self._by, before.state, run.adapter.read(), most), run.resolution, nats
+                )
             self._say_once()
         shown = max(nats, run.resolution)
         return Moved(shown, hidden=shown if shown < 10.0 * run.resolution else 0.0)

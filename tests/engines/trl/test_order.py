@@ -181,6 +181,6 @@ def test_a_checkpoint_that_another_callback_asks_for_has_its_memory_and_the_weig
     run = trainer(tmp_path, [Moves(), callback], learning_rate=1e-3, max_steps=1)
     run.train()
     assert waiting == [1]  # before the trainer's own files, so that a kill in between loses nothing
-    found = memory.read(tmp_path / "checkpoint-1", callback._running().memory.start)
+    found = memory.read(tmp_path / "checkpoint-1", callback._running().memory.start.state)
     assert found is not None
     assert callback._running().run.adapter.belongs(found[1]["weights"])

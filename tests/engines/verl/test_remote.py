@@ -93,7 +93,7 @@ class Training:
             self.step_number += 1
             trained = self.weights()
             session.step_ended(self.step_number)
-            self.run.look_back(session.memory.start)
+            self.run.look_back(session.memory.start.state)
             self.logged.append(self.run.metrics)
             self.untouched.append(all(torch.equal(t, trained[n]) for n, t in self.weights().items()))
             if not self.deaf:
@@ -333,7 +333,7 @@ def test_the_way_of_each_window_is_logged(tmp_path):
     training = Training(tmp_path, 8, 0.01)
     begun = training.weights()
     session = training.session(ForcedLeaps({2: 0.0, 3: 0.5, 6: 0.0}))
-    training.run.look_back(session.memory.start)
+    training.run.look_back(session.memory.start.state)
     starts = [begun]
     for step in range(1, 8):
         training.take(session, 1)
@@ -357,7 +357,7 @@ def test_the_way_of_each_window_is_logged(tmp_path):
 def test_a_window_that_is_taken_back_has_no_way(tmp_path):
     training = Training(tmp_path, 20, 3.0)
     session = training.session(Auto(ControllerConfig(every=3)))
-    training.run.look_back(session.memory.start)
+    training.run.look_back(session.memory.start.state)
     training.take(session, 1)
     assert session.decisions[0].back == "step"
     assert "leap/moved" not in training.logged[0]
@@ -504,7 +504,7 @@ def test_the_way_of_a_forced_leap_is_counted_from_where_it_begins(tmp_path):
     second.step_number, second.delivered = 5, second.weights()
     resumed = second.session(ForcedLeaps({7: 1.0}))
     assert state.load(tmp_path / "global_step_5", second.run, resumed, 5)
-    since = resumed.memory.began
+    since = resumed.memory.start.step
     assert 0 < since < 5
     second.take(resumed, 2)
     assert resumed.decisions[-1].horizon == 7 - since

@@ -374,7 +374,7 @@ class LeapCallback(TrainerCallback):
 
     def _resume(self, folder: Path, step: int) -> None:
         session = self._running()
-        found = memory.read(folder, session.memory.start)
+        found = memory.read(folder, session.memory.start.state)
         foreign = found is not None and not self._live.adapter.belongs(found[1].get("weights"))
         if foreign:
             found = None

@@ -21,7 +21,8 @@ from typing import Any
 from nextrl.checkpoints.atomic import write_json
 from nextrl.engines import decision_log
 from nextrl.engines.fingerprint import Fingerprint, agrees
-from nextrl.engines.memory import Memory, Origin
+from nextrl.engines.memory import Memory
+from nextrl.engines.point import Point
 from nextrl.engines.session import Session
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.errors import InputError, shown
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 FOLDER, JSON, SHARDS = "nextrl", "state.json", "shards-world_{world}-rank_{rank}.safetensors"
 VERSION = 3
 
-_NUMBERS = ("began", "rewards", "rate", "factor", "cooled")
-"""Fields of `Memory` that verl runs use, those of tensors left out."""
+_NUMBERS = ("rewards", "rate", "factor", "cooled")
+"""Fields of `Memory` that verl runs use, but for the points."""
 
 
 def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
@@ -42,16 +43,16 @@ def save(checkpoint: Path, run: VerlRun, session: Session) -> None:
     folder, kept = checkpoint / FOLDER, session.memory
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON).unlink(missing_ok=True)
-    copies = {"start": _key(kept.start)}
-    moments = {"start_moments": _key(kept.moments)} if kept.moments else {}
+    copies = {"start": _key(kept.start.state)}
+    moments = {"start_moments": _key(kept.start.moments)} if kept.start.moments else {}
     if kept.origin is not None:
         copies["origin"] = _key(kept.origin.state)
         moments["origin_moments"] = _key(kept.origin.moments)
     run.workers.ask("save", str(folder / SHARDS), copies, moments)
     values = {
         "version": VERSION,
-        "memory": {name: getattr(kept, name) for name in _NUMBERS},
-        "moments": bool(kept.moments),
+        "memory": {"began": kept.start.step, **{name: getattr(kept, name) for name in _NUMBERS}},
+        "moments": bool(kept.start.moments),
         "origin": None if kept.origin is None else kept.origin.step,
         "base_rate": run.base_rate,
         "weights": run.workers.ask("fingerprint"),
@@ -133,10 +134,12 @@ def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Se
     path = checkpoint / FOLDER / JSON
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _whole(path):
-        memory = Memory(start, moments if values["moments"] else [], **values["memory"])  # type: ignore[arg-type]
+        numbers = dict(values["memory"])
+        began = Point(start, moments if values["moments"] else [], numbers.pop("began"))  # type: ignore[arg-type]
+        memory = Memory(began, **numbers)
         copies, names = {"start": start.key}, {"start_moments": moments.key} if values["moments"] else {}
         if values["origin"] is not None:
-            memory.origin = Origin(origin, origin_moments, values["origin"])  # type: ignore[arg-type]
+            memory.origin = Point(origin, origin_moments, values["origin"])  # type: ignore[arg-type]
             copies["origin"], names["origin_moments"] = origin.key, origin_moments.key
     run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), copies, names)
     with _whole(path):

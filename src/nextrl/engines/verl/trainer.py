@@ -85,7 +85,7 @@ class LeapTrainer(PPOTrainerSync):
             trainer = self.config.trainer
             asked = trainer.resume_from_path if trainer.resume_mode == "resume_path" else self._checkpoint()
             state.load(Path(asked).absolute(), self._run, self._session, self.global_steps)
-        self._run.look_back(self._session.memory.start)
+        self._run.look_back(self._session.memory.start.state)
         super().on_init_end()
 
     def _last_step(self) -> int:
@@ -121,7 +121,7 @@ class LeapTrainer(PPOTrainerSync):
             self._session.step_ended(self.global_steps)
             if self.global_steps >= self._run.max_steps:
                 self._session.train_ended()
-            self._run.look_back(self._session.memory.start)
+            self._run.look_back(self._session.memory.start.state)
         metrics.update(self._run.metrics)
         return batch
 
