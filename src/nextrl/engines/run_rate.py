@@ -14,7 +14,7 @@ from nextrl.say import say
 if TYPE_CHECKING:
     from nextrl.engines.live_weights import State
     from nextrl.engines.memory import Memory
-    from nextrl.engines.policies import Policy
+    from nextrl.engines.policies import JudgingPolicy
     from nextrl.engines.run_protocol import Run
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class RunRate:
 
     Args:
         run: whose rate it is.
-        policy: says which steps are looked at for its sake, and how it falls at the end of a run.
+        judge: the policy that sets it, and says how it falls at the end of a run; None under one that leaps.
         adapts: whether it may be changed at all.
 
     Attributes:
@@ -41,9 +41,9 @@ class RunRate:
         cooled: share of the rate that the end of the run left the latest step; 1.0 before that.
     """
 
-    def __init__(self, run: Run, policy: Policy, adapts: bool) -> None:
+    def __init__(self, run: Run, judge: JudgingPolicy | None, adapts: bool) -> None:
         self.adapts, self.cooled = adapts, 1.0
-        self._run, self._policy = run, policy
+        self._run, self._judge = run, judge
         # Share of the schedule's height, at the latest step; None before any was seen.
         self._share: float | None = None
         self._ahead = 1.0  # the highest share that is still to come
@@ -58,10 +58,6 @@ class RunRate:
         self._falls: bool | None = None
         # Where the step after a change of the rate began: what is trained, and the rate.
         self._began: tuple[State, float] | None = None
-
-    def checks(self, step: int) -> bool:
-        """Whether this step is looked at for the sake of the rate: not where that is to stay as it is."""
-        return self.adapts and self._policy.checks(step)
 
     def share_ahead(self, step: int) -> float:
         """The rate as a share of what a warm-up is heading for; a decay heads for nothing higher than its own.
@@ -115,7 +111,7 @@ class RunRate:
             return
         self.adapts = False
         # A named method's policy never touches the rate, and has nothing to say of it.
-        if run.ranks.leader and (self._policy.undoes or memory.factor != 1.0):
+        if run.ranks.leader and (self._judge is not None or memory.factor != 1.0):
             say(
                 log,
                 "something other than the schedule has set the learning rate to %.3g; auto leaves it alone from now "
@@ -151,7 +147,7 @@ class RunRate:
         """Whether the schedule, tried once beforehand, does not follow, and the rate has been changed or is to be."""
         if not self._asked:
             self._asked, self._reached = True, self._run.follows(self._run.max_steps - step)
-        return self._reached is False and (self._policy.undoes or factor != 1.0)
+        return self._reached is False and (self._judge is not None or factor != 1.0)
 
     def _overwritten(self, factor: float) -> bool:
         """Whether a schedule that could not be tried makes its first move after a change as if there had been none.
@@ -214,9 +210,8 @@ class RunRate:
         """
         run = self._run
         # A schedule that could not be tried may set rates of its own, of which nothing was taken to be given back.
-        cooled = (
-            self._policy.cooled(step, run.max_steps) if self.adapts and self._reached is not None else 1.0
-        )
+        cools = self.adapts and self._reached is not None
+        cooled = self._judge.cooled(step, run.max_steps) if cools and self._judge is not None else 1.0
         if memory.cooled == cooled or (
             memory.cooled == 1.0 and (_lowered(run.share) or (cooled < 1.0 and self._falls_by_itself(step)))
         ):

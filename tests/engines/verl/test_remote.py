@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from nextrl.engines.judged_session import JudgedSession
+from nextrl.engines.leap_session import LeapSession
 from nextrl.engines.policies import Auto
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
@@ -83,7 +85,9 @@ class Training:
         return self.actor.log_probabilities(self.ids).detach().to(self.dtype).float()
 
     def session(self, policy, **options) -> Session:
-        return Session(self.run, policy, Guard(), [], self.step_number, rollback=False, **options)
+        if policy.undoes:
+            return JudgedSession(self.run, policy, self.step_number, **options)
+        return LeapSession(self.run, policy, Guard(), [], self.step_number, rollback=False, **options)
 
     def take(self, session: Session, steps: int) -> None:
         for _ in range(steps):

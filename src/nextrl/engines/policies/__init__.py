@@ -1,8 +1,9 @@
 """What `LeapCallback` asks at the end of a window: `Auto`, or a named method (`AtSteps`).
 
 A policy decides and moves nothing. It says when a window ends, is shown what the window shows (`View`), and answers
-with a decision and the candidate that the decision's alpha belongs to. A new way to decide is one more file with a
-class that has the methods of `Policy`.
+with a decision. One that judges (`JudgingPolicy`) sets the rate and takes back; one that leaps (`LeapingPolicy`) hands
+over the candidate that the decision's alpha belongs to. A new way to decide is one more file with a class that has the
+methods of the one or the other.
 """
 
 from __future__ import annotations
@@ -12,16 +13,34 @@ from dataclasses import replace
 from nextrl.engines.policies.arguments import Arguments
 from nextrl.engines.policies.at_steps import SEARCHED, AtSteps
 from nextrl.engines.policies.auto import Auto
-from nextrl.engines.policies.base import Policy, View
+from nextrl.engines.policies.base import (
+    JudgingPolicy,
+    JudgingView,
+    LeapingPolicy,
+    LeapingView,
+    Policy,
+    View,
+)
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
 from nextrl.leaps.leap import DEFAULT_HORIZON
 
-__all__ = ["Arguments", "AtSteps", "Auto", "Policy", "View", "policy_of"]
+__all__ = [
+    "Arguments",
+    "AtSteps",
+    "Auto",
+    "JudgingPolicy",
+    "JudgingView",
+    "LeapingPolicy",
+    "LeapingView",
+    "Policy",
+    "View",
+    "policy_of",
+]
 
 
-def policy_of(given: Arguments) -> Policy:
+def policy_of(given: Arguments) -> JudgingPolicy | LeapingPolicy:
     """The policy that the arguments of `LeapCallback` describe.
 
     Raises:

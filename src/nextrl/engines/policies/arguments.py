@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nextrl.engines.policies.base import Policy
+from nextrl.engines.policies.base import JudgingPolicy, LeapingPolicy
 from nextrl.errors import InputError, shown
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.controller_config import ControllerConfig
@@ -75,11 +75,11 @@ def dials(name: str, value: Any) -> ControllerConfig:
     return replace(value, **read)
 
 
-def decider(name: str, value: Any) -> Policy:
+def decider(name: str, value: Any) -> JudgingPolicy | LeapingPolicy:
     """A policy, and not its class or its name."""
     if isinstance(value, type) or not callable(getattr(value, "decide", None)):
         raise InputError(f"{name} must be an object with the members of Policy, not {shown(value)}")
-    found: Policy = value
+    found: JudgingPolicy | LeapingPolicy = value
     return found
 
 
@@ -170,7 +170,7 @@ class Arguments:
     validation: Any
     prompts: int | None
     config: ControllerConfig | None
-    policy: Policy | None
+    policy: JudgingPolicy | LeapingPolicy | None
     adapt_lr: bool
     leaps: bool
     rollback: bool

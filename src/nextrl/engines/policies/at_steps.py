@@ -13,7 +13,7 @@ from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.history import DiskHistory
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.engines.live_weights import along
-from nextrl.engines.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.policies.base import LeapingView, LeapsOnly, agreed
 from nextrl.engines.policies.forecast import Forecast
 from nextrl.errors import InputError
 from nextrl.extrapolators import check_alpha, get, tags_of
@@ -94,7 +94,7 @@ class AtSteps(LeapsOnly):
         self._alphas = tuple(check_alpha(a) for a in (ALPHAS if alphas is None else alphas))
         self._params = dict(params or {})
         self._windows, self.every = every is not None, every or 1
-        self.searches, self.keeps_history, self.undoes = self._alpha is None, disk is None, False
+        self.searches, self.keeps_history = self._alpha is None, disk is None
         self._given, self.acceptance = acceptance or Acceptance(), acceptance or Acceptance()
         self._share, self._disk, self._seed = share if self._at is None else None, disk, seed
         self._fruitless = self._wait = 0
@@ -145,7 +145,7 @@ class AtSteps(LeapsOnly):
     def _named(self, step: int) -> bool:
         return self._at is not None and step in self._at
 
-    def decide(self, view: View) -> tuple[Decision, Candidate]:
+    def decide(self, view: LeapingView) -> tuple[Decision, Candidate]:
         """Fit on the checkpoints since the last leap; then the alpha given, or a search."""
         step, nothing = view.window.step, partial(along, view.start, view.end)
         adapter = cast(LiveAdapter, view.adapter)  # `LeapCallback` hands a named method nothing else
@@ -169,7 +169,7 @@ class AtSteps(LeapsOnly):
         lost = replace(fitted, alpha=decision.alpha).discarded if decision.alpha else 0.0
         return replace(decision, horizon=self._horizon, fit_seconds=seconds, discarded=float(lost)), candidate
 
-    def _resting(self, view: View) -> str | None:
+    def _resting(self, view: LeapingView) -> str | None:
         """Why nothing is tried after this step; None where something is."""
         if self._at is not None:
             return None if view.window.step in self._at else "no leap is due"
@@ -182,7 +182,7 @@ class AtSteps(LeapsOnly):
             return "the last searches stayed put: waiting"
         return None
 
-    def _not_worth_a_search(self, view: View) -> str | None:
+    def _not_worth_a_search(self, view: LeapingView) -> str | None:
         if view.decayed:
             return "the schedule has brought the rate down to nothing: no search"
         trained = view.window.trained
@@ -194,7 +194,7 @@ class AtSteps(LeapsOnly):
             return f"searches have had their {self._share:.0%} of the completions: waiting"
         return None
 
-    def _fit(self, view: View, adapter: LiveAdapter) -> Leap:
+    def _fit(self, view: LeapingView, adapter: LiveAdapter) -> Leap:
         traj: Trajectory
         if self._disk is not None:
             view.ranks.wait()  # process 0 has only just written the last checkpoint

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.policies.base import FEW, MOST, View, agreed
+from nextrl.engines.policies.base import FEW, MOST, JudgingView, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
@@ -27,21 +27,17 @@ class Auto:
         controller: the controller of the run under way, or of the last one.
     """
 
+    undoes: Literal[True] = True
+
     def __init__(
         self,
         config: ControllerConfig | None = None,
         controller: Callable[[ControllerConfig], Controller] = Controller,
     ) -> None:
-        self.method, self.searches, self.keeps_history, self.undoes = "auto", False, False, True
+        self.method, self.searches = "auto", False
         self._config, self._make = config or ControllerConfig(), controller
         self.controller = controller(self._config)
         self.every, self.acceptance = self._config.every, Acceptance()
-        self.fall = self.fall_errors = 0.0  # it takes no leap back: none is made
-
-    @property
-    def steps_of_one(self) -> int:
-        """A window."""
-        return self.every
 
     @property
     def may_begin_again(self) -> bool:
@@ -51,16 +47,6 @@ class Auto:
     def begin(self, rows: int) -> None:
         """A new controller."""
         self.controller = self._make(self._config)
-
-    def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
-        """Nothing is impossible."""
-
-    def announced(self, steps: int, per_step: int, group: int) -> None:
-        """Nothing: it samples nothing."""
-
-    def never_searches(self, steps: int, per_step: int, group: int) -> bool:
-        """It never does, and what a trainer holds back for it (an SFTTrainer's texts) it looks at."""
-        return False
 
     def checks(self, step: int) -> bool:
         """Where the controller does."""
@@ -74,11 +60,7 @@ class Auto:
         """The controller's."""
         return self.controller.cooled(step, steps)
 
-    def waits_for_checkpoint(self, step: int) -> bool:
-        """Never: what is needed is in memory."""
-        return False
-
-    def decide_step(self, view: View, step: int, share: float) -> Decision | None:
+    def decide_step(self, view: JudgingView, step: int, share: float) -> Decision | None:
         """The controller's decision on the step just taken."""
         settled = self.controller.settled
         moved = view.moved(FEW if settled else MOST, not settled)
@@ -100,17 +82,14 @@ class Auto:
         """The controller's decision on a step to NaN."""
         return self.controller.broken(step, again)
 
-    def decide(self, view: View) -> tuple[Decision, Candidate]:
+    def decide(self, view: JudgingView) -> Decision:
         """The controller's decision on the window."""
         candidate: Candidate = partial(view.adapter.along, view.start, view.end)
 
         def look(alpha: float) -> BatchGain | None:
             return view.look(candidate(alpha))
 
-        return agreed(view.ranks, self, partial(self.controller.window, view.window), look), candidate
-
-    def moved(self, step: int, alpha: float) -> None:
-        """Nothing: a window never spans a leap, which the callback sees to."""
+        return agreed(view.ranks, self, partial(self.controller.window, view.window), look)
 
     def state(self) -> dict[str, Any]:
         """The controller's."""

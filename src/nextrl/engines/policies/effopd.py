@@ -12,7 +12,7 @@ from functools import partial
 
 from nextrl.engines.candidate_scores import Candidate
 from nextrl.engines.live_weights import along
-from nextrl.engines.policies.base import LeapsOnly, View, agreed
+from nextrl.engines.policies.base import LeapingView, LeapsOnly, agreed
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision, searched
 from nextrl.judge.paired_search import Score, Scores
@@ -32,7 +32,7 @@ class EffOpd(LeapsOnly):
     def __init__(self, prompts: int = 64) -> None:
         self.method, self.every, self.steps_of_one = "effopd", 1, 1
         self.acceptance = self._given = Acceptance((prompts,), argmax=True)
-        self.searches, self.keeps_history, self.undoes = True, False, False
+        self.searches, self.keeps_history = True, False
         self.fall = self.fall_errors = float("inf")
 
     def begin(self, rows: int) -> None:
@@ -49,7 +49,7 @@ class EffOpd(LeapsOnly):
         """At powers of two."""
         return window.step > 0 and window.step & (window.step - 1) == 0
 
-    def decide(self, view: View) -> tuple[Decision, Candidate]:
+    def decide(self, view: LeapingView) -> tuple[Decision, Candidate]:
         """The longest of the tries before the first that gains nothing."""
         candidate: Candidate = partial(along, view.start, view.end)
         return agreed(view.ranks, self, self._choose, view.score(candidate)), candidate

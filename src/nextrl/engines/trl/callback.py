@@ -6,7 +6,8 @@ reference adapter stay as they are, and so do Adam's moments, but where somethin
 in the trainer's checkpoints, so that a resumed run goes on as if it had never stopped.
 
 This file is the order of events. What is decided is in `policies`, what candidates are worth in `candidate_scores`, how
-a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint in `memory`; `session` ends the windows.
+a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint in `memory`. What ends the windows is a
+`JudgedSession` under `auto`, a `LeapSession` under a named method.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from nextrl.engines.all_weights import trained_in
 from nextrl.engines.candidate_scores import Row
 from nextrl.engines.decision_log import Costs
 from nextrl.engines.history import KEPT
+from nextrl.engines.judged_session import JudgedSession
+from nextrl.engines.leap_session import LeapSession
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights
-from nextrl.engines.policies import Arguments, Policy, policy_of
+from nextrl.engines.policies import Arguments, JudgingPolicy, LeapingPolicy, policy_of
 from nextrl.engines.policies.arguments import refuse_unknown, trainer_itself
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.schedules import heights_of
@@ -114,7 +117,7 @@ class LeapCallback(TrainerCallback):
         validation: Sequence[Row] | Any = None,
         prompts: int | None = None,
         config: ControllerConfig | None = None,
-        policy: Policy | None = None,
+        policy: JudgingPolicy | LeapingPolicy | None = None,
         adapt_lr: bool = True,
         leaps: bool = True,
         rollback: bool = True,
@@ -134,9 +137,9 @@ class LeapCallback(TrainerCallback):
         )  # fmt: skip
         self._policy, self._guard = policy_of(given), given.guard
         self._validation = given.validation
-        self._options: dict[str, Any] = {
-            "adapt_lr": given.adapt_lr, "leaps": given.leaps, "rollback": given.rollback,
-            "keep": KEPT if given.keep is None else given.keep, "seed": given.seed,
+        self._moves = {"adapt_lr": given.adapt_lr, "leaps": given.leaps}
+        self._of_leaps: dict[str, Any] = {
+            "rollback": given.rollback, "keep": KEPT if given.keep is None else given.keep, "seed": given.seed
         }  # fmt: skip
         self._trainer, self._on_leap = given.trainer, given.on_leap
         self._session: Session | None = None
@@ -206,15 +209,14 @@ class LeapCallback(TrainerCallback):
             kwargs["optimizer"],
             kwargs["lr_scheduler"],
         )
-        if self._options["adapt_lr"] or self._options["leaps"]:  # else its functions are left alone as well
+        if any(self._moves.values()):  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
         resumed = _resumed(args, state)
         for before in (replaced, self):
             if before is not None:
                 before._undo(run.optimizer, run.scheduler, resumed)
         self._run, self._ended, self._delivered = run, None, None
-        options = {**self._options, "on_leap": self._on_leap and partial(self._leapt, run)}
-        self._session = Session(run, self._policy, self._guard, rows, state.global_step, **options)
+        self._session = self._begun(run, rows, state.global_step)
         if resumed is not None:
             self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
@@ -225,6 +227,14 @@ class LeapCallback(TrainerCallback):
             memory.settle_pending(Path(args.output_dir))
             decision_log.begin(Path(args.output_dir), self.decisions)
         self._session.checkpoint_is_there(state.global_step)
+
+    def _begun(self, run: LiveRun, rows: Sequence[Row], step: int) -> Session:
+        """The session of a run that begins, or goes on, after this step."""
+        policy = self._policy
+        if policy.undoes:
+            return JudgedSession(run, policy, step, **self._moves)
+        options = {**self._moves, **self._of_leaps, "on_leap": self._on_leap and partial(self._leapt, run)}
+        return LeapSession(run, policy, self._guard, rows, step, **options)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -395,11 +405,8 @@ class LeapCallback(TrainerCallback):
         session.restore(*found, step)
 
     def _resume_without_memory(self, folder: Path, step: int, *, known: bool, foreign: bool) -> None:
-        kept = self._running().memory
-        kept.waiting = self._policy.waits_for_checkpoint(step)
-        if kept.waiting:  # A leap at this very step, from the checkpoint of another run, needs nothing more.
+        if self._running().without_memory(step):
             return
-        kept.partial = not self._policy.undoes and step % self._policy.every != 0
         why = "was saved with windows of another length"
         if foreign:
             why = (

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from nextrl.engines.candidate_scores import Candidate
-from nextrl.engines.policies.base import LeapsOnly, View
+from nextrl.engines.policies.base import LeapingView, LeapsOnly
 from nextrl.engines.verl.options import refuse_never
 from nextrl.judge.acceptance import Acceptance
 from nextrl.judge.decision import Decision
@@ -24,7 +24,7 @@ class ForcedLeaps(LeapsOnly):
     """
 
     def __init__(self, leaps: Mapping[int, float]) -> None:
-        self.method, self.searches, self.keeps_history, self.undoes = "secant", False, False, False
+        self.method, self.searches, self.keeps_history = "secant", False, False
         self.acceptance, self.fall, self.fall_errors = Acceptance(), 0.0, 0.0
         self.leaps, self.every, self.steps_of_one = dict(leaps), 1, 1
         self._last = 0
@@ -46,7 +46,7 @@ class ForcedLeaps(LeapsOnly):
         self._last = began  # a resumed run's way begins where the copy that is remembered was made
         return window.step in self.leaps
 
-    def decide(self, view: View) -> tuple[Decision, Candidate]:
+    def decide(self, view: LeapingView) -> tuple[Decision, Candidate]:
         """The leap that was asked for."""
         step = view.window.step
         self.steps_of_one = step - self._last

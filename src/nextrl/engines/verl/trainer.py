@@ -22,7 +22,9 @@ from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
 from nextrl.engines import decision_log
-from nextrl.engines.policies import Auto, Policy
+from nextrl.engines.judged_session import JudgedSession
+from nextrl.engines.leap_session import LeapSession
+from nextrl.engines.policies import Auto
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
@@ -67,7 +69,7 @@ class LeapTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         """Begin a session, or take a resumed one up, and deliver the weights."""
-        options, folder = self._options, Path(self.config.trainer.default_local_dir).absolute()
+        folder = Path(self.config.trainer.default_local_dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         per_step = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
         workers = Workers(self.actor_rollout_wg.nextrl)
@@ -75,18 +77,26 @@ class LeapTrainer(PPOTrainerSync):
         self._run.comparable = comparable(self.config.actor_rollout_ref.rollout)
         correction = self.config.algorithm.get("rollout_correction") or {}
         self._run.latest.exact = not correction.get("bypass_mode", False)
-        policy: Policy = ForcedLeaps(options.leaps) if options.leaps else Auto(options.dials)
-        run: Any = self._run  # copies by name stand for tensors
-        self._session = Session(
-            run, policy, Guard(), [], self.global_steps,
-            adapt_lr=options.adapt_lr, leaps=options.take_back, rollback=False,
-        )  # fmt: skip
+        self._session = self._begun()
         if self.global_steps:
             trainer = self.config.trainer
             asked = trainer.resume_from_path if trainer.resume_mode == "resume_path" else self._checkpoint()
             state.load(Path(asked).absolute(), self._run, self._session, self.global_steps)
         self._run.look_back(self._session.memory.start.state)
         super().on_init_end()
+
+    def _begun(self) -> Session:
+        """The session of a run that begins, or goes on, after the present step."""
+        run: Any = self._run  # copies by name stand for tensors
+        options, step = self._options, self.global_steps
+        if options.leaps:
+            return LeapSession(
+                run, ForcedLeaps(options.leaps), Guard(), [], step,
+                adapt_lr=options.adapt_lr, leaps=options.take_back, rollback=False,
+            )  # fmt: skip
+        return JudgedSession(
+            run, Auto(options.dials), step, adapt_lr=options.adapt_lr, leaps=options.take_back
+        )
 
     def _last_step(self) -> int:
         """Where verl ends the run: at `total_training_steps`, or before that after `total_epochs` passes (`fit`)."""
