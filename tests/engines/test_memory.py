@@ -413,7 +413,7 @@ def test_a_state_is_read_to_where_each_part_of_a_split_model_lies(tmp_path: Path
 
 def test_a_folder_without_a_state_has_none(tmp_path: Path) -> None:
     assert memory_files.read(tmp_path, memory().start.state) is None
-    memory_files.write(tmp_path, Memory(memory().start), {})
+    memory_files.write(tmp_path, Memory(Point(memory().start.state, [], 0)), {})
     found = memory_files.read(tmp_path, memory().start.state)
     assert found is not None
     assert found[0].start.moments == []
