@@ -292,6 +292,13 @@ class LeapCallback(TrainerCallback):
         if self._delivered != state.global_step:
             self.deliver(args, state)
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the rewards that the trainer forgets with this log, which anybody may have asked for."""
+        if self._run is not None:
+            self._run.tools.rewards.collect()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
