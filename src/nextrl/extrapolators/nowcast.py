@@ -127,7 +127,7 @@ def _forecast(net: nn.Sequential, past: Tensor) -> Tensor:
     return change.to(past.dtype) * spread
 
 
-def _ahead(traj: Trajectory, net: nn.Module, module: str, alpha: float) -> tuple[Tensor, Tensor]:
+def _ahead(traj: Trajectory, net: nn.Sequential, module: str, alpha: float) -> tuple[Tensor, Tensor]:
     """The factors at T, and alpha times what the network sees coming."""
     end = traj.steps[-1]
     now = (wide(f) for f in traj.factors(end, module))
