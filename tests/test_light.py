@@ -89,7 +89,10 @@ def test_dir_lists_what_is_public_and_each_name_is_there() -> None:
     assert {"InputError", "Leap", "LeapCallback", "Trajectory", "advise", "backtest", "leap"} <= set(
         nextrl.__all__
     )
-    assert set(nextrl.__all__) <= set(dir(nextrl))
+    assert {name for name in dir(nextrl) if not name.startswith("__")} == set(nextrl.__all__) - {
+        "__version__"
+    }
+    assert "__version__" in dir(nextrl)
     for name in nextrl.__all__:
         assert getattr(nextrl, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +151,84 @@ def test_times_that_are_all_the_same_tell_nothing(tmp_path: Path) -> None:
     for state in run.glob(f"*/{STATE}"):
         os.utime(state, (1e9, 1e9))
     assert astray(run) == [30, 40, 50]
+
+
+SAVED = (
+    "adapter_model.safetensors",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    STATE,
+)
+
+
+def begun_anew(
+    root: Path, order: Sequence[int] = (10, 20, 30, 40, 50, 60, 10, 20, 30, 40), **logs: Any
+) -> Path:
+    """A run whose trainer saved in this order, without a log, and whose files have the times of that."""
+    run_with(root, {step: logs.get(f"step_{step}", []) for step in sorted(set(order))})
+    for time, step in enumerate(order):
+        for i, name in enumerate(SAVED):
+            path = root / f"checkpoint-{step}" / name
+            path.touch()
+            os.utime(path, (1e9 + 60 * time + i / 10, 1e9 + 60 * time + i / 10))
+    return root
+
+
+def test_what_an_earlier_training_without_a_log_left_is_named(tmp_path: Path) -> None:
+    """The cell that trains was run again, and stopped after step 40, before its first log."""
+    run = begun_anew(tmp_path)
+    assert astray(run) == [50, 60]
+    with pytest.raises(InputError, match=r"step 50 was written before step 40, so it is left of an earlier"):
+        Trajectory.load(run)
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20, 30, 40)
+    kept = tmp_path / "kept"
+    shutil.copytree(run, kept)  # as `cp -a` and rsync do
+    assert astray(kept) == [50, 60]
+
+
+@pytest.mark.parametrize("only", ["weights", "all"])
+def test_a_branch_that_logged_nothing_since_it_parted_is_told_by_its_times(tmp_path: Path, only: str) -> None:
+    """Resumed from 20, at 30 again; the next log will be at 35, the earlier branch's came at 30."""
+    logs = {f"step_{step}": log_of(step if step != 30 else 20) for step in STEPS}
+    run = begun_anew(tmp_path, (10, 20, 30, 40, 50, 30), **logs)
+    for name in SAVED[2:5] * (only == "weights"):  # save_only_model
+        for path in run.glob(f"*/{name}"):
+            path.unlink()
+    assert astray(run) == [40, 50]
+
+
+def test_a_run_that_was_resumed_and_logs_what_it_had_logged_is_one(tmp_path: Path) -> None:
+    logs = {f"step_{step}": log_of(step) for step in STEPS}
+    assert astray(begun_anew(tmp_path, (10, 20, 30, 40, 50, 30), **logs)) == []
+
+
+@pytest.mark.parametrize("order", [(10, 20, 30, 40), (10, 20, 30, 40, 30, 40, 50)], ids=["once", "resumed"])
+def test_times_that_rise_with_the_steps_are_no_alarm(tmp_path: Path, order: Sequence[int]) -> None:
+    assert astray(begun_anew(tmp_path, order)) == []
+
+
+def test_a_run_of_others_steps_is_not_held_against_its_times(tmp_path: Path) -> None:
+    run = begun_anew(tmp_path)
+    for step in (50, 60):
+        path = run / f"checkpoint-{step}" / STATE
+        times = path.stat()
+        path.write_text(json.dumps({"global_step": step - 40, "log_history": []}))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert astray(run) == []
+
+
+@pytest.mark.parametrize("seed", [None, *range(20)])
+def test_the_times_of_a_copy_are_no_alarm(tmp_path: Path, seed: int | None) -> None:
+    """`cp -r` by name (9, 10, 11 as 10, 11, 9), and as the names lie on a disk: in each folder in the same order."""
+    run = begun_anew(tmp_path, (8, 9, 10, 11))
+    folders, names = ["checkpoint-10", "checkpoint-11", "checkpoint-8", "checkpoint-9"], sorted(SAVED)
+    if seed is not None:
+        random.Random(seed).shuffle(names)
+    for time, (folder, name) in enumerate(itertools.product(folders, names)):
+        os.utime(run / folder / name, (1e9 + time, 1e9 + time))
+    assert astray(run) == []
 
 
 def changed(change: str) -> dict[int, Any]:

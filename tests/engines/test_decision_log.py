@@ -24,6 +24,20 @@ def test_what_was_appended_is_read(tmp_path):
     assert decision_file.read(tmp_path) == []
 
 
+def test_an_earlier_run_s_decisions_are_kept_beside_and_a_resumed_one_s_go_on(tmp_path):
+    decision_log.begin(tmp_path, [])
+    for step in (1, 2, 3):
+        decision_log.append(tmp_path, decision(step))
+        decision_log.begin(tmp_path, [])
+    decision_log.append(tmp_path, decision(4))
+    decision_log.begin(tmp_path, [decision(4)])  # a resumed run's
+    assert decision_file.read(tmp_path) == [decision(4)]
+    kept = {
+        path.name: path.read_text() for path in tmp_path.iterdir() if path.name != decision_file.DECISIONS
+    }
+    assert kept == {f"nextrl_decisions.{n}.jsonl": decision(n).model_dump_json() + "\n" for n in (1, 2, 3)}
+
+
 @pytest.mark.parametrize("kept", [1, 20, -1])
 def test_half_a_last_line_is_left_out(tmp_path, kept, caplog):
     decision_log.begin(tmp_path, [decision(1), decision(2)])

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 import lora_runs
+from nextrl.engines import sharded
 from nextrl.engines.live_adapter import LiveAdapter, leap_into
 from nextrl.engines.live_weights import along, length_and_shrinking, shrinking_parts
 from nextrl.errors import InputError
@@ -167,3 +168,26 @@ def test_weight_decay_shrinks_and_a_gradient_does_not() -> None:
     assert abs(shrinking(start, moved)) < 0.1
     assert shrinking(decayed, start) < -0.99
     assert math.isnan(shrinking(start, start))
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_interrupt_while_weights_are_written_leaves_none_half_written(
+    monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    model = peft_model()
+    adapter = LiveAdapter(model)
+    start = adapter.read()
+    drift(model, 1)
+    own, plain, writes = adapter.read(), sharded.write, iter(range(1, 9))
+
+    def write(parameters: Any, values: Any) -> None:
+        if next(writes) == nth:
+            plain(dict(list(parameters.items())[:2]), values)
+            raise KeyboardInterrupt
+        plain(parameters, values)
+
+    monkeypatch.setattr(sharded, "write", write)
+    with pytest.raises(KeyboardInterrupt), adapter.holding(start):
+        pass
+    assert all(torch.equal(t, own[name]) for name, t in adapter.read().items())
+    assert not all(torch.equal(t, own[name]) for name, t in start.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,16 @@ FAST = {"next-paper": {"epochs": 5}, "next": {"updates": 20}, "nowcast": {"updat
 @pytest.mark.parametrize("name", names())
 def test_every_method_keeps_its_promises(name: str, check: str) -> None:
     testing.CHECKS[check](testing.maker(name, **FAST.get(name, {})))
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_every_method_predicts_can_be_pickled(name: str) -> None:
+    run = testing.synthetic_run(testing.drifting_walk(2.0))
+    known = {"accuracy": {step: 0.2 + step / 400 for step in run.steps}} if name == "alpharl" else {}
+    made = leap(run, name, horizon=10, **known, **FAST.get(name, {}))
+    again = pickle.loads(pickle.dumps(made))
+    for module in run.modules:
+        assert torch.equal(again.delta(module).dense(), made.delta(module).dense())
 
 
 def test_the_tags_of_the_shipped_methods() -> None:

@@ -51,3 +51,13 @@ def test_what_could_not_be_scored_is_counted_over_all_candidates() -> None:
     record = DecisionRecord.of(decision, step=1)
     assert (record.completions, record.unscored) == (6, 3)
     assert DecisionRecord.of(stay("r"), step=1).unscored == 0
+
+
+def test_a_record_is_shown_in_one_short_line() -> None:
+    record = DecisionRecord(
+        step=5, alpha=-1.0, back="step", learning_rate=0.00227, reason="too far", rate_factor=0.5
+    )
+    line = "DecisionRecord(step 5, auto: the step is taken back, learning rate now 0.00227; too far)"
+    assert (repr(record), str(record)) == (line, line)
+    quiet = DecisionRecord(step=10, alpha=0.0, reason="no reason")
+    assert repr(quiet) == "DecisionRecord(step 10, auto: nothing is done; no reason)"

@@ -3,6 +3,9 @@
 Who resumes from checkpoint-100 after a collapse keeps 110 to 150 of the abandoned branch until the new one overwrites
 them, or for ever where it saves at other steps. Each `trainer_state.json` holds the log of all steps before it, and a
 resumed trainer goes on with the log that it loaded: within a branch logs agree to the last digit, two branches differ.
+
+A training that is begun anew in the same folder, and ends before it logged anything, leaves the later checkpoints of
+the first one. There the times of the files tell, if they are those of the training and not of a copy (`_as_saved`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
-from nextrl.checkpoints.trainer_folder import STATE, trainer_folders
+from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_step, parse_json, read_bytes
 
@@ -27,6 +30,16 @@ _BEGIN, _END = b'"log_history": [', b"\n  ]"
 
 _ENTRY = re.compile(rb"\n    [^ }\]]")
 """How each of its entries begins there."""
+
+_SAVED = ("training_args.bin", OPTIMIZER, "scheduler.pt", "rng_state.pth", STATE)
+"""In which order a trainer writes after the adapter (transformers 4 and 5). By name `training_args.bin` is the last."""
+
+
+class _Span(NamedTuple):
+    """When the first and the last file of a checkpoint were written, in ns."""
+
+    began: int
+    ended: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,11 @@ def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
     after the branches parted are named.
     """
     places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
+    adapters = {checkpoint.step: checkpoint.file.path for checkpoint in opened}
+    return _strayed_by_logs(places) or _strayed_by_times(places, adapters)
+
+
+def _strayed_by_logs(places: Mapping[int, Path]) -> dict[int, tuple[Path, str]]:
     logs = _logs(places)
     if not logs or all(_difference(log, logs[-1]) is None for log in logs):
         return {}
@@ -69,6 +87,54 @@ def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
     return {
         step: (places[step], f"{places[step]}: {text}") for step, text in (found or _parted(logs)).items()
     }
+
+
+def _strayed_by_times(
+    places: Mapping[int, Path], adapters: Mapping[int, Path]
+) -> dict[int, tuple[Path, str]]:
+    """The same of checkpoints that were there before one of a lower step was written, and share no figure with it."""
+    saved = {step: _as_saved(adapters[step], path) for step, path in places.items() if path.is_file()}
+    spans = {step: span for step, span in saved.items() if span is not None}
+    # Times of a copy, or of files that somebody has written since, tell nothing of any.
+    if len(spans) < len(saved) or not any(_overtaking(spans, step) for step in spans):
+        return {}
+    texts = (text for step in spans if (text := _text(step, places[step])) is not None)
+    figures = {log.step: _figures(log.entries).keys() for text in texts for log in _parsed([text])}
+    spans = {step: spans[step] for step in figures}
+    found: dict[int, tuple[Path, str]] = {}
+    for step in spans:
+        if not (later := _overtaking(spans, step)):
+            continue
+        # What the two may have in common, they had before.
+        common = max((low for low in spans if low < min(later)), default=0)
+        if not any(key[0] > common for key in figures[step] & figures[max(later)]):
+            found[step] = (
+                places[step],
+                f"{places[step]}: step {step} was written before step {max(later)}, so it is left of an earlier "
+                "training in this folder, or of a branch that was given up, and no log tells the two apart; leave it "
+                "out or move it away (--skip-bad-checkpoints leaves it out)",
+            )
+    return found
+
+
+def _overtaking(spans: Mapping[int, _Span], step: int) -> list[int]:
+    """Lower steps whose checkpoints were begun after this one's was there."""
+    return [low for low, span in spans.items() if low < step and span.began > spans[step].ended]
+
+
+def _as_saved(adapter: Path, state: Path) -> _Span | None:
+    """When a checkpoint was written; None of times that no training has.
+
+    A copy has its files in the order of their names, or as they lie on the disk, and of many at once. One that keeps
+    the times (`cp -a`, rsync, tar) keeps their order, too.
+    """
+    after = (state.with_name(name) for name in _SAVED)
+    try:
+        times = [os.stat(path).st_mtime_ns for path in (adapter, *after) if path.exists()]
+    except OSError:
+        return None
+    known = state.with_name(_SAVED[0]).exists()
+    return _Span(times[0], times[-1]) if known and times == sorted(times) and times[0] < times[-1] else None
 
 
 def _of_older_branches(logs: Sequence[_Log], places: Mapping[int, Path]) -> dict[int, str]:

@@ -7,7 +7,10 @@ with an engine of its own the first rollouts afterwards are checked for having c
 
 from __future__ import annotations
 
+from functools import partial
+
 from nextrl.engines.candidate_scores import Candidate
+from nextrl.engines.interrupts import to_the_end
 from nextrl.engines.memory import Memory
 from nextrl.engines.moments import Moments
 from nextrl.engines.point import Point
@@ -45,7 +48,7 @@ def carry_out(
                 variance=window.variance,
                 measured=window.measured,
             )
-        run.move(run.ranks.same(candidate(decision.alpha)))
+        to_the_end(partial(run.move, run.ranks.same(candidate(decision.alpha))), run.whole)
     scale_rate(run, memory, decision.rate_factor)
 
 
@@ -66,8 +69,12 @@ def go_back(run: Run, memory: Memory, decision: Decision, point: Point) -> None:
 
 def _put_back(run: Run, point: Point) -> None:
     """Without moments (processes that hold pieces of parameters) the optimizer's state stays."""
-    run.move(point.state)
-    run.put_moments(point.moments)
+
+    def put() -> None:
+        run.move(point.state)
+        run.put_moments(point.moments)
+
+    to_the_end(put, run.whole)
 
 
 def moments_of(run: Run) -> Moments:

@@ -130,8 +130,8 @@ class CandidateScores:
         """
         rollouts, measured = self._rollouts, alpha > 0.0 and math.isfinite(self._guard.divergence)
         theirs = None
-        self._adapter.write(state)
         try:
+            self._adapter.write(state)
             rewards = rollouts.rewards(rows, seed)
             if measured:
                 theirs = rollouts.log_probabilities()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,21 @@ class Costs:
 
 
 def begin(output_dir: Path, decisions: Sequence[DecisionRecord]) -> None:
-    """Write the decisions so far (a resumed run's) in the place of what another run left."""
+    """Write the decisions so far (a resumed run's) in the place of what another run left.
+
+    Before a run that begins, an earlier one's are moved aside: `nextrl_decisions.1.jsonl`, then 2 and so on.
+    """
+    path = output_dir / DECISIONS
+    if not decisions and path.is_file() and path.stat().st_size:
+        with writing(path):
+            path.rename(_free_name(path))
     lines = "".join(decision.model_dump_json() + "\n" for decision in decisions)
-    write_bytes(output_dir / DECISIONS, lines.encode())
+    write_bytes(path, lines.encode())
+
+
+def _free_name(path: Path) -> Path:
+    beside = (path.with_stem(f"{path.stem}.{number}") for number in itertools.count(1))
+    return next(one for one in beside if not one.exists())
 
 
 def append(output_dir: Path, decision: DecisionRecord) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
+from nextrl.engines.interrupts import to_the_end
+from nextrl.engines.moments import whole
 from nextrl.errors import InputError
 
 State = dict[str, Tensor]
@@ -72,6 +75,8 @@ class LiveWeights:
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Copy values into the live parameters, in place; with several processes, the same ones on each.
 
+        An interrupt leaves all of them written, unless they lie in pieces.
+
         Raises:
             InputError: a name or shape differs; nothing was written then.
         """
@@ -84,15 +89,15 @@ class LiveWeights:
                 raise InputError(
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
-        sharded.write(self.parameters, state)
+        to_the_end(partial(sharded.write, self.parameters, state), whole(self.parameters))
         sharded.forget_gathered(self.model)
 
     @contextmanager
     def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values inside; afterwards those that were there before."""
         now = self.read()
-        self.write(state)
         try:
+            self.write(state)
             yield
         finally:
             self.write(now)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -48,7 +48,7 @@ class BiasCorrectedAverage:
         require(self, traj, horizon)
         now, age = unit(traj, traj.steps[-1]), traj.steps[-1] - traj.start
         toward = self._average(traj) + (self.rho + self.gamma * age) ** -self.eta * now - now
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
+        return CombinationOfCheckpoints(traj, in_proportion(toward))
 
     def _average(self, traj: Trajectory) -> Tensor:
         """(T,) coefficients of the moving average at T."""

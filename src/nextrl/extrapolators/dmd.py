@@ -19,6 +19,7 @@ Only where no stretch is long enough is the run resampled by linear interpolatio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -82,18 +83,8 @@ class DynamicModes:
         values = values / values.abs().clamp_min(1.0)
         last = torch.linalg.solve(vectors, (basis.mT @ gram[:-1, -1]).to(vectors.dtype))
         back = basis.to(vectors.dtype) @ vectors
-
-        def rule(alpha: float) -> Tensor:
-            ahead = _geometric(values, (beyond + abs(alpha) * horizon) / traj.spacing)
-            if beyond:
-                ahead = ahead - _geometric(values, beyond / traj.spacing)
-            coordinates = (back @ (ahead * last)).real
-            # A step back would make decaying modes explode; it is the forward step with its sign turned.
-            sign = 1.0 if alpha >= 0 else -1.0
-            out: Tensor = sign * (coordinates @ moves[:-1])
-            return out
-
-        return CombinationOfCheckpoints(traj, rule)
+        modes = _Modes(values, last, back, moves[:-1])
+        return CombinationOfCheckpoints(traj, partial(modes.advanced, beyond, horizon, traj.spacing))
 
     def _basis(self, gram: Tensor) -> Tensor:
         """(n, p): `V S^-1`, coordinates of the kept left singular vectors over the snapshots."""
@@ -106,6 +97,33 @@ class DynamicModes:
         count = max(1, min(keep, real, self.modes, (len(gram) + 1) // 2))
         basis: Tensor = vectors[:, :count] / values[:count].sqrt()
         return basis
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """Modes of the run's motion.
+
+    Attributes:
+        values, last: (p,) complex, each mode's factor per spacing, and its size in the last difference.
+        back: (n, p) complex, what each mode is over the differences.
+        moves: (n, T) the differences over the checkpoints.
+    """
+
+    values: Tensor
+    last: Tensor
+    back: Tensor
+    moves: Tensor
+
+    def advanced(self, beyond: int, horizon: int, spacing: int, alpha: float) -> Tensor:
+        """(T,) coefficients of alpha horizons of motion, from `beyond` steps after the last difference on."""
+        ahead = _geometric(self.values, (beyond + abs(alpha) * horizon) / spacing)
+        if beyond:
+            ahead = ahead - _geometric(self.values, beyond / spacing)
+        coordinates = (self.back @ (ahead * self.last)).real
+        # A step back would make decaying modes explode; it is the forward step with its sign turned.
+        sign = 1.0 if alpha >= 0 else -1.0
+        out: Tensor = sign * (coordinates @ self.moves)
+        return out
 
 
 def _geometric(values: Tensor, n: float) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -57,4 +57,4 @@ class MovingAverage:
         require(self, traj, horizon)
         average = moving_average(traj, horizon / 2 if self.memory is None else self.memory)
         toward = average - unit(traj, traj.steps[-1])
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
+        return CombinationOfCheckpoints(traj, in_proportion(toward))

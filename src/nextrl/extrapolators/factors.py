@@ -8,6 +8,7 @@ reward picks them. That it is A and B that are stepped is our reading: the abstr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -46,12 +47,14 @@ class Factors:
                 "factors needs two checkpoints on disk (a fresh adapter's A is not zero): keep step 0"
             )
         start = nearest_of(before, end - horizon)
-        scale = horizon / (end - start)
+        return InsideFactors(traj, partial(_repeated, traj, start, end, horizon / (end - start)))
 
-        def leap(module: str, alpha: float) -> tuple[Tensor, Tensor]:
-            now = tuple(wide(f) for f in traj.factors(end, module))
-            then = tuple(wide(f) for f in traj.factors(start, module))
-            a, b = (x + alpha * scale * (x - y) for x, y in zip(now, then, strict=True))
-            return a, b
 
-        return InsideFactors(traj, leap)
+def _repeated(
+    traj: Trajectory, start: int, end: int, scale: float, module: str, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """The factors at `end`, alpha times so many times the way from `start` further on."""
+    now = tuple(wide(f) for f in traj.factors(end, module))
+    then = tuple(wide(f) for f in traj.factors(start, module))
+    a, b = (x + alpha * scale * (x - y) for x, y in zip(now, then, strict=True))
+    return a, b

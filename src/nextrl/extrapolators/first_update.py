@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -39,4 +39,4 @@ class FirstUpdate:
         require(self, traj, horizon)
         start, first = known_steps(traj)[:2]
         line = (unit(traj, first) - unit(traj, start)) * (horizon / (first - start))
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * line)
+        return CombinationOfCheckpoints(traj, in_proportion(line))

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import known_steps, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -48,4 +48,4 @@ class LatestWeightAverage:
         used = known[-(self.count or max(2, in_window)) :]
         mean = torch.stack([unit(traj, s) for s in used]).mean(0)
         toward = mean - unit(traj, traj.steps[-1])
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
+        return CombinationOfCheckpoints(traj, in_proportion(toward))

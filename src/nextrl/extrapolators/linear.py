@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -35,4 +35,4 @@ class Linear:
         require(self, traj, horizon)
         end = traj.steps[-1]
         line = unit(traj, end) * (horizon / (end - traj.start))
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * line)
+        return CombinationOfCheckpoints(traj, in_proportion(line))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.trajectory import Trajectory
 
 
@@ -30,4 +30,4 @@ class Stay:
         """Coefficients that are all zero."""
         require(self, traj, horizon)
         zero = torch.zeros(len(traj.steps), dtype=torch.float64, device="cpu")
-        return CombinationOfCheckpoints(traj, lambda alpha: zero)
+        return CombinationOfCheckpoints(traj, in_proportion(zero))

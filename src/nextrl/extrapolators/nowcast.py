@@ -11,6 +11,7 @@ second-hand: Introspection (1704.04959) came before, and NiNo (2409.04434) has s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -59,17 +60,7 @@ class Nowcast:
         x, y = self._examples(traj, horizon, draws)
         net = nn.Sequential(linear(SNAPSHOTS, self.width, first), nn.ReLU(), linear(self.width, 1, first))
         train(net, x, y[:, None], TrainingSettings(self.updates, self.learning_rate, self.rows), draws)
-        end = traj.steps[-1]
-
-        def leap(module: str, alpha: float) -> tuple[Tensor, Tensor]:
-            now = (wide(f) for f in traj.factors(end, module))
-            a, b = (
-                new + alpha * _forecast(net, _snapshots(traj, module, side, end))
-                for side, new in enumerate(now)
-            )
-            return a, b
-
-        return InsideFactors(traj, leap)
+        return InsideFactors(traj, partial(_ahead, traj, net))
 
     def _examples(self, traj: Trajectory, horizon: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """(N, 5) normalised snapshots and (N,) the change h steps on, over the range."""
@@ -134,3 +125,11 @@ def _forecast(net: nn.Sequential, past: Tensor) -> Tensor:
     x = ((past - past[0]) / spread.clamp_min(torch.finfo(past.dtype).tiny)).flatten(1).mT
     change: Tensor = net(x.to(torch.float32))[:, 0].reshape(shape)
     return change.to(past.dtype) * spread
+
+
+def _ahead(traj: Trajectory, net: nn.Sequential, module: str, alpha: float) -> tuple[Tensor, Tensor]:
+    """The factors at T, and alpha times what the network sees coming."""
+    end = traj.steps[-1]
+    now = (wide(f) for f in traj.factors(end, module))
+    a, b = (new + alpha * _forecast(net, _snapshots(traj, module, side, end)) for side, new in enumerate(now))
+    return a, b

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from nextrl.extrapolators.base import Tags, register, require
 from nextrl.extrapolators.predictions import CombinationOfCheckpoints
@@ -45,4 +47,8 @@ class LeastSquares:
             (w * unit(traj, s) for w, s in zip(weights, used, strict=True)),
             torch.zeros((), dtype=torch.float64, device="cpu"),
         )
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * horizon * slope)
+        return CombinationOfCheckpoints(traj, partial(_ahead, slope, horizon))
+
+
+def _ahead(slope: Tensor, horizon: int, alpha: float) -> Tensor:
+    return alpha * horizon * slope

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,6 +32,15 @@ Coefficients = Callable[[float], Tensor]
 
 FactorRule = Callable[[str, float], tuple[Tensor, Tensor]]
 """(module, alpha) -> (A (r, n), B (m, r)): the factors after the leap."""
+
+
+def in_proportion(direction: Tensor) -> Coefficients:
+    """alpha -> alpha times these coefficients; no function inside another, so that a prediction can be pickled.
+
+    Args:
+        direction: (T,) float64, the coefficients at alpha = 1.
+    """
+    return partial(torch.mul, direction)
 
 
 @runtime_checkable

@@ -8,7 +8,9 @@ accepted is decided on held-out prompts (`judge.paired_search`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -38,15 +40,17 @@ class Quadratic:
         require(self, traj, horizon)
         end = traj.steps[-1]
         nodes = (*reversed(distinct_steps(traj, (end - horizon, end - 2 * horizon))), end)
+        return CombinationOfCheckpoints(traj, partial(_on_the_parabola, traj, nodes, horizon))
 
-        def rule(alpha: float) -> Tensor:
-            at = end + alpha * horizon
-            out = -unit(traj, end)
-            for i, node in enumerate(nodes):
-                others = [o for j, o in enumerate(nodes) if j != i]
-                out = out + unit(traj, node) * (
-                    (at - others[0]) * (at - others[1]) / ((node - others[0]) * (node - others[1]))
-                )
-            return out
 
-        return CombinationOfCheckpoints(traj, rule)
+def _on_the_parabola(traj: Trajectory, nodes: Sequence[int], horizon: int, alpha: float) -> Tensor:
+    """Coefficients of the parabola through three nodes, the last of them T, from W_T on."""
+    end = nodes[-1]
+    at = end + alpha * horizon
+    out = -unit(traj, end)
+    for i, node in enumerate(nodes):
+        others = [o for j, o in enumerate(nodes) if j != i]
+        out = out + unit(traj, node) * (
+            (at - others[0]) * (at - others[1]) / ((node - others[0]) * (node - others[1]))
+        )
+    return out

@@ -16,6 +16,7 @@ rows in float64 both give the same numbers (tests/extrapolators/test_relex.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -76,4 +77,8 @@ class Relex:
     def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
         end = unit(traj, traj.steps[-1])
         v, at_end, slope = rank_one_line(traj, module)
-        return lambda alpha: (at_end + alpha * horizon * slope) * v - end
+        return partial(_on_the_line, v, at_end, horizon, slope, end)
+
+
+def _on_the_line(v: Tensor, at_end: Tensor, horizon: int, slope: Tensor, end: Tensor, alpha: float) -> Tensor:
+    return (at_end + alpha * horizon * slope) * v - end

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import register
-from nextrl.extrapolators.predictions import Coefficients
+from nextrl.extrapolators.predictions import Coefficients, in_proportion
 from nextrl.extrapolators.relex import Relex, rank_one_line
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -22,5 +22,4 @@ class RelexPinned(Relex):
 
     def _rule(self, traj: Trajectory, module: str, horizon: int) -> Coefficients:
         v, _, slope = rank_one_line(traj, module)
-        step = horizon * slope * v
-        return lambda alpha: alpha * step
+        return in_proportion(horizon * slope * v)

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from nextrl.extrapolators.base import Tags, register, require
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import even_points, pooled_gram, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -56,4 +56,4 @@ class NonlinearAcceleration:
         ones = torch.ones(len(moves), dtype=torch.float64, device="cpu")
         z = torch.linalg.solve(square + self.penalty * torch.diag(ones), ones)
         toward = (z / z.sum()) @ grid[1:] - unit(traj, traj.steps[-1])
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * toward)
+        return CombinationOfCheckpoints(traj, in_proportion(toward))

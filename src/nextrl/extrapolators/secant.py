@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nextrl.extrapolators.base import Tags, register, require, spacings_in
-from nextrl.extrapolators.predictions import CombinationOfCheckpoints
+from nextrl.extrapolators.predictions import CombinationOfCheckpoints, in_proportion
 from nextrl.trajectory.combinations import nearest_step, unit
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -31,4 +31,4 @@ class Secant:
         end = traj.steps[-1]
         start = nearest_step(traj, end - horizon)
         chord = (unit(traj, end) - unit(traj, start)) * (horizon / (end - start))
-        return CombinationOfCheckpoints(traj, lambda alpha: alpha * chord)
+        return CombinationOfCheckpoints(traj, in_proportion(chord))

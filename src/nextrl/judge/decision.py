@@ -114,6 +114,13 @@ class DecisionRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __repr__(self) -> str:
+        what = done(self) or "nothing is done"
+        rate = "" if self.learning_rate is None else f", learning rate now {self.learning_rate:.3g}"
+        return f"DecisionRecord(step {self.step}, {self.method}: {what}{rate}; {self.reason})"
+
+    __str__ = __repr__
+
     step: int
     method: str = "auto"
     alpha: float

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import RLOOTrainer
 
-from nextrl.engines import step_divergence
+from nextrl.engines import sharded, step_divergence
 from nextrl.engines.memory import TENSORS
 from nextrl.engines.policies import Auto
+from nextrl.engines.trl import fresh_rollouts, live_run
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.fresh_rollouts import FreshRollouts
 from nextrl.engines.trl.live_run import LiveRun
@@ -87,6 +88,39 @@ def test_a_reckless_first_step_is_taken_back_to_the_bit(tmp_path: Path) -> None:
     assert not same(before.stepped[1][0], before.begins[1][0])
     assert after.ends[1][1] == []  # Adam has not taken a step yet
     assert after.ends[1][2] == pytest.approx(first.learning_rate)
+
+
+@pytest.mark.parametrize("part", ["weights", "moments"])
+def test_an_interrupt_leaves_no_step_half_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    before, interrupted = Watch(), []
+    plain_move, plain_write = LiveRun.move, live_run.write_moments
+
+    def move(run: LiveRun, state: Any) -> None:
+        if part == "weights" and not interrupted:
+            interrupted.append(True)
+            half = dict(list(run.adapter.parameters.items())[:2])
+            sharded.write(half, state)
+            raise KeyboardInterrupt
+        plain_move(run, state)
+
+    def write_moments(optimizer: Any, moments: Any) -> None:
+        if part == "moments" and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        plain_write(optimizer, moments)
+
+    monkeypatch.setattr(LiveRun, "move", move)
+    monkeypatch.setattr(live_run, "write_moments", write_moments)
+    run = trainer(tmp_path, [before, LeapCallback()], learning_rate=0.5, max_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert interrupted
+    assert same(trainable(run.model), before.begins[1][0])
+    assert not any(
+        "exp_avg" in state for state in run.optimizer.state.values()
+    )  # as before Adam's first step
 
 
 def test_a_reckless_step_right_after_a_bold_one_begins_the_run_again(tmp_path: Path) -> None:
@@ -495,6 +529,27 @@ def test_what_is_trained_beside_the_adapter_is_part_of_what_a_step_moves(
     assert looked[0]["rate_factor"] > 1.0
     monkeypatch.setattr(FreshRollouts, "repeatable", True)
     assert decided("b") == looked
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_interrupt_leaves_what_is_trained_beside_the_adapter_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    plain, writes, seen = fresh_rollouts._write, iter(range(1, 99)), Watch()
+
+    def write(values: Any) -> None:
+        if next(writes) != nth:
+            plain(values)
+            return
+        for p, _ in values:
+            p.data.zero_()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fresh_rollouts, "_write", write)
+    run = trainer(tmp_path, [seen, LeapCallback()], model=with_head(), max_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert same(trainable(run.model), seen.stepped[1][0])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -283,6 +283,67 @@ def test_rewards_are_each_seen_once_whatever_the_logging(tmp_path: Path) -> None
     assert [r for rewards in seen[1] for r in rewards] == pytest.approx(logged)
 
 
+def logs_each_step(run: Any) -> None:
+    """Have a callback of the user's log between sampling and the step's end."""
+
+    class Logs(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            run.log({"of my own": 1.0})
+
+    run.add_callback(Logs())
+
+
+def logs_each_loss(run: Any) -> None:
+    """Have the trainer log each loss, as a subclass may, before the next rollouts of the same step are sampled."""
+    plain = run.compute_loss
+
+    def compute_loss(*arguments: Any, **options: Any) -> Any:
+        run.log({"of my own": 1.0})
+        return plain(*arguments, **options)
+
+    run.compute_loss = compute_loss
+
+
+@pytest.mark.parametrize(
+    ("logs", "make", "options"),
+    [
+        (logs_each_step, trainer, {}),
+        (logs_each_step, trainer, {"kind": RLOOTrainer}),
+        (logs_each_step, sft_trainer, {}),
+        (logs_each_loss, trainer, {"gradient_accumulation_steps": 2, "steps_per_generation": 1}),
+    ],
+)
+def test_rewards_are_seen_whoever_has_the_trainer_log_in_a_step(
+    tmp_path: Path, logs: Any, make: Any, options: dict[str, Any]
+) -> None:
+    def rewards(name: str, *prepare: Any) -> list[Any]:
+        controller = scripted()
+        run = make(tmp_path / name, [leaper(controller=controller, validation=None)], **options)
+        for one in prepare:
+            one(run)
+        run.train()
+        return [w.rewards for w in controller.windows]
+
+    plain = rewards("plain")
+    assert len(plain) == 2
+    assert not any(math.isnan(reward) for window in plain for reward in window)
+    assert rewards("logging", logs) == plain
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_run_without_rewards_is_told(
+    tmp_path: Path, silent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [None if silent else 0.5] * len(completions)
+
+    trainer(tmp_path, [LeapCallback()], rewards=reward, max_steps=7).train()
+    said = [
+        r.getMessage() for r in caplog.records if "measured no reward in its first 5 steps" in r.getMessage()
+    ]
+    assert len(said) == silent
+
+
 BUFFERED = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 4}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import shutil
@@ -23,6 +24,7 @@ from nextrl.engines.policies import Auto
 from nextrl.engines.schedules import set_elsewhere, set_rate_factor
 from nextrl.engines.trl.callback import LeapCallback
 from nextrl.engines.trl.trainer import reward_function
+from nextrl.judge import decision_file
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
 from trl_runs import TASK, fresh_model, trainer
@@ -533,3 +535,36 @@ def test_no_schedule_is_taken_for_somebody_else(name: str, groups: int) -> None:
         assert not set_elsewhere(made, schedule)
     made.param_groups[-1]["lr"] *= 0.5
     assert set_elsewhere(made, schedule)
+
+
+def test_a_second_training_tells_its_rate_over_the_configured_one_and_keeps_the_first_log(
+    tmp_path: Path,
+) -> None:
+    """The rate that was found stays in the optimizer; docs/callback.md has what brings the configured one back."""
+    callback, seen, low = LeapCallback(), Rates(), 1e-6
+    run = trainer(tmp_path, [callback, seen], learning_rate=low, max_steps=4)
+    assert repr(callback) == "LeapCallback(auto, not trained yet)"
+    run.train()
+    callback.decisions.clear()  # a copy: what was decided stays
+    first = callback.decisions
+    assert first
+    run.train()
+    assert callback.decisions
+    assert callback.decisions[0].lr_factor > 100
+    for decision in [*first, *callback.decisions]:
+        assert decision.lr_factor == pytest.approx(decision.learning_rate / low)
+    assert [d.step for d in decision_file.read(tmp_path)] == [d.step for d in callback.decisions]
+    kept = (tmp_path / "nextrl_decisions.1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [d.step for d in first]
+    rate = run.optimizer.param_groups[0]["lr"]
+    assert (
+        repr(callback)
+        == f"LeapCallback(auto, step 4, learning rate {rate:.3g}, {len(callback.decisions)} decisions)"
+    )
+
+    run.remove_callback(callback)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = run.args.learning_rate
+    seen.rates.clear()
+    run.train()
+    assert seen.rates == [low] * 4

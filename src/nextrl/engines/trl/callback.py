@@ -147,10 +147,16 @@ class LeapCallback(TrainerCallback):
         self._ended: int | None = None  # the step that was decided on
         self._delivered: int | None = None  # the step whose checkpoint is whole
 
+    def __repr__(self) -> str:
+        if self._session is None or self._run is None:
+            return f"LeapCallback({self._policy.method}, not trained yet)"
+        step, rate, made = self._run.trainer.state.global_step, self._run.rate, len(self.decisions)
+        return f"LeapCallback({self._policy.method}, step {step}, learning rate {rate:.3g}, {made} decisions)"
+
     @property
     def decisions(self) -> list[DecisionRecord]:
-        """Every window's decision, in order, as written to `nextrl_decisions.jsonl`."""
-        return self._session.decisions if self._session else []
+        """Every window's decision, in order, as written to `nextrl_decisions.jsonl`; a new list."""
+        return list(self._session.decisions) if self._session else []
 
     @property
     def costs(self) -> Costs:
@@ -215,8 +221,10 @@ class LeapCallback(TrainerCallback):
         for before in (replaced, self):
             if before is not None:
                 before._undo(run.optimizer, run.scheduler, resumed)
+        left = (replaced or self)._left_in(run.optimizer)
         self._run, self._ended, self._delivered = run, None, None
         self._session = self._begun(run, rows, state.global_step)
+        self._session.memory.factor = left
         if resumed is not None:
             self._bring_pending(resumed, args.should_save)
             self._resume(resumed, state.global_step)
@@ -302,6 +310,13 @@ class LeapCallback(TrainerCallback):
         if self._delivered != state.global_step:
             self.deliver(args, state)
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the rewards that the trainer forgets with this log, which anybody may have asked for."""
+        if self._run is not None:
+            self._run.tools.rewards.collect()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -367,6 +382,12 @@ class LeapCallback(TrainerCallback):
                     self._run.multiply_rate(1.0 / kept.factor)
                 kept.factor = kept.cooled = 1.0
         self._session.train_ended()
+
+    def _left_in(self, optimizer: Any) -> float:
+        """By how much this callback's latest training has multiplied the rate that an optimizer now has."""
+        if self._session is None or self._run is None or self._run.optimizer is not optimizer:
+            return 1.0
+        return self._session.memory.factor
 
     def _bring_pending(self, folder: Path, writes: bool) -> None:
         """Put what waits for the checkpoint that is resumed into it, before any process reads there.

@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextrl.engines.interrupts import to_the_end
 from nextrl.engines.live_weights import LiveWeights, State
 from nextrl.engines.moments import Moments, trained_beside, values_of
 from nextrl.engines.policies.base import MOST
@@ -201,11 +203,11 @@ class FreshRollouts:
     def _before_the_step(self) -> Iterator[None]:
         """What is trained beside the adapter as the step found it inside; afterwards as it is now."""
         now = [(p, p.detach().clone()) for p, _ in self._beside]
-        _write(self._beside)
         try:
+            _write(self._beside)
             yield
         finally:
-            _write(now)
+            to_the_end(partial(_write, now))
 
     def _heard(self) -> _Rows | None:
         """What the step's own forward passes found; None where there are none, or each is padded in its own way."""

@@ -52,7 +52,8 @@ def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveWeights, ranks: 
     check_optimizer(trainer.optimizer)
     if not Seam(trainer).generates:
         texts = FreshTexts(trainer, adapter, [rows[i] for i in range(min(len(rows), _TEXTS))])
-        return Instruments(HeldOutLikelihood(trainer), RewardMeter(trainer, "mean_token_accuracy"), texts)
+        accuracy = RewardMeter(trainer, "mean_token_accuracy", ranks.leader)
+        return Instruments(HeldOutLikelihood(trainer), accuracy, texts)
     hidden = of_model(trainer.model, trainer.accelerator.mixed_precision)
     fresh = FreshRollouts(trainer, adapter, ranks, hidden)
-    return Instruments(TrainerRollouts(trainer), RewardMeter(trainer), fresh)
+    return Instruments(TrainerRollouts(trainer), RewardMeter(trainer, leader=ranks.leader), fresh)

@@ -43,6 +43,8 @@ _SEED_DISTANCE = 15_485_863
 _BATCH_DISTANCE = 32_452_843
 # Scorings whose spread of each reward function is kept: more than one search has.
 _SPREADS = 16
+# Steps without any reward that a run begins with before a line says so.
+_SILENT = 5
 
 
 class InGroups(Sequence[Row]):
@@ -257,26 +259,49 @@ def log_probabilities(trainer: Any, ids: Tensor, attention: Tensor, length: int)
 class RewardMeter:
     """Reads the training rewards that a trainer has measured, each once."""
 
-    def __init__(self, trainer: Any, name: str = "reward") -> None:
-        """`name` is the trainer's for the metric."""
+    def __init__(self, trainer: Any, name: str = "reward", leader: bool = True) -> None:
+        """`name` is the trainer's for the metric; the `leader` of several processes says where there is none."""
         self._seam, self._name = Seam(trainer), name
         self._list: list[float] = []
         self._read = 0
+        self._fresh: list[float] = []
+        self._leader, self._without = leader, 0  # steps since the run began, before there was any
         self.latest = math.nan
         self.sampled = False  # whether the latest call of `new` found anything new
 
     def new(self) -> float:
         """Mean reward of what was sampled since the last call; where nothing was (buffered rollouts), the last mean."""
-        values = self._seam.training_metric(self._name)
-        fresh = values[self._read :] if values is self._list else values
-        fresh = [float(v) for v in fresh if not math.isnan(v)]
-        self.sampled = bool(fresh)
+        self.collect()
+        fresh = [value for value in self._fresh if not math.isnan(value)]
+        self._fresh, self.sampled = [], bool(fresh)
         if fresh:
             self.latest = sum(fresh) / len(fresh)
-        self.mark()
+        self._tell_of_none()
         return self.latest
+
+    def collect(self) -> None:
+        """Take what is there, which the trainer is about to forget: a log, whoever asks for one, empties its lists."""
+        values = self._seam.training_metric(self._name)
+        self._fresh += map(float, values[self._read :] if values is self._list else values)
+        self._mark()
 
     def mark(self) -> None:
         """Take what the trainer holds now as read (its lists are new objects after a log or a search)."""
+        self._fresh = []
+        self._mark()
+
+    def _mark(self) -> None:
         self._list = self._seam.training_metric(self._name)
         self._read = len(self._list)
+
+    def _tell_of_none(self) -> None:
+        """Say once that a run has begun in which there is nothing to read."""
+        self._without += int(math.isnan(self.latest))
+        if self._without == _SILENT and math.isnan(self.latest) and self._leader:
+            say(
+                log,
+                "the trainer measured no %s in its first %d steps, so that nothing is judged by it: see that a reward "
+                "function returns numbers, and that the trainer's log() calls that of its class",
+                self._name,
+                _SILENT,
+            )
