@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
-from nextrl.errors import InputError, first_line
+from nextrl.errors import InputError, first_line, shown
 
 _SHARD = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 
@@ -69,11 +69,20 @@ def _lora_only(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable FSDP shard ({first_line(error)})") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: not a state dict")
-    # FSDP1 puts its wrapper's name between the modules'.
-    return {_plain(name): value for name, value in state.items() if ".lora_" in name}
+    found: dict[str, Any] = {}
+    for name in (name for name in state if ".lora_" in name):
+        plain = _plain(name)
+        if plain in found:
+            raise InputError(
+                f"{path}: {shown(plain)} is there twice under two names, the second of which is {shown(name)}: of two "
+                "adapters nobody can tell which was trained; save that one alone"
+            )
+        found[plain] = state[name]
+    return found
 
 
 def _plain(name: str) -> str:
+    """PEFT's saved name of a LoRA tensor. FSDP1 puts its wrapper's name between the modules'."""
     name = name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
     return re.sub(r"(\.lora_(?:A|B))\.[^.]+\.weight$", r"\1.weight", name)
 
