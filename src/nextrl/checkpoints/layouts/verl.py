@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints.adapter import CONFIG
+from nextrl.checkpoints.adapter import CONFIG, weights_path
 from nextrl.checkpoints.dense import no_adapter
+from nextrl.checkpoints.fsdp_shards import newer_shards
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
@@ -44,9 +45,25 @@ def find(run: Path) -> Layout:
         adapter = _adapter(folder)
         if adapter is not None:
             located.append(Located(step, adapter, _overrides(folder, adapter)))
+            problems += _overtaken(step, folder / "actor", adapter)
         else:
             problems.append(_why_not(step, folder))
     return Layout("verl", tuple(located), (*problems, *_abandoned(run, located)))
+
+
+def _overtaken(step: int, actor: Path, adapter: Path) -> list[Problem]:
+    """An adapter that was written out of shards which verl has written anew since: it is of an earlier training."""
+    if not (actor / META).is_file() or not newer_shards(actor, weights_path(adapter)):
+        return []
+    text = (
+        f"{adapter}: older than the FSDP shards in {actor}, so that it may be of an earlier training in this folder; "
+        f"run: {_write_out(actor.parent.parent)}"
+    )
+    return [Problem(adapter, text, step)]
+
+
+def _write_out(run: Path) -> str:
+    return shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(run)])
 
 
 def tracked(run: Path) -> int | None:
@@ -128,8 +145,7 @@ def _why_not(step: int, folder: Path) -> Problem:
     places = shlex.join(["--local_dir", str(actor), "--target_dir", str(folder / "merged")])
     shards = any(actor.glob("model_world_size_*_rank_*.pt"))
     if shards and (actor / META).is_file():
-        command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
-        text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
+        text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {_write_out(folder.parent)}"
     elif whole := no_adapter(folder):
         text = whole
     elif shards:
