@@ -291,7 +291,19 @@ def test_what_verl_left_behind_above_its_tracker_is_named_and_left_out(tmp_path)
     assert [p.step for p in open_run(run).problems if p.fatal] == [30, 40]
 
 
-@pytest.mark.parametrize("named", ["40", "100", "", "-3", "later", None])
+@pytest.mark.parametrize(
+    "named", ["20.0", "20 30", "", "9" * 5000, "1_0", "-3", "later", "\N{FULLWIDTH DIGIT TWO}0"]
+)
+def test_a_tracker_that_names_no_step_is_a_problem(tmp_path, named):
+    run = tracked_run(tmp_path, named)
+    [problem] = open_run(run).problems
+    assert "latest_checkpointed_iteration.txt: holds " in str(problem)
+    with pytest.raises(InputError, match=r"and no step.*write the last whole checkpoint's number into it"):
+        Trajectory.load(run)
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == STEPS
+
+
+@pytest.mark.parametrize("named", ["40", "40\n", "100", None])
 def test_a_tracker_that_names_no_older_step_is_no_alarm(tmp_path, named):
     run = tracked_run(tmp_path, named or "")
     if named is None:

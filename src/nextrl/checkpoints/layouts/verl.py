@@ -19,8 +19,8 @@ from nextrl.checkpoints.dense import no_adapter
 from nextrl.checkpoints.fsdp_shards import newer_shards
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
-from nextrl.errors import InputError
-from nextrl.files import is_number, read_json, read_text
+from nextrl.errors import InputError, shown
+from nextrl.files import MAX_DIGITS, MAX_STEP, NoSuchFile, is_number, read_json, read_text
 
 FOLDER = re.compile(r"^global_step_(\d+)$")
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -67,12 +67,22 @@ def _write_out(run: Path) -> str:
 
 
 def tracked(run: Path) -> int | None:
-    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file."""
+    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file.
+
+    Raises:
+        InputError: the file is there and names no step.
+    """
+    path = run / TRACKER
     try:
-        step = int(read_text(run / TRACKER))
-    except (InputError, ValueError):
+        text = read_text(path).strip()
+    except NoSuchFile:
         return None
-    return step if step >= 0 else None
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) <= MAX_STEP):
+        raise InputError(
+            f"{path}: holds {shown(text)} and no step, so which checkpoints the run has left behind is unknown; write "
+            "the last whole checkpoint's number into it, or remove it if the run was never resumed at an older step"
+        )
+    return int(text)
 
 
 def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
@@ -81,7 +91,10 @@ def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
     The tracker names the last step that was saved. A later one that was written after it is on its way: verl writes the
     tracker last.
     """
-    last = tracked(run)
+    try:
+        last = tracked(run) if located else None
+    except InputError as error:
+        return [Problem(run / TRACKER, str(error))]
     if last is None:
         return []
     return [
