@@ -158,3 +158,44 @@ def test_a_whole_model_in_a_pickle_is_named_as_one(saved, tmp_path, name, verb):
     shown = said(tmp_path, verb, *(("--base", str(saved / "base")) if verb == "analyze" else ()))
     assert f"{name}: a whole model as a pickle, which is not read: save it as model.safetensors" in shown
     assert "adapter_config.json" not in shown
+
+
+def away(folder):
+    shutil.rmtree(folder)
+    return folder
+
+
+SINGLE = "model.safetensors"
+BROKEN = {
+    "dead link": (lambda f: ((f / SINGLE).unlink(), (f / SINGLE).symlink_to("gone")), "points nowhere"),
+    "pickle": (lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"), "a whole model as a pickle"),
+    "empty": (lambda f: away(f).mkdir(), "holds neither"),
+    "no index": (lambda f: (f / SINGLE).rename(f / "model-00001-of-00002.safetensors"), "shards without"),
+    "folder a dead link": (lambda f: away(f).symlink_to("gone"), "points nowhere"),
+    "twice": (
+        lambda f: shutil.copytree(f, f.with_name("checkpoint-020")),
+        "step 20 is checkpoint-020 already",
+    ),
+    "adapter": (lambda f: ((f / "ref").mkdir(), (f / "ref" / "adapter_config.json").touch()), "an adapter"),
+    "state alone": (lambda f: (away(f).mkdir(), (f / "trainer_state.json").touch()), "holds neither"),
+    "linked": (lambda f: away(f).symlink_to("checkpoint-10"), "same file under steps 10 and 20"),
+}
+
+
+@pytest.mark.parametrize("how", list(BROKEN))
+def test_a_broken_checkpoint_is_refused_or_left_out_by_name(saved, placed, how):
+    run, (change, says) = placed("checkpoint-{}"), BROKEN[how]
+    shutil.copytree(saved / "20", run / "checkpoint-30")
+    change(run / "checkpoint-20")
+    with pytest.raises(InputError, match=says):
+        Trajectory.from_full_weights(run, saved / "base", rank=4)
+    words = ["analyze", str(run), "--base", str(saved / "base")]
+    assert says in said(run, *words[:1], *words[2:])
+    shown = CliRunner().invoke(build(words[:1]), [*words, "--skip-bad-checkpoints", "--json"])
+    assert shown.exit_code == 0 or how == "linked"
+    assert says in " ".join(shown.stderr.split()) or how == "linked"
+    rest = (30,) if how == "linked" else (10, 30)
+    traj = Trajectory.from_full_weights(run, saved / "base", rank=4, skip_bad_checkpoints=True)
+    assert traj.steps == rest
+    assert says in traj.skipped[0]
+    assert Trajectory.from_full_weights(run, saved / "base", rank=4, steps=[30]).steps == (30,)

@@ -291,7 +291,19 @@ def test_what_verl_left_behind_above_its_tracker_is_named_and_left_out(tmp_path)
     assert [p.step for p in open_run(run).problems if p.fatal] == [30, 40]
 
 
-@pytest.mark.parametrize("named", ["40", "100", "", "-3", "later", None])
+@pytest.mark.parametrize(
+    "named", ["20.0", "20 30", "", "9" * 5000, "1_0", "-3", "later", "\N{FULLWIDTH DIGIT TWO}0"]
+)
+def test_a_tracker_that_names_no_step_is_a_problem(tmp_path, named):
+    run = tracked_run(tmp_path, named)
+    [problem] = open_run(run).problems
+    assert "latest_checkpointed_iteration.txt: holds " in str(problem)
+    with pytest.raises(InputError, match=r"and no step.*write the last whole checkpoint's number into it"):
+        Trajectory.load(run)
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == STEPS
+
+
+@pytest.mark.parametrize("named", ["40", "40\n", "100", None])
 def test_a_tracker_that_names_no_older_step_is_no_alarm(tmp_path, named):
     run = tracked_run(tmp_path, named or "")
     if named is None:
@@ -332,3 +344,37 @@ def test_adapters_in_another_tools_folders_are_told_of_the_list_that_reads_them(
     listed = {str(step): place.format(step) for step in STEPS}
     (tmp_path / "list.json").write_text(json.dumps(listed))
     assert Trajectory.load(tmp_path / "list.json").steps == STEPS
+
+
+def linked(run: Path) -> Path:
+    shutil.rmtree(run / "checkpoint-40")
+    (run / "checkpoint-40").symlink_to("checkpoint-30")
+    return run
+
+
+def hard_linked(run: Path) -> Path:
+    weights = run / "checkpoint-40" / "adapter_model.safetensors"
+    weights.unlink()
+    os.link(run / "checkpoint-30" / "adapter_model.safetensors", weights)
+    return run
+
+
+def listed_twice(run: Path) -> dict[int, Path]:
+    return {step: run / f"checkpoint-{min(step, 30)}" for step in STEPS}
+
+
+@pytest.mark.parametrize("make", [linked, hard_linked, listed_twice])
+def test_one_checkpoint_under_two_steps_is_a_problem_of_both(tmp_path, make):
+    write_run(tmp_path)
+    run = make(tmp_path)
+    problems = [p for p in open_run(run).problems if p.fatal]
+    assert [p.step for p in problems] == [30, 40]
+    assert all("the same file under steps 30 and 40" in str(p) for p in problems)
+    assert Trajectory.load(run, skip_bad_checkpoints=True).steps == (10, 20)
+
+
+def test_equal_values_in_two_files_and_a_link_beside_the_steps_are_no_problem(tmp_path):
+    write_run(tmp_path)
+    shutil.copy(*(tmp_path / f"checkpoint-{n}" / "adapter_model.safetensors" for n in (30, 40)))
+    (tmp_path / "latest").symlink_to("checkpoint-40")
+    assert not open_run(tmp_path).problems

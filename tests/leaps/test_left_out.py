@@ -154,6 +154,35 @@ def test_a_trained_matrix_that_the_base_lacks_is_not_lost_in_a_merge(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_trained_matrix_that_the_base_lacks_is_named_and_not_lost_in_an_adapter(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    edit(base / "model.safetensors", lm_head=None)
+    traj = Trajectory.from_full_weights(run, base, rank=4)
+    assert (
+        "1 tensors that the base lacks, so that their movement is unknown: lm_head.weight" in traj.skipped[-1]
+    )
+    made = leap(traj, "secant", horizon=10)
+    with pytest.raises(InputError, match=r"lm_head\.weight: was trained too.*save_merged"):
+        made.save_adapter(tmp_path / "out")
+
+
+def test_a_base_that_lacks_most_of_the_model_is_refused(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model())
+    file, key = base / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
+    save_file({key: load_file(file)[key]}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"base: lacks \d+ of the \d+ matrices of .*checkpoint-30"):
+        Trajectory.from_full_weights(run, base, rank=4)
+
+
+def test_a_copy_of_a_tied_matrix_that_checkpoints_alone_store_is_not_named(tmp_path: Path) -> None:
+    run, base = write(tmp_path, model(tied=True))
+    for file in run.glob("*/model.safetensors"):
+        edit(file, lm_head=load_file(file)["model.embed_tokens.weight"].clone())
+    assert not any(
+        "the base lacks" in line for line in Trajectory.from_full_weights(run, base, rank=4).skipped
+    )
+
+
 def test_a_resized_vocabulary_is_left_out_and_named(tmp_path: Path) -> None:
     run, base = write(tmp_path, model())
     for file in run.glob("*/model.safetensors"):

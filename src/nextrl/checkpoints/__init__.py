@@ -16,7 +16,7 @@ from nextrl.checkpoints import dense
 from nextrl.checkpoints.adapter import CONFIG, AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
-from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint
+from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint, repeated
 from nextrl.checkpoints.stretch import stretch_from, stretch_of
 from nextrl.errors import InputError
 from nextrl.files import usable_path
@@ -109,6 +109,7 @@ def open_run(
             )
         except InputError as error:
             problems.append(Problem(where.folder, str(error), where.step))
+    problems += repeated({checkpoint.step: [checkpoint.file.path] for checkpoint in opened})
     problems += disagreements(opened)
     return OpenedRun(found.name, path, tuple(opened), tuple(problems), stretch.start, tuple(stretch.left_out))
 

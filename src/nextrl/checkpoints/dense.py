@@ -8,7 +8,7 @@ accepted only if |D v - sigma u| and |D^T u - sigma v| are below RESIDUAL * sigm
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
 from nextrl.checkpoints.layouts import folders
 from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
+from nextrl.checkpoints.run import Problem, repeated
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
 from nextrl.files import read_json, read_object
@@ -74,7 +75,12 @@ def model_in(folder: Path) -> Path | None:
 
 
 def find(run: Path | Mapping[int, Path]) -> dict[int, Path]:
-    """step -> folder of the model of every full-weight checkpoint of a run.
+    """step -> folder of the model of every full-weight checkpoint of a run. Takes and raises as `located`."""
+    return located(run)[0]
+
+
+def located(run: Path | Mapping[int, Path]) -> tuple[dict[int, Path], list[Problem]]:
+    """step -> folder of the model of every full-weight checkpoint of a run, and what is wrong with others.
 
     Args:
         run: its directory, or a JSON file or a mapping of steps and folders; of these two all folders are taken.
@@ -84,21 +90,45 @@ def find(run: Path | Mapping[int, Path]) -> dict[int, Path]:
     """
     if isinstance(run, Mapping) or run.is_file():
         listed = folders.listed(run) if isinstance(run, Mapping) else folders.read_list(run)
-        return {where.step: model_in(where.folder) or where.folder for where in listed.located}
+        return _sorted_out([(where.step, where.folder) for where in listed.located], [])
     # A bare number beside a trainer's own names is no checkpoint of it.
-    kinds = [kind for pattern in _NAMES if (kind := _find(run, pattern))] or [_find(run, _PLAIN)]
+    kinds = [kind for name in _NAMES if (kind := _sorted_out(*numbered(run, name)))[0]]
+    kinds = kinds or [_sorted_out(*numbered(run, _PLAIN))]
     if len(kinds) > 1:
-        one, other = (next(iter(kind.values())) for kind in kinds[:2])
+        one, other = (next(iter(models.values())) for models, _ in kinds[:2])
         raise InputError(
             f"{run}: holds full weights under two kinds of names, {one} and {other}: move one kind away"
         )
-    return kinds[0]
+    return kinds[0] if kinds[0][0] else ({}, [])
 
 
-def _find(run: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    return {
-        step: model for step, folder in numbered(run, pattern)[0] if (model := model_in(folder)) is not None
-    }
+def _sorted_out(
+    places: Iterable[tuple[int, Path]], problems: Sequence[Problem]
+) -> tuple[dict[int, Path], list[Problem]]:
+    """Folders of steps as models, and those that hold none as problems beside the given ones."""
+    models: dict[int, Path] = {}
+    found = list(problems)
+    for step, folder in places:
+        if (model := model_in(folder)) is not None:
+            models[step] = model
+        else:
+            found.append(Problem(folder, _no_model(folder), step))
+    return models, found + repeated(
+        {step: list(model.glob("*.safetensors")) for step, model in models.items()}
+    )
+
+
+def _no_model(folder: Path) -> str:
+    """Why a whole model cannot be read from the folder of a step, and what to do."""
+    if pickled := _pickled(folder):
+        return pickled
+    if _holds_adapter(folder):
+        return f"{folder}: holds an adapter, beside which a whole model is not what was trained; move one of them away"
+    if (folder / SINGLE).is_symlink():
+        return f"{folder / SINGLE}: a link that points nowhere; restore the file"
+    if any(folder.glob("model-*-of-*.safetensors")):
+        return f"{folder}: holds a model's shards without {INDEX}; restore it"
+    return f"{folder}: holds neither {SINGLE} nor {INDEX}; restore the model, or move the folder away"
 
 
 def no_adapter(folder: Path) -> str | None:

@@ -67,6 +67,33 @@ class Problem(NamedTuple):
         return one_line(self.text)
 
 
+def repeated(files: Mapping[int, Iterable[Path]]) -> list[Problem]:
+    """A problem of each step whose files are those of another step, too: links, or one folder listed twice.
+
+    Equal values in files of their own are none: a step that was taken back leaves such.
+
+    Args:
+        files: step -> its files of weights.
+    """
+    steps: dict[frozenset[tuple[int, int]], list[tuple[int, Path]]] = {}
+    for step, paths in files.items():
+        there = [path for path in paths if path.exists()]
+        if there:
+            found = frozenset((s.st_dev, s.st_ino) for s in map(Path.stat, there))
+            steps.setdefault(found, []).append((step, there[0]))
+    return [
+        Problem(
+            path,
+            f"{path}: the same file under steps {' and '.join(str(other) for other, _ in same)}, so that which step "
+            "it is of is unknown; remove the link, or correct the list",
+            step,
+        )
+        for same in steps.values()
+        if len(same) > 1
+        for step, path in same
+    ]
+
+
 @dataclass(frozen=True)
 class Located:
     """One checkpoint of a run, found but not opened.

@@ -211,12 +211,21 @@ def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
             f"{path}: holds something else than a dictionary of tensors; save the adapter's state dict"
         )
     for name, t in state.items():
-        if t.layout != torch.strided or t.device.type != "cpu":
-            raise InputError(f"{path}: {shown(name)} is a {t.layout} tensor on {t.device}, not a plain one")
-        if t.numel() * t.element_size() > t.untyped_storage().nbytes():
-            # Strides of zero make any shape out of one stored number: whatever is computed with it fills the memory.
-            raise InputError(f"{path}: {shown(name)} is larger than what is stored for it; save it again")
+        refuse_odd(path, name, t)
     return {str(name): t for name, t in state.items()}
+
+
+def refuse_odd(path: Path, name: str, t: Tensor) -> None:
+    """Refuse a tensor out of a pickle whose values are not all there, one after the other.
+
+    Raises:
+        InputError: it is none such.
+    """
+    if t.layout != torch.strided or t.device.type != "cpu":
+        raise InputError(f"{path}: {shown(name)} is a {t.layout} tensor on {t.device}, not a plain one")
+    if t.numel() * t.element_size() > t.untyped_storage().nbytes():
+        # Strides of zero make any shape out of one stored number: whatever is computed with it fills the memory.
+        raise InputError(f"{path}: {shown(name)} is larger than what is stored for it; save it again")
 
 
 def read_pickle(path: Path, *, mmap: bool = False) -> object:

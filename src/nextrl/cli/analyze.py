@@ -79,7 +79,6 @@ def analyze(
         require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
     of_adapters = {
         "layout": layout,
-        "skip-bad-checkpoints": skip_bad_checkpoints,
         "allow-pickle": allow_pickle,
         "start": start,
     }
@@ -88,7 +87,10 @@ def analyze(
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, start=start)
     else:
         values.refuse_given("of a LoRA run, and --base of full-weight checkpoints", of_adapters)
-        traj = Trajectory.from_full_weights(run, find_base(base), rank=FULL_RANK if rank is None else rank)
+        rank = FULL_RANK if rank is None else rank
+        traj = Trajectory.from_full_weights(
+            run, find_base(base), rank=rank, skip_bad_checkpoints=skip_bad_checkpoints
+        )
         for line in traj.skipped:
             say_left_out(line)
     result = analyse(traj, horizon=horizon, windows=lengths, beta1=beta1, updates_per_step=updates_per_step)

@@ -118,7 +118,7 @@ def _refuse_unknown_layers(traj: Trajectory) -> None:
     last = traj.checkpoints[-1]
     if not isinstance(last, FullCheckpoint):
         return
-    left, base = (*last.left_out.squares, *last.left_out.resized), last.base
+    left, base = (*last.left_out.squares, *last.left_out.resized, *last.left_out.unknown), last.base
     for key in left:
         if len(last.model.shape(key)) > 1:
             raise InputError(f"{key}: was trained too: this leap cannot be written as an adapter; {_WHOLE}")

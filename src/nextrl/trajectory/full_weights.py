@@ -6,6 +6,7 @@ tensor of three dimensions) is measured once and named. Of one checkpoint and of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +36,14 @@ class LeftOut:
         squares: name -> |W_T - W_base|^2, the largest first.
         followed: the same of all matrices that are followed, together.
         resized: names of those that have another number of rows than the base's; `squares` is of the common ones.
+        unknown: names of those that the base lacks, so that how far they moved is unknown.
     """
 
     step: int
     squares: Mapping[str, float]
     followed: float
     resized: Sequence[str] = ()
+    unknown: Sequence[str] = ()
 
     @property
     def share(self) -> float:
@@ -61,6 +64,11 @@ class LeftOut:
             said.append(
                 f"{_kinds(self.resized)}: not of the base's number of rows, since the run resized its vocabulary; "
                 "resize the base in the same way to have them followed"
+            )
+        if self.unknown:
+            said.append(
+                f"{len(self.unknown)} tensors that the base lacks, so that their movement is unknown: "
+                f"{_kinds(self.unknown)}; a leap lacks it: give the base that has them to have them followed"
             )
         return tuple(said)
 
@@ -116,7 +124,28 @@ class FullCheckpoint(MemoryCheckpoint):
         resized = [key for key in keys if self.model.resized(key, self.base)]
         ordered = sorted(moved.items(), key=lambda item: -item[1])
         return LeftOut(
-            self.step, {key: s for key, s in ordered if s > 0}, sum(self.squares.values()), resized
+            self.step,
+            {key: s for key, s in ordered if s > 0},
+            sum(self.squares.values()),
+            resized,
+            _unknown(self.model, self.base),
+        )
+
+
+def _unknown(model: FullModel, base: FullModel) -> list[str]:
+    """Tensors of a checkpoint that the base lacks, but for copies of others (tied layers, stored twice)."""
+    lacking = [key for key in model.floats() if key not in base.places]
+    return [key for key in lacking if model.twin(key, base) is None]
+
+
+def _refuse_fragment(model: FullModel, base: FullModel) -> None:
+    """Refuse a base that lacks most of what a checkpoint's matrices hold."""
+    sizes = {key: math.prod(model.shape(key)) for key in (f"{m}.weight" for m in model.matrices())}
+    lacking = [key for key in sizes if key not in base.places]
+    if 2 * sum(sizes[key] for key in lacking) > sum(sizes.values()):
+        raise InputError(
+            f"{base.folder}: lacks {len(lacking)} of the {len(sizes)} matrices of {model.folder} ({_kinds(lacking)}); "
+            "is it the model that training started from, with all of its files?"
         )
 
 
@@ -134,6 +163,7 @@ def checkpoints_of(found: Mapping[int, Path], base: Path, rank: int) -> tuple[Fu
     start, models = FullModel.open(base), {step: FullModel.open(found[step]) for step in sorted(found)}
     for model in (start, *models.values()):
         model.refuse_quantised()
+    _refuse_fragment(models[max(models)], start)
     modules = [m for m in start.matrices() if _comparable(f"{m}.weight", start, list(models.values()))]
     read = [_read(step, model, start, modules, rank) for step, model in models.items()]
     moved = [m for m in modules if any(checkpoint.squares[m] for checkpoint in read)]

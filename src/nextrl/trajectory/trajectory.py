@@ -134,6 +134,7 @@ class Trajectory:
         *,
         rank: int = 16,
         steps: Sequence[int] | None = None,
+        skip_bad_checkpoints: bool = False,
     ) -> Trajectory:
         """A full fine-tuning run as a trajectory: each W_t - W_base reduced to its best rank-`rank` factors.
 
@@ -149,20 +150,30 @@ class Trajectory:
             base: folder of the model that training started from.
             rank: triples kept per matrix.
             steps: only these checkpoints.
+            skip_bad_checkpoints: leave folders of a step that hold no whole model out, and say so in `skipped`.
 
         Raises:
             InputError: no such checkpoints, or the two models do not have the same matrices.
         """
         run = _source(path)
-        found = dense.find(run)
-        if not found:
+        found, problems = dense.located(run)
+        if not found and not problems:
             raise InputError(dense.nothing(run))
         source = None if isinstance(run, dict) else run
-        wanted = sorted(found) if steps is None else several(whole(0))("steps", steps)
+        bad = {problem.step: problem for problem in problems}
+        wanted = sorted({*found, *bad}) if steps is None else several(whole(0))("steps", steps)
+        broken = [bad[step] for step in wanted if step in bad]
+        if broken and not skip_bad_checkpoints:
+            more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+            raise InputError(f"{broken[0]}{more}")
+        wanted = [step for step in wanted if step not in bad]
+        if not wanted:
+            raise InputError(f"{path}: no usable checkpoint; {next(iter(broken), 'none was asked for')}")
         if missing := [step for step in wanted if step not in found]:
             raise no_checkpoint(missing[0], found, source or "")
         stored = full_weights.checkpoints_of({step: found[step] for step in wanted}, usable_path(base), rank)
-        return cls(stored, source, dense.adapter_settings(base), FULL, stored[-1].left_out.lines())
+        skipped = (*map(str, broken), *stored[-1].left_out.lines())
+        return cls(stored, source, dense.adapter_settings(base), FULL, skipped)
 
     @classmethod
     def from_factors(

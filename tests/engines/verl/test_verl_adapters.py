@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_shards_of_two_processes_make_the_whole_tensors_bit_for_bit(shards):
     wanted = {k: v for k, v in tensors(0).items() if "lora_" in k}
     assert sorted(found) == sorted(name.replace(".default", "") for name in wanted)
     assert all(torch.equal(found[name.replace(".default", "")], tensor) for name, tensor in wanted.items())
+
+
+def test_parts_that_do_not_fit_together_are_one_line(shards, tmp_path):
+    folder = Path(shutil.copytree(shards, tmp_path / "actor"))
+    path = folder / "model_world_size_2_rank_0.pt"
+    state = torch.load(path, weights_only=True)
+    for part in state.values():
+        part._local_tensor = part.to_local()[:, :2].clone()
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"do not fit together|but its shards make"):
+        read_shards(folder)
 
 
 def fresh(out: Path, seed=0) -> Path:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nextrl.checkpoints.adapter import CONFIG
+from nextrl.checkpoints.adapter import CONFIG, weights_path
 from nextrl.checkpoints.dense import no_adapter
+from nextrl.checkpoints.fsdp_shards import newer_shards
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
-from nextrl.errors import InputError
-from nextrl.files import is_number, read_json, read_text
+from nextrl.errors import InputError, shown
+from nextrl.files import MAX_DIGITS, MAX_STEP, NoSuchFile, is_number, read_json, read_text
 
 FOLDER = re.compile(r"^global_step_(\d+)$")
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -44,18 +45,44 @@ def find(run: Path) -> Layout:
         adapter = _adapter(folder)
         if adapter is not None:
             located.append(Located(step, adapter, _overrides(folder, adapter)))
+            problems += _overtaken(step, folder / "actor", adapter)
         else:
             problems.append(_why_not(step, folder))
     return Layout("verl", tuple(located), (*problems, *_abandoned(run, located)))
 
 
+def _overtaken(step: int, actor: Path, adapter: Path) -> list[Problem]:
+    """An adapter that was written out of shards which verl has written anew since: it is of an earlier training."""
+    if not (actor / META).is_file() or not newer_shards(actor, weights_path(adapter)):
+        return []
+    text = (
+        f"{adapter}: older than the FSDP shards in {actor}, so that it may be of an earlier training in this folder; "
+        f"run: {_write_out(actor.parent.parent)}"
+    )
+    return [Problem(adapter, text, step)]
+
+
+def _write_out(run: Path) -> str:
+    return shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(run)])
+
+
 def tracked(run: Path) -> int | None:
-    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file."""
+    """The step of the last checkpoint that verl wrote into `run` whole; None without its tracker file.
+
+    Raises:
+        InputError: the file is there and names no step.
+    """
+    path = run / TRACKER
     try:
-        step = int(read_text(run / TRACKER))
-    except (InputError, ValueError):
+        text = read_text(path).strip()
+    except NoSuchFile:
         return None
-    return step if step >= 0 else None
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) <= MAX_STEP):
+        raise InputError(
+            f"{path}: holds {shown(text)} and no step, so which checkpoints the run has left behind is unknown; write "
+            "the last whole checkpoint's number into it, or remove it if the run was never resumed at an older step"
+        )
+    return int(text)
 
 
 def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
@@ -64,7 +91,10 @@ def _abandoned(run: Path, located: Sequence[Located]) -> list[Problem]:
     The tracker names the last step that was saved. A later one that was written after it is on its way: verl writes the
     tracker last.
     """
-    last = tracked(run)
+    try:
+        last = tracked(run) if located else None
+    except InputError as error:
+        return [Problem(run / TRACKER, str(error))]
     if last is None:
         return []
     return [
@@ -128,8 +158,7 @@ def _why_not(step: int, folder: Path) -> Problem:
     places = shlex.join(["--local_dir", str(actor), "--target_dir", str(folder / "merged")])
     shards = any(actor.glob("model_world_size_*_rank_*.pt"))
     if shards and (actor / META).is_file():
-        command = shlex.join(["python", "-m", "nextrl.checkpoints.verl_adapter", str(folder.parent)])
-        text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {command}"
+        text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {_write_out(folder.parent)}"
     elif whole := no_adapter(folder):
         text = whole
     elif shards:

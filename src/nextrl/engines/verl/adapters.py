@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.fsdp_shards import has_shards, read_shards
+from nextrl.checkpoints.fsdp_shards import has_shards, read_shards, written_out
 from nextrl.checkpoints.tensorfile import read_tensors
 from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.settings import LoraSettings
@@ -103,24 +103,12 @@ def collect(checkpoint: Path, like: Path) -> Path:
         return out
     tensors, expected = read_shards(actor), read_tensors(like / WEIGHTS)
     _compare(actor, tensors, expected)
-    if _holds(out / WEIGHTS, {name: tensors[name] for name in expected}):
+    if written_out(actor, out / WEIGHTS, {name: tensors[name] for name in expected}):
         return out
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(like / CONFIG, out / CONFIG)
     write_tensors(out / WEIGHTS, {name: tensors[name] for name in expected})
     return out
-
-
-def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file has these tensors to the bit; one that is damaged has not."""
-    try:
-        there = read_tensors(path)
-    except InputError:
-        return False
-    return there.keys() == tensors.keys() and all(
-        tensor.dtype == there[name].dtype and torch.equal(tensor, there[name])
-        for name, tensor in tensors.items()
-    )
 
 
 def _compare(actor: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
