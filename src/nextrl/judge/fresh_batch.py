@@ -33,7 +33,7 @@ LEAST_SHARE = 1 / 3
 MEAN_WEIGHTS = (0.5, 2.0)
 """Mean weights beyond which they have, too: it is 1 in expectation, whatever the candidate is."""
 _LARGEST = 300.0  # nats; exp of it, squared, is still a float64
-_LARGEST_TOKEN = 60.0  # nats; a token's ratio in k3 counts as exp of this at most
+_LARGEST_TOKEN = 60.0  # nats; a token's ratio counts as exp of this at most, but in the weights
 _POWERS = {"w": 1, "wa": 1, "w2": 2, "informative w": 1, "informative w2": 2}
 """Columns of `BatchSums` that hold a power of the weights, and which."""
 
@@ -86,8 +86,12 @@ class BatchGain:
             theory, methods and examples", 2013, 9.2; second-hand). A constant added to all A changes nothing; the
             bias is about -E[w^2 (A - gain)] / n for independent completions with E[A] = 0.
         plain: mean((w_i - 1) A_i) (Owen, 9.1): unbiased where A_i holds no baseline that depends on completion i.
-        slope: mean((A_i - mean A) lw_i), the gain to first order in lw. It stays sound where the weights degenerate,
-            but grows in proportion to alpha: it tells the direction, not how far.
+        slope: mean((A_i - mean A) m_i), m_i the sum over the completion's tokens of ratio - 1: the gain to first order
+            in each token (Kakade & Langford 2002, the surrogate of TRPO; second-hand). Given the tokens before, a
+            ratio is 1 in expectation, so that m_i is 0, however long the completion, and the slope is unbiased where
+            the weights degenerate. How good the first order is, is not known: it tells the direction, not how far.
+            Where log-ratios came without tokens, m_i is lw_i, which is biased by -Cov(A, KL of a completion): where
+            wrong answers are longer, it always speaks for going back. Do not judge long completions by it.
         completions, groups: n and G, those that entered.
         left_out: completions not counted, for a log-ratio or advantage that is not finite. A candidate that rules a
             sampled completion out (lw = -inf) shows here only, so any at all speak against it.
@@ -137,7 +141,8 @@ def batch_sums(
     """What one process knows of one candidate.
 
     Args:
-        log_ratios: (n,) of whole completions, or (n, L) of tokens; nats, any float type and device.
+        log_ratios: (n, L) of tokens, or (n,) of whole completions, whose `BatchGain.slope` is biased; nats, any float
+            type and device.
         advantages: (n,).
         groups: (n,) integers, the same for completions of one prompt, in every process.
         mask: (n, L), non-zero at a completion's own tokens; what stands elsewhere is not read.
@@ -162,10 +167,11 @@ def batch_sums(
     shift = float(lw[keep].max()) if keep.any() else -math.inf
     w = torch.where(keep, (lw - shift).exp(), 0.0)
     informs = keep & (a != 0) & (keep if mask is None else own.any(1))
-    rows = {"n": keep, "left out": ~keep, "a": a, "lw": lw, "alw": a * lw, "w": w, "wa": w * a, "w2": w * w}
+    above = tokens.clamp_max(_LARGEST_TOKEN).expm1()
+    m = lw if mask is None else torch.where(keep, above.sum(1), 0.0)
+    rows = {"n": keep, "left out": ~keep, "a": a, "m": m, "am": a * m, "w": w, "wa": w * a, "w2": w * w}
     rows |= {"informative": informs, "informative w": w * informs, "informative w2": w * w * informs}
-    k3 = tokens.clamp_max(_LARGEST_TOKEN).expm1() - tokens
-    for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": k3}.items():
+    for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": above - tokens}.items():
         rows[name] = torch.where(keep, part.sum(1), 0)
     named = np.empty(0) if groups is None else groups.detach().cpu().numpy()
     return _by_group(shift, named, {name: row.double().numpy() for name, row in rows.items()})
@@ -257,14 +263,14 @@ def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:
     c, n = sums.columns, sums.total("n")
     if n == 0:
         return Estimate(0.0, math.inf)
-    a, lw, w = sums.total("a") / n, sums.total("lw") / n, sums.total("w") / n
+    a, m, w = sums.total("a") / n, sums.total("m") / n, sums.total("w") / n
     if statistic == "gain":
         weighted = sums.total("wa") / n / w
         value = weighted - a
         influence = (c["wa"] - weighted * c["w"]) / w - (c["a"] - a * c["n"])
     else:
         plain = math.exp(min(sums.shift, _LARGEST)) * c["wa"] - c["a"]
-        terms = plain if statistic == "plain" else c["alw"] - a * c["lw"] - lw * (c["a"] - a * c["n"])
+        terms = plain if statistic == "plain" else c["am"] - a * c["m"] - m * (c["a"] - a * c["n"])
         value = float(terms.sum()) / n
         influence = terms - value * c["n"]
     groups = int((c["n"] > 0).sum())

@@ -278,3 +278,86 @@ def test_processes_read_as_many_rows_as_the_one_that_needs_most(tmp_path: Path) 
     fresh = FreshRollouts(run, LiveAdapter(run.model), Beside(run.accelerator))
     long = torch.ones(64, 200, dtype=torch.long)
     assert fresh._enough(_Rows(long, long, long, long.float()), 512) == 48
+
+
+class Judged(TrainerCallback):
+    """What the second step's batch says of going back, and how many of its prompts had rewards that differ."""
+
+    run: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.adapter = LiveAdapter(kwargs["model"])
+        self.fresh, self.start = (
+            FreshRollouts(self.run, self.adapter, Ranks(self.run.accelerator)),
+            self.adapter.read(),
+        )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.anchor = self.adapter.read()
+        self.fresh.listen()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.fresh.stop()
+        self.found = self.fresh.gain(self.anchor, self.start)
+        self.advantages = torch.cat([b["advantages"] for b in self.run._buffered_inputs])
+
+
+def by_prompt(prompts: list[str], first: tuple[float, ...], other: tuple[float, ...]) -> list[float]:
+    """Rewards of eight completions for each prompt: `first` for those of the first, `other` for all others."""
+    return [(first if prompt == prompts[0] else other)[i % 8] for i, prompt in enumerate(prompts)]
+
+
+EVEN = (0.7,) * 8
+HALF = (0.7, 0.0) * 4
+
+
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+@pytest.mark.parametrize(
+    ("first", "options"),
+    [(EVEN, {}), (HALF, {}), (HALF, {"steps_per_generation": 4, "per_device_train_batch_size": 16})],
+)
+def test_prompts_whose_completions_earned_the_same_are_not_informative(
+    tmp_path: Path, kind: type, first: tuple[float, ...], options: dict[str, Any]
+) -> None:
+    def reward(prompts: list[str], **_: Any) -> list[float]:
+        return by_prompt(prompts, first, EVEN)
+
+    probe = Judged()
+    probe.run = trainer(
+        tmp_path, [probe], kind=kind, rewards=reward, max_steps=1, num_generations=8,
+        **{"per_device_train_batch_size": 64, **options},
+    )  # fmt: skip
+    probe.run.train()
+    assert int((probe.advantages != 0).sum()) > 8  # a mean of equal rewards is not the reward in float32
+    assert probe.found.informative == (8 if first is HALF else 0)
+    assert probe.found.gain.error == math.inf or first is HALF
+
+
+@pytest.mark.parametrize("how", ["sum_then_normalize", "normalize_then_sum"])
+def test_rewards_that_add_up_to_the_same_are_the_same_but_where_each_is_normalised(
+    tmp_path: Path, how: str
+) -> None:
+    def form(prompts: list[str], **_: Any) -> list[float]:
+        return by_prompt(prompts, (0.1, 0.4) * 4, EVEN)
+
+    def answer(prompts: list[str], **_: Any) -> list[float]:
+        return by_prompt(prompts, (0.6, 0.3) * 4, EVEN)
+
+    probe = Judged()
+    probe.run = trainer(
+        tmp_path, [probe], rewards=[form, answer], max_steps=1, num_generations=8, per_device_train_batch_size=64,
+        multi_objective_aggregation=how, reward_weights=[1.0, 0.5 if how == "normalize_then_sum" else 1.0],
+    )  # fmt: skip
+    probe.run.train()
+    assert int((probe.advantages != 0).sum()) > 0
+    assert probe.found.informative == (8 if how == "normalize_then_sum" else 0)
+
+
+def test_a_penalty_for_leaving_the_reference_tells_completions_of_one_reward_apart(tmp_path: Path) -> None:
+    probe = Judged()
+    probe.run = trainer(
+        tmp_path, [probe], kind=RLOOTrainer, rewards=lambda prompts, **_: by_prompt(prompts, EVEN, EVEN),
+        max_steps=2, num_generations=8, per_device_train_batch_size=64, beta=0.5, learning_rate=1e-2,
+    )  # fmt: skip
+    probe.run.train()
+    assert probe.found.informative_groups == 8

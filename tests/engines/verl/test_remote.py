@@ -728,3 +728,24 @@ def test_rows_that_fill_a_batch_up_do_not_count():
     assert batch.advantages[:2].tolist() == [1.0, 2.0]
     assert batch.groups[0] == batch.groups[1] != batch.groups[2]
     assert math.isnan(batch_of(columns, ["a"] * 3, [True] * 3).reward)
+
+
+@pytest.mark.parametrize("by_std", [True, False])
+@pytest.mark.parametrize("reward", [0.1, 0.7, 1e6 + 0.1])
+def test_prompts_whose_completions_earned_the_same_are_not_informative(reward, by_std):
+    """A mean of equal rewards is not the reward in float32: as verl's compute_grpo_outcome_advantage has it."""
+    uids = [str(i // 7) for i in range(21)]
+    mask = (torch.arange(5) < 1 + torch.arange(21)[:, None] % 5).float()
+    rewards = torch.tensor([reward] * 14 + [reward, 0.0] * 3 + [reward])
+    groups = rewards.view(3, 7)
+    scores = groups - groups.mean(1, keepdim=True)
+    scores = scores / (groups.std(1, keepdim=True) + 1e-6) if by_std else scores
+    advantages = scores.view(21, 1) * mask
+    assert bool((advantages[:14] != 0).any())
+    columns = {name: torch.zeros(21, 5) for name in ("old_log_probs", "rollout_log_probs")}
+    columns |= {"response_mask": mask, "advantages": advantages, "rm_scores": rewards[:, None] * mask}
+    batch = batch_of(columns, uids, [False] * 21, centred=True)
+    assert batch.advantages[:14].eq(0).all()
+    assert batch.advantages[14:].ne(0).all()
+    # Another baseline than the group's: such advantages say something.
+    assert batch_of(columns, uids, [False] * 21).advantages[:14].ne(0).any()

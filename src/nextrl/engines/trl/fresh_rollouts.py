@@ -138,6 +138,7 @@ class FreshRollouts:
             return None
         batch = self._seam.buffered_rollouts()
         advantages = torch.cat([part["advantages"] for part in batch])[: len(rows.ids)]
+        advantages = self._seam.without_residue(advantages)
         with self._adapter.holding(candidate), self._before_the_step():
             found = self._read(rows)
         sums = batch_sums(found - rows.logps, advantages, _prompts(rows)[: len(rows.ids)], rows.mask)

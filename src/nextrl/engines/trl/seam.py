@@ -176,15 +176,56 @@ class Seam:
         Args:
             spread: (functions,) what each function is divided by before they are added up; None for nothing.
         """
+        return self._weighted(scored.by_function, spread) - scored.penalty
+
+    def _weighted(self, by_function: Tensor, spread: Tensor | None = None) -> Tensor:
+        """(n,) what functions returned (n, functions) added up; NaN where none returned anything."""
         weights = self.trainer.reward_weights.double().cpu()
         if spread is not None:
             weights = weights / spread
-        rewards: Tensor = (scored.by_function * weights).nansum(dim=1)
+        rewards: Tensor = (by_function * weights).nansum(dim=1)
         if clip := getattr(self.trainer, "reward_clip_range", None):  # RLOO's
             rewards = rewards.clamp(min=clip[0], max=clip[1])
-        rewards = rewards - scored.penalty
-        rewards[scored.by_function.isnan().all(dim=1)] = math.nan
+        rewards[by_function.isnan().all(dim=1)] = math.nan
         return rewards
+
+    def without_residue(self, advantages: Tensor) -> Tensor:
+        """Advantages of the latest rollouts, exactly 0 where all completions of the group earned the same.
+
+        A mean of equal rewards differs from them by a last digit of float32, of which the division by the group's
+        deviation, another last digit, makes an advantage of up to 1.
+        """
+        if self._penalised:  # the log-ratio to the reference tells completions apart
+            return advantages
+        logs = self.trainer._logs
+        columns, known = list(logs["rewards"].values()), list(logs["advantages"])
+        if len(columns) != len(self.trainer.reward_weights) or any(len(c) != len(known) for c in columns):
+            return advantages  # functions of one name share a column
+        by_function = torch.tensor(columns, dtype=torch.float64).T
+        dead = self._alike(by_function).repeat_interleave(self.group)
+        residue = torch.tensor(known, dtype=torch.float64)[dead].to(advantages)
+        return torch.where(torch.isin(advantages, residue), 0.0, advantages)
+
+    def _alike(self, by_function: Tensor) -> Tensor:
+        """(groups,) whether all completions of a group earned the same, from what functions returned (n, functions)."""
+        rewards, digits = by_function, torch.zeros(len(by_function), 1, dtype=torch.float64)
+        if not self.normalises_each_function:
+            rewards = self._weighted(by_function).unsqueeze(1)
+            # Sums of different terms may differ by their rounding alone.
+            each = (by_function * self.trainer.reward_weights.double().cpu()).abs()
+            digits = (
+                (by_function.shape[1] - 1) * torch.finfo(torch.float32).eps * each.nansum(1, keepdim=True)
+            )
+        most, least, digits = (
+            t.view(len(t) // self.group, self.group, t.shape[1]).amax(1)
+            for t in (rewards.nan_to_num(-math.inf), -rewards.nan_to_num(math.inf), digits)
+        )
+        return (most + least <= digits).all(1)
+
+    @property
+    def _penalised(self) -> bool:
+        """Whether beta times the log-ratio to the reference is taken off the reward."""
+        return isinstance(self.trainer, trl.RLOOTrainer) and bool(self.trainer.beta)
 
     def _check_rewards(self, by_function: Any) -> None:
         if not isinstance(by_function, Tensor) or by_function.shape[1:] != self.trainer.reward_weights.shape:
@@ -192,7 +233,7 @@ class Seam:
 
     def _penalty(self, batch: Mapping[str, Any], passes: list[Any], n: int) -> Tensor:
         """(n,) float64 over all processes: beta times the log-ratio to the reference, which RLOO counts as a reward."""
-        if not isinstance(self.trainer, trl.RLOOTrainer) or not self.trainer.beta:
+        if not self._penalised:
             return torch.zeros(n, dtype=torch.float64)
         if len(passes) != 2:
             raise changed(self.trainer, f"does not compute the policy's and the reference's {PER_TOKEN.name}")

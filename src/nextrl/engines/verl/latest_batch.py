@@ -15,6 +15,9 @@ from nextrl.engines.verl.delivery import Delivery, delivery
 from nextrl.engines.verl.remote_adapter import Held, RemoteAdapter
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 
+CENTRED = frozenset({"grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg"})
+"""`algorithm.adv_estimator` whose advantages are 0 where all completions of a prompt earned the same."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,23 +40,42 @@ class Batch:
     reward: float
 
 
-def batch_of(fields: Mapping[str, Tensor], uids: Sequence[str], padding: Sequence[bool]) -> Batch:
+def batch_of(
+    fields: Mapping[str, Tensor], uids: Sequence[str], padding: Sequence[bool], centred: bool = False
+) -> Batch:
     """A batch from verl's columns.
 
     Args:
         fields: `old_log_probs`, `rollout_log_probs`, `response_mask`, `advantages`, `rm_scores`, (n, L) each.
         uids: the prompt of each row.
         padding: whether a row is a copy that fills the batch up.
+        centred: whether verl's estimator is one of `CENTRED`.
     """
     real = torch.tensor([not p for p in padding])
     mask = fields["response_mask"].double() * real[:, None]
     advantages = (fields["advantages"].double() * mask).sum(1) / mask.sum(1).clamp_min(1.0)
     rewards = fields["rm_scores"].double().sum(1)[real]
     groups = torch.tensor([zlib.crc32(uid.encode()) for uid in uids])
+    if centred:
+        advantages = _without_residue(advantages, groups * real)
     return Batch(
         fields["old_log_probs"].double(), fields["rollout_log_probs"].double(), mask, advantages, groups,
         float(rewards.mean()) if len(rewards) else float("nan"),
     )  # fmt: skip
+
+
+def _without_residue(advantages: Tensor, groups: Tensor) -> Tensor:
+    """Advantages, exactly 0 where those of a group, several that should add up to 0, are all the same number.
+
+    A mean of equal rewards differs from them by a last digit of float32, and that is divided by their deviation.
+    """
+    ids, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    ends = [
+        torch.zeros(len(ids)).double().scatter_reduce(0, index, advantages, e, include_self=False)
+        for e in ("amin", "amax")
+    ]
+    dead = (ends[0] == ends[1]) & (counts > 1)
+    return torch.where(dead[index], 0.0, advantages)
 
 
 class LatestBatch:

@@ -28,7 +28,7 @@ from nextrl.engines.policies import Auto
 from nextrl.engines.session import Session
 from nextrl.engines.verl import state
 from nextrl.engines.verl.forced_leaps import ForcedLeaps
-from nextrl.engines.verl.latest_batch import Batch, batch_of
+from nextrl.engines.verl.latest_batch import CENTRED, Batch, batch_of
 from nextrl.engines.verl.options import Options, check, comparable
 from nextrl.engines.verl.remote import VerlRun
 from nextrl.engines.verl.remote_adapter import Workers
@@ -145,7 +145,9 @@ class LeapTrainer(PPOTrainerSync):
             keys=batch.keys, partition_id=batch.partition_id, select_fields=list(_COLUMNS)
         )
         uids = [str(uid) for uid in data.pop("uid").tolist()]
-        return batch_of(data.to_padded_tensor(), uids, [tag.get("is_padding", False) for tag in batch.tags])
+        padding = [tag.get("is_padding", False) for tag in batch.tags]
+        centred = self.config.algorithm.adv_estimator in CENTRED
+        return batch_of(data.to_padded_tensor(), uids, padding, centred)
 
     def _log_probabilities(self) -> Any:
         """(n, L) of the latest batch under the weights that the actor now has, as verl computes old_log_probs."""
