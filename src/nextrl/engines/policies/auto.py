@@ -36,7 +36,7 @@ class Auto:
         self._config, self._make = config or ControllerConfig(), controller
         self.controller = controller(self._config)
         self.every, self.acceptance = self._config.every, Acceptance()
-        self.fall = self.fall_errors = 0.0  # it takes no leap back: none is made
+        self.fall_errors = 0.0  # it takes no leap back: none is made
 
     @property
     def steps_of_one(self) -> int:

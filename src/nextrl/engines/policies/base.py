@@ -66,7 +66,7 @@ class Policy(Protocol):
         searches: whether held-out prompts are needed at all.
         keeps_history: whether it is fitted on checkpoints in memory, which have to be kept then.
         undoes: whether it judges a window by the rollouts sampled after it, and may take the window back.
-        fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
+        fall_errors: when a leap is taken back, see `Snapshot.fell`.
     """
 
     method: str
@@ -75,7 +75,6 @@ class Policy(Protocol):
     searches: bool
     keeps_history: bool
     undoes: bool
-    fall: float
     fall_errors: float
 
     @property
