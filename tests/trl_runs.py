@@ -196,7 +196,7 @@ class Scripted:
     """A policy that scores what it is told to and answers by a list, one (alpha, rate factor) a window."""
 
     method, searches, keeps_history, undoes = "scripted", True, False, False
-    fall, fall_errors = 0.08, 2.5
+    fall_errors = 2.5
 
     def __init__(
         self,

@@ -25,18 +25,17 @@ def window(*rewards: float) -> Window:
     ("before", "rewards", "fell"),
     [
         (snapshot(), (0.4, 0.42, 0.38), True),
-        (snapshot(), (0.55, 0.55, 0.55), False),  # too little to matter
+        (snapshot(variance=1e-4), (0.59, 0.6, 0.58), False),
+        (snapshot(), (0.6 - 1e-12,) * 3, False),  # rounding
         (snapshot(variance=0.01), (0.4, 0.42, 0.38), False),  # within the noise
         (snapshot(), (0.9, 0.1, 0.4), False),
         (snapshot(), (math.nan,), False),
         (snapshot(math.nan), (0.1, 0.1), False),
         (replace(snapshot(math.nan), measured=0), (0.1, 0.1), False),
-        (snapshot(100.0), (95.0, 95.0), False),  # a share of the reward's size
-        (snapshot(100.0), (90.0, 90.0), True),
     ],
 )
 def test_only_a_fall_past_noise_counts(before: Snapshot, rewards: tuple[float, ...], fell: bool) -> None:
-    assert before.fell(window(*rewards), fall=0.08, errors=2.5) is fell
+    assert before.fell(window(*rewards), errors=2.5) is fell
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 10), (2, 2), (1, 9), (10, 1), (1, 1)])
@@ -49,7 +48,7 @@ def test_noise_alone_seldom_takes_a_leap_back_however_few_steps_were_measured(
         first, second = (tuple(draw.gauss(0.5, 0.2) for _ in range(n)) for n in (before, after))
         then = window(*first)
         taken = replace(snapshot(then.reward, then.variance), measured=then.measured)
-        back += taken.fell(window(*second, math.nan, math.nan), fall=0.08, errors=2.5)
+        back += taken.fell(window(*second, math.nan, math.nan), errors=2.5)
     assert back <= 20
 
 
@@ -65,4 +64,18 @@ def test_the_noise_of_a_step_is_known_from_either_window(
     measured: int, rewards: tuple[float, ...], fell: bool
 ) -> None:
     before = replace(snapshot(), measured=measured)
-    assert before.fell(window(*rewards), fall=0.08, errors=2.5) is fell
+    assert before.fell(window(*rewards), errors=2.5) is fell
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [(1.0, 0.0), (0.2, 0.0), (0.01, 0.0), (100.0, 0.0), (1.0, 5.0), (1.0, -100.0), (1e-6, 3.0)],
+)
+def test_a_halved_reward_is_one_in_any_unit(scale: float, shift: float) -> None:
+    draw, back = random.Random(0), []
+    for mean in (0.3, 0.6):
+        first, second = (tuple(scale * draw.gauss(m, 0.02) + shift for _ in range(10)) for m in (0.6, mean))
+        then = window(*first)
+        taken = replace(snapshot(then.reward, then.variance), measured=then.measured)
+        back.append(taken.fell(window(*second), errors=2.5))
+    assert back == [True, False]

@@ -461,6 +461,14 @@ def test_a_collapsed_policy_is_undone_though_its_batch_says_nothing() -> None:
     assert settled().window(window(rewards=FALLEN), Looks(am1=near)).back == ""
 
 
+def test_a_fallen_reward_undoes_no_window_that_paid_by_its_batch() -> None:
+    """Data may have got harder. A batch that leans neither way is no excuse: of a policy far off it knows little."""
+    for z, back in ((-1.5, ""), (-0.5, "window"), (0.5, "window")):
+        for degenerate in ("", "the weights have degenerated"):
+            looks = Looks(am1=seen(z, nats=0.5, degenerate=degenerate))
+            assert settled().window(window(rewards=FALLEN), looks).back == back
+
+
 def test_a_fallen_reward_ends_a_window_before_its_time() -> None:
     controller = Controller()
     assert controller.alarmed(window(rewards=FALLEN))
@@ -556,6 +564,18 @@ def cut_by_chance(random: Random, runs: int, windows: int, nats: float, hot: flo
 def test_chance_alone_hardly_ever_adds_up() -> None:
     """Of 300 runs of 25 windows in which nothing gains or harms, at most one in twenty is cut."""
     assert 0 < cut_by_chance(Random(0), 300, 25, nats=0.5) <= 15
+
+
+@pytest.mark.parametrize("succeeds", [0.98, 0.02])
+def test_single_completions_do_not_add_up_where_the_batch_is_mute(succeeds: float) -> None:
+    """Of 1000 windows of 10 steps with 16 completions in which nothing changes, at most 2 in 100 cut the rate."""
+    random, cut = Random(0), 0
+    controller = settled()
+    for _ in range(1000):
+        rewards = tuple(sum(random.random() < succeeds for _ in range(16)) / 16 for _ in range(11))
+        looks = Looks(am1=seen(0.0, nats=0.05, groups=0))
+        cut += controller.window(window(rewards=rewards), looks).rate_factor < 1.0
+    assert cut <= 20
 
 
 def test_after_a_bold_first_step_chance_alone_often_adds_up() -> None:

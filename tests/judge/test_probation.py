@@ -67,7 +67,15 @@ def test_a_warm_up_leaves_the_first_rewards_to_compare_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("succeeds", "completions", "most"), [(0.25, 128, 0.03), (0.04, 128, 0.05), (0.1, 64, 0.06)]
+    ("succeeds", "completions", "most"),
+    [
+        (0.25, 128, 0.03),
+        (0.04, 128, 0.05),
+        (0.1, 64, 0.06),
+        (0.98, 16, 0.01),
+        (0.02, 16, 0.01),
+        (0.002, 128, 0.02),
+    ],
 )
 def test_chance_hardly_ever_ends_a_probation_early(succeeds: float, completions: int, most: float) -> None:
     """Of 200 runs of 28 steps whose reward stands still."""
@@ -81,3 +89,41 @@ def test_chance_hardly_ever_ends_a_probation_early(succeeds: float, completions:
                 ended += 1
                 break
     assert ended <= 200 * most
+
+
+@pytest.mark.parametrize(
+    ("succeeds", "completions", "least"),
+    [(0.98, 16, 0.98), (0.5, 16, 0.9), (0.1, 128, 0.9), (0.02, 512, 0.9)],
+)
+def test_a_collapse_ends_a_probation_early(succeeds: float, completions: int, least: float) -> None:
+    """Of 200 runs in which a twentieth is left of the reward after two steps, those that end within eight more."""
+    random, ended = Random(0), 0
+    for _ in range(200):
+        shares = [succeeds] * 2 + [succeeds / 20] * 8
+        seen = [sum(random.random() < share for _ in range(completions)) / completions for share in shares]
+        ended += any(Probation().lost(window(tuple(seen[:n]))) for n in range(6, 11))
+    assert ended >= 200 * least
+
+
+def drifting(random: Random, correlation: float, harder: float) -> tuple[float, ...]:
+    """28 steps whose noise hangs together, less by so much of its standard deviation with each."""
+    noise, seen = random.gauss(0.0, 1.0) / math.sqrt(1.0 - correlation**2), []
+    for step in range(28):
+        seen.append(noise - step * harder)
+        noise = correlation * noise + random.gauss(0.0, 1.0)
+    return tuple(seen)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "harder", "share"),
+    [(0.5, 0.0, 0.14), (0.8, 0.0, 0.34), (0.0, 0.2, 0.92), (0.0, 0.5, 1.0)],
+)
+def test_rewards_that_are_not_comparable_end_probations(
+    correlation: float, harder: float, share: float
+) -> None:
+    """What docs/auto.md says of them."""
+    random, ended = Random(0), 0
+    for _ in range(300):
+        seen = drifting(random, correlation, harder)
+        ended += any(Probation().lost(window(seen[:n])) for n in range(6, 29))
+    assert ended / 300 == pytest.approx(share, abs=0.05)

@@ -122,7 +122,7 @@ class LeapSession(Session):
         began, end = time.perf_counter(), self.run.adapter.read()
         before, self.memory.snapshot = self.memory.snapshot, None
         fell = before is not None and self.run.ranks.once(
-            partial(before.fell, window, self.policy.fall, self.policy.fall_errors)
+            partial(before.fell, window, self.policy.fall_errors)
         )
         if before is not None and fell:
             self._take_back(before, window, began)

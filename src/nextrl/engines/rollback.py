@@ -14,6 +14,9 @@ from nextrl.engines.point import Point
 from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.window import Window
 
+_ROUNDING = 1e-9
+"""Share of the reward's size below which a fall of rewards that are all alike is none."""
+
 
 @dataclass
 class Snapshot:
@@ -36,21 +39,20 @@ class Snapshot:
     variance: float
     measured: int
 
-    def fell(self, window: Window, fall: float, errors: float) -> bool:
-        """Whether the window after the leap earned less than the one before it, past noise and past what matters.
+    def fell(self, window: Window, errors: float) -> bool:
+        """Whether the window after the leap earned less than the one before it, past noise, in whatever unit.
 
         The noise of a step is taken to be the same in both windows (Student's test), so that one measured step on
         either side can be compared with several on the other. One against one proves nothing.
 
         Args:
             window: the first whole window after the leap.
-            fall: smallest fall that matters; a share of the reward's size where that is above 1.
             errors: standard errors of the difference that the fall must exceed, on the scale of a standard normal.
         """
         before, after = self.measured, window.measured
         lost, degrees = self.reward - window.reward, before + after - 2
         # NaN (nothing measured) compares as False.
-        if degrees < 1 or not lost > fall * max(1.0, abs(self.reward)):
+        if degrees < 1 or not lost > _ROUNDING * abs(self.reward):
             return False
         squares = _squares(self.variance, before) + _squares(window.variance, after)
         error = math.sqrt(squares / degrees * (1 / before + 1 / after))

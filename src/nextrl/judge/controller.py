@@ -43,6 +43,9 @@ _EARLY = 2.0
 _WARM = 0.95
 """Share of its full rate below which a step counts as one of a warm-up."""
 
+_PAID = 1.0
+"""Standard errors by which the batch must be for a window for it to count as one that paid."""
+
 _DRIFT = 0.5
 """Standard errors by which each window is to do harm before it counts (CUSUM; Page 1954)."""
 
@@ -296,8 +299,10 @@ class Controller:
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
         config, nats = self.config, self._nats(back)
-        if nats > config.far and window.fall > config.alarm:
-            # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say.
+        paid = back.evidence < -_PAID
+        if nats > config.far and window.fall > config.alarm and not paid:
+            # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say; and far off
+            # it says little of long completions. Where it says that the window paid, harder data made the reward fall.
             return _undone("the reward fell: the window is undone")
         # A window that hardly moved the policy did no harm worth a step back, whatever its sign.
         if nats > config.target / 16:
@@ -307,7 +312,7 @@ class Controller:
             # The further the first step went, the less it takes to believe that the rate is too high.
             if self._harm > max(1.0, config.harm - max(0.0, self._hot)):
                 return _rate(0.6, "the last windows together did harm")
-        alpha = self._further(look, looks) if back.evidence < -1.0 else 0.0
+        alpha = self._further(look, looks) if paid else 0.0
         if self._together(looks) and not alpha:
             alpha = 1.0
         if alpha:
@@ -381,10 +386,11 @@ def _harmed(back: BatchGain, window: Window, errors: float) -> bool:
 def _harm(back: BatchGain, window: Window) -> float:
     """Standard errors by which a window did harm: the batch's word, and with half its weight that of the reward.
 
-    A reward that does not fall is no sign of health where it has hit its floor.
+    A reward that does not fall is no sign of health where it has hit its floor. Where the batch is mute most
+    completions may earn the same in any window, so that a fall counts for no more than single ones can make of it.
     """
     if back.informative_groups < 2:
-        return window.fall
+        return window.counted_fall
     return (back.evidence + window.fall / 2) / math.sqrt(1.25)
 
 

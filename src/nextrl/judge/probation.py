@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nextrl.judge.window import Window, fallen, known
+from nextrl.judge.window import Window, counted, fallen, known
 
 SHORT = 60
 """Steps that are to be left of a run for it to begin again because its reward has not risen."""
@@ -14,6 +14,9 @@ _LENGTH, _FEW = 25, 5
 
 _SOON, _LOST = 6, 3.3
 """Rewards after which all may be lost, and the standard errors by which the reward must have fallen then."""
+
+_ENDS = 2, 3
+"""Of these rewards the first ones and the last ones, which are compared."""
 
 
 @dataclass
@@ -34,9 +37,13 @@ class Probation:
         return not self.rewards
 
     def lost(self, window: Window) -> bool:
-        """Whether the reward of the window under way is so far below the run's first that waiting has no use."""
+        """Whether the reward of the window under way is so far below the run's first that waiting has no use.
+
+        A fall that single completions may have made is waited with: the verdict sees whether it was one.
+        """
         seen = self._seen(window)
-        return len(window.rewards) > 1 and len(seen) >= _SOON and fallen(seen, 2, 3) > _LOST
+        enough = len(window.rewards) > 1 and len(seen) >= _SOON
+        return enough and min(fallen(seen, *_ENDS), counted(seen, *_ENDS)) > _LOST
 
     def warms_up(self, window: Window) -> None:
         """Take note of a window that ended in a warm-up: the reward is to rise above what it was at the beginning."""

@@ -60,8 +60,8 @@ class AtSteps(LeapsOnly):
         InputError: unknown method, a horizon below 1, an alpha out of range, neither `at` nor `every`.
     """
 
-    # Fall of the mean reward after a leap, in its own units and in standard errors, that takes the leap back.
-    fall, fall_errors = 0.08, 2.5
+    fall_errors = 2.5
+    """Standard errors by which the mean reward must have fallen after a leap for it to be taken back."""
 
     def __init__(
         self,

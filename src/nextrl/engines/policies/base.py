@@ -164,12 +164,11 @@ class LeapingPolicy(Policy, Protocol):
     Attributes:
         undoes: see `JudgingPolicy`.
         keeps_history: whether it is fitted on checkpoints in memory, which have to be kept then.
-        fall, fall_errors: when a leap is taken back, see `Snapshot.fell`.
+        fall_errors: when a leap is taken back, see `Snapshot.fell`.
     """
 
     undoes: Literal[False]
     keeps_history: bool
-    fall: float
     fall_errors: float
 
     @property

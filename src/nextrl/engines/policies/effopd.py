@@ -33,7 +33,7 @@ class EffOpd(LeapsOnly):
         self.method, self.every, self.steps_of_one = "effopd", 1, 1
         self.acceptance = self._given = Acceptance((prompts,), argmax=True)
         self.searches, self.keeps_history = True, False
-        self.fall = self.fall_errors = float("inf")
+        self.fall_errors = float("inf")
 
     def begin(self, rows: int) -> None:
         """As many validation prompts as there are."""

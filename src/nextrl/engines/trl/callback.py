@@ -78,7 +78,7 @@ class LeapCallback(TrainerCallback):
         adapt_lr: let the learning rate follow; False leaves single steps alone, too, and no cooldown ends the run.
         leaps: move the weights, forward or back; False keeps the learning rate only.
         rollback: take a leap forward back (adapter, rate, Adam's moments) when the training reward of the window after
-            it falls, as far as the policy's `fall` and `fall_errors` say, below that of the window before.
+            it falls, by the policy's `fall_errors` standard errors, below that of the window before.
         longest: a leap forward that is searched is refused if its completions are on average this many times as long as
             without it (default: 2).
         truncated: ... if the share of completions that do not end grows by more than this (default: a tenth).

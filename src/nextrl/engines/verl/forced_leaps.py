@@ -25,7 +25,7 @@ class ForcedLeaps(LeapsOnly):
 
     def __init__(self, leaps: Mapping[int, float]) -> None:
         self.method, self.searches, self.keeps_history = "secant", False, False
-        self.acceptance, self.fall, self.fall_errors = Acceptance(), 0.0, 0.0
+        self.acceptance, self.fall_errors = Acceptance(), 0.0
         self.leaps, self.every, self.steps_of_one = dict(leaps), 1, 1
         self._last = 0
 
