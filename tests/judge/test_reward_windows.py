@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nextrl.judge.advice import DEFAULT, decide
+from nextrl.judge.advice import Advice, decide
 from nextrl.judge.reward_windows import reward_windows
 from synthetic_runs import measured
 
 RUNS = 1000
+
+
+def of_windows(windows: list[list[float]], excess: float = 0.0) -> Advice:
+    """The advice where these rewards were logged."""
+    seen = reward_windows(windows)
+    return decide(
+        measured(
+            excess,
+            reward=seen.last,
+            best=seen.best,
+            rise=seen.rise,
+            first=seen.first,
+            lowest=seen.lowest,
+            fall_by_chance=seen.fall_by_chance,
+            rise_by_chance=seen.rise_by_chance,
+        )
+    )
 
 
 def signs(reward: np.ndarray, completions: int, logged: int, seed: int = 0) -> tuple[float, float]:
@@ -21,9 +40,8 @@ def signs(reward: np.ndarray, completions: int, logged: int, seed: int = 0) -> t
     for _ in range(RUNS):
         each = completions // logged
         windows = rng.binomial(each, reward[:, None], (len(reward), logged)) / each
-        seen = reward_windows(windows.tolist())
-        fall, rise = seen.fall_by_chance or 0.0, seen.rise_by_chance or 0.0
-        found.append((seen.best - seen.last > max(DEFAULT.fall, fall), seen.rise > max(DEFAULT.flat, rise)))
+        answer = of_windows(windows.tolist()).answer
+        found.append(("fell from" in answer or "all but gone" in answer, "still rises" in answer))
     fell, rose = np.mean(found, axis=0)
     return float(fell), float(rose)
 
@@ -80,4 +98,47 @@ def test_the_rule_asks_for_a_fall_and_a_rise_beyond_chance() -> None:
     assert decide(measured(0.0, **rising, rise_by_chance=0.05)).advice == "continue"
     flat = decide(measured(0.0, **rising, rise_by_chance=0.08))
     assert flat.advice == "average"
-    assert "+0.06 over the last windows, and up to +0.08 is noise" in flat.reasons[-1]
+    assert "+0.06 over the last windows, and up to +0.08 counts as none" in flat.reasons[-1]
+
+
+def of_series(means: Sequence[float], excess: float, scale: float, shift: float = 0.0) -> Advice:
+    """The advice where each window's ten steps were logged, each with a noise of .01 times the scale."""
+    rng = np.random.default_rng(0)
+    return of_windows([(scale * rng.normal(mean, 0.01, 10) + shift).tolist() for mean in means], excess)
+
+
+RISING = (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
+FALLING = (0.30, 0.45, 0.55, 0.60, 0.62, 0.50, 0.40, 0.36)
+UNITS = [(1, 0), (0.1, 0), (0.02, 0), (100, 0), (1, -1), (1, 5), (20, -10)]
+
+
+@pytest.mark.parametrize(("scale", "shift"), UNITS)
+def test_the_unit_that_rewards_come_in_changes_no_advice(scale: float, shift: float) -> None:
+    assert of_series(RISING, -0.1, scale, shift).advice == "continue"
+    for excess in (-0.1, 0.6):
+        fell = of_series(FALLING, excess, scale, shift)
+        assert (fell.advice, fell.factor) == ("lower_lr", pytest.approx(1 / 3))
+        assert "fell from" in fell.answer
+
+
+@pytest.mark.parametrize("means", [np.linspace(0.01, 0.08, 8), np.linspace(0.02, 0.11, 8)])
+def test_a_hard_task_that_is_learned_is_no_run_that_shakes(means: np.ndarray) -> None:
+    """Little of the way to a reward of 1, and still far more than chance would bring."""
+    rng = np.random.default_rng(0)
+    seen = of_windows([(rng.binomial(512, mean, 10) / 512).tolist() for mean in means])
+    assert seen.advice == "continue"
+    # Where nothing says the noise it may be either, and nobody is sure of it.
+    blind = decide(replace(seen.features, fall_by_chance=None, rise_by_chance=None))
+    assert (blind.advice, blind.confidence) == ("lower_lr", "low")
+
+
+def test_a_plateau_that_drifts_a_little_has_not_fallen() -> None:
+    assert of_series((0.30, 0.50, 0.60, 0.61, 0.60, 0.60, 0.58, 0.57), 0.0, 1.0).advice == "average"
+
+
+@pytest.mark.parametrize(("lowest", "factor"), [(0.0, 0.1), (-0.5, 1 / 3)])
+def test_only_a_reward_that_cannot_be_negative_is_all_but_gone_near_zero(
+    lowest: float, factor: float
+) -> None:
+    lost = {"reward": 0.01, "best": 0.6, "rise": -0.3, "first": 0.3, "lowest": lowest}
+    assert decide(measured(0.9, **lost)).factor == pytest.approx(factor)

@@ -40,10 +40,14 @@ class Thresholds:
         oscillates, closing_back: a rate is too high if the excess is below oscillates - closing_back * share.
         learned: share of the room at the start that a run must have closed since; otherwise a path without direction
             is taken for one whose rate was too high from the first window on.
-        fall: fall of the reward below its best window (the lab's controller undoes a window at .08) that matters; it
-            counts where chance alone would not bring it, which `AdviceFeatures.fall_by_chance` says.
-        ruined: share of its best window below which a reward counts as lost.
-        flat: a rise of the reward, over three windows, that is no rise, or that chance alone would bring
+        fall: fall of a reward from 0 to 1 below its best window (the lab's controller undoes a window at .08) that
+            matters, and of any where nothing says its noise; it counts where chance alone would not bring it, which
+            `AdviceFeatures.fall_by_chance` says.
+        lost: share that makes a smaller fall matter, too, where the noise is known: of the best window's reward where
+            rewards are from 0 to 1, and of the run's span for others, whose scale nothing else says.
+        ruined: share of its best window below which a reward that cannot be negative counts as lost.
+        flat: a rise of the reward, over three windows, that is no rise where nothing says the noise.
+        still: share of the run's span that is no rise where the noise is known, or that chance alone would bring
             (`rise_by_chance`).
     """
 
@@ -53,8 +57,10 @@ class Thresholds:
     closing_back: float = 0.4
     learned: float = 0.1
     fall: float = 0.08
+    lost: float = 0.3
     ruined: float = 0.25
     flat: float = 0.02
+    still: float = 0.04
 
 
 DEFAULT = Thresholds()
@@ -322,7 +328,7 @@ def _lower(f: AdviceFeatures, danger: list[str], t: Thresholds) -> Advice:
     """A lower rate; `danger` are the signs that it is too high."""
     ruined = _ruined(f, t)
     several = len(danger) > 1
-    sure = "high" if ruined or several else _sure(f, t) if _shakes(f, t) else "medium"
+    sure = "high" if ruined or several else _sure_of_shaking(f, t) if _shakes(f, t) else "medium"
     seen = RATE_EVIDENCE["ruined" if ruined else "too high"]
     how_far = f"How far down is not in the checkpoints: {seen}."
     return _say(f, "lower_lr", sure, *danger, how_far, factor=START_OVER if ruined else LOWER, evidence=seen)
@@ -349,15 +355,36 @@ def _raise(f: AdviceFeatures, t: Thresholds) -> Advice:
 
 
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
-    """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back."""
+    """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back.
+
+    Nothing says how much is left of a reward whose lowest is not 0.
+    """
     start = max((r for r in (f.best, f.first) if r is not None), default=0.0)
-    by_chance = start - (f.reward or 0.0) <= (f.fall_by_chance or 0.0)
-    return f.reward is not None and start > 0.0 and f.reward < t.ruined * start and not by_chance
+    if f.reward is None or min(f.reward, start, f.lowest or 0.0) < 0.0:
+        return False
+    return f.reward < t.ruined * start and start - f.reward > (f.fall_by_chance or 0.0)
+
+
+def _fell(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the reward fell below its best by more than chance would bring, and by enough to matter."""
+    if f.reward is None or f.best is None:
+        return False
+    matters = t.fall
+    if f.fall_by_chance is not None:
+        matters = min(t.fall, t.lost * f.best) if f.unit else t.lost * f.span
+    return f.best - f.reward > max(matters, f.fall_by_chance or 0.0)
+
+
+def _no_rise(f: AdviceFeatures, t: Thresholds) -> float:
+    """Up to where a rise is none: what chance would bring, and what does not matter."""
+    return t.flat if f.rise_by_chance is None else max(t.still * f.span, f.rise_by_chance)
 
 
 def _shakes(f: AdviceFeatures, t: Thresholds) -> bool:
     """Whether the path has no direction and the reward is where it began."""
-    return f.learned is not None and f.learned < t.learned and f.excess <= t.faster
+    if f.learned is None or f.learned >= t.learned or f.excess > t.faster:
+        return False
+    return f.rise_by_chance is None or f.gained <= f.rise_by_chance
 
 
 def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
@@ -369,21 +396,17 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
     signs = []
     if _ruined(f, t):
         signs.append(
-            f"The reward is all but gone ({f.reward:.2f}, {max(f.best or 0.0, f.first or 0.0):.2f} at best): without "
+            f"The reward is all but gone ({f.reward:.3g}, {max(f.best or 0.0, f.first or 0.0):.3g} at best): without "
             "rewards there is no gradient, and a straight path is only momentum. Start over, from before the fall, "
             "at about a tenth of the rate."
         )
-    elif (
-        f.reward is not None
-        and f.best is not None
-        and f.best - f.reward > max(t.fall, f.fall_by_chance or 0.0)
-    ):
-        signs.append(f"The reward fell from {f.best:.2f} at best to {f.reward:.2f} in the last window.")
+    elif _fell(f, t):
+        signs.append(f"The reward fell from {f.best:.3g} at best to {f.reward:.3g} in the last window.")
     if f.excess < t.oscillates - t.closing_back * f.closing:
         signs.append("Successive windows undo each other: the run oscillates.")
     elif not signs and _shakes(f, t):
         signs.append(
-            f"The path has no direction and the reward is where it began ({f.first:.2f}, now {f.reward:.2f}): at "
+            f"The path has no direction and the reward is where it began ({f.first:.3g}, now {f.reward:.3g}): at "
             "this rate the run shakes without learning. Start over at a lower one."
         )
     return signs
@@ -397,8 +420,8 @@ def _keep(f: AdviceFeatures, t: Thresholds) -> Advice:
     ]
     if regime_of(f.excess) == "noise":
         straight = []
-    if f.rise is not None and f.rise > max(t.flat, f.rise_by_chance or 0.0):
-        still = f"The reward still rises (+{f.rise:.2f} over the last windows): go on."
+    if f.rise is not None and f.rise > _no_rise(f, t):
+        still = f"The reward still rises ({f.rise:+.2g} over the last windows): go on."
         return _say(f, "continue", _sure(f, t), *straight, still)
     if len(f.windows) < 2:
         few = "Too few windows lie between the checkpoints to average: go on."
@@ -408,9 +431,9 @@ def _keep(f: AdviceFeatures, t: Thresholds) -> Advice:
     if f.rise is None:
         why = "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
     else:
-        noise = "" if f.rise <= t.flat else f", and up to {f.rise_by_chance:+.2f} is noise"
+        noise = "" if f.rise <= 0.0 else f", and up to {_no_rise(f, t):+.2g} counts as none"
         why = (
-            f"The reward is flat ({f.rise:+.2f} over the last windows{noise}): average the last checkpoints."
+            f"The reward is flat ({f.rise:+.2g} over the last windows{noise}): average the last checkpoints."
         )
     return _say(f, "average", _sure(f, t), why, method="lawa")
 
@@ -422,6 +445,11 @@ def _sure(f: AdviceFeatures, t: Thresholds) -> str:
     if edge < SCATTER / 2:
         return "low"
     return "high" if edge > SCATTER and f.reward is not None else "medium"
+
+
+def _sure_of_shaking(f: AdviceFeatures, t: Thresholds) -> str:
+    """As `_sure`; but nobody can be sure that the reward is where it began if it rose, and its noise is unknown."""
+    return "low" if f.rise_by_chance is None and f.gained > t.flat else _sure(f, t)
 
 
 def _persistence_sentence(f: AdviceFeatures) -> str:

@@ -38,10 +38,11 @@ class AdviceFeatures:
         beta1_unsaid: whether an optimizer's file is there that does not say it.
         recommended, horizon, skill: of the backtest ("none", 0, 0 where it recommends nothing or the run is too short).
         backtested: whether there was a backtest.
-        reward: mean reward of the last window, None (like the next three) if no rewards were logged.
+        reward: mean reward of the last window, None (like the next four) if no rewards were logged.
         best: mean reward of the best window.
         rise: rise of the reward over the last three windows.
         first: mean reward of the first window.
+        lowest: the lowest reward that was logged.
         rate: the learning rate of the steps that `windows` span where it was constant there, else the highest of the
             run; None (like the next two) if none was logged.
         rate_now: the rate that was logged last.
@@ -65,6 +66,7 @@ class AdviceFeatures:
     best: float | None = None
     rise: float | None = None
     first: float | None = None
+    lowest: float | None = None
     rate: float | None = None
     rate_now: float | None = None
     steady: bool | None = None
@@ -81,21 +83,35 @@ class AdviceFeatures:
 
         0.0 without rewards, and where they are no shares of 1 (a score beyond 1, a penalty below 0).
         """
-        if self.reward is None or self.rise is None or not self._unit:
+        if self.reward is None or self.rise is None or not self.unit:
             return 0.0
         return _share(self.rise, 1.0 - self.reward + self.rise)
 
     @property
     def learned(self) -> float | None:
         """Share of the room at the start that was closed since, or None as for `closing`."""
-        if self.reward is None or self.first is None or not self._unit:
+        if self.reward is None or self.first is None or not self.unit:
             return None
         return _share(self.reward - self.first, 1.0 - self.first)
 
     @property
-    def _unit(self) -> bool:
-        seen = [r for r in (self.reward, self.best, self.first) if r is not None]
-        return bool(seen) and min(seen) >= 0.0 and max(seen) <= 1.0
+    def gained(self) -> float:
+        """What the reward has risen by since the first window; 0.0 without rewards."""
+        return 0.0 if self.reward is None or self.first is None else self.reward - self.first
+
+    @property
+    def span(self) -> float:
+        """From the lowest to the highest of the first, the best and the last window; 0.0 without rewards."""
+        return max(self._seen) - min(self._seen) if self._seen else 0.0
+
+    @property
+    def unit(self) -> bool:
+        """Whether rewards were seen, and none of those windows outside 0 to 1."""
+        return bool(self._seen) and min(self._seen) >= 0.0 and max(self._seen) <= 1.0
+
+    @property
+    def _seen(self) -> list[float]:
+        return [r for r in (self.reward, self.best, self.first) if r is not None]
 
     @property
     def excess(self) -> float:
@@ -157,6 +173,7 @@ def features(
         best=rewards.best,
         rise=rewards.rise,
         first=rewards.first,
+        lowest=rewards.lowest,
         fall_by_chance=rewards.fall_by_chance,
         rise_by_chance=rewards.rise_by_chance,
     )

@@ -37,6 +37,7 @@ class RewardWindows:
     Attributes:
         last, best, first: of the last, the best and the first window (of four or more, the first two are means over
             two neighbours).
+        lowest: of all rewards that were logged.
         rise: of the last over the one three windows before it.
         fall_by_chance, rise_by_chance: what `best - last`, and `rise`, exceed in `CHANCE` of runs whose reward stands
             still; None where the windows are too few to measure noise.
@@ -46,6 +47,7 @@ class RewardWindows:
     best: float
     rise: float
     first: float
+    lowest: float
     fall_by_chance: float | None
     rise_by_chance: float | None
 
@@ -63,7 +65,15 @@ def reward_windows(windows: Sequence[Sequence[float]]) -> RewardWindows:
         error, degrees = found[0] * math.sqrt(2 / together), found[1]
         fall = error * _bound(CHANCE / max(1, len(smooth) - 1), degrees)
         rise = error * _bound(CHANCE, degrees)
-    return RewardWindows(smooth[-1], max(smooth), smooth[-1] - smooth[before], means[0], fall, rise)
+    return RewardWindows(
+        last=smooth[-1],
+        best=max(smooth),
+        rise=smooth[-1] - smooth[before],
+        first=means[0],
+        lowest=min(map(min, windows)),
+        fall_by_chance=fall,
+        rise_by_chance=rise,
+    )
 
 
 def _bound(chance: float, degrees: int) -> float:
