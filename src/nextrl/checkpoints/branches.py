@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
-from nextrl.checkpoints.trainer_folder import STATE, trainer_folders
+from nextrl.checkpoints.trainer_folder import STATE, named_by_count, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_step, parse_json, read_bytes
 
@@ -40,12 +40,17 @@ class _Log:
 
 @dataclass(frozen=True)
 class _Text:
-    """The same before it is parsed: the entries in the form in which transformers writes them, and their length."""
+    """The same before it is parsed: the entries in the form in which transformers writes them, and their length.
+
+    Attributes:
+        counted: the optimizer steps that the trainer had taken by its own count.
+    """
 
     step: int
     written: int
     history: bytes
     size: int
+    counted: int
 
 
 class _Difference(NamedTuple):
@@ -55,20 +60,52 @@ class _Difference(NamedTuple):
     there: float
 
 
-def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
-    """Step -> (its trainer's state, what is wrong) of checkpoints that are not of the branch that was written last.
+class Strayed(NamedTuple):
+    """Step -> (its trainer's state, what is wrong) of checkpoints that their trainers' logs speak against.
 
-    Where the times of the files do not tell which branch that is (copies have times of their own), all checkpoints
-    after the branches parted are named.
+    Attributes:
+        astray: those that are not of the branch that was written last. Where the times of the files do not tell which
+            branch that is (copies have times of their own), all checkpoints after the branches parted.
+        miscounted: those whose trainer counts other steps than their folder says.
     """
+
+    astray: dict[int, tuple[Path, str]]
+    miscounted: dict[int, tuple[Path, str]]
+
+
+def strayed(opened: Sequence[AdapterCheckpoint]) -> Strayed:
+    """What the logs that trainers left beside a run's checkpoints say against some of these."""
     places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
-    logs = _logs(places)
+    branches, counted = _branches(places)
+    return Strayed(_told(_astray(branches, places), places), _told(_miscounted(counted), places))
+
+
+def _told(found: Mapping[int, str], places: Mapping[int, Path]) -> dict[int, tuple[Path, str]]:
+    return {step: (places[step], f"{places[step]}: {text}") for step, text in found.items()}
+
+
+def _miscounted(counted: Mapping[int, int]) -> dict[int, str]:
+    """Step -> what is wrong, where most others are named by the steps that their trainers counted.
+
+    A run may be joined from several that count their own steps: what is counted then began after the others' last one.
+    """
+    if not named_by_count(counted):
+        return {}
+    last = max(step for step, count in counted.items() if count == step)
+    return {
+        step: f"counts {count} optimizer steps (global_step) in the checkpoint of step {step}; it is of another "
+        "checkpoint or damaged, and not used: restore it, or remove it"
+        for step, count in counted.items()
+        if count != step and step - count < last
+    }
+
+
+def _astray(branches: Sequence[Sequence[_Text]], places: Mapping[int, Path]) -> dict[int, str]:
+    """Step -> what is wrong, of checkpoints of another branch than the one that was written last."""
+    logs = _logs(branches)
     if not logs or all(_difference(log, logs[-1]) is None for log in logs):
         return {}
-    found = _of_older_branches(logs, places)
-    return {
-        step: (places[step], f"{places[step]}: {text}") for step, text in (found or _parted(logs)).items()
-    }
+    return _of_older_branches(logs, places) or _parted(logs)
 
 
 def _of_older_branches(logs: Sequence[_Log], places: Mapping[int, Path]) -> dict[int, str]:
@@ -174,20 +211,34 @@ def _in_order(logs: Sequence[_Log]) -> bool:
     return all(early.written < late.written for early, late in itertools.pairwise(logs))
 
 
-def _logs(places: Mapping[int, Path]) -> list[_Log]:
-    """The logs of all checkpoints that have one, by step; none where all are of one branch.
+def _branches(places: Mapping[int, Path]) -> tuple[list[list[_Text]], dict[int, int]]:
+    """The logs of all checkpoints that have one, by branch, and step -> the optimizer steps that each of them counts.
 
-    Most logs are, byte by byte, the beginning of a later one. Only those that are of no other are parsed, one for each
-    branch, and in a run of one branch, as most are, not even that.
+    Most logs are, byte by byte, the beginning of a later one, which is the first of its branch: of the others the
+    entries are dropped, a hundred of them are not held in memory. A log that counts other steps than the run (a run
+    joined from several) is of no branch.
     """
     branches: list[list[_Text]] = []
+    counted: dict[int, int] = {}
     for step, path in sorted(places.items(), reverse=True):
-        if (text := _text(step, path)) is not None:
-            own = next((branch for branch in branches if branch[0].history.startswith(text.history)), None)
-            if own is None:
-                branches.append([text])
-            else:
-                own.append(replace(text, history=b""))  # a hundred of them are not held in memory
+        if (text := _text(step, path)) is None:
+            continue
+        counted[step] = text.counted
+        if text.counted != step:
+            continue
+        own = next((branch for branch in branches if branch[0].history.startswith(text.history)), None)
+        if own is None:
+            branches.append([text])
+        else:
+            own.append(replace(text, history=b""))
+    return branches, counted
+
+
+def _logs(branches: Sequence[Sequence[_Text]]) -> list[_Log]:
+    """The logs, by step; none where all are of one branch.
+
+    Only the longest of each branch is parsed, and in a run of one branch, as most are, not even that.
+    """
     if len(branches) < 2:
         return []
     return sorted((log for branch in branches for log in _parsed(branch)), key=lambda log: log.step)
@@ -204,7 +255,7 @@ def _parsed(branch: Sequence[_Text]) -> list[_Log]:
 
 
 def _text(step: int, path: Path) -> _Text | None:
-    """A trainer's log; None without one, or where it counts other steps than the run (a run joined from several)."""
+    """A trainer's log; None without one."""
     try:
         whole, written = read_bytes(path), os.stat(path).st_mtime_ns
         begin = whole.find(_BEGIN)
@@ -214,10 +265,10 @@ def _text(step: int, path: Path) -> _Text | None:
     except (InputError, OSError):
         return None
     log = state.get("log_history") if isinstance(state, dict) else None
-    if not isinstance(log, list) or state.get("global_step") != step:
+    if not isinstance(log, list) or not is_step(counted := state.get("global_step")):
         return None
     history = history or _as_written(log)
-    return _Text(step, written, history, len(history))
+    return _Text(step, written, history, len(history), int(counted))
 
 
 def _as_written(log: Sequence[object]) -> bytes:
