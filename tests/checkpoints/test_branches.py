@@ -281,6 +281,29 @@ def test_a_run_joined_from_two_that_count_their_own_steps_is_no_alarm(tmp_path: 
     assert astray(run) == []
 
 
+@pytest.mark.parametrize(("step", "counted"), [(50, 5000), (50, 40), (30, 12)])
+def test_a_log_that_counts_other_steps_than_its_folder_is_named(
+    tmp_path: Path, step: int, counted: int
+) -> None:
+    run = run_with(tmp_path, {step: log_of(step) for step in STEPS})
+    path = run / f"checkpoint-{step}" / STATE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": counted}))
+    (problem,) = open_run(run).problems
+    assert (problem.path, problem.step, problem.fatal) == (path, step, False)
+    assert f"{path}: counts {counted} optimizer steps (global_step) in the checkpoint of step {step}" in str(
+        problem
+    )
+    assert Trajectory.load(run).steps == STEPS
+
+
+def test_checkpoints_that_are_numbered_by_epochs_are_no_alarm(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {step: log_of(step) for step in (0, 1, 2, 3)})
+    for step in (1, 2, 3):
+        path = run / f"checkpoint-{step}" / STATE
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": 50 * step}))
+    assert astray(run) == []
+
+
 def test_a_log_that_is_missing_or_damaged_says_nothing(tmp_path: Path) -> None:
     run = run_with(tmp_path, {step: log_of(step) for step in STEPS})
     (run / "checkpoint-50" / STATE).unlink()

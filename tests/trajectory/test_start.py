@@ -192,6 +192,31 @@ def test_a_damaged_note_beside_the_first_checkpoint_is_named(tmp_path: Path) -> 
     assert "nextrl.json" in traj.skipped[0]
 
 
+WRONG_NOTES = [
+    "[]",
+    "null",
+    "{}",
+    '{"method": "secant"}',
+    '{"alpha": 1.0}',
+    '{"method": null, "alpha": 2}',
+    '{"method": "secant", "alpha": "0"}',
+    '{"method": "secant", "alpha": true}',
+    '{"method": "secant", "alpha": NaN}',
+    '{"method": 7, "alpha": 1}',
+]
+
+
+@pytest.mark.parametrize("note", WRONG_NOTES)
+def test_a_note_that_does_not_say_whether_a_leap_wrote_it_is_damaged(tmp_path: Path, note: str) -> None:
+    write_run(tmp_path, steps=(10, 20, 30, 40))
+    (tmp_path / "checkpoint-40" / "nextrl.json").write_text(note)
+    facts = describe(open_run(tmp_path))
+    assert facts["steps"] == [10, 20, 30]
+    assert "checkpoint-40/nextrl.json: does not say by method and alpha" in facts["problems"][0]
+    with pytest.raises(InputError, match=r"checkpoint-40/nextrl\.json: does not say"):
+        Trajectory.load(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["in the middle", "at the end"])
 def test_a_leap_among_the_checkpoints_is_not_taken_for_training(tmp_path: Path, place: str) -> None:
     write_run(tmp_path, steps=(10, 20, 30, 40, *((90, 100) if place == "in the middle" else ())))

@@ -202,6 +202,15 @@ def test_every_verb_that_judges_takes_the_number(bare: Path, tmp_path: Path) -> 
         (lambda step: step, 1),
         (lambda step: 50 * step, 50),  # checkpoints of epochs, numbered by these
         (lambda step: step + 700, 1),  # the second part of a run, numbered anew
+        (
+            lambda step: step if step <= 30 else step - 30,
+            1,
+        ),  # joined from two parts that count their own steps
+        (lambda step: step if step <= 10 else step - 10, 1),
+        (lambda step: step if step != 60 else 5000, 1),  # one that contradicts the others
+        (lambda step: step if step != 35 else 5000, 1),
+        (lambda step: 50 * step if step != 60 else 50 * 58, 50),  # the last epoch was cut short
+        (lambda step: step**2, None),
         (lambda step: 7, None),
         (lambda step: "x", None),
     ],
@@ -215,6 +224,35 @@ def test_transformers_counts_updates(
             state = {"global_step": counted(int(folder.name.rpartition("-")[2])), "log_history": []}
             (folder / "trainer_state.json").write_text(json.dumps(state))
         assert trainer_log.updates_per_step(Trajectory.load(run)) == updates
+
+
+def test_one_state_that_contradicts_its_folder_changes_no_answer(tmp_path: Path) -> None:
+    run = write(tmp_path, drift=1.0, place="checkpoint-{}")
+    for folder in run.iterdir():
+        step = int(folder.name.rpartition("-")[2])
+        entries = [{"step": s, "reward": s / 100, "learning_rate": 1e-3} for s in range(1, step + 1)]
+        state = {"global_step": step, "log_history": entries}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    before = advise(run)
+    wrong = run / "checkpoint-55" / "trainer_state.json"
+    wrong.write_text(json.dumps(json.loads(wrong.read_text()) | {"global_step": 5000}))
+    assert advise(run).answer == before.answer
+    assert advise(run).features == before.features
+
+
+@pytest.mark.parametrize("counted", [5000, 30])
+def test_a_log_that_counts_other_steps_than_the_run_gives_no_rewards(
+    counted: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write(tmp_path, place="checkpoint-{}")
+    path = run / "checkpoint-60" / "trainer_state.json"
+    entries = [{"step": s, "reward": 0.5, "learning_rate": 1e-3} for s in range(1, 31)]
+    path.write_text(json.dumps({"global_step": 60, "log_history": entries}))
+    assert len(trainer_log.rewards(Trajectory.load(run))) == 30
+    path.write_text(json.dumps({"global_step": counted, "log_history": entries}))
+    traj = Trajectory.load(run)
+    assert trainer_log.rewards(traj) == {} == trainer_log.learning_rates(traj)
+    assert caplog.text.count(f"{path}: counts {counted} optimizer steps where the run has 60") == 1
 
 
 def test_steps_of_factors_in_memory_are_an_optimizers() -> None:

@@ -21,7 +21,7 @@ from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
 from nextrl.checkpoints.run import Problem
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import NoSuchFile, read_json
+from nextrl.files import NoSuchFile, is_number, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -187,7 +187,7 @@ def leapt(folder: Path) -> bool:
     """Whether a leap wrote the adapter in a folder, by the note beside it; the adapter itself may be damaged.
 
     Raises:
-        InputError: the note is damaged.
+        InputError: the note is damaged, or is none.
     """
     if not folder.is_dir():
         return False
@@ -196,8 +196,14 @@ def leapt(folder: Path) -> bool:
         note = read_json(path)
     except NoSuchFile:
         return False
+    method, alpha = (note.get("method"), note.get("alpha")) if isinstance(note, dict) else (None, None)
+    if not isinstance(method, str) or not is_number(alpha):
+        raise InputError(
+            f"{path}: does not say by method and alpha whether a leap wrote the adapter beside it, as nextrl does; "
+            "restore it, or remove it where training wrote the adapter"
+        )
     # `none` and alpha 0 stay where the run was: their adapter is a checkpoint like any other.
-    return isinstance(note, dict) and bool(note.get("alpha")) and note.get("method") not in (None, "none")
+    return alpha != 0 and method != "none"
 
 
 class Header(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
-from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
+from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, named_by_count, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import is_step, parse_json, read_bytes
 
@@ -53,12 +53,17 @@ class _Log:
 
 @dataclass(frozen=True)
 class _Text:
-    """The same before it is parsed: the entries in the form in which transformers writes them, and their length."""
+    """The same before it is parsed: the entries in the form in which transformers writes them, and their length.
+
+    Attributes:
+        counted: the optimizer steps that the trainer had taken by its own count.
+    """
 
     step: int
     written: int
     history: bytes
     size: int
+    counted: int
 
 
 class _Difference(NamedTuple):
@@ -68,40 +73,67 @@ class _Difference(NamedTuple):
     there: float
 
 
-def strayed(opened: Sequence[AdapterCheckpoint]) -> dict[int, tuple[Path, str]]:
-    """Step -> (its trainer's state, what is wrong) of checkpoints that are not of the branch that was written last.
+class Strayed(NamedTuple):
+    """Step -> (its trainer's state, what is wrong) of checkpoints that their trainers' logs speak against.
 
-    Where the times of the files do not tell which branch that is (copies have times of their own), all checkpoints
-    after the branches parted are named.
+    Attributes:
+        astray: those that are not of the branch that was written last. Where the times of the files do not tell which
+            branch that is (copies have times of their own), all checkpoints after the branches parted.
+        miscounted: those whose trainer counts other steps than their folder says.
     """
+
+    astray: dict[int, tuple[Path, str]]
+    miscounted: dict[int, tuple[Path, str]]
+
+
+def strayed(opened: Sequence[AdapterCheckpoint]) -> Strayed:
+    """What the logs that trainers left beside a run's checkpoints say against some of these."""
     places = {step: folder / STATE for step, folder in trainer_folders(opened).items()}
     adapters = {checkpoint.step: checkpoint.file.path for checkpoint in opened}
-    return _strayed_by_logs(places) or _strayed_by_times(places, adapters)
+    branches, counted = _branches(places)
+    astray = _astray(branches, places) or _overtaken(places, adapters)
+    return Strayed(_told(astray, places), _told(_miscounted(counted), places))
 
 
-def _strayed_by_logs(places: Mapping[int, Path]) -> dict[int, tuple[Path, str]]:
-    logs = _logs(places)
-    if not logs or all(_difference(log, logs[-1]) is None for log in logs):
+def _told(found: Mapping[int, str], places: Mapping[int, Path]) -> dict[int, tuple[Path, str]]:
+    return {step: (places[step], f"{places[step]}: {text}") for step, text in found.items()}
+
+
+def _miscounted(counted: Mapping[int, int]) -> dict[int, str]:
+    """Step -> what is wrong, where most others are named by the steps that their trainers counted.
+
+    A run may be joined from several that count their own steps: what is counted then began after the others' last one.
+    """
+    if not named_by_count(counted):
         return {}
-    found = _of_older_branches(logs, places)
+    last = max(step for step, count in counted.items() if count == step)
     return {
-        step: (places[step], f"{places[step]}: {text}") for step, text in (found or _parted(logs)).items()
+        step: f"counts {count} optimizer steps (global_step) in the checkpoint of step {step}; it is of another "
+        "checkpoint or damaged, and not used: restore it, or remove it"
+        for step, count in counted.items()
+        if count != step and step - count < last
     }
 
 
-def _strayed_by_times(
-    places: Mapping[int, Path], adapters: Mapping[int, Path]
-) -> dict[int, tuple[Path, str]]:
+def _astray(branches: Sequence[Sequence[_Text]], places: Mapping[int, Path]) -> dict[int, str]:
+    """Step -> what is wrong, of checkpoints of another branch than the one that was written last."""
+    logs = _logs(branches)
+    if not logs or all(_difference(log, logs[-1]) is None for log in logs):
+        return {}
+    return _of_older_branches(logs, places) or _parted(logs)
+
+
+def _overtaken(places: Mapping[int, Path], adapters: Mapping[int, Path]) -> dict[int, str]:
     """The same of checkpoints that were there before one of a lower step was written, and share no figure with it."""
     saved = {step: _as_saved(adapters[step], path) for step, path in places.items() if path.is_file()}
     spans = {step: span for step, span in saved.items() if span is not None}
     # Times of a copy, or of files that somebody has written since, tell nothing of any.
     if len(spans) < len(saved) or not any(_overtaking(spans, step) for step in spans):
         return {}
-    texts = (text for step in spans if (text := _text(step, places[step])) is not None)
+    texts = (text for step in spans if (text := _text(step, places[step])) and text.counted == step)
     figures = {log.step: _figures(log.entries).keys() for text in texts for log in _parsed([text])}
     spans = {step: spans[step] for step in figures}
-    found: dict[int, tuple[Path, str]] = {}
+    found: dict[int, str] = {}
     for step in spans:
         if not (later := _overtaking(spans, step)):
             continue
@@ -109,10 +141,9 @@ def _strayed_by_times(
         common = max((low for low in spans if low < min(later)), default=0)
         if not any(key[0] > common for key in figures[step] & figures[max(later)]):
             found[step] = (
-                places[step],
-                f"{places[step]}: step {step} was written before step {max(later)}, so it is left of an earlier "
-                "training in this folder, or of a branch that was given up, and no log tells the two apart; leave it "
-                "out or move it away (--skip-bad-checkpoints leaves it out)",
+                f"step {step} was written before step {max(later)}, so it is left of an earlier training in this "
+                "folder, or of a branch that was given up, and no log tells the two apart; leave it out or move it "
+                "away (--skip-bad-checkpoints leaves it out)"
             )
     return found
 
@@ -240,20 +271,34 @@ def _in_order(logs: Sequence[_Log]) -> bool:
     return all(early.written < late.written for early, late in itertools.pairwise(logs))
 
 
-def _logs(places: Mapping[int, Path]) -> list[_Log]:
-    """The logs of all checkpoints that have one, by step; none where all are of one branch.
+def _branches(places: Mapping[int, Path]) -> tuple[list[list[_Text]], dict[int, int]]:
+    """The logs of all checkpoints that have one, by branch, and step -> the optimizer steps that each of them counts.
 
-    Most logs are, byte by byte, the beginning of a later one. Only those that are of no other are parsed, one for each
-    branch, and in a run of one branch, as most are, not even that.
+    Most logs are, byte by byte, the beginning of a later one, which is the first of its branch: of the others the
+    entries are dropped, a hundred of them are not held in memory. A log that counts other steps than the run (a run
+    joined from several) is of no branch.
     """
     branches: list[list[_Text]] = []
+    counted: dict[int, int] = {}
     for step, path in sorted(places.items(), reverse=True):
-        if (text := _text(step, path)) is not None:
-            own = next((branch for branch in branches if branch[0].history.startswith(text.history)), None)
-            if own is None:
-                branches.append([text])
-            else:
-                own.append(replace(text, history=b""))  # a hundred of them are not held in memory
+        if (text := _text(step, path)) is None:
+            continue
+        counted[step] = text.counted
+        if text.counted != step:
+            continue
+        own = next((branch for branch in branches if branch[0].history.startswith(text.history)), None)
+        if own is None:
+            branches.append([text])
+        else:
+            own.append(replace(text, history=b""))
+    return branches, counted
+
+
+def _logs(branches: Sequence[Sequence[_Text]]) -> list[_Log]:
+    """The logs, by step; none where all are of one branch.
+
+    Only the longest of each branch is parsed, and in a run of one branch, as most are, not even that.
+    """
     if len(branches) < 2:
         return []
     return sorted((log for branch in branches for log in _parsed(branch)), key=lambda log: log.step)
@@ -270,7 +315,7 @@ def _parsed(branch: Sequence[_Text]) -> list[_Log]:
 
 
 def _text(step: int, path: Path) -> _Text | None:
-    """A trainer's log; None without one, or where it counts other steps than the run (a run joined from several)."""
+    """A trainer's log; None without one."""
     try:
         whole, written = read_bytes(path), os.stat(path).st_mtime_ns
         begin = whole.find(_BEGIN)
@@ -280,10 +325,10 @@ def _text(step: int, path: Path) -> _Text | None:
     except (InputError, OSError):
         return None
     log = state.get("log_history") if isinstance(state, dict) else None
-    if not isinstance(log, list) or state.get("global_step") != step:
+    if not isinstance(log, list) or not is_step(counted := state.get("global_step")):
         return None
     history = history or _as_written(log)
-    return _Text(step, written, history, len(history))
+    return _Text(step, written, history, len(history), int(counted))
 
 
 def _as_written(log: Sequence[object]) -> bytes:

@@ -17,13 +17,13 @@ from nextrl.errors import InputError, shown
 
 
 def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
-    """Problems: a checkpoint that differs from most others (fatal for it), or a gap between steps (not fatal)."""
+    """Problems: a checkpoint that differs from most others (fatal for it), or, not fatal, a gap between steps."""
     if not opened:
         return []
     shapes = [tuple(sorted(c.shapes.items())) for c in opened]
     usual = Counter(shapes).most_common(1)[0][0]  # the first met, where several are as frequent
     reference = opened[shapes.index(usual)]
-    foreign, astray = _of_another_run(opened), strayed(opened)
+    foreign, (astray, miscounted) = _of_another_run(opened), strayed(opened)
     problems = []
     for checkpoint, shape in zip(opened, shapes, strict=True):
         if shape != usual:
@@ -43,7 +43,8 @@ def disagreements(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:
             )
             problems.append(Problem(checkpoint.file.path, text, checkpoint.step, fatal=False))
     alike = [c for c, shape in zip(opened, shapes, strict=True) if shape == usual]
-    return problems + _begun_anew(alike) + _gaps(opened)
+    odd = [Problem(path, text, step, fatal=False) for step, (path, text) in sorted(miscounted.items())]
+    return problems + _begun_anew(alike) + _gaps(opened) + odd
 
 
 def _begun_anew(opened: Sequence[AdapterCheckpoint]) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nextrl.checkpoints.adapter import AdapterCheckpoint
@@ -24,6 +24,16 @@ def trainer_folders(opened: Iterable[AdapterCheckpoint]) -> dict[int, Path]:
         step: folder.parent if inside[folder.parent] == 1 and _is_above(folder) else folder
         for step, folder in own.items()
     }
+
+
+def named_by_count(counted: Mapping[int, int]) -> bool:
+    """Whether checkpoints are numbered by the steps that their trainers count, as half of them, or more, are.
+
+    Args:
+        counted: step of a checkpoint -> `global_step` of the log beside it.
+    """
+    agree = [step == count for step, count in counted.items() if step > 0]
+    return 2 * sum(agree) >= len(agree) > 0
 
 
 def _is_above(folder: Path) -> bool:

@@ -51,7 +51,7 @@ def write_adapter(
         out: the folder to write.
         rank: recompress every module to this rank; None keeps (A, B) as given and a LowRank exact, so a leap
             of rank 1 beside an adapter of rank r makes rank r + 1. The scaling of each module stays the same.
-        provenance: more entries for `nextrl.json`.
+        provenance: more entries for `nextrl.json`; without method and alpha it says that no leap was made.
         task: what the run was trained on, for the model card.
 
     Raises:
@@ -77,7 +77,13 @@ def write_adapter(
             )
         written[module] = (a, b)
         lost[module] = _with_beyond(traj, step, module, (a, b), discarded)
-    details = {"kind": "adapter", "discarded_energy": max(lost.values(), default=0.0), **(provenance or {})}
+    details = {
+        "kind": "adapter",
+        "discarded_energy": max(lost.values(), default=0.0),
+        "method": "none",
+        "alpha": 0.0,
+    }
+    details |= provenance or {}
     with leap_folder(out, traj) as folder:
         write_tensors(folder / WEIGHTS, _state(traj, step, written, clean=True))
         write_json(folder / CONFIG, config)

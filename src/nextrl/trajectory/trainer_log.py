@@ -9,6 +9,10 @@ and is read as data only (`checkpoints.tensorfile.read_pickle`).
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,16 @@ from typing import Any
 from nextrl.checkpoints import AdapterCheckpoint
 from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
-from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, trainer_folders
+from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, named_by_count, trainer_folders
 from nextrl.errors import InputError
 from nextrl.files import MAX_UPDATES, in_range, is_number, is_step, read_json
+from nextrl.say import say
 from nextrl.trajectory import verl_log
 from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import FULL, MEMORY, Trajectory
+
+log = logging.getLogger(__name__)
 
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
@@ -83,8 +90,21 @@ def _history(traj: Trajectory) -> list[Any]:
         state = None if place is None else read_json(place / STATE)
     except InputError:
         return []
-    history = state.get("log_history") if isinstance(state, dict) else None
-    return history if isinstance(history, list) else []
+    if not isinstance(state, dict) or not isinstance(history := state.get("log_history"), list):
+        return []
+    counted, last = state.get("global_step"), traj.steps[-1]
+    if place is not None and is_step(counted) and counted != last:
+        _say_once(
+            f"{place / STATE}: counts {counted:g} optimizer steps where the run has {last}, so that its rewards and "
+            "learning rates are of other steps, and are not used"
+        )
+        return []
+    return history
+
+
+@functools.cache  # the log is read for each figure anew
+def _say_once(line: str) -> None:
+    say(log, "%s", line)
 
 
 def _verl_checkpoints(traj: Trajectory) -> dict[int, Path]:
@@ -117,7 +137,20 @@ def updates_per_step(traj: Trajectory, given: int | None = None) -> int | None:
     places = _places(traj)
     counts = {step: _global_step(places[step]) for step in sorted(places)[-verl_log.LOOKED_AT :]}
     known = {step: count for step, count in counts.items() if count is not None}
-    return verl_log.per_step(known if len(known) > 1 else {0: 0, **known})
+    return 1 if named_by_count(known) else _usual_gap(known if len(known) > 1 else {0: 0, **known})
+
+
+def _usual_gap(counts: Mapping[int, int]) -> int | None:
+    """Updates in a step between most of the checkpoints that are next to each other; None where most disagree.
+
+    One gap is another where a run was joined from several that count anew, or its last epoch was cut short.
+
+    Args:
+        counts: step of the run -> updates that the trainer had counted there.
+    """
+    gaps = [(b - a) / (late - early) for (early, a), (late, b) in itertools.pairwise(sorted(counts.items()))]
+    gap, times = Counter(gaps).most_common(1)[0] if gaps else (0.0, 0)
+    return int(gap) if 2 * times > len(gaps) and 1 <= gap <= MAX_UPDATES and gap == int(gap) else None
 
 
 def _places(traj: Trajectory) -> dict[int, Path]:

@@ -68,11 +68,11 @@ def updates_per_step(run: Path, checkpoints: Mapping[int, Path]) -> int | None:
         taken = _updates(optimizer(checkpoints[step]))
         if step and taken is not None:
             counts[step] = taken
-    known = per_step(counts)
+    known = _per_step(counts)
     return 1 if known is None and _one_by_settings(run) else known
 
 
-def per_step(counts: Mapping[int, float]) -> int | None:
+def _per_step(counts: Mapping[int, float]) -> int | None:
     """The most updates that a step holds by a trainer's count of them; None where the count does not rise with steps.
 
     Args:
