@@ -364,6 +364,7 @@ class Session:
             rewards=tuple(rewards),
             rate=self.memory.rate,
             trained=step * self.run.completions_per_step,
+            steps=self.run.max_steps,
         )
 
     def _view(self, window: Window, end: Point) -> View:
