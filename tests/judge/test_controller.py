@@ -14,6 +14,7 @@ import pytest
 from nextrl.errors import InputError
 from nextrl.judge.controller import Controller
 from nextrl.judge.controller_config import ControllerConfig
+from nextrl.judge.few_samples import t_of_normal
 from nextrl.judge.fresh_batch import BatchGain, Estimate
 from nextrl.judge.rounding import tell_apart
 from nextrl.judge.window import Window
@@ -599,6 +600,39 @@ def test_chance_alone_hardly_ever_raises_the_rate() -> None:
                 raised += 1
                 break
     assert 0 < raised <= 15
+
+
+def by_chance(random: Random, runs: int, windows: int, steps: int | None) -> dict[str, float]:
+    """Shares of runs in which nothing gains or harms that have their rate cut, a window undone, their rate raised."""
+    shares = {"cut": 0.0, "undone": 0.0, "raised": 0.0}
+    for _ in range(runs):
+        controller, found = settled(), set()
+        for _ in range(windows):
+            rewards = tuple(random.gauss(0.2, 0.03) for _ in range(20))
+            z = t_of_normal(random.gauss(0.0, 1.0), 15)  # as sure as a normal variable is
+            ahead = {"a1": seen(-z), "a3": seen(-z, 0.16), "a7": seen(-z, 0.64)}
+            looks = Looks(am1=seen(z), **ahead)
+            decision = controller.window(Window(11, rewards, 1e-3, steps=steps), looks)
+            if decision.rate_factor != 1.0:
+                found.add("undone" if decision.back else "cut" if decision.rate_factor < 1.0 else "raised")
+        for what in found:
+            shares[what] += 1 / runs
+    return shares
+
+
+def test_in_a_long_run_chance_has_no_more_say_than_in_a_short_one() -> None:
+    """Of 50 runs of 200 windows; docs/auto-details.md has the table."""
+    assert max(by_chance(Random(0), 50, 200, steps=3940).values()) <= 0.2
+    assert by_chance(Random(0), 50, 200, steps=None)["cut"] >= 0.3
+
+
+def test_dials_are_as_they_stand_up_to_thirty_windows() -> None:
+    dials = ControllerConfig()
+    assert dials.over(None) == dials.over(1) == dials.over(540) == dials
+    long = dials.over(20_000 - 60)  # a thousand windows of 20 steps
+    assert (long.harm, long.undo, long.sure) == pytest.approx((7.51, 4.23, 4.0), abs=0.01)
+    never = ControllerConfig(harm=math.inf, undo=math.inf, sure=math.inf)
+    assert never.over(20_000) == never
 
 
 def test_windows_that_agree_raise_the_rate_together_unless_one_speaks_against_it() -> None:

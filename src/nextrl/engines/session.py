@@ -155,6 +155,7 @@ class Session:
             rewards=tuple(rewards),
             rate=self.memory.rate,
             trained=step * self.run.completions_per_step,
+            steps=self.run.max_steps,
         )
 
     def _allowed(self, decision: Decision) -> Decision:

@@ -12,7 +12,8 @@ Nothing is sampled for it. Two things are looked at, both on completions that tr
 
 How many nats are healthy depends on the model and the task, so that beyond the first step only evidence of gain or
 harm decides, and nats say how much evidence is asked for. A run is looked at some thirty times, so that what two
-standard errors would call sure happens by chance in every second one: no single look decides below three.
+standard errors would call sure happens by chance in every second one: no single look decides below three. A run of more
+windows asks for more (`ControllerConfig.over`).
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ class Controller:
         return replace(decision, alpha=-1.0, rate_factor=factor, back="run")
 
     def _decide(self, window: Window, back: BatchGain, look: Look, looks: dict[float, BatchGain]) -> Decision:
-        config, nats = self.config, self._nats(back)
+        config, nats = self.config.over(window.steps), self._nats(back)
         paid = back.evidence < -_PAID
         if nats > config.far and window.fall > config.alarm and not paid:
             # Where a policy has collapsed, all its rewards are the same, and the batch has nothing to say; and far off
@@ -312,8 +313,8 @@ class Controller:
             # The further the first step went, the less it takes to believe that the rate is too high.
             if self._harm > max(1.0, config.harm - max(0.0, self._hot)):
                 return _rate(0.6, "the last windows together did harm")
-        alpha = self._further(look, looks) if paid else 0.0
-        if self._together(looks) and not alpha:
+        alpha = self._further(look, looks, config) if paid else 0.0
+        if self._together(looks, config.sure) and not alpha:
             alpha = 1.0
         if alpha:
             return _rate(math.sqrt(1.0 + alpha), f"{1 + alpha:g} such windows would gain for sure")
@@ -323,9 +324,9 @@ class Controller:
             )
         return stay("nothing speaks for another rate")
 
-    def _further(self, look: Look, looks: dict[float, BatchGain]) -> float:
+    def _further(self, look: Look, looks: dict[float, BatchGain], config: ControllerConfig) -> float:
         """The alpha whose gain is the largest for sure by this window; 0.0 if none is."""
-        config, alpha, best = self.config, 0.0, 0.0
+        alpha, best = 0.0, 0.0
         for candidate in FURTHER:
             found = look(candidate)
             if found is None or found.left_out or self._nats(found) > config.far:
@@ -339,7 +340,7 @@ class Controller:
                 break  # a slope grows with alpha for ever, and what barely pays need not be looked at further out
         return alpha
 
-    def _together(self, looks: Mapping[float, BatchGain]) -> bool:
+    def _together(self, looks: Mapping[float, BatchGain], sure: float) -> bool:
         """Whether another window like each of the last ones would gain for sure, by all of them together.
 
         Every window counts, by its look back where nobody looked ahead. Of those alone that spoke for going on, chance
@@ -348,7 +349,7 @@ class Controller:
         ahead = looks[1.0].evidence if 1.0 in looks else -looks[-1.0].evidence
         self._ahead = [*self._ahead, ahead][-self.config.patience :]
         n = len(self._ahead)
-        return 1.0 in looks and n >= 3 and sum(self._ahead) / math.sqrt(n) > self.config.sure
+        return 1.0 in looks and n >= 3 and sum(self._ahead) / math.sqrt(n) > sure
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""

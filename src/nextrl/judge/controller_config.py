@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from nextrl.errors import InputError
+
+LOOKS = 30
+"""Windows of a run up to which the dials are as they stand."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class ControllerConfig:
         surer: see `sure`.
         patience: the latest windows at a rate, all of which together may be sure that it should rise.
         cooldown: share of a run's steps, at its end, over which a constant rate falls linearly towards 0.
+
+    `undo`, `harm` and `sure` are those of a run of some thirty windows; see `over`.
     """
 
     every: int = 10
@@ -50,6 +56,22 @@ class ControllerConfig:
     surer: float = 0.75
     patience: int = 4
     cooldown: float = 0.2
+
+    def over(self, steps: int | None) -> ControllerConfig:
+        """The dials for a run of so many steps: chance has as many occasions as there are windows.
+
+        Beyond `LOOKS` windows `harm` grows with the logarithm of their number, as the false alarms of a CUSUM want it,
+        and of `undo` and `sure` the chance falls in proportion (a normal variable's tail is about exp(-z^2 / 2)).
+
+        Args:
+            steps: optimizer steps of the whole run; None where unknown, which changes nothing.
+        """
+        if steps is None:
+            return self
+        windows = steps / (2 * self.every) + (2 + self.patience) / 2  # where nothing changes
+        more = math.log(max(1.0, windows / LOOKS))
+        undo, sure = (math.sqrt(errors**2 + 2.0 * more) for errors in (self.undo, self.sure))
+        return replace(self, harm=self.harm + more, undo=undo, sure=sure) if more else self
 
     def __post_init__(self) -> None:
         for name in ("every", "patience"):

@@ -27,12 +27,14 @@ class Window:
         rate: the learning rate the window was trained at.
         trained: completions that the run has been trained on so far, which the search's budget is a share of; None
             where unknown, which lifts the budget.
+        steps: optimizer steps of the whole run; None where unknown.
     """
 
     step: int
     rewards: tuple[float, ...]
     rate: float
     trained: int | None = None
+    steps: int | None = None
 
     @property
     def reward(self) -> float:
