@@ -160,7 +160,7 @@ class Trajectory:
         if not found and not problems:
             raise InputError(dense.nothing(run))
         source = None if isinstance(run, dict) else run
-        bad = {problem.step: problem for problem in problems}
+        bad = {problem.step: problem for problem in problems if problem.step is not None}
         wanted = sorted({*found, *bad}) if steps is None else several(whole(0))("steps", steps)
         broken = [bad[step] for step in wanted if step in bad]
         if broken and not skip_bad_checkpoints:
