@@ -47,6 +47,11 @@ def test_single_completions_are_no_sure_fall(succeeds: float, completions: int) 
     assert sure <= 2
 
 
+def test_a_rise_is_as_sure_as_it_was() -> None:
+    rising = window([0.3, 0.35, 0.32, 0.4, 0.42, 0.5, 0.47, 0.55])
+    assert rising.counted_fall == rising.fall < -1.0
+
+
 @pytest.mark.parametrize(
     ("succeeds", "completions", "share"),
     [(0.98, 16, 0.95), (0.98, 128, 1.0), (0.5, 128, 0.95), (0.2, 512, 0.9)],

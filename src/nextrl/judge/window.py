@@ -70,9 +70,9 @@ class Window:
 
     @property
     def counted_fall(self) -> float:
-        """`fall`, where few completions may make all of it: see `counted`."""
+        """`fall`, but no surer than few completions that may have made all of it: see `counted`."""
         rewards = known(self.rewards)
-        return min(self.fall, counted(rewards, *_parts(rewards))) if len(rewards) >= 5 else 0.0
+        return min(self.fall, max(0.0, counted(rewards, *_parts(rewards)))) if len(rewards) >= 5 else 0.0
 
     @property
     def falls(self) -> bool:
