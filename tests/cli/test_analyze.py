@@ -211,7 +211,6 @@ def test_a_program_s_own_plot_settings_are_as_before(run, tmp_path):
     [
         (False, ["--rank", "4"], "--rank is of full-weight checkpoints (--base): leave it out"),
         (True, ["--layout", "trl"], "--layout is of a LoRA run"),
-        (True, ["--skip-bad-checkpoints"], "--skip-bad-checkpoints is of a LoRA run"),
         (True, ["--allow-pickle"], "--allow-pickle is of a LoRA run"),
     ],
 )
