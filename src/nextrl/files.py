@@ -12,8 +12,10 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from nextrl.errors import InputError, one_line, shown
 
@@ -106,17 +108,34 @@ def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
         NoSuchFile: nothing is there.
         InputError: it is no file, cannot be read, or has more than `limit` bytes.
     """
+    with _opened(path, limit) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:  # it has grown since
+        raise _too_long(path, limit)
+    return data
+
+
+def read_lines(path: Path, limit: int) -> Iterator[bytes]:
+    """The lines of a file, which is not held in memory as a whole. Raises as `read_bytes`, before the first line."""
+    with _opened(path, limit) as file:
+        yield from file
+
+
+@contextmanager
+def _opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """A file to read, whose size is looked at first: nothing is allocated for what is refused."""
     path = regular_file(path)
     try:
-        # The size first, so that nothing is allocated for what is refused; it may have grown since.
-        too_long = path.stat().st_size > limit
+        if path.stat().st_size > limit:
+            raise _too_long(path, limit)
         with path.open("rb") as file:
-            data = b"" if too_long else file.read(limit + 1)
+            yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if too_long or len(data) > limit:
-        raise InputError(f"{path}: has more than {limit:,} bytes, far more than such a file has: not read")
-    return data
+
+
+def _too_long(path: Path, limit: int) -> InputError:
+    return InputError(f"{path}: has more than {limit:,} bytes, far more than such a file has: not read")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -285,3 +286,90 @@ def test_rewards_of_all_parts_of_the_log_count_and_the_later_ones_stand(known: P
         file.write('[1]\n{"step": 60, "data": {"val-core/chain/acc/mean@1": 1.0}}\n{"step": 60, "da')
     rewards = trainer_log.rewards(Trajectory.load(known))
     assert rewards == {s: 0.25 if s < 16 else 0.5 for s in range(1, 61)}
+
+
+def rewarded(run: Path) -> int:
+    return len(trainer_log.rewards(Trajectory.load(run)))
+
+
+DAMAGE = {
+    "a byte that is no text": b'{"step": 61, "data": {"a": "\xff',
+    "NULs after a power cut": b"\0" * 4096 + b"\n",
+    "a line of 65 MiB": b" " * (65 << 20),
+    "no line end": b'{"step": 61, "data": {}}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_one_bad_line_of_verls_log_costs_that_line_alone(
+    bare: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    log(bare, {s: {"critic/score/mean": 0.5} for s in range(1, 61)})
+    with (bare / METRICS).open("ab") as file:
+        file.write(damage)
+    assert rewarded(bare) == 60
+    (bare / METRICS).write_bytes(damage[:1000] + b"\n" + (bare / METRICS).read_bytes())
+    assert rewarded(bare) == 60
+    assert not caplog.text
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _utf16(path: Path) -> None:
+    path.write_bytes(path.read_text().encode("utf-16"))
+
+
+def _of_one_line(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+
+
+def _sparse(path: Path) -> None:
+    with path.open("ab") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("damaged", [_pipe, _utf16, _of_one_line, _sparse])
+def test_a_verl_log_that_is_not_used_is_named(
+    tmp_path: Path, damaged: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write(tmp_path)
+    log(run, {s: {"critic/score/mean": 0.5} for s in range(1, 61)})
+    damaged(run / METRICS)
+    assert rewarded(run) == 0
+    advise(run)
+    assert caplog.text.count(f"nextrl: {run / METRICS}: ") == 1
+    assert "so rewards and learning rates are not known from it" in caplog.text
+
+
+def test_a_verl_run_without_a_log_is_no_fault(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (bare / METRICS).write_text("")
+    assert rewarded(bare) == 0
+    (bare / METRICS).unlink()
+    assert rewarded(bare) == 0
+    assert not caplog.text
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _of_another_kind(path: Path) -> None:
+    path.write_text('{"log_history": {}}')
+
+
+@pytest.mark.parametrize("damaged", [_pipe, _utf16, _truncated, _of_another_kind])
+def test_a_trainers_log_that_cannot_be_read_is_named(
+    tmp_path: Path, damaged: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write(tmp_path, place="checkpoint-{}")
+    path = run / "checkpoint-60" / "trainer_state.json"
+    entries = [{"step": s, "reward": 0.5} for s in range(1, 61)]
+    path.write_text(json.dumps({"global_step": 60, "log_history": entries}))
+    damaged(path)
+    assert rewarded(run) == 0
+    advise(run)
+    assert caplog.text.count(f"nextrl: {path}: ") == 1
+    assert "so rewards and learning rates are not known from it" in caplog.text

@@ -9,11 +9,9 @@ and is read as data only (`checkpoints.tensorfile.read_pickle`).
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
-import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,11 @@ from nextrl.checkpoints.layouts.verl import step_folder
 from nextrl.checkpoints.tensorfile import UNREADABLE, read_pickle
 from nextrl.checkpoints.trainer_folder import OPTIMIZER, STATE, named_by_count, trainer_folders
 from nextrl.errors import InputError
-from nextrl.files import MAX_UPDATES, in_range, is_number, is_step, read_json
-from nextrl.say import say
+from nextrl.files import MAX_UPDATES, NoSuchFile, in_range, is_number, is_step, read_json
 from nextrl.trajectory import verl_log
 from nextrl.trajectory.full_weights import FullCheckpoint
 from nextrl.trajectory.persistence import DEFAULT_BETA1
 from nextrl.trajectory.trajectory import FULL, MEMORY, Trajectory
-
-log = logging.getLogger(__name__)
 
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
@@ -81,30 +76,27 @@ def _logged(traj: Trajectory, keys: Sequence[str]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def _history(traj: Trajectory) -> list[Any]:
+def _history(traj: Trajectory) -> Iterable[Any]:
     """The entries of the trainer's log, whatever they are."""
     if checkpoints := _verl_checkpoints(traj):
-        return list(verl_log.entries(checkpoints[traj.steps[-1]].parent))
-    place = folder(traj)
+        return verl_log.entries(checkpoints[traj.steps[-1]].parent)
+    if (place := folder(traj)) is None:
+        return []
     try:
-        state = None if place is None else read_json(place / STATE)
-    except InputError:
+        state = read_json(place / STATE)
+    except NoSuchFile:
+        return []
+    except InputError as error:
+        verl_log.say_not_used(str(error))
         return []
     if not isinstance(state, dict) or not isinstance(history := state.get("log_history"), list):
+        verl_log.say_not_used(f"{place / STATE}: holds no log_history")
         return []
     counted, last = state.get("global_step"), traj.steps[-1]
-    if place is not None and is_step(counted) and counted != last:
-        _say_once(
-            f"{place / STATE}: counts {counted:g} optimizer steps where the run has {last}, so that its rewards and "
-            "learning rates are of other steps, and are not used"
-        )
+    if is_step(counted) and counted != last:
+        verl_log.say_not_used(f"{place / STATE}: counts {counted:g} optimizer steps where the run has {last}")
         return []
     return history
-
-
-@functools.cache  # the log is read for each figure anew
-def _say_once(line: str) -> None:
-    say(log, "%s", line)
 
 
 def _verl_checkpoints(traj: Trajectory) -> dict[int, Path]:

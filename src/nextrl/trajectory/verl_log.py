@@ -7,7 +7,9 @@ batch of rollouts, with an optimizer update for each mini-batch of each of `ppo_
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +19,13 @@ from nextrl.checkpoints.fsdp_shards import read_shard
 from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, METRICS, SETTINGS
 from nextrl.checkpoints.tensorfile import UNREADABLE
 from nextrl.errors import InputError
-from nextrl.files import MAX_UPDATES, is_step, parse_json, read_json, read_text
+from nextrl.files import MAX_UPDATES, NoSuchFile, is_step, parse_json, read_json, read_lines
+from nextrl.say import say
+
+log = logging.getLogger(__name__)
+
+MAX_LOG, MAX_LINE = 2**28, 2**20
+"""Bytes of the log, and of a line of it; verl writes some 8 kB for each step."""
 
 LOOKED_AT = 10
 """Checkpoints, counted from the last one, that are asked for the number of updates."""
@@ -27,19 +35,40 @@ def entries(run: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's file log as {"step": N, name: figure}, in the order in which they were written.
 
     A resumed run logs some steps again: the later line counts. Lines that are none are left out, as is a missing file.
+    One that cannot be read, or holds no line of the logger's, is named.
     """
     for name in (EARLIER_METRICS, METRICS):
+        any_line = found = False
         try:
-            lines = read_text(run / name).split("\n")
-        except InputError:
+            for line in read_lines(run / name, MAX_LOG):
+                any_line = True
+                if (entry := _entry(line, name)) is not None:
+                    found = True
+                    yield entry
+        except NoSuchFile:
             continue
-        for line in filter(None, lines):
-            try:
-                value = parse_json(line.encode(), name)
-            except InputError:
-                continue
-            if isinstance(value, dict) and isinstance(value.get("data"), dict):
-                yield {**value["data"], "step": value.get("step")}
+        except InputError as error:
+            say_not_used(str(error))
+            continue
+        if any_line and not found:
+            say_not_used(f"{run / name}: holds no line of verl's file logger")
+
+
+def _entry(line: bytes, where: str) -> dict[str, Any] | None:
+    """What a line of the log says; None of one that is none."""
+    try:
+        value = parse_json(line, where) if len(line) <= MAX_LINE else None
+    except InputError:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("data"), dict):
+        return None
+    return {**value["data"], "step": value.get("step")}
+
+
+@functools.cache  # the log is read for each figure anew
+def say_not_used(why: str) -> None:
+    """Say, once, that a trainer's log is not used; `why` names it."""
+    say(log, "%s; so rewards and learning rates are not known from it", why)
 
 
 def optimizer(checkpoint: Path) -> dict[str, Any]:
