@@ -5,14 +5,17 @@ python -m studies.auto.coverage
 First, how often two standard errors cover the true gain: completions of 30 tokens, their reward a sum over tokens, by
 how far the candidate is away. Then what is said of candidates that gain nothing (the reward does not depend on what
 they change), where wrong answers are twice as long as right ones. Each token is drawn from a categorical policy of its
-own place, so that every truth is a sum.
+own place, so that every truth is a sum. Last, how well informative prompts must agree to be sure.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from nextrl.judge.few_samples import t_of_normal
 from nextrl.judge.fresh_batch import BatchGain, Statistic, batch_gain, batch_sums
 
 BATCHES, EACH = 250, 8
@@ -89,7 +92,7 @@ def row(name: str, cells: list[str]) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     batches = {(away, prompts): with_gain(away, prompts) for away in AWAY for prompts in PROMPTS}
     row("covered, at an effective share of", [f"{share(batches[away, 32][0]):.2f}" for away in AWAY])
     row("---", ["---"] * len(AWAY))
@@ -106,6 +109,11 @@ def main() -> None:
         row("z of `gain`", [scores(f, "gain") for f in found])
         row("z of `slope`", [scores(f, "slope") for f in found])
         row("z of `slope` without tokens", [scores(f, "slope") for f in blind])
+    print()
+    few = (2, 3, 4, 6, 8, 12, 16, 32, 64)
+    row("informative prompts", [str(m) for m in few])
+    row("---", ["---"] * len(few))
+    row("mean over deviation", [f"{t_of_normal(3.3, m - 1) / math.sqrt(m):.2f}" for m in few])
 
 
 if __name__ == "__main__":

@@ -422,16 +422,62 @@ def test_the_unit_and_the_zero_of_rewards_do_not_matter(
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(0, 1000), st.integers(1, 11), st.floats(0.01, 2))
-def test_few_informative_prompts_cannot_give_a_large_z(seed: int, informative: int, size: float) -> None:
+@given(st.integers(0, 1000), st.integers(2, 12), st.floats(0.01, 2))
+def test_few_informative_prompts_are_judged_by_a_t_test_on_them_alone(
+    seed: int, informative: int, size: float
+) -> None:
     ratios, rewards, groups = some_batch(seed, size)
     advantages = leave_one_out(rewards.view(12, 4)).flatten() * (groups < informative)
     found = batch_gain(batch_sums(ratios, advantages, groups))
     assert (found.informative_groups, found.informative) == (informative, 4 * informative)
-    bound = math.sqrt(informative * 11 / (12 - informative))
-    assert abs(found.plain.z) <= bound * (1 + 1e-9)
-    assert abs(found.slope.z) <= bound * (1 + 1e-9)
+    for ratio, estimate in ((ratios.expm1(), found.plain), (ratios, found.slope)):
+        prompts = (advantages * ratio).view(12, 4).sum(1)[:informative]
+        t = float(prompts.mean() / (prompts.std() / math.sqrt(informative)))
+        assert estimate.value == pytest.approx(float(prompts.sum()) / 48, rel=1e-6, abs=1e-12)
+        assert estimate.z == pytest.approx(t, rel=1e-6)
     assert found.informative_ess <= 4 * informative * (1 + 1e-9)
+
+
+def few_prompts(
+    seed: int, prompts: int, informative: int, right: int, size: float, harm: float = 0.0
+) -> BatchGain:
+    """A batch of 8 completions a prompt, of which some prompts have `right` right ones and the others all.
+
+    Log-ratios have the deviation `size`, and those of wrong answers are `harm` lower than those of right ones.
+    """
+    random = torch.Generator().manual_seed(seed)
+    ratios = size * torch.randn(prompts, 8, generator=random, dtype=torch.float64) - size**2 / 2
+    rewards = torch.ones(prompts, 8, dtype=torch.float64)
+    rewards[:informative, right:] = 0.0
+    ratios -= harm * (1 - rewards)
+    groups = torch.arange(prompts).repeat_interleave(8)
+    return batch_gain(batch_sums(ratios.flatten(), normalised(rewards).flatten(), groups))
+
+
+@pytest.mark.parametrize(("informative", "right"), [(8, 4), (16, 7), (32, 7)])
+def test_harm_that_is_clear_is_seen_where_few_prompts_are_informative(informative: int, right: int) -> None:
+    found = [few_prompts(seed, 64, informative, right, 0.1, 0.2) for seed in range(20)]
+    assert sum(f.evidence > 3.3 for f in found) >= 15
+    assert sum(f.lower(3.0) > 0.0 for f in found) >= 15
+
+
+@pytest.mark.parametrize(
+    ("prompts", "informative"), [(64, 2), (64, 4), (64, 8), (64, 16), (16, 12), (16, 16)]
+)
+@pytest.mark.parametrize(("right", "size"), [(7, 1.0), (7, 0.5), (4, 0.1)])
+def test_skewed_weights_of_rare_failures_are_no_harm(
+    prompts: int, informative: int, right: int, size: float
+) -> None:
+    found = [few_prompts(seed, prompts, informative, right, size) for seed in range(300)]
+    assert sum(abs(f.evidence) > 3.0 for f in found) <= 1
+    assert sum(f.lower(3.0) > 0.0 for f in found) <= 1
+
+
+def test_two_prompts_that_agree_to_the_last_digit_are_not_sure() -> None:
+    ratios = torch.tensor([0.1, -0.1, 0.1, -0.1], dtype=torch.float64)
+    found = batch_gain(batch_sums(ratios, torch.sign(ratios), torch.tensor([0, 0, 1, 1])))
+    assert found.gain.z > 1e6
+    assert found.evidence < 2.1
 
 
 # Nats and sizes

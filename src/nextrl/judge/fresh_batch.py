@@ -7,8 +7,10 @@ log-ratios. `docs/fresh-batch.md` says what is estimated and where it is biased.
 
 Notation: completion i of n has the log-ratio lw_i = log pi_candidate - log pi_T (nats, summed over its own tokens), the
 weight w_i = exp(lw_i) and the advantage A_i, as the trainer computed it (its unit is the unit of every gain here).
-Completions of one prompt are not independent, so errors are clustered by prompt: with e_g the sum of the influences of
-prompt g's completions, error = sqrt(G / (G - 1) sum_g e_g^2) / n over G prompts (Liang & Zeger 1986; second-hand).
+Completions of one prompt are not independent, so errors are clustered by prompt (Liang & Zeger 1986; second-hand), and
+how many prompts say anything is taken as given: with e_g what prompt g adds to n times the figure, n_g its completions
+and r = sum e_g / sum n_g over the m informative prompts, error = sqrt(m / (m - 1) sum (e_g - r n_g)^2 + the other
+prompts' sum e_g^2) / n. Value over error is the t of the informative prompts alone where those are equally large.
 """
 
 from __future__ import annotations
@@ -59,19 +61,22 @@ class BatchSums:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure in units of the advantages and its standard error: infinite where the batch cannot tell."""
+    """A figure in units of the advantages and its standard error: infinite where the batch cannot tell.
+
+    Attributes:
+        value, error: see above.
+        chance: what the error would be if the ratios of a prompt's completions were what they are and had nothing to do
+            with the advantages. Weights are skewed: where one of eight answers is wrong, most of these have weights
+            below 1, and few prompts seem to agree that they do. 0 where it is not known.
+    """
 
     value: float
     error: float
+    chance: float = 0.0
 
     @property
     def z(self) -> float:
-        """Value over error; 0 where both are 0, NaN where either is.
-
-        Of `plain`, and of `slope` where advantages are centred within each prompt, at most sqrt(m (G - 1) / (G - m))
-        by Cauchy-Schwarz where m < G prompts are informative: few cannot be sure. Of `gain`, whose weights are
-        normalised, about that (1.2 times it in the worst of 12,000 draws).
-        """
+        """Value over error; 0 where both are 0, NaN where either is."""
         if self.error != 0.0 or math.isnan(self.value):
             return self.value / (self.error or 1.0)
         return math.copysign(math.inf, self.value) if self.value else 0.0
@@ -124,15 +129,19 @@ class BatchGain:
     def evidence(self) -> float:
         """How sure the candidate's gain is, on the scale of a standard normal: of the slope where weights degenerated.
 
-        The error is itself estimated from few prompts, so that z is a t: 3 of 4 informative prompts is no 3 of 40.
+        The error is itself estimated from few prompts, so that z is a t: 3 of 4 informative prompts is no 3 of 40. Nor
+        can it be surer than `Estimate.chance` allows.
         """
         estimate = self.slope if self.degenerate else self.gain
-        return normal_of_t(estimate.z, self.informative_groups - 1)
+        sure = normal_of_t(estimate.z, self.informative_groups - 1)
+        most = abs(estimate.value) / estimate.chance if estimate.chance else math.inf
+        return math.copysign(min(abs(sure), most), sure)
 
     def lower(self, errors: float) -> float:
         """A bound that the gain lies above with as much certainty as a normal's mean less so many standard errors."""
         estimate = self.slope if self.degenerate else self.gain
-        return estimate.value - t_of_normal(errors, self.informative_groups - 1) * estimate.error
+        by_prompt = t_of_normal(errors, self.informative_groups - 1) * estimate.error
+        return estimate.value - max(by_prompt, errors * estimate.chance)
 
 
 def batch_sums(
@@ -169,7 +178,8 @@ def batch_sums(
     informs = keep & (a != 0) & (keep if mask is None else own.any(1))
     above = tokens.clamp_max(_LARGEST_TOKEN).expm1()
     m = lw if mask is None else torch.where(keep, above.sum(1), 0.0)
-    rows = {"n": keep, "left out": ~keep, "a": a, "m": m, "am": a * m, "w": w, "wa": w * a, "w2": w * w}
+    rows = {"n": keep, "left out": ~keep, "a": a, "a2": a * a, "m": m, "am": a * m, "m2": m * m}
+    rows |= {"w": w, "wa": w * a, "w2": w * w}
     rows |= {"informative": informs, "informative w": w * informs, "informative w2": w * w * informs}
     for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": above - tokens}.items():
         rows[name] = torch.where(keep, part.sum(1), 0)
@@ -263,20 +273,28 @@ def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:
     c, n = sums.columns, sums.total("n")
     if n == 0:
         return Estimate(0.0, math.inf)
+    # What each prompt adds to n times the figure, and its completions' sum of (w - 1)^2, of m^2 for the slope.
     a, m, w = sums.total("a") / n, sums.total("m") / n, sums.total("w") / n
     if statistic == "gain":
         weighted = sums.total("wa") / n / w
-        value = weighted - a
-        influence = (c["wa"] - weighted * c["w"]) / w - (c["a"] - a * c["n"])
-    else:
-        plain = math.exp(min(sums.shift, _LARGEST)) * c["wa"] - c["a"]
-        terms = plain if statistic == "plain" else c["am"] - a * c["m"] - m * (c["a"] - a * c["n"])
+        terms = (c["wa"] - weighted * c["w"]) / w - (c["a"] - weighted * c["n"])
+        value, squares = weighted - a, c["w2"] / w**2 - 2 * c["w"] / w + c["n"]
+    elif statistic == "plain":
+        scale = math.exp(min(sums.shift, _LARGEST))
+        terms, squares = scale * c["wa"] - c["a"], scale**2 * c["w2"] - 2 * scale * c["w"] + c["n"]
         value = float(terms.sum()) / n
-        influence = terms - value * c["n"]
-    groups = int((c["n"] > 0).sum())
-    if groups < 2 or sums.total("informative") == 0:
+    else:
+        terms = c["am"] - a * c["m"] - m * (c["a"] - a * c["n"])
+        value, squares = float(terms.sum()) / n, c["m2"] - 2 * m * c["m"] + m**2 * c["n"]
+    informs = c["informative"] > 0
+    prompts = int(informs.sum())
+    if prompts < 2:
         return Estimate(value, math.inf)
-    return Estimate(value, math.sqrt(groups / (groups - 1) * float(influence @ influence)) / n)
+    mean = terms[informs].sum() / c["n"][informs].sum()
+    off = np.where(informs, math.sqrt(prompts / (prompts - 1)) * (terms - mean * c["n"]), terms)
+    centred = c["a2"] - 2 * a * c["a"] + a**2 * c["n"]
+    chance = float((centred * squares.clip(0.0) / c["n"].clip(1.0)).sum())
+    return Estimate(value, math.sqrt(float(off @ off)) / n, math.sqrt(max(chance, 0.0)) / n)
 
 
 def _by_group(shift: float, groups: NDArray[Any], rows: Mapping[str, Vector]) -> BatchSums:
