@@ -71,12 +71,21 @@ def test_a_clear_gain_is_taken_and_every_candidate_is_loaded_on_the_same_prompts
         return torch.full((len(rows),), float(best), dtype=torch.float64)
 
     seen = scored(monkeypatch, rewards)
-    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=16)
+    found = choose_alpha(leap(Trajectory.load(run_dir), "factors", 20), *tiny.load("chain"), TASK, prompts=32)
     assert found.alpha == 1.0
+    assert "(8 prompts; the best of 5, chosen on them, so the gain is too high)" in found.reason
     assert [round(size / seen[0][0], 3) for size, _, _ in seen] == [1.0, 0.667, 1.333, 1.667, 2.333, 3.667]
     # A clear winner is settled on a quarter of the prompts.
-    assert found.completions == 6 * 4 == sum(len(prompts) for _, prompts, _ in seen)
+    assert found.completions == 6 * 8 == sum(len(prompts) for _, prompts, _ in seen)
     assert len({(prompts, seed) for _, prompts, seed in seen}) == 1
+
+
+def test_prompts_too_few_for_any_gain_are_refused(run_dir):
+    fitted = leap(Trajectory.load(run_dir), "factors", 20)
+    with pytest.raises(
+        InputError, match=r"^--prompts 3: on so few no gain can be told from chance: give 4 or"
+    ):
+        choose_alpha(fitted, *tiny.load("chain"), TASK, prompts=3)
 
 
 def test_an_open_case_sees_more_prompts_and_a_win_within_the_noise_is_not_taken(run_dir, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.paired_search import GroupedScore, Refused, Scores, grid_search, refine
 
 
@@ -39,7 +40,8 @@ def test_the_error_is_that_of_the_paired_difference() -> None:
     scores = known({0.0: rewards(0, 1, 0, 1), 2.0: rewards(0, 1, 1, 1)})
     assert scores.gain(2.0) == 0.25
     assert scores.error(2.0) == pytest.approx(0.5 / math.sqrt(4))  # differences 0 0 1 0
-    assert scores.better(2.0, 0.9)
+    assert scores.evidence(2.0) == pytest.approx(normal_of_t(1.0, 3))
+    assert scores.better(2.0, 0.8)
     assert not scores.better(2.0, 1.0)
     assert not scores.worse(2.0, 0.0)
 
@@ -53,7 +55,7 @@ def test_a_difference_is_taken_over_the_prompts_that_both_have_seen() -> None:
 def test_the_hardness_of_prompts_cancels() -> None:
     hard = 10 * torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scores = known({0.0: hard, 2.0: hard + 0.01})
-    assert scores.error(2.0) < 1e-9
+    assert scores.error(2.0) == pytest.approx(0.01 / math.sqrt(64 * 65))
     assert scores.best(level=3.0) == 2.0
 
 
@@ -86,12 +88,22 @@ def test_answers_to_one_prompt_are_not_as_many_prompts() -> None:
     single, grouped = known(by_alpha), Scores(GroupedScore(unasked, 4), by_alpha)
     assert single.better(2.0, 2.0)
     assert grouped.error(2.0) == pytest.approx(0.5)
+    assert grouped.evidence(2.0) == pytest.approx(normal_of_t(1.0, 1))  # of two prompts, not of eight answers
     assert not grouped.better(2.0, 2.0)
     # One prompt says nothing of others, however often it is answered.
     assert Scores(GroupedScore(unasked, 8), by_alpha).error(2.0) == math.inf
     # Two that happen to agree do not make the noise within them go away.
     alike = {0.0: by_alpha[0.0], 2.0: rewards(1, 0, 0, 0, 0, 1, 0, 0)}
     assert Scores(GroupedScore(unasked, 4), alike).error(2.0) == known(alike).error(2.0) > 0
+
+
+@pytest.mark.parametrize(("prompts", "sure"), [(2, 1.2), (4, 2.3), (8, 4.0)])
+def test_a_few_prompts_that_agree_are_not_certain(prompts: int, sure: float) -> None:
+    """Their differences have no spread at all, and another prompt may still say the opposite."""
+    scores = known({0.0: torch.zeros(prompts).double(), 2.0: torch.ones(prompts).double()})
+    assert scores.error(2.0) == pytest.approx(1 / math.sqrt(prompts * (prompts + 1)))
+    assert scores.evidence(2.0) == pytest.approx(sure, abs=0.1)
+    assert scores.better(2.0, 0.0)
 
 
 def test_a_group_without_any_score_is_no_prompt() -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nextrl.engines.offline import AlphaChoice
 
 
-PROMPTS, LEVEL = 64, 2.0
+PROMPTS = 64
 
 _ALL_THE_SAME = (
     "Nothing was written: name a method with --method to have a leap all the same, and add --alpha auto --task TASK to "
@@ -102,7 +102,8 @@ def leap(
     level: Annotated[
         float | None,
         typer.Option(
-            help=f"Standard errors that --alpha auto's gain must exceed; {LEVEL:g} by default.",
+            help="Standard errors that --alpha auto's gain must exceed; by default as many as keep chance at a "
+            "tenth of searches.",
             callback=values.level,
         ),
     ] = None,
@@ -147,8 +148,8 @@ def leap(
     result = make_leap(traj, method or DEFAULT_METHOD, horizon, fixed, at, seed, **params)
     choice = None
     if searches and task:
-        most, least = PROMPTS if prompts is None else prompts, LEVEL if level is None else level
-        choice = _search(result, base, task, device, most, least, seed)
+        most = PROMPTS if prompts is None else prompts
+        choice = _search(result, base, task, device, most, level, seed)
         result = replace(result, alpha=choice.alpha)
     staying = choice is not None and choice.alpha == 0.0
     written = None if staying else _write(result, out, base if kind is As.merged else None, rank, task, run)
@@ -344,7 +345,7 @@ def _search(
     task: str,
     device: str | None,
     prompts: int,
-    level: float,
+    level: float | None,
     seed: int,
 ) -> AlphaChoice:
     """Load what `--alpha auto` needs, only when it is asked for: transformers takes seconds to import."""

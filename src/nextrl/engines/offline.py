@@ -56,7 +56,7 @@ def choose_alpha(
     task: Task,
     *,
     prompts: int = 64,
-    level: float = 2.0,
+    level: float | None = None,
     guard: Guard | None = None,
     seed: int = 0,
 ) -> AlphaChoice:
@@ -69,15 +69,21 @@ def choose_alpha(
         model: the base model in memory, without an adapter; it is given one.
         tokenizer: its tokenizer.
         prompts: held-out prompts that a candidate is scored on at most; a quarter of them at first.
-        level: standard errors of the paired difference that a gain must exceed.
+        level: standard errors of the paired difference that a gain must exceed; None for as many as keep chance at a
+            tenth of searches (`Acceptance.bar`).
         guard: what a leap forward must not do; the bounds of `LeapCallback` by default.
 
     Raises:
         InputError: fewer than 2 prompts, a negative level, too few examples, an adapter of another model.
     """
     examples = task.examples("validation")
-    if prompts < 2 or level < 0:
-        raise InputError(f"--prompts must be at least 2 and --level at least 0, not {prompts} and {level:g}")
+    if prompts < 2:
+        raise InputError(f"--prompts must be at least 2, not {prompts}")
+    accepting = Acceptance(stages_up_to(prompts), level)
+    if level is None and prompts < (fewest := accepting.fewest(len(CANDIDATES))):
+        raise InputError(
+            f"--prompts {prompts}: on so few no gain can be told from chance: give {fewest} or more"
+        )
     if len(examples) < prompts:
         raise InputError(
             f"task '{task.name}' has {len(examples)} validation prompts, fewer than {prompts}: use --prompts "
@@ -90,7 +96,7 @@ def choose_alpha(
     scorer = CandidateScores(adapter, rollouts, guard or Guard()).scorer(
         partial(leap_into, adapter, leap), adapter.read(), lambda start, stop: rows[start:stop], seed
     )
-    alpha, scores = Acceptance(stages_up_to(prompts), level).choose(scorer, CANDIDATES)
+    alpha, scores = accepting.choose(scorer, CANDIDATES)
     decision = searched(leap.method, alpha, scores)
     figures = _figures(scores, alpha or max((a for a in scores.rewards if a), key=scores.gain, default=0.0))
     return AlphaChoice(alpha, f"{decision.reason}{figures}", scores.means(), scores.completions())
@@ -182,5 +188,5 @@ def _figures(scores: Scores, alpha: float) -> str:
         return ""
     return (
         f"; {alpha:g} gains {scores.gain(alpha):+.3f} ± {scores.error(alpha):.3f} over staying put "
-        f"({scores.prompts(alpha)} prompts)"
+        f"({scores.prompts(alpha)} prompts; the best of {len(scores) - 1}, chosen on them, so the gain is too high)"
     )

@@ -1,22 +1,27 @@
 """Which candidate leap is taken: the one rule for every leap that is searched, whoever proposes it.
 
 Candidates are scored on held-out prompts in stages (successive halving), each against staying put on the same prompts
-with the same random numbers, and one is taken only if it gains more than `level` standard errors of the paired
-difference. That is a bar for one candidate looked at once. The best of six, on the prompts that picked it, passes it
-by chance in a tenth of all searches where none is better (`tests/judge/test_acceptance.py` draws them): what such a
-leap costs is the search and a move that gains nothing, and the window after it can still take it back. `argmax` is
-the rule of the papers instead: the best mean, however small its lead. It now and then takes a winner by noise
-(docs/predictors.md), and is there to reproduce them.
+with the same random numbers. One is taken if its gain is so many standard errors of the paired difference (Student's t)
+that chance takes one in about a tenth of all searches in which none is better: the best of many looks good by luck, and
+so does what is looked at several times. What a leap taken by chance costs is the search and a move that gains
+nothing, and the window after it can still take it back. `argmax` is the rule of the papers instead: the best mean,
+however small its lead. It now and then takes a winner by noise (docs/predictors.md), and is there to reproduce them.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nextrl.errors import InputError
+from nextrl.judge.few_samples import normal_of_t
 from nextrl.judge.paired_search import Score, Scores, grid_search, refine
+
+CHANCE = 0.1
+"""Share of searches in which none is better that may take a candidate all the same."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +30,19 @@ class Acceptance:
 
     Attributes:
         stages: ascending numbers of held-out prompts that every candidate, and then the contenders, are scored on.
-        level: standard errors of the paired difference by which a candidate must beat staying put (see above for
-            how often chance does).
+        level: standard errors of the paired difference by which a candidate must beat staying put, however many there
+            are; None for what keeps chance at a tenth (`bar`).
         argmax: take the best mean over all prompts at once, as papers do; `level` is not asked then.
     """
 
     stages: tuple[int, ...] = (16, 32, 64)
-    level: float = 2.0
+    level: float | None = None
     argmax: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 2:
             raise InputError(f"stages must be ascending numbers of prompts from 2 on, not {self.stages}")
-        if not self.level >= 0.0:
+        if self.level is not None and not self.level >= 0.0:
             raise InputError(f"level must be at least 0 standard errors, not {self.level:g}")
 
     @property
@@ -62,6 +67,24 @@ class Acceptance:
         contenders = min(2, candidates) * sum(sum(later[: number + 1]) for number in range(len(later)))
         return (1 + candidates) * first + sum(later) + min(contenders, candidates * sum(later))
 
+    def bar(self, candidates: int) -> float:
+        """Standard errors by which one of so many candidates must beat staying put, on the scale of a normal.
+
+        Chance has a try for each candidate (Bonferroni), and half a try more for each stage after the first: a stage
+        has the prompts of the one before, and three looks at a quarter, a half and all of them are worth two. Where
+        candidates have nothing in common but staying put, simulations take one of one, two or six by chance in
+        .04 to .14 of searches; where most answers stay as they are, in fewer (docs/decisions/paired-search.md).
+        """
+        if self.level is not None:
+            return self.level
+        tries = max(1, candidates) * (1 + len(self.stages)) / 2
+        return statistics.NormalDist().inv_cdf(1 - CHANCE / tries)
+
+    def fewest(self, candidates: int) -> int:
+        """Distinct prompts from which on one of so many candidates can be taken: on fewer not even if all agree."""
+        bar = self.bar(candidates)
+        return next(n for n in itertools.count(2) if normal_of_t(math.sqrt(n * (n + 1)), n - 1) > bar)
+
     def choose(self, score: Score, candidates: Iterable[float]) -> tuple[float, Scores]:
         """The alpha to take (0.0: stay put), and what was seen of each candidate."""
         if self.argmax:
@@ -70,9 +93,10 @@ class Acceptance:
         scores = Scores(score)
         for alpha in candidates:
             scores.extend(alpha, self.stages[0])
+        bar = self.bar(sum(alpha != 0.0 for alpha in {*scores.rewards, *scores.refused}))
         # A lead of less than one standard error is looked at further, however low the bar is.
-        refine(scores, self.stages, max(self.level, 1.0))
-        return scores.best(self.level), scores
+        refine(scores, self.stages, max(bar, 1.0))
+        return scores.best(bar), scores
 
 
 def stages_up_to(prompts: int) -> tuple[int, ...]:

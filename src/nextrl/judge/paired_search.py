@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nextrl.judge.few_samples import normal_of_t
+
 Score = Callable[[float, int, int], Tensor]
 """(alpha, start, stop) -> rewards (stop - start,) float64 of the shared prompts start..stop - 1.
 
@@ -74,7 +76,7 @@ class Scores:
     _edges: list[int] = field(default_factory=lambda: [0], repr=False)
 
     def __len__(self) -> int:
-        """Candidates looked at, refused ones included."""
+        """Candidates looked at, refused ones and staying put included."""
         return len(self.rewards) + len(self.refused)
 
     def extend(self, alpha: float, prompts: int) -> None:
@@ -124,26 +126,39 @@ class Scores:
         return -math.inf if math.isnan(gain) else gain
 
     def error(self, alpha: float, over: float = 0.0) -> float:
-        """Standard error of `gain`: deviation of the paired differences over sqrt(n); inf where n is below 2.
+        """Standard error of `gain`; inf where fewer than two prompts were scored for both.
 
         Where several answers are to one prompt (`GroupedScore`) it is that of the prompts' means, if that is larger.
         """
         if alpha in self.refused:
             return 0.0
-        difference = self._difference(alpha, over)
-        error, group = _standard_error(difference), getattr(self.score, "group", 1)
-        if group == 1:
-            return error
-        means = torch.stack([answers.nanmean() for answers in torch.split(difference, group)])
-        return max(error, _standard_error(means))
+        by_prompt = self._by_prompt(alpha, over)
+        if len(by_prompt) < 2:
+            return math.inf
+        answers = self._difference(alpha, over)
+        return max(_standard_error(by_prompt), _standard_error(answers[~answers.isnan()]))
+
+    def _by_prompt(self, alpha: float, over: float) -> Tensor:
+        """Mean difference of each prompt that was scored for both."""
+        difference, group = self._difference(alpha, over), getattr(self.score, "group", 1)
+        if group > 1:
+            difference = torch.stack([answers.nanmean() for answers in torch.split(difference, group)])
+        return difference[~difference.isnan()]
 
     def _difference(self, alpha: float, over: float) -> Tensor:
         shared = min(self.prompts(alpha), self.prompts(over))
         return self.rewards[alpha][:shared] - self.rewards[over][:shared]
 
     def better(self, alpha: float, level: float) -> bool:
-        """Whether a candidate beats staying put by more than `level` standard errors."""
-        return self.gain(alpha) > level * self.error(alpha) and self.gain(alpha) > 0.0
+        """Whether a candidate beats staying put by more than `level` standard errors, on the scale of a normal."""
+        return self.gain(alpha) > 0.0 and self.evidence(alpha) > level
+
+    def evidence(self, alpha: float) -> float:
+        """How sure the gain over staying put is: Student's t of so many prompts, on the scale of a normal."""
+        error = self.error(alpha)
+        if not 0.0 < error < math.inf:
+            return 0.0
+        return normal_of_t(self.gain(alpha) / error, len(self._by_prompt(alpha, 0.0)) - 1)
 
     def worse(self, alpha: float, level: float, over: float = 0.0) -> bool:
         """Whether a candidate loses to another (default: staying put) by more than `level` standard errors."""
@@ -168,9 +183,14 @@ class Scores:
 
 
 def _standard_error(differences: Tensor) -> float:
-    """Of their mean, what is NaN left out; inf for fewer than two."""
-    known = differences[~differences.isnan()]
-    return float(known.std(unbiased=True)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+    """Of the mean of two or more.
+
+    Differences that are all alike are not known without error: it is at least what one more would make it that said the
+    opposite of their mean size.
+    """
+    n = len(differences)
+    spread, size = float(differences.var(unbiased=True)), float(differences.square().mean())
+    return math.sqrt(max(spread / n, size / (n * (n + 1))))
 
 
 def grid_search(score: Score, candidates: Iterable[float], prompts: int) -> Scores:

@@ -317,6 +317,18 @@ def test_the_price_of_searches_is_said_at_the_start_and_kept(
     assert all(d.completions <= 48 for d in callback.decisions)
 
 
+def test_a_search_on_which_nothing_can_be_accepted_is_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = LeapCallback(1, "factors", at=[2], horizon=1, validation=VALIDATION, prompts=16)
+    trainer(tmp_path, [callback], max_steps=3).train()
+    said = [r.getMessage() for r in caplog.records if "can be accepted" in r.getMessage()]
+    assert said == [
+        "nextrl: a search of 16 completions in groups of 4 sees 4 prompts, on which no leap can be accepted: give "
+        "LeapCallback(prompts=20) or more"
+    ]
+
+
 def test_without_a_word_on_searches_they_take_a_tenth_of_what_was_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -124,6 +124,17 @@ class AtSteps(LeapsOnly):
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """See `Forecast`."""
         self._group = group
+        distinct = self.acceptance.prompts // group
+        if self.searches and 2 <= distinct < (fewest := self.acceptance.fewest(self._tried)):
+            say(
+                log,
+                "a search of %d completions in groups of %d sees %d prompts, on which no leap can be accepted: give "
+                "LeapCallback(prompts=%d) or more",
+                self.acceptance.prompts,
+                group,
+                distinct,
+                fewest * group,
+            )
         return self._forecast.announced(steps, per_step, self._price(group))
 
     def never_searches(self, steps: int, per_step: int, group: int) -> bool:
@@ -132,7 +143,12 @@ class AtSteps(LeapsOnly):
 
     def _price(self, group: int) -> int:
         """Completions that one search takes at most."""
-        return self.acceptance.most(len(set(self._alphas) - {0.0}), group)
+        return self.acceptance.most(self._tried, group)
+
+    @property
+    def _tried(self) -> int:
+        """Candidates of a search beside staying put."""
+        return len(set(self._alphas) - {0.0})
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Every `every` steps, and at the named ones whatever the window's length."""
