@@ -52,9 +52,14 @@ def test_half_a_last_line_is_left_out(tmp_path, kept, caplog):
     ("line", "why"),
     [
         ("{", "line 2: not readable as JSON"),
-        ("[]", "line 2: no decision"),
-        ('{"step": 1}', r"line 2: no decision \(\('alpha',\)"),
+        ("[]", r"line 2: no decision \(Input should be a valid dictionary"),
+        ('{"step": 1}', r"line 2: no decision \(alpha: Field required\)"),
+        (
+            '{"step": 2, "alpha": 0, "reason": "r", "scores": {"1": "x"}}',
+            r"decision \(scores\.1: Input should be",
+        ),
         ("", "line 2: not readable as JSON"),
+        ("\ufffd", "line 2: not readable as JSON"),
     ],
 )
 def test_another_line_that_is_none_is_refused(tmp_path, line, why):
@@ -62,8 +67,67 @@ def test_another_line_that_is_none_is_refused(tmp_path, line, why):
     with (tmp_path / decision_file.DECISIONS).open("a") as file:
         file.write(f"{line}\n")
     decision_log.append(tmp_path, decision(3))
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(InputError, match=why + r".*; correct or remove that line$"):
         decision_file.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("learning_rate", 1e300),
+        ("learning_rate", "2e-4"),
+        ("lr_factor", -2.0),
+        ("lr_factor", float("inf")),
+        ("rate_factor", float("nan")),
+        ("alpha", float("nan")),
+        ("step", -5),
+        ("step", 10**12),
+        ("step", 2.0),
+        ("cost_completions", -1),
+    ],
+)
+def test_a_number_that_no_run_has_is_refused(tmp_path, field, value):
+    written = json.loads(decision(2).model_dump_json()) | {field: value}
+    lines = [decision(1).model_dump_json(), json.dumps(written), ""]
+    (tmp_path / decision_file.DECISIONS).write_text("\n".join(lines))
+    with pytest.raises(InputError, match=rf"line 2: no decision \({field}: .*; correct or remove that line"):
+        decision_file.read(tmp_path)
+
+
+def test_what_could_not_be_measured_and_a_rate_of_zero_are_read(tmp_path):
+    made = DecisionRecord(
+        step=0, alpha=-1.0, reason="r", learning_rate=0.0, divergence=float("nan"), rolled_back=0
+    )
+    decision_log.begin(tmp_path, [made])
+    assert decision_file.read(tmp_path) == [made]
+
+
+def test_lines_out_of_the_order_of_their_steps_are_refused(tmp_path):
+    decision_log.begin(tmp_path, [decision(1), decision(2), decision(2)])
+    assert len(decision_file.read(tmp_path)) == 3
+    decision_log.append(tmp_path, decision(1))
+    with pytest.raises(InputError, match=r"line 4: is of step 1, and the line before it of step 2; .*remove"):
+        decision_file.read(tmp_path)
+
+
+def test_a_whole_last_line_without_its_end_counts(tmp_path, caplog):
+    decision_log.begin(tmp_path, [decision(1), decision(2)])
+    path = tmp_path / decision_file.DECISIONS
+    path.write_bytes(path.read_bytes()[:-1])
+    assert decision_file.read(tmp_path) == [decision(1), decision(2)]
+    path.write_bytes(path.read_bytes() + b"\n  ")
+    assert decision_file.read(tmp_path) == [decision(1), decision(2)]
+    assert not caplog.text
+
+
+def test_a_last_line_that_is_cut_off_inside_a_letter_is_left_out(tmp_path, caplog):
+    decision_log.begin(tmp_path, [decision(1)])
+    with (tmp_path / decision_file.DECISIONS).open("ab") as file:
+        file.write('{"step": 2, "reason": "ä'.encode()[:-1])
+    assert decision_file.read(tmp_path) == [decision(1)]
+    assert "the last line is cut off" in caplog.text
 
 
 def test_a_folder_of_that_name_is_no_log(tmp_path):

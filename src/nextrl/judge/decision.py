@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nextrl.files import MAX_STEP
 from nextrl.judge.fresh_batch import BatchGain
 from nextrl.judge.paired_search import Scores
 
 Back = Literal["", "step", "window", "run"]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
+"""A learning rate, or a factor of one."""
 
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
 """Names that fields have in published records of studies -> their names now."""
@@ -121,27 +126,27 @@ class DecisionRecord(BaseModel):
 
     __str__ = __repr__
 
-    step: int
+    step: Step
     method: str = "auto"
-    alpha: float
-    learning_rate: float | None = None
-    lr_factor: float | None = None
+    alpha: Annotated[float, Field(allow_inf_nan=False)]
+    learning_rate: Rate | None = None
+    lr_factor: Rate | None = None
     reason: str
     divergence: float | None = None
     reward: float | None = None
     scores: dict[str, float | None] = {}
     divergences: dict[str, float | None] = {}
-    cost_completions: int = 0
+    cost_completions: Count = 0
     claimed_steps: float | None = None
-    rolled_back: int | None = None
+    rolled_back: Step | None = None
     horizon: int | None = None
     discarded: float = 0.0
-    completions: int = 0
-    unscored: int = 0
+    completions: Count = 0
+    unscored: Count = 0
     gains: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     back: Back = ""
-    rate_factor: float = 1.0
+    rate_factor: Rate = 1.0
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nextrl.errors import InputError
-from nextrl.files import NoSuchFile, parse_json, read_text
+from nextrl.files import NoSuchFile, parse_json, read_bytes
 from nextrl.judge.decision import DecisionRecord
 from nextrl.say import say
 from nextrl.trajectory import trainer_log
@@ -27,23 +27,55 @@ def read(output_dir: Path) -> list[DecisionRecord]:
     """The decisions that a folder holds, none where it has no such file; a killed process's half line is left out.
 
     Raises:
-        InputError: another line is none, or it is no file.
+        InputError: another line is none, or of an earlier step than the one before it, or it is no file.
     """
     path = output_dir / DECISIONS
     try:
-        *lines, rest = read_text(path).split("\n")
+        *lines, rest = read_bytes(path).split(b"\n")
     except NoSuchFile:
         return []
-    found = []
-    for number, text in enumerate(lines, 1):
-        try:
-            found.append(DecisionRecord.model_validate(parse_json(text.encode(), f"{path}, line {number}")))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{path}, line {number}: no decision ({first['loc']}: {first['msg']})") from None
-    if rest:
+    if _whole(rest):  # an editor has removed the last line's end
+        lines.append(rest)
+    elif rest.strip():
         say(log, "%s: the last line is cut off, and left out", path)
+    found: list[DecisionRecord] = []
+    for number, text in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            made = _decision(text, where)
+        except InputError as error:
+            raise InputError(f"{error}; correct or remove that line") from None
+        if found and made.step < found[-1].step:
+            raise InputError(
+                f"{where}: is of step {made.step}, and the line before it of step {found[-1].step}; remove "
+                "those of the two that are not of this run"
+            )
+        found.append(made)
     return found
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a line is JSON, as no part of an object's text is."""
+    try:
+        parse_json(line, DECISIONS)
+    except InputError:
+        return False
+    return True
+
+
+def _decision(line: bytes, where: str) -> DecisionRecord:
+    """The decision that a line holds, of the very types that are written: a number in quotation marks is none.
+
+    Raises:
+        InputError: it holds none; `where` is for messages.
+    """
+    value = parse_json(line, where)
+    try:
+        return DecisionRecord.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: no decision ({field}{': ' if field else ''}{first['msg']})") from None
 
 
 def last_of_auto(traj: Trajectory) -> DecisionRecord | None:
