@@ -98,8 +98,9 @@ class BatchGain:
             Where log-ratios came without tokens, m_i is lw_i, which is biased by -Cov(A, KL of a completion): where
             wrong answers are longer, it always speaks for going back. Do not judge long completions by it.
         completions, groups: n and G, those that entered.
-        left_out: completions not counted, for a log-ratio or advantage that is not finite. A candidate that rules a
-            sampled completion out (lw = -inf) shows here only, so any at all speak against it.
+        left_out: completions not counted, for a log-ratio that is not finite. A candidate that rules a sampled
+            completion out (lw = -inf) shows here only, so any at all speak against it. Nor are those counted whose
+            advantage is not finite, which is no candidate's fault.
         informative, informative_groups: completions with A != 0 (and tokens, where a mask was given); their prompts.
         ess, informative_ess: effective sample size (sum w)^2 / sum w^2 (Kong 1992, second-hand through Elvira, Martino
             & Robert, "Rethinking the effective sample size", 2022), of all and of informative completions.
@@ -172,13 +173,14 @@ def batch_sums(
     tokens = own.double() if mask is None else torch.where(own, lw, 0.0)
     lw = lw if mask is None else tokens.sum(1)
     keep = lw.isfinite() & a.isfinite()
+    ruled_out = ~lw.isfinite()
     lw, a = torch.where(keep, lw, 0.0), torch.where(keep, a, 0.0)
     shift = float(lw[keep].max()) if keep.any() else -math.inf
     w = torch.where(keep, (lw - shift).exp(), 0.0)
     informs = keep & (a != 0) & (keep if mask is None else own.any(1))
     above = tokens.clamp_max(_LARGEST_TOKEN).expm1()
     m = lw if mask is None else torch.where(keep, above.sum(1), 0.0)
-    rows = {"n": keep, "left out": ~keep, "a": a, "a2": a * a, "m": m, "am": a * m, "m2": m * m}
+    rows = {"n": keep, "left out": ruled_out, "a": a, "a2": a * a, "m": m, "am": a * m, "m2": m * m}
     rows |= {"w": w, "wa": w * a, "w2": w * w}
     rows |= {"informative": informs, "informative w": w * informs, "informative w2": w * w * informs}
     for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": above - tokens}.items():
@@ -294,7 +296,13 @@ def _estimate(sums: BatchSums, statistic: Statistic) -> Estimate:
     off = np.where(informs, math.sqrt(prompts / (prompts - 1)) * (terms - mean * c["n"]), terms)
     centred = c["a2"] - 2 * a * c["a"] + a**2 * c["n"]
     chance = float((centred * squares.clip(0.0) / c["n"].clip(1.0)).sum())
-    return Estimate(value, math.sqrt(float(off @ off)) / n, math.sqrt(max(chance, 0.0)) / n)
+    return Estimate(value, _length(off) / n, math.sqrt(max(chance, 0.0)) / n)
+
+
+def _length(vector: Vector) -> float:
+    """Its Euclidean norm, also of numbers whose squares float64 cannot hold."""
+    most = float(np.abs(vector).max()) or 1.0
+    return most * float(np.linalg.norm(vector / most))
 
 
 def _by_group(shift: float, groups: NDArray[Any], rows: Mapping[str, Vector]) -> BatchSums:
