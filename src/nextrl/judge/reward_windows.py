@@ -1,10 +1,10 @@
 """What the rewards of a run's windows say, and how much of it chance alone would: the best of many windows is luck.
 
-A window's mean has an error, read off the spread of what was logged within it, or, where each window was logged as one
-number, off how unlike its neighbours each is, the last two left out: a fall there must not hide in its own noise. The
-best of n windows exceeds the last one by several of these errors on a run whose reward stands still, so a fall counts
-only beyond a bound that allows for the choice (Bonferroni), on Student's t for an error that is itself estimated
-(`few_samples`).
+A window's mean has an error, read off the spread of what was logged within it, and, where that says less or each window
+was logged as one number, off how unlike its neighbours each is, the last two left out: a fall there must not hide in
+its own noise. The best of n windows exceeds the last one by several of these errors on a run whose reward stands still,
+so a fall counts only beyond a bound that allows for the choice (Bonferroni), on Student's t for an error that is itself
+estimated (`few_samples`).
 """
 
 from __future__ import annotations
@@ -81,17 +81,35 @@ def _bound(chance: float, degrees: int) -> float:
 
 
 def _noise(windows: Sequence[Sequence[float]], means: Sequence[float]) -> tuple[float, int] | None:
-    """Standard error of one window's mean, and its degrees of freedom; None where nothing shows it."""
+    """Standard error of one window's mean, and its degrees of freedom; None where nothing shows it.
+
+    Rewards logged one after the other may be alike (data in an order), and then windows differ by more than the spread
+    within them says. What they differ by is taken, but not as what few degrees of freedom say: on those a bound is
+    beyond a collapse, and what a run learns bends the windows' means as well.
+    """
+    within, between = _within(windows, means), _between(means)
+    if within is None or between is None:
+        known = within or between
+        return None if known is None else (math.sqrt(known[0]), known[1])
+    return math.sqrt(max(within[0], between[0])), within[1]
+
+
+def _within(windows: Sequence[Sequence[float]], means: Sequence[float]) -> tuple[float, int] | None:
+    """Variance of a window's mean off the spread within windows, and its degrees of freedom."""
     within = sum(len(window) - 1 for window in windows)
-    if within >= len(windows):
-        apart = (r - mean for window, mean in zip(windows, means, strict=True) for r in window)
-        squares = sum(d * d for d in apart)  # a power would raise where this is infinite
-        logged = statistics.harmonic_mean([len(window) for window in windows])
-        return math.sqrt(squares / within / logged), within
+    if within < len(windows):
+        return None
+    apart = (r - mean for window, mean in zip(windows, means, strict=True) for r in window)
+    squares = sum(d * d for d in apart)  # a power would raise where this is infinite
+    return squares / within / statistics.harmonic_mean([len(window) for window in windows]), within
+
+
+def _between(means: Sequence[float]) -> tuple[float, int] | None:
+    """The same off how unlike its neighbours each window is."""
     # A straight rise drops out of a second difference, whose variance is six times a mean's.
     earlier = means[:-_SMOOTH]
     second = [a - 2 * b + c for a, b, c in zip(earlier, earlier[1:], earlier[2:], strict=False)]
     degrees = int(len(second) / _OVERLAP)
     if degrees < 2:  # on one degree of freedom a bound is beyond any fall
         return None
-    return math.sqrt(sum(d * d for d in second) / len(second) / 6), degrees
+    return sum(d * d for d in second) / len(second) / 6, degrees

@@ -743,7 +743,7 @@ def test_rloo_works_too(tmp_path: Path) -> None:
         ({"every": True}, "every must be a whole number, not True"),
         ({"every": math.inf}, "every must be a whole number, not inf"),
         ({"method": None}, "method must be 'auto' or an extrapolator's name, not None"),
-        ({"config": {"every": 3}}, "config must be a ControllerConfig"),
+        ({"config": {"every": 3}}, "config must be a nextrl.ControllerConfig, not"),
         ({"config": ControllerConfig(every=2.5)}, r"config's every must be a whole number, not 2\.5"),
         ({"config": ControllerConfig(undo=True)}, "config's undo must be a number, not True"),
         ({"adapt_lr": "no"}, "adapt_lr must be True or False, not 'no'"),

@@ -65,9 +65,7 @@ def rows(name: str, value: Any) -> Any:
 def dials(name: str, value: Any) -> ControllerConfig:
     """The dials of `auto`, each of them a number."""
     if not isinstance(value, ControllerConfig):
-        raise InputError(
-            f"{name} must be a ControllerConfig (from nextrl.judge.controller_config), not {shown(value)}"
-        )
+        raise InputError(f"{name} must be a nextrl.ControllerConfig, not {shown(value)}")
     kinds = {"int": whole(1), "float": number}
     # A subclass may have dials of other kinds, which are its own affair.
     known = [f for f in fields(value) if str(f.type) in kinds]
