@@ -118,7 +118,7 @@ def test_what_is_given_as_level_is_the_bar() -> None:
     assert Acceptance((64,)).bar(1) == pytest.approx(1.282, abs=1e-3)
 
 
-@pytest.mark.parametrize("level", [float("nan"), -3.0])
+@pytest.mark.parametrize("level", [float("nan"), -3.0, float("inf")])
 def test_a_level_that_lets_everything_pass_is_refused(level: float) -> None:
-    with pytest.raises(InputError, match="level must be at least 0"):
+    with pytest.raises(InputError, match="level must be a finite number of standard errors"):
         Acceptance(level=level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,9 @@ def test_a_record_is_shown_in_one_short_line() -> None:
     assert (repr(record), str(record)) == (line, line)
     quiet = DecisionRecord(step=10, alpha=0.0, reason="no reason")
     assert repr(quiet) == "DecisionRecord(step 10, auto: nothing is done; no reason)"
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 1e300])
+def test_a_rate_that_no_optimizer_can_have_stops_no_training(rate: float) -> None:
+    record = DecisionRecord.of(stay("why"), step=3, learning_rate=rate, lr_factor=rate)
+    assert (record.learning_rate, record.lr_factor) == (None, None)

@@ -85,7 +85,8 @@ def append(output_dir: Path, decision: DecisionRecord) -> None:
 def line(decision: DecisionRecord) -> str | None:
     """One line for people about what was done; None where nothing was."""
     what = done(decision)
-    return what and f"{what}; learning rate now {decision.learning_rate:.3g} ({decision.reason})"
+    rate = "unknown" if decision.learning_rate is None else f"{decision.learning_rate:.3g}"
+    return what and f"{what}; learning rate now {rate} ({decision.reason})"
 
 
 def show(metrics: MutableMapping[str, list[float]], decision: DecisionRecord) -> None:

@@ -215,7 +215,7 @@ def _values(path: Path) -> dict[str, Any]:
             f"{path} is of version {shown(values['version'])}, not {VERSION}: resume this run with the nextrl "
             "that wrote it"
         )
-    if values.get("digest") != sealed(values)["digest"]:  # NaN in it is unlike itself
+    if values.get("digest") != sealed(values)["digest"]:  # not the values themselves: a NaN equals nothing
         raise InputError(f"{path} is damaged (not as it was written): use another checkpoint")
     return values
 

@@ -42,8 +42,10 @@ class Acceptance:
     def __post_init__(self) -> None:
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 2:
             raise InputError(f"stages must be ascending numbers of prompts from 2 on, not {self.stages}")
-        if self.level is not None and not self.level >= 0.0:
-            raise InputError(f"level must be at least 0 standard errors, not {self.level:g}")
+        if self.level is not None and not 0.0 <= self.level < math.inf:
+            raise InputError(
+                f"level must be a finite number of standard errors from 0 on, not {self.level:g}"
+            )
 
     @property
     def prompts(self) -> int:

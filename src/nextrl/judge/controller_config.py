@@ -68,7 +68,8 @@ class ControllerConfig:
         """
         if steps is None:
             return self
-        windows = steps / (2 * self.every) + (2 + self.patience) / 2  # where nothing changes
+        # Where nothing changes: windows after a change of the rate are shorter, and not counted.
+        windows = steps / (2 * self.every) + (2 + self.patience) / 2
         more = math.log(max(1.0, windows / LOOKS))
         undo, sure = (math.sqrt(errors**2 + 2.0 * more) for errors in (self.undo, self.sure))
         return replace(self, harm=self.harm + more, undo=undo, sure=sure) if more else self

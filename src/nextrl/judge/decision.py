@@ -20,7 +20,8 @@ from nextrl.judge.paired_search import Scores
 Back = Literal["", "step", "window", "run"]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
+_HIGHEST = 1e12
+Rate = Annotated[float, Field(ge=0.0, le=_HIGHEST, allow_inf_nan=False)]
 """A learning rate, or a factor of one."""
 
 _FORMER = {"saved_steps_estimate": "claimed_steps"}
@@ -173,7 +174,10 @@ class DecisionRecord(BaseModel):
 
     @classmethod
     def of(cls, decision: Decision, **facts: Any) -> DecisionRecord:
-        """The record of a decision; `facts` are the fields that the decision itself does not hold."""
+        """The record of a decision; `facts` are the fields that the decision itself does not hold.
+
+        A rate that no optimizer can have (NaN, from a broken schedule) is written down as not known.
+        """
         own = (
             "alpha",
             "reason",
@@ -194,7 +198,11 @@ class DecisionRecord(BaseModel):
             "errors": {alpha: gain.error for alpha, gain in looks.items()},
             "divergences": {alpha: look.nats_k2 for alpha, look in decision.looks.items()},
         }
-        return cls(**{**seen, **{name: getattr(decision, name) for name in own}, **facts})
+        known = {
+            name: None if name in ("learning_rate", "lr_factor") and not 0.0 <= fact <= _HIGHEST else fact
+            for name, fact in facts.items()
+        }
+        return cls(**{**seen, **{name: getattr(decision, name) for name in own}, **known})
 
     @property
     def accepted(self) -> bool:

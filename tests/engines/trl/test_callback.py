@@ -762,8 +762,18 @@ def test_rloo_works_too(tmp_path: Path) -> None:
         ({"method": "window", "params": {"foo": 1}}, "method 'window' has no parameter 'foo'; it takes rank"),
         ({"policy": Scripted(), "params": {"rank": 2}}, "in place of params=: give the one"),
         ({"trainer": "x"}, "trainer must be the trainer itself"),
-        ({"policy": "next"}, "policy must be an object with the members of Policy, not 'next'"),
-        ({"policy": Searching}, "policy must be an object with the members of Policy"),
+        (
+            {"policy": "next"},
+            "policy must be an object with the members of JudgingPolicy or LeapingPolicy, not",
+        ),
+        (
+            {"policy": Searching},
+            "policy must be an object with the members of JudgingPolicy or LeapingPolicy",
+        ),
+        (
+            {"policy": SimpleNamespace(decide=print, undoes=True)},
+            "policy must have the members of JudgingPolicy .* lacks acceptance, begin, broken, checks",
+        ),
         ({"policy": Scripted(), "on_leap": "f"}, "on_leap must be a function, not 'f'"),
     ],
 )

@@ -20,6 +20,7 @@ from nextrl.engines.trl.rollouts import TrainerRollouts
 from nextrl.errors import InputError
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.extrapolators.next_paper import NextPaper
+from nextrl.judge.acceptance import Acceptance
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory
 from trl_runs import VALIDATION, Before, States, fresh_model, same, trainer, watched, weights
@@ -322,11 +323,18 @@ def test_a_search_on_which_nothing_can_be_accepted_is_pointed_out(
 ) -> None:
     callback = LeapCallback(1, "factors", at=[2], horizon=1, validation=VALIDATION, prompts=16)
     trainer(tmp_path, [callback], max_steps=3).train()
-    said = [r.getMessage() for r in caplog.records if "can be accepted" in r.getMessage()]
-    assert said == [
-        "nextrl: a search of 16 completions in groups of 4 sees 4 prompts, on which no leap can be accepted: give "
+    (line,) = priced(caplog)
+    assert line.endswith(
+        "; a search of 16 completions in groups of 4 sees 4 prompts, on which no leap can be accepted: give "
         "LeapCallback(prompts=20) or more"
-    ]
+    )
+
+
+def test_the_best_mean_needs_no_bar_that_prompts_could_be_too_few_for() -> None:
+    searching = AtSteps("factors", at=[2], horizon=1, acceptance=Acceptance((16,)))
+    assert "can be accepted" in str(searching.announced(3, 32, 8))
+    searching = AtSteps("factors", at=[2], horizon=1, acceptance=Acceptance((16,), argmax=True))
+    assert "can be accepted" not in str(searching.announced(3, 32, 8))
 
 
 def test_without_a_word_on_searches_they_take_a_tenth_of_what_was_trained_on(

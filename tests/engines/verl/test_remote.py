@@ -333,6 +333,26 @@ def test_looking_leaves_the_weights_as_they_were(tmp_path):
     assert all(training.untouched)
 
 
+def test_an_interrupt_while_other_weights_are_written_leaves_the_run_s_own(tmp_path, monkeypatch):
+    training = Training(tmp_path, 20, 1e-2)
+    adapter, write, torn = training.run.adapter, training.run.adapter.write, []
+    start = adapter.read()
+    training.take(training.session(Auto(ControllerConfig(every=3))), 2)
+    present = training.weights()
+
+    def interrupted(held):
+        write(held)
+        if held is start and not torn:
+            torn.append(training.weights())
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt), adapter.holding(start):
+        pass
+    assert any(not torch.equal(torn[0][n], p) for n, p in present.items())
+    assert all(torch.equal(p, present[n]) for n, p in training.weights().items())
+
+
 def test_the_way_of_each_window_is_logged(tmp_path):
     training = Training(tmp_path, 8, 0.01)
     begun = training.weights()

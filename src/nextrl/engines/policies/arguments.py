@@ -7,6 +7,7 @@ nothing would read is refused, since its owner believes in it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -73,10 +74,24 @@ def dials(name: str, value: Any) -> ControllerConfig:
     return replace(value, **read)
 
 
+def _members(protocol: type) -> set[str]:
+    """Attributes and methods that a protocol asks for."""
+    named = (name for c in protocol.__mro__ for name in (*inspect.get_annotations(c), *vars(c)))
+    return {name for name in named if not name.startswith("_")}
+
+
 def decider(name: str, value: Any) -> JudgingPolicy | LeapingPolicy:
     """A policy, and not its class or its name."""
     if isinstance(value, type) or not callable(getattr(value, "decide", None)):
-        raise InputError(f"{name} must be an object with the members of Policy, not {shown(value)}")
+        raise InputError(
+            f"{name} must be an object with the members of JudgingPolicy or LeapingPolicy, not {shown(value)}"
+        )
+    kind = JudgingPolicy if getattr(value, "undoes", False) else LeapingPolicy
+    if lacking := sorted(member for member in _members(kind) if not hasattr(value, member)):
+        raise InputError(
+            f"{name} must have the members of {kind.__name__} (nextrl.engines.policies.base); {shown(value)} lacks "
+            f"{', '.join(lacking)}"
+        )
     found: JudgingPolicy | LeapingPolicy = value
     return found
 

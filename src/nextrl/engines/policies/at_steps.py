@@ -124,18 +124,20 @@ class AtSteps(LeapsOnly):
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """See `Forecast`."""
         self._group = group
-        distinct = self.acceptance.prompts // group
-        if self.searches and 2 <= distinct < (fewest := self.acceptance.fewest(self._tried)):
-            say(
-                log,
-                "a search of %d completions in groups of %d sees %d prompts, on which no leap can be accepted: give "
-                "LeapCallback(prompts=%d) or more",
-                self.acceptance.prompts,
-                group,
-                distinct,
-                fewest * group,
-            )
-        return self._forecast.announced(steps, per_step, self._price(group))
+        parts = (self._forecast.announced(steps, per_step, self._price(group)), self._too_few(group))
+        return "; ".join(part for part in parts if part) or None
+
+    def _too_few(self, group: int) -> str | None:
+        """What is said where a search sees so few prompts that nothing could be accepted; None where it can be."""
+        rule, distinct = self.acceptance, self.acceptance.prompts // group
+        if not self.searches or rule.argmax or rule.level is not None:
+            return None
+        if not 2 <= distinct < (fewest := rule.fewest(self._tried)):
+            return None
+        return (
+            f"a search of {rule.prompts} completions in groups of {group} sees {distinct} prompts, on which no leap "
+            f"can be accepted: give LeapCallback(prompts={fewest * group}) or more"
+        )
 
     def never_searches(self, steps: int, per_step: int, group: int) -> bool:
         """See `Forecast`."""

@@ -137,7 +137,7 @@ class JudgingPolicy(Policy, Protocol):
         """What to do after a step that was checked; None is nothing.
 
         Args:
-            share: the step's rate as a share of what the schedule began from.
+            share: the step's rate as a share of the highest one that the schedule has yet to come to.
         """
         ...
 
@@ -221,7 +221,7 @@ class LeapingPolicy(Policy, Protocol):
 
 
 class LeapsOnly:
-    """A policy that leaps without a plan to announce, and remembers nothing: `LeapingPolicy` but for its decisions."""
+    """A policy that leaps without a plan to announce, and remembers nothing: those members of `LeapingPolicy`."""
 
     undoes: Literal[False] = False
 

@@ -13,6 +13,7 @@ a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -221,7 +222,7 @@ class LeapCallback(TrainerCallback):
         for before in (replaced, self):
             if before is not None:
                 before._undo(run.optimizer, run.scheduler, resumed)
-        left = (replaced or self)._left_in(run.optimizer)
+        left = math.prod(c._hand_over(run.optimizer) for c in (replaced, self) if c is not None)
         self._run, self._ended, self._delivered = run, None, None
         self._session = self._begun(run, rows, state.global_step)
         self._session.memory.factor = left
@@ -383,11 +384,13 @@ class LeapCallback(TrainerCallback):
                 kept.factor = kept.cooled = 1.0
         self._session.train_ended()
 
-    def _left_in(self, optimizer: Any) -> float:
-        """By how much this callback's latest training has multiplied the rate that an optimizer now has."""
+    def _hand_over(self, optimizer: Any) -> float:
+        """By how much this callback's latest training has multiplied an optimizer's rate: the next training's now."""
         if self._session is None or self._run is None or self._run.optimizer is not optimizer:
             return 1.0
-        return self._session.memory.factor
+        kept = self._session.memory
+        factor, kept.factor = kept.factor, 1.0
+        return factor
 
     def _bring_pending(self, folder: Path, writes: bool) -> None:
         """Put what waits for the checkpoint that is resumed into it, before any process reads there.

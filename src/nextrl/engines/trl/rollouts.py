@@ -300,8 +300,9 @@ class RewardMeter:
         if self._without == _SILENT and math.isnan(self.latest) and self._leader:
             say(
                 log,
-                "the trainer measured no %s in its first %d steps, so that nothing is judged by it: see that a reward "
-                "function returns numbers, and that the trainer's log() calls that of its class",
+                "the trainer measured no %s in its first %d steps, so that nothing is judged by it: see that %sthe "
+                "trainer's log() calls that of its class",
                 self._name,
                 _SILENT,
+                "a reward function returns numbers, and that " if self._name == "reward" else "",
             )

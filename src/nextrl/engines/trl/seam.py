@@ -198,9 +198,13 @@ class Seam:
         if self._penalised:  # the log-ratio to the reference tells completions apart
             return advantages
         logs = self.trainer._logs
+        if not {"rewards", "advantages"} <= logs.keys():
+            raise changed(self.trainer, "keeps no rewards and advantages of its latest rollouts in _logs")
         columns, known = list(logs["rewards"].values()), list(logs["advantages"])
         if len(columns) != len(self.trainer.reward_weights) or any(len(c) != len(known) for c in columns):
             return advantages  # functions of one name share a column
+        if len(known) != self.trainer.args.generation_batch_size:
+            return advantages  # these are not the rollouts of one batch alone
         by_function = torch.tensor(columns, dtype=torch.float64).T
         dead = self._alike(by_function).repeat_interleave(self.group)
         residue = torch.tensor(known, dtype=torch.float64)[dead].to(advantages)

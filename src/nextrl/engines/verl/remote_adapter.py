@@ -96,8 +96,8 @@ class RemoteAdapter:
         if held is now:
             yield
             return
-        self.write(held)
         try:
+            self.write(held)
             yield
         finally:
             self.write(now)
