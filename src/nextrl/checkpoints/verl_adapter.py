@@ -15,7 +15,7 @@ from nextrl.checkpoints.fsdp_shards import has_shards, read_shards
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.layouts.verl import ADAPTER, FOLDER, META
 from nextrl.errors import InputError, one_line
-from nextrl.files import is_number, read_json, usable_path
+from nextrl.files import MAX_CONFIG, is_number, read_json, usable_path
 
 
 def write_adapter(actor: Path) -> Path:
@@ -29,7 +29,7 @@ def write_adapter(actor: Path) -> Path:
     Raises:
         InputError: as `read_shards`, or there is no `lora_train_meta.json`, by which verl says alpha.
     """
-    meta = read_json(actor / META)
+    meta = read_json(actor / META, MAX_CONFIG)
     if not isinstance(meta, dict) or not all(is_number(meta.get(key)) for key in ("r", "lora_alpha")):
         raise InputError(f"{actor / META}: does not say r and lora_alpha; restore it")
     tensors, out = read_shards(actor), actor / ADAPTER

@@ -19,7 +19,7 @@ from nextrl.checkpoints.dense import no_adapter
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError
-from nextrl.files import is_number, read_json, read_text
+from nextrl.files import MAX_CONFIG, is_number, read_json, read_text
 
 FOLDER = re.compile(r"^global_step_(\d+)$")
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -116,7 +116,7 @@ def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = read_json(path)
+        value = read_json(path, MAX_CONFIG)
     except InputError:
         return {}  # whoever needs the file opens it again and reports it
     return value if isinstance(value, dict) else {}
