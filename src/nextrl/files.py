@@ -22,6 +22,9 @@ from nextrl.errors import InputError, one_line, shown
 MAX_TEXT = 64 * 2**20
 """Bytes of a text file that is read whole: the log of a long run has a few megabytes, a config 4 kB."""
 
+MAX_CONFIG = 8 * 2**20
+"""Of a configuration in JSON: one that names each expert of each layer of the largest models has some 3 MB."""
+
 MAX_DEPTH = 64
 """Objects and lists inside each other; what trainers write has less than ten."""
 
@@ -156,18 +159,18 @@ def as_text(data: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8 text ({kind}); save it as UTF-8") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
     """The value in a JSON file. Raises as `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path), str(path))
+    return parse_json(read_bytes(path, limit), str(path))
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, limit: int = MAX_TEXT) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         InputError: as `read_json`, or the value in it is a list, a number or the like.
     """
-    value = read_json(path)
+    value = read_json(path, limit)
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object; restore it")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import peft
@@ -193,3 +194,37 @@ def test_ordinary_patterns_are_followed(tmp_path: Path) -> None:
     assert found["model.layers.0.self_attn.q_proj"] == 3
     assert found["model.layers.1.self_attn.q_proj"] == 8
     assert found["model.layers.1.self_attn.v_proj"] == 5
+
+
+@pytest.mark.parametrize("layout", ["trl", "verl"])
+def test_a_config_of_more_than_any_model_has_names_for_is_not_read(tmp_path: Path, layout: str) -> None:
+    lora_runs.write_run(tmp_path, layout=layout, steps=(10, 20, 30))
+    path = next(tmp_path.glob("*20/**/adapter_config.json"))
+    good = json.loads(path.read_text())
+    names = [f"model.layers.{i}.mlp.experts.{j}.gate_up_proj" for i in range(100) for j in range(500)]
+    path.write_text(
+        json.dumps({**good, "target_modules": names})
+    )  # each of the largest models' experts by name
+    assert not open_run(tmp_path).problems
+    path.write_text(json.dumps(good)[:-1] + ', "x": [' + "[]," * 3_000_000 + "1]}")
+    (problem,) = (problem for problem in open_run(tmp_path).problems if problem.fatal)
+    assert "adapter_config.json: has more than 8,388,608 bytes" in str(problem)
+
+
+@pytest.mark.parametrize("count", [1000, 2000])
+def test_target_parameters_are_matched_in_linear_time(tmp_path: Path, count: int) -> None:
+    """30,000 of them kept every verb busy for ever, since each was held against each, once a call."""
+    lora_runs.write_run(tmp_path, steps=(10,))
+    path = tmp_path / "checkpoint-10" / "adapter_config.json"
+    parameters = [f"q_proj.p{i}" for i in range(count)]
+    told = {"target_modules": [], "target_parameters": parameters}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    began = time.process_time()
+    checkpoint = AdapterCheckpoint.open(10, path.parent)
+    assert {checkpoint.scaling(m) for m in checkpoint.modules} == {2.0}
+    assert time.process_time() - began < 1.0
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_parameters": parameters * 11}))
+    with pytest.raises(
+        InputError, match=r"target_parameters has [12]\d,000 names, 10,000 at most; restore it"
+    ):
+        AdapterConfig.read(path)

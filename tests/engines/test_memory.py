@@ -27,6 +27,7 @@ from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge import decision_file
 from nextrl.judge.controller import Controller
+from nextrl.judge import decision_file
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks.bases import tiny
@@ -134,7 +135,10 @@ def test_without_its_state_a_run_goes_on_with_the_next_full_window(
     (out / "checkpoint-4" / JSON).unlink()
     _, callback = run(out, resume=True)
     assert "checkpoint-4 holds no state of LeapCallback (nextrl_state.json not there)" in caplog.text
-    assert [d.step for d in callback.decisions if d.back != "step"] == [6, 8, 10]
+    before = [d for d in whole[2].decisions if d.step <= 4]
+    assert callback.decisions[: len(before)] == before != []
+    assert [d.step for d in callback.decisions[len(before) :] if d.back != "step"] == [6, 8, 10]
+    assert decision_file.read(out) == callback.decisions
 
 
 def test_a_kill_between_the_trainer_s_save_and_ours_loses_nothing(

@@ -21,7 +21,7 @@ from nextrl.checkpoints.naming import KeyMap, ModuleKeys, sort_out
 from nextrl.checkpoints.run import Problem
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import NoSuchFile, is_number, read_json
+from nextrl.files import MAX_CONFIG, NoSuchFile, is_number, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -193,7 +193,7 @@ def leapt(folder: Path) -> bool:
         return False
     path = folder / NOTE
     try:
-        note = read_json(path)
+        note = read_json(path, MAX_CONFIG)
     except NoSuchFile:
         return False
     method, alpha = (note.get("method"), note.get("alpha")) if isinstance(note, dict) else (None, None)

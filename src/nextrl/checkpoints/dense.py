@@ -25,7 +25,7 @@ from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.run import Problem, repeated
 from nextrl.checkpoints.tensorfile import TensorFile
 from nextrl.errors import InputError, shown
-from nextrl.files import read_json, read_object
+from nextrl.files import MAX_CONFIG, read_json, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -173,7 +173,7 @@ def adapter_settings(base: str | Path) -> dict[str, Any]:
         InputError: its config.json cannot be read.
     """
     path = Path(base) / "config.json"
-    built = read_object(path).get("architectures") if path.exists() else None
+    built = read_object(path, MAX_CONFIG).get("architectures") if path.exists() else None
     model = str(built[0]) if isinstance(built, list) and built else ""
     task = {"task_type": "CAUSAL_LM"} if model.endswith(_CAUSAL) else {}
     return {"base_model_name_or_path": str(base), **task}
@@ -249,7 +249,7 @@ class FullModel:
             otherwise: what else a user can do, as the end of a sentence.
         """
         path = self.folder / "config.json"
-        config = read_object(path) if path.exists() else {}
+        config = read_object(path, MAX_CONFIG) if path.exists() else {}
         if config.get("quantization_config"):
             raise InputError(
                 f"{path}: the model is quantised (quantization_config), and codes are no weights: give its "

@@ -8,20 +8,21 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nextrl.checkpoints import patterns
 from nextrl.errors import InputError, shown
-from nextrl.files import NoSuchFile, is_number, read_object
+from nextrl.files import MAX_CONFIG, NoSuchFile, is_number, read_object
 
 MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
 """Of lora_alpha and of ranks: outside of it scalings and their squares leave the range of float32."""
 
 MAX_PATTERNS = 10_000
-"""Names in `alpha_pattern` or `rank_pattern`; each is compiled, and the largest models have some thousand modules."""
+"""Names in `alpha_pattern`, `rank_pattern` (each is compiled) or `target_parameters`; the largest models have some
+thousand modules."""
 
 # Initialisations whose product B A is zero at the start, so that W_0 is the base model. The others ("pissa",
 # "olora", "corda", "loftq", "lora_ga", False) start from B_0 A_0 != 0, most of them with a changed base.
@@ -121,7 +122,7 @@ class AdapterConfig:
             InputError: it is missing, not JSON, not a LoRA adapter's, nonlinear, or says lora_alpha 0.
         """
         try:
-            raw = read_object(path)
+            raw = read_object(path, MAX_CONFIG)
         except NoSuchFile as error:
             raise InputError(f"{path}: missing; the scaling of the adapter is unknown without it") from error
         return cls.of({**raw, **(overrides or {})}, path)
@@ -155,6 +156,9 @@ class AdapterConfig:
                 f"{path}: lora_alpha is {shown(alpha)} (verl's model merger wrote 0 in some versions); "
                 "set it to the lora_alpha of the training configuration"
             )
+        parameters = raw.get("target_parameters")
+        if isinstance(parameters, list | set):
+            _refuse_many(parameters, "target_parameters", path)
         alphas, ranks = (_pattern(raw.get(key) or {}, key, path) for key in ("alpha_pattern", "rank_pattern"))
         if any(not isinstance(rank, int) for rank in ranks.values()):
             raise InputError(f"{path}: rank_pattern must map module names to whole numbers >= 1")
@@ -166,7 +170,7 @@ class AdapterConfig:
         Raises:
             InputError: that would take too long, or what they give a stack of experts cannot be told.
         """
-        names = [pattern_names(self.raw, module) for module in modules]
+        names = [self._names(module) for module in modules]
         every = tuple(name for several in names for name in several)
         for key in ("alpha_pattern", "rank_pattern"):
             patterns.refuse_slow(getattr(self, key), every, f"{self.path}: {key}")
@@ -189,6 +193,10 @@ class AdapterConfig:
             )
 
     @functools.cached_property
+    def _names(self) -> PatternNames:
+        return PatternNames(self.raw)
+
+    @functools.cached_property
     def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
         return [(patterns.suffix(key), value) for key, value in self.alpha_pattern.items()]
 
@@ -198,14 +206,14 @@ class AdapterConfig:
 
     def scaling(self, module: str) -> float:
         """s of one module (PEFT prefix stripped): alpha / r, or alpha / sqrt(r) with rsLoRA."""
-        name = pattern_names(self.raw, module)[0]  # `check_patterns` has seen that all are given the same
+        name = self._names(module)[0]  # `check_patterns` has seen that all are given the same
         alpha = float(matched(self._alphas, name, self.raw.get("lora_alpha", 8)))
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
 
     def rank(self, module: str) -> int:
         """The rank that the configuration gives the module."""
-        return int(matched(self._ranks, pattern_names(self.raw, module)[0], self.raw.get("r", 8)))
+        return int(matched(self._ranks, self._names(module)[0], self.raw.get("r", 8)))
 
     @property
     def starts_at_zero(self) -> bool:
@@ -218,37 +226,61 @@ class AdapterConfig:
         return bool(self.raw.get("fan_in_fan_out"))
 
 
-def pattern_names(raw: Mapping[str, Any], module: str) -> tuple[str, ...]:
-    """The names, one or more, by which PEFT matches `alpha_pattern` and `rank_pattern` for a module of the file.
+class PatternNames:
+    """A module of the file -> the names, one or more, by which PEFT matches the patterns of a configuration for it.
 
-    A module's own name; but for a parameter that `target_parameters` names, the parameter's. The adapters of several
-    parameters of one module are wrapped around each other (`experts`, `experts.base_layer`) in the order in which the
-    model declares them, which no file of the adapter tells, so that each of them may be any of these parameters.
+    The patterns are `alpha_pattern` and `rank_pattern`. A module's own name; but for a parameter that
+    `target_parameters` names, the parameter's. The adapters of several parameters of one module are wrapped around each
+    other (`experts`, `experts.base_layer`) in the order in which the model declares them, which no file of the adapter
+    tells, so that each of them may be any of these parameters.
     """
-    targets, modules = raw.get("target_parameters"), raw.get("target_modules")
-    bare = ".".join(part for part in module.split(".") if part != "base_layer")
-    if not isinstance(targets, list | set) or (bare == module and _ends_in_one(bare, modules)):
-        return (module,)
-    keys = sorted({f"{bare}.{target.rpartition('.')[2]}" for target in targets if isinstance(target, str)})
-    parameters = tuple(key for key in keys if _ends_in_one(key, targets))
-    # An expression of target_modules may mean the module itself. It is a stranger's, and is not matched to find out.
-    unknown = isinstance(modules, str) and bare == module
-    return (*parameters, module) if unknown or not parameters else parameters
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        targets, modules = raw.get("target_parameters"), raw.get("target_modules")
+        self._plain = not isinstance(targets, list | set)
+        self._by_expression = isinstance(modules, str)
+        self._modules = frozenset(map(str, modules)) if isinstance(modules, list | set) else frozenset()
+        self._parameters: dict[str, set[str]] = {}  # the end of a module's name -> what of it is named
+        self._known: dict[str, tuple[str, ...]] = {}
+        for target in targets if isinstance(targets, list | set) else ():
+            if isinstance(target, str):
+                end, _, parameter = target.rpartition(".")
+                self._parameters.setdefault(end, set()).add(parameter)
+
+    def __call__(self, module: str) -> tuple[str, ...]:
+        if module not in self._known:
+            self._known[module] = self._of(module)
+        return self._known[module]
+
+    def _of(self, module: str) -> tuple[str, ...]:
+        bare = ".".join(part for part in module.split(".") if part != "base_layer")
+        ends = _ends(bare)
+        if self._plain or (bare == module and not self._modules.isdisjoint(ends)):
+            return (module,)
+        named = {f"{bare}.{name}" for end in ("", *ends) for name in self._parameters.get(end, ())}
+        # An expression of target_modules may mean the module itself. It is a stranger's, and not matched to find out.
+        unknown = self._by_expression and bare == module
+        return (*sorted(named), module) if unknown or not named else tuple(sorted(named))
 
 
-def _ends_in_one(name: str, ends: object) -> bool:
-    """Whether a name is one of a list's, or ends in one, part by part, as PEFT matches target names."""
-    return isinstance(ends, list | set) and any(f".{name}".endswith(f".{end}") for end in ends)
+def _ends(name: str) -> list[str]:
+    """A name's ends, part by part, by which PEFT matches target names; the whole name is one."""
+    parts = name.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
         raise InputError(f"{path}: {key} must map module names to positive numbers")
-    if len(value) > MAX_PATTERNS:
-        raise InputError(f"{path}: {key} has {len(value):,} names, {MAX_PATTERNS:,} at most; restore it")
+    _refuse_many(value, key, path)
     for name in value:
         patterns.check(name, f"{path}: {key}")
     return value
+
+
+def _refuse_many(names: Sized, key: str, path: Path) -> None:
+    if len(names) > MAX_PATTERNS:
+        raise InputError(f"{path}: {key} has {len(names):,} names, {MAX_PATTERNS:,} at most; restore it")
 
 
 def _positive(number: object) -> bool:

@@ -23,7 +23,7 @@ from nextrl.checkpoints.layouts.verl import ADAPTER, FOLDER, META
 from nextrl.checkpoints.lora_settings import AdapterConfig
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.errors import InputError, one_line, shown
-from nextrl.files import read_object, usable_path
+from nextrl.files import MAX_CONFIG, read_object, usable_path
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_adapter(actor: Path) -> Path | None:
         InputError: as `read_shards`, the tensors are no adapter, or `lora_train_meta.json`, by which verl says alpha,
             does not fit them.
     """
-    out, meta = actor / ADAPTER, read_object(actor / META)
+    out, meta = actor / ADAPTER, read_object(actor / META, MAX_CONFIG)
     if not isinstance(meta.get("task_type"), str | None):
         raise InputError(f"{actor / META}: task_type is {shown(meta['task_type'])}; set it to CAUSAL_LM")
     if os.path.lexists(out) and not out.is_dir():

@@ -17,7 +17,7 @@ from torch import Tensor
 from nextrl.checkpoints import patterns
 from nextrl.checkpoints.adapter import CONFIG, WEIGHTS, AdapterCheckpoint, finite
 from nextrl.checkpoints.atomic import write_json, write_tensors
-from nextrl.checkpoints.lora_settings import AdapterConfig, matched, pattern_names, starts_at_zero
+from nextrl.checkpoints.lora_settings import AdapterConfig, PatternNames, matched, starts_at_zero
 from nextrl.checkpoints.naming import PEFT_PREFIX, carried_key, natural, saved_key
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
@@ -241,7 +241,8 @@ def _per_stored_module(traj: Trajectory, ranks: dict[str, int]) -> dict[str, int
     """
     shared: dict[tuple[str, ...], int] = {}
     stems = {module: _stem(traj, module) for module in ranks}
-    names = {stem: pattern_names(traj.adapter_config, stem) for stem in stems.values()}
+    names_of = PatternNames(traj.adapter_config)
+    names = {stem: names_of(stem) for stem in stems.values()}
     for module, rank in ranks.items():
         group = names[stems[module]]
         shared[group] = max(shared.get(group, 0), rank)
@@ -266,8 +267,9 @@ def _config(traj: Trajectory, ranks: dict[str, int]) -> dict[str, Any]:
     root = bool(config.get("use_rslora"))
     alphas = {m: _tidy(scalings[m] * (math.sqrt(r) if root else r)) for m, r in ranks.items()}
     config["r"], config["lora_alpha"] = Counter(ranks.values()).most_common(1)[0][0], _usual(alphas)
+    names_of = PatternNames(config)
     for key, usual, values in (("rank_pattern", "r", ranks), ("alpha_pattern", "lora_alpha", alphas)):
-        named = {name: value for m, value in values.items() for name in pattern_names(config, m)}
+        named = {name: value for m, value in values.items() for name in names_of(m)}
         config[key] = _pattern(named, config[usual], config.get(key) or {})
     if not config.get("target_modules"):
         # Without them PEFT takes its own for this kind of model, and passes over the tensors of all others. Whole
@@ -325,7 +327,8 @@ def _without_its_root(name: str) -> str:
 
 def _for_target_modules(config: Mapping[str, Any], stems: Iterable[str]) -> list[str]:
     """Those of the adapter's own modules that `target_modules` has to name, since no `target_parameters` does."""
-    return [stem for stem in stems if stem in pattern_names(config, stem)]
+    names_of = PatternNames(config)
+    return [stem for stem in stems if stem in names_of(stem)]
 
 
 def _tidy(alpha: float) -> float:

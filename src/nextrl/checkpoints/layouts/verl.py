@@ -20,7 +20,7 @@ from nextrl.checkpoints.fsdp_shards import newer_shards
 from nextrl.checkpoints.layouts.listing import numbered
 from nextrl.checkpoints.run import Layout, Located, Problem
 from nextrl.errors import InputError, shown
-from nextrl.files import MAX_DIGITS, MAX_STEP, NoSuchFile, is_number, read_json, read_text
+from nextrl.files import MAX_CONFIG, MAX_DIGITS, MAX_STEP, NoSuchFile, is_number, read_json, read_text
 
 FOLDER = re.compile(r"^global_step_(\d+)$")
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -146,7 +146,7 @@ def _overrides(folder: Path, adapter: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = read_json(path)
+        value = read_json(path, MAX_CONFIG)
     except InputError:
         return {}  # whoever needs the file opens it again and reports it
     return value if isinstance(value, dict) else {}

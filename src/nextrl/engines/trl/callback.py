@@ -42,6 +42,7 @@ from nextrl.engines.trl.live_run import LiveRun
 from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
+from nextrl.judge import decision_file
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.say import say
@@ -419,6 +420,10 @@ class LeapCallback(TrainerCallback):
             if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
                 # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
                 self._set_rate(found[0].factor, found[1].get("base_rate"))
+        elif not foreign and folder.resolve().parent == (
+            run := Path(self._live.trainer.args.output_dir).resolve()
+        ):
+            session.decisions = [made for made in decision_file.read(run) if made.step <= step]
         if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:

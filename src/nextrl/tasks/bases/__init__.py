@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nextrl.errors import InputError
-from nextrl.files import read_json, usable_path
+from nextrl.files import MAX_CONFIG, read_json, usable_path
 from nextrl.registry import Registry
 from nextrl.tasks.bases import smollm2, tiny
 from nextrl.tasks.bases.folder import load_folder
@@ -74,7 +74,7 @@ def load(name: str, task: str) -> tuple[Any, Any]:
 def _is_an_adapter(folder: str, task: str) -> InputError:
     """What to type instead of an adapter's folder in the place of a model."""
     try:
-        config = read_json(Path(folder) / ADAPTER)
+        config = read_json(Path(folder) / ADAPTER, MAX_CONFIG)
     except InputError:
         config = None
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextrl.errors import InputError, first_line, needs, shown
-from nextrl.files import no_safetensors, read_object, regular_file
+from nextrl.files import MAX_CONFIG, no_safetensors, read_object, regular_file
 from nextrl.tasks.generation import plain_config
 
 _LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}
@@ -148,7 +148,7 @@ def _stored(folder: Path) -> tuple[int, int]:
 def _check_numbers(folder: Path, tensors: int, numbers: int) -> None:
     """Refuse a config whose numbers are beyond any model's, or beyond what is stored."""
     path = folder / "config.json"
-    config = read_object(path)
+    config = read_object(path, MAX_CONFIG)
     level: list[Mapping[str, Any]] = [config]
     while level:
         inner: list[Mapping[str, Any]] = []
