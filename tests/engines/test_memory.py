@@ -27,7 +27,6 @@ from nextrl.engines.trl.trainer import as_dataset
 from nextrl.errors import InputError
 from nextrl.judge import decision_file
 from nextrl.judge.controller import Controller
-from nextrl.judge import decision_file
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import Decision
 from nextrl.tasks.bases import tiny
