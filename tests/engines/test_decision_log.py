@@ -25,13 +25,15 @@ def test_what_was_appended_is_read(tmp_path):
 
 
 def test_an_earlier_run_s_decisions_are_kept_beside_and_a_resumed_one_s_go_on(tmp_path):
-    decision_log.begin(tmp_path, [])
+    decision_log.begin(tmp_path, [], anew=True)
     for step in (1, 2, 3):
         decision_log.append(tmp_path, decision(step))
-        decision_log.begin(tmp_path, [])
+        decision_log.begin(tmp_path, [], anew=True)
     decision_log.append(tmp_path, decision(4))
     decision_log.begin(tmp_path, [decision(4)])  # a resumed run's
     assert decision_file.read(tmp_path) == [decision(4)]
+    decision_log.begin(tmp_path, [])  # one that goes on from before its first decision
+    assert decision_file.read(tmp_path) == []
     kept = {
         path.name: path.read_text() for path in tmp_path.iterdir() if path.name != decision_file.DECISIONS
     }

@@ -49,13 +49,13 @@ class Costs:
         return self.leapt_steps - self.search_completions / per_step
 
 
-def begin(output_dir: Path, decisions: Sequence[DecisionRecord]) -> None:
+def begin(output_dir: Path, decisions: Sequence[DecisionRecord], anew: bool = False) -> None:
     """Write the decisions so far (a resumed run's) in the place of what another run left.
 
-    Before a run that begins, an earlier one's are moved aside: `nextrl_decisions.1.jsonl`, then 2 and so on.
+    Before a run that begins `anew` an earlier one's are moved aside: `nextrl_decisions.1.jsonl`, then 2 and so on.
     """
     path = output_dir / DECISIONS
-    if not decisions and path.is_file() and path.stat().st_size:
+    if anew and path.is_file() and path.stat().st_size:
         with writing(path):
             path.rename(_free_name(path))
     lines = "".join(decision.model_dump_json() + "\n" for decision in decisions)

@@ -235,7 +235,7 @@ class LeapCallback(TrainerCallback):
             keep_out()
         if args.should_save:
             memory.settle_pending(Path(args.output_dir))
-            decision_log.begin(Path(args.output_dir), self.decisions)
+            decision_log.begin(Path(args.output_dir), self.decisions, anew=resumed is None)
         self._session.checkpoint_is_there(state.global_step)
 
     def _begun(self, run: LiveRun, rows: Sequence[Row], step: int) -> Session:

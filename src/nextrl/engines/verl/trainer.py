@@ -120,7 +120,7 @@ class LeapTrainer(PPOTrainerSync):
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
         """verl's step, then what is decided on it."""
         if not self._trains:  # an evaluation alone (`trainer.val_only`) leaves the log of the run as it is
-            decision_log.begin(self._run.folder, self._session.decisions)
+            decision_log.begin(self._run.folder, self._session.decisions, self.global_steps == 1)
             self._trains = True
         self._session.step_begins(self.global_steps - 1)
         self._run.step_begins()
