@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -210,13 +211,23 @@ def _load_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: holds something else than a dictionary of tensors; save the adapter's state dict"
         )
+    size = path.stat().st_size
     for name, t in state.items():
         if t.layout != torch.strided or t.device.type != "cpu":
             raise InputError(f"{path}: {shown(name)} is a {t.layout} tensor on {t.device}, not a plain one")
-        if t.numel() * t.element_size() > t.untyped_storage().nbytes():
-            # Strides of zero make any shape out of one stored number: whatever is computed with it fills the memory.
+        stored = min(t.untyped_storage().nbytes(), size)
+        if t.numel() * t.element_size() > stored:
+            # Strides of zero make any shape out of one stored number, and torch.FloatTensor(n) any out of none:
+            # whatever is computed with it fills the memory.
             raise InputError(f"{path}: {shown(name)} is larger than what is stored for it; save it again")
     return {str(name): t for name, t in state.items()}
+
+
+def _refuse_calls(pickled: bytes) -> None:
+    """Refuse what a safe load calls with any number, to fill as many bytes of memory: its list has `bytearray`."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL" and argument in ("builtins bytearray", "__builtin__ bytearray"):
+            raise ValueError("a bytearray, which torch.save writes of no tensor")
 
 
 def read_pickle(path: Path, *, mmap: bool = False) -> object:
@@ -238,4 +249,7 @@ def read_pickle(path: Path, *, mmap: bool = False) -> object:
             raise ValueError("a compressed record, which torch.save does not write")
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise ValueError("records larger than the file")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                _refuse_calls(archive.read(record))
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
