@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lora_runs import PLACES, STEPS, lora, model, write_run
 from nextrl.checkpoints import READERS, detect, open_run, verl_adapter
 from nextrl.checkpoints.layouts.listing import trainer_checkpoints
+from nextrl.checkpoints.tensorfile import read_pickle
 from nextrl.errors import InputError
 from nextrl.leaps.adapter_file import write_adapter
 from nextrl.leaps.rank import fit_to_rank
@@ -150,6 +153,60 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
     with pytest.raises(InputError, match="plain dictionary of tensors"):
         Trajectory.load(tmp_path, allow_pickle=True)
     assert not (tmp_path / "exploded").exists()
+
+
+def pickled(path, body: bytes) -> None:
+    """A file of torch.save's form, whose pickle is handwritten."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (("data.pkl", body), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", data)
+
+
+BYTES = (256 * 2**20).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
+def test_an_optimizer_of_some_hundred_bytes_takes_no_memory(tmp_path, module):
+    """`weights_only` calls bytearray, which makes any number of bytes, all of them written."""
+    path = tmp_path / "optimizer.pt"
+    pickled(
+        path, b"\x80\x02}X\x05\x00\x00\x00statec" + module + b"\nbytearray\n\x8a\x08" + BYTES + b"\x85Rs."
+    )
+    with pytest.raises(ValueError, match=r"bytearray, which torch.save writes of no tensor"):
+        read_pickle(path)
+
+
+def test_a_pickled_tensor_that_the_file_does_not_hold_is_refused(tmp_path):
+    write_run(tmp_path, steps=(10, 20))
+    folder = tmp_path / "checkpoint-20"
+    (folder / "adapter_model.safetensors").unlink()
+    pickled(
+        folder / "adapter_model.bin",
+        b"\x80\x02}X\x01\x00\x00\x00xctorch\nFloatTensor\n\x8a\x08" + BYTES + b"\x85Rs.",
+    )
+    with pytest.raises(InputError, match="'x' is larger than what is stored for it"):
+        Trajectory.load(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"amsgrad": True}])
+def test_what_torch_saves_of_an_optimizer_is_read(tmp_path, options):
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, **options)
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    more = {
+        "step": OrderedDict(a=torch.Size([2])),
+        "kinds": {torch.bfloat16},
+        "count": Counter("aab"),
+    }
+    torch.save(
+        {**optimizer.state_dict(), "more": more | {"codes": torch.ones(3, dtype=torch.uint8)}},
+        tmp_path / "o.pt",
+    )
+    for mmap in (False, True):
+        read = read_pickle(tmp_path / "o.pt", mmap=mmap)
+        assert read["param_groups"] == optimizer.state_dict()["param_groups"]
+        assert torch.equal(read["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
 
 
 def test_a_json_list_of_folders(tmp_path):

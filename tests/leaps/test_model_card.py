@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +18,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 import lora_runs
 import synthetic_runs as synthetic
 from lora_runs import write_run
 from nextrl.cli.leap import leap as leap_verb
 from nextrl.leaps.leap import leap
-from nextrl.leaps.model_card import base_name
+from nextrl.leaps.model_card import base_name, card_text
 from nextrl.tasks import bases
 from nextrl.trajectory.trajectory import Trajectory
 
@@ -34,6 +37,51 @@ def written(tmp_path: Path, base: str | None, task: str | None = None) -> ModelC
     traj = synthetic.run(synthetic.line, adapter_config=config)
     leap(traj, "secant", horizon=20, alpha=2.0).save_adapter(tmp_path / "out", task=task)
     return ModelCard.load(tmp_path / "out" / "README.md")
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "![i](http://evil/x.png) [x](javascript:alert(1))",
+    "see https://evil.example or www.evil.example or me@evil.example",
+    "a|b",
+    r"a\|b and a\\|b",
+    "`` ` <b> ```",
+    "&lt;b&gt; [a][b]",
+    "two\n\n# lines <b>",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_stranger_wrote_into_a_cell_is_text(text: str) -> None:
+    """`--push-to-hub` publishes the card, and a base model's name may be anything."""
+    rows = {"base model": text, "method": "secant"}
+    page = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(card_text("About.", None, rows, kind="adapter"))
+    )
+    assert [row.count("<td>") for row in page.split("<tr>")[2:]] == [2, 2]
+    cell = page.split("<td>")[2].split("</td>")[0]
+    assert cell.startswith("<code>")
+    assert cell.endswith("</code>")
+    shown = html.unescape(cell.removeprefix("<code>").removesuffix("</code>")).strip()
+    # Backslashes before a bar are shown twice: without, the bar would end the cell.
+    assert re.sub(r"\\+", "/", shown) == re.sub(r"\\+", "/", text.replace("\n", " "))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen/Qwen3-8B",
+        "my_model__v2",
+        "LoRA, rank 8, alpha 16.0",
+        "layers.*.norm.weight: 3% (of 2)",
+        "Modèle 模型",
+    ],
+)
+def test_an_ordinary_name_stands_in_its_cell_as_it_is(text: str) -> None:
+    assert f"| base model | {text} |" in card_text("About.", None, {"base model": text}, kind="adapter")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -223,9 +224,17 @@ def refuse_odd(path: Path, name: str, t: Tensor) -> None:
     """
     if t.layout != torch.strided or t.device.type != "cpu":
         raise InputError(f"{path}: {shown(name)} is a {t.layout} tensor on {t.device}, not a plain one")
-    if t.numel() * t.element_size() > t.untyped_storage().nbytes():
-        # Strides of zero make any shape out of one stored number: whatever is computed with it fills the memory.
+    if t.numel() * t.element_size() > min(t.untyped_storage().nbytes(), path.stat().st_size):
+        # Strides of zero make any shape out of one stored number, and torch.FloatTensor(n) any out of none: whatever is
+        # computed with it fills the memory.
         raise InputError(f"{path}: {shown(name)} is larger than what is stored for it; save it again")
+
+
+def _refuse_calls(pickled: bytes) -> None:
+    """Refuse what a safe load calls with any number, to fill as many bytes of memory: its list has `bytearray`."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL" and argument in ("builtins bytearray", "__builtin__ bytearray"):
+            raise ValueError("a bytearray, which torch.save writes of no tensor")
 
 
 def read_pickle(path: Path, *, mmap: bool = False) -> object:
@@ -247,4 +256,7 @@ def read_pickle(path: Path, *, mmap: bool = False) -> object:
             raise ValueError("a compressed record, which torch.save does not write")
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise ValueError("records larger than the file")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                _refuse_calls(archive.read(record))
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -204,12 +204,19 @@ def _of_snapshot(path: Path) -> str | None:
     return parts[-3].removeprefix(_CACHED).replace("--", "/")
 
 
+_ACTIVE = re.compile(r"[<\[`|\\&@]|://|www\.")
+"""What begins HTML, a link, an image, an entity or a cell in GitHub's Markdown, where bare addresses are links."""
+
+
 def _cell(value: object) -> str:
-    return (
-        printable(f"{value:g}" if isinstance(value, float) else str(value))
-        .replace("|", "\\|")
-        .replace("\n", " ")
-    )
+    """A value in a cell of the table, as text: what a stranger's file says is published, and makes no link or HTML."""
+    text = printable(f"{value:g}" if isinstance(value, float) else str(value)).replace("\n", " ").strip()
+    if not _ACTIVE.search(text):
+        return text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    # A bar ends a cell inside a code span, too, but for one after an odd number of backslashes.
+    escaped = re.sub(r"\\*\|", lambda bar: "\\" * (2 * len(bar[0]) - 1) + "|", text)
+    return f"{fence} {escaped} {fence}"
 
 
 def _percent(value: object) -> str | None:
