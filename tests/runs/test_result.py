@@ -17,6 +17,7 @@ import synthetic_runs as synthetic
 from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.judge.advice import advise
+from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import MEANING, regime_of
 from nextrl.leaps.leap import leap
 from nextrl.runs.arm import ArmRecord, ArmSettings, LeapSettings
@@ -45,12 +46,13 @@ def record(name: str, kind: str, steps: list[int], accuracy: list[float], **more
 
 
 def arms(auto: list[float] = (0.3, 0.9), leap: list[float] = (0.5, 0.6)) -> dict[str, ArmRecord]:
-    leaped = {"step": 20, "alpha": 2.0, "fit_seconds": 1.0}
+    leaped = DecisionRecord(step=20, method="next", alpha=2.0, learning_rate=5e-5, reason="")
+    spent = {"search_completions": 128, "fit_seconds": 1.0}
     return {
         "plain": record("plain", "plain", [0, 20, 40], [0.3, 0.45, 0.7]),
         "auto": record("auto", "auto", [0, 20], list(auto), search_completions=256),
         "lr-0.001": record("lr-0.001", "control", [0, 20], [0.3, 0.75]),
-        "next": record("next", "leap", [20, 40], list(leap), leap=leaped, search_completions=128),
+        "next": record("next", "leap", [20, 40], list(leap), decisions=[leaped], **spent),
     }
 
 
