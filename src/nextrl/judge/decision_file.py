@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 DECISIONS = "nextrl_decisions.jsonl"
 
 
-def read(output_dir: Path) -> list[DecisionRecord]:
+def read(output_dir: Path, upto: int | None = None) -> list[DecisionRecord]:
     """The decisions that a folder holds, none where it has no such file; a killed process's half line is left out.
+
+    Args:
+        upto: leave out what was decided after this step.
 
     Raises:
         InputError: another line is none, or of an earlier step than the one before it, or it is no file.
@@ -51,7 +54,7 @@ def read(output_dir: Path) -> list[DecisionRecord]:
                 "those of the two that are not of this run"
             )
         found.append(made)
-    return found
+    return found if upto is None else [made for made in found if made.step <= upto]
 
 
 def _whole(line: bytes) -> bool:

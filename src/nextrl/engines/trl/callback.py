@@ -420,10 +420,8 @@ class LeapCallback(TrainerCallback):
             if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
                 # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
                 self._set_rate(found[0].factor, found[1].get("base_rate"))
-        elif not foreign and folder.resolve().parent == (
-            run := Path(self._live.trainer.args.output_dir).resolve()
-        ):
-            session.decisions = [made for made in decision_file.read(run) if made.step <= step]
+        elif not foreign and folder.resolve().parent == Path(self._live.trainer.args.output_dir).resolve():
+            session.decisions = decision_file.read(folder.parent, upto=step)
         if found is None or not session.knows(found[1]):
             session.begins_late(step)
         if found is None or found[1]["every"] != self._policy.every:

@@ -85,7 +85,7 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         values = read_json(path)
     except NoSuchFile:
         session.begins_late(step)
-        session.decisions = [made for made in decision_file.read(run.folder) if made.step <= step]
+        session.decisions = decision_file.read(run.folder, upto=step)
         say(
             log,
             "%s holds no state of nextrl: a new window begins at step %d, at the rate that verl has%s",
