@@ -80,7 +80,7 @@ def choose_alpha(
     if prompts < 2:
         raise InputError(f"--prompts must be at least 2, not {prompts}")
     accepting = Acceptance(stages_up_to(prompts), level)
-    if level is None and prompts < (fewest := accepting.fewest(len(CANDIDATES))):
+    if prompts < (fewest := accepting.fewest(len(CANDIDATES))):
         raise InputError(
             f"--prompts {prompts}: on so few no gain can be told from chance: give {fewest} or more"
         )

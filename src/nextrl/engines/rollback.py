@@ -12,10 +12,7 @@ from dataclasses import dataclass
 
 from nextrl.engines.point import Point
 from nextrl.judge.few_samples import normal_of_t
-from nextrl.judge.window import Window
-
-_ROUNDING = 1e-9
-"""Share of the reward's size below which a fall of rewards that are all alike is none."""
+from nextrl.judge.window import ROUNDING, Window
 
 
 @dataclass
@@ -52,7 +49,7 @@ class Snapshot:
         before, after = self.measured, window.measured
         lost, degrees = self.reward - window.reward, before + after - 2
         # NaN (nothing measured) compares as False.
-        if degrees < 1 or not lost > _ROUNDING * abs(self.reward):
+        if degrees < 1 or not lost > ROUNDING * abs(self.reward):
             return False
         squares = _squares(self.variance, before) + _squares(window.variance, after)
         error = math.sqrt(squares / degrees * (1 / before + 1 / after))

@@ -83,7 +83,12 @@ class Acceptance:
         return statistics.NormalDist().inv_cdf(1 - CHANCE / tries)
 
     def fewest(self, candidates: int) -> int:
-        """Distinct prompts from which on one of so many candidates can be taken: on fewer not even if all agree."""
+        """Distinct prompts from which on one of so many candidates can be taken: on fewer not even if all agree.
+
+        Two, which an error takes, where a `level` is given, whose height is its owner's affair, or none is asked.
+        """
+        if self.argmax or self.level is not None:
+            return 2
         bar = self.bar(candidates)
         return next(n for n in itertools.count(2) if normal_of_t(math.sqrt(n * (n + 1)), n - 1) > bar)
 

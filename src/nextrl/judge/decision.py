@@ -198,11 +198,11 @@ class DecisionRecord(BaseModel):
             "errors": {alpha: gain.error for alpha, gain in looks.items()},
             "divergences": {alpha: look.nats_k2 for alpha, look in decision.looks.items()},
         }
-        known = {
-            name: None if name in ("learning_rate", "lr_factor") and not 0.0 <= fact <= _HIGHEST else fact
-            for name, fact in facts.items()
-        }
-        return cls(**{**seen, **{name: getattr(decision, name) for name in own}, **known})
+        for name in ("learning_rate", "lr_factor"):
+            rate = facts.get(name)
+            if rate is not None and not 0.0 <= rate <= _HIGHEST:
+                facts[name] = None
+        return cls(**{**seen, **{name: getattr(decision, name) for name in own}, **facts})
 
     @property
     def accepted(self) -> bool:

@@ -13,7 +13,7 @@ from nextrl.judge.few_samples import normal_of_t
 _MEDIAN = 0.6745
 """Median of the absolute value of a standard normal variable."""
 
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """Share of the largest reward's size below which nothing is a fall, or a gap, but rounding."""
 
 
@@ -140,4 +140,4 @@ def _in_errors(rewards: Sequence[float], first: int, last: int, noise: float) ->
 
 
 def _rounding(rewards: Sequence[float]) -> float:
-    return _ROUNDING * max(map(abs, rewards))
+    return ROUNDING * max(map(abs, rewards))

@@ -130,9 +130,7 @@ class AtSteps(LeapsOnly):
     def _too_few(self, group: int) -> str | None:
         """What is said where a search sees so few prompts that nothing could be accepted; None where it can be."""
         rule, distinct = self.acceptance, self.acceptance.prompts // group
-        if not self.searches or rule.argmax or rule.level is not None:
-            return None
-        if not 2 <= distinct < (fewest := rule.fewest(self._tried)):
+        if not self.searches or not 2 <= distinct < (fewest := rule.fewest(self._tried)):
             return None
         return (
             f"a search of {rule.prompts} completions in groups of {group} sees {distinct} prompts, on which no leap "
