@@ -435,3 +435,17 @@ def test_equal_values_in_two_files_and_a_link_beside_the_steps_are_no_problem(tm
     shutil.copy(*(tmp_path / f"checkpoint-{n}" / "adapter_model.safetensors" for n in (30, 40)))
     (tmp_path / "latest").symlink_to("checkpoint-40")
     assert not open_run(tmp_path).problems
+
+
+@pytest.mark.parametrize("layout", ["trl", "openrlhf"])
+def test_a_whole_model_among_adapters_is_not_passed_over(tmp_path, layout):
+    """A leap from the last adapter would start before the steps that the model holds."""
+    write_run(tmp_path, layout=layout)
+    last = tmp_path / PLACES[layout].format(STEPS[-1])
+    for file in last.iterdir():
+        file.unlink()
+    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, last / "model.safetensors")
+    [problem] = open_run(tmp_path).problems
+    assert problem.fatal
+    with pytest.raises(InputError, match=f"{last.name}: a whole model among adapters"):
+        Trajectory.load(tmp_path)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nextrl.checkpoints.dense import holds_full_model
+from nextrl.checkpoints.layouts.adapters import adapters_among
 from nextrl.checkpoints.layouts.listing import numbered
-from nextrl.checkpoints.run import Layout, Located, Problem
+from nextrl.checkpoints.run import Layout, Problem
 
 _FOLDER = re.compile(r"^global_step(\d+)_hf$")
 _STATE = re.compile(r"^global_step(\d+)$")
@@ -22,7 +22,7 @@ _STATE = re.compile(r"^global_step(\d+)$")
 def find(run: Path) -> Layout:
     """Checkpoints of `run` in this layout; DeepSpeed state without an adapter is a problem."""
     folders, problems = numbered(run, _FOLDER)
-    located = tuple(Located(step, folder) for step, folder in folders if not holds_full_model(folder))
+    located, models = adapters_among(folders)
     state = run / "_actor"
     if state.is_dir():
         have = {step for step, _ in folders}
@@ -33,4 +33,4 @@ def find(run: Path) -> Layout:
                 # OpenRLHF keeps the two kinds for different times. So as long as there are adapters at all, a missing
                 # twin is only worth a word.
                 problems.append(Problem(folder, text, step, fatal=not folders))
-    return Layout("openrlhf", located, tuple(problems))
+    return Layout("openrlhf", located, (*problems, *models))

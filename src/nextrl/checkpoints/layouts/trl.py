@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nextrl.checkpoints.dense import holds_full_model
+from nextrl.checkpoints.layouts.adapters import adapters_among
 from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
-from nextrl.checkpoints.run import Layout, Located
+from nextrl.checkpoints.run import Layout
 
 
 def find(run: Path) -> Layout:
-    """Checkpoints of `run` in this layout.
-
-    A `checkpoint-N` without adapter files counts too (as a broken one), unless it holds a full model.
-    """
+    """Checkpoints of `run` in this layout."""
     folders, problems = numbered(run, TRAINER_FOLDER)
-    located = tuple(Located(step, folder) for step, folder in folders if not holds_full_model(folder))
-    return Layout("trl", located, tuple(problems))
+    located, models = adapters_among(folders)
+    return Layout("trl", located, (*problems, *models))
