@@ -118,6 +118,11 @@ def write(
     return folder
 
 
+def noisy(reward: Callable[[int], float]) -> Callable[[int], float]:
+    """The reward with the noise of some hundred completions, the same every time."""
+    return lambda t: reward(t) + 0.02 * math.sin(7.0 * t * t)
+
+
 def measured(e: float, **changes: object) -> AdviceFeatures:
     """What `advise` measures, with this excess over three windows, and no rewards unless they are among `changes`."""
     plain = AdviceFeatures(

@@ -23,7 +23,9 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write(tmp_path_factory.mktemp("place") / "run", synthetic.line, lambda t: 0.3)
+    return synthetic.write(
+        tmp_path_factory.mktemp("place") / "run", synthetic.line, synthetic.noisy(lambda t: 0.3)
+    )
 
 
 def one_line(call: Callable[[], Any]) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import typer
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
+import synthetic_runs as synthetic
 from lora_runs import model, write_run
-from nextrl.cli.analysis_text import _r2
+from nextrl.cli.analysis_text import _r2, conclusion
 from nextrl.cli.analyze import analyze, save
 from nextrl.errors import InputError
 from nextrl.judge.analysis import analyze as analyse
@@ -219,3 +221,23 @@ def test_an_option_that_nothing_would_read_is_refused(full_run, run, full, optio
     result = CliRunner().invoke(APP, [*words, *options])
     assert isinstance(result.exception, InputError)
     assert says in str(result.exception)
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_a_run_that_does_not_move_has_no_figures_that_are_none(tmp_path, moved):
+    """Rewards that are all the same leave no gradient: from the start, or since a first step."""
+    synthetic.write(tmp_path, lambda t, p, q, noise: moved * p, lambda t: 0.0)
+    said = flat(CliRunner().invoke(APP, [str(tmp_path)]).stdout)
+    assert "No regime: the adapter does not move" in said
+    assert not re.search(r"\bnan\b|nan%", said)
+
+
+def test_rounding_is_no_regime_here_either():
+    """`advise` refuses to judge such a run, and was sent its reader by a regime measured of the rounding."""
+    g = torch.Generator().manual_seed(3)
+    a, b, drift = (torch.randn(size, generator=g) for size in ((4, 64), (64, 4), (64, 4)))
+    steps = range(0, 301, 10)
+    stored = [{"w": ((a / 8).bfloat16(), (0.03 * b + t * 1e-6 * drift).bfloat16())} for t in steps]
+    traj = Trajectory.from_factors(steps, stored)
+    said = conclusion(traj, 0.9)
+    assert said[0].startswith("No regime: stored in bfloat16, whose rounding is")

@@ -33,10 +33,10 @@ from nextrl.trajectory.trajectory import Trajectory
 
 REGIMES: dict[str, tuple[synthetic.Path, Callable[[int], float], str]] = {
     "signal": (synthetic.line, lambda t: 0.3 + t / 2000, "leap"),
-    "mixed": (synthetic.walk(1.2), lambda t: 0.3, "raise_lr"),
+    "mixed": (synthetic.walk(1.2), synthetic.noisy(lambda t: 0.3), "raise_lr"),
     "still rising": (synthetic.walk(0.5), lambda t: 0.1 + t / 250, "continue"),
-    "flat": (synthetic.walk(0.5), lambda t: 0.1 + 0.6 * min(1.0, t / 80), "average"),
-    "fallen": (synthetic.walk(0.5), lambda t: 0.8 if t < 120 else 0.5, "lower_lr"),
+    "flat": (synthetic.walk(0.5), synthetic.noisy(lambda t: 0.1 + 0.6 * min(1.0, t / 80)), "average"),
+    "fallen": (synthetic.walk(0.5), synthetic.noisy(lambda t: 0.8 if t < 120 else 0.5), "lower_lr"),
     "ruined": (synthetic.line, lambda t: 0.6 if t < 60 else 0.0, "lower_lr"),
 }
 
@@ -169,7 +169,7 @@ def test_a_leap_that_nobody_named_needs_an_advice_for_it(
 
 
 def test_a_run_that_cannot_be_judged_is_leapt_from_by_name_only(tmp_path: Path) -> None:
-    run = synthetic.write(tmp_path / "run", synthetic.line, lambda t: 0.3)
+    run = synthetic.write(tmp_path / "run", synthetic.line, synthetic.noisy(lambda t: 0.3))
     out = ("--at", "10", "--out", str(tmp_path / "out"))
     for given in ((), ("--alpha", "auto", "--task", "chain")):
         refused = refusal(leap_verb, str(run), *given, *out)

@@ -265,7 +265,7 @@ def test_momentum_is_read_from_any_optimizer(
 
 def test_a_run_whose_momentum_nobody_knows_is_not_judged_by_adams(tmp_path: Path) -> None:
     """White noise: turning back by what .9 would have carried on, and no further without momentum."""
-    synthetic.write(tmp_path, synthetic.walk(0.0), lambda t: 0.5)
+    synthetic.write(tmp_path, synthetic.walk(0.0), synthetic.noisy(lambda t: 0.5))
     traj = Trajectory.load(tmp_path)
     place = trainer_log.folder(traj)
     assert place is not None
@@ -307,7 +307,9 @@ def test_after_a_resume_the_rate_is_that_of_the_windows_judged(
 ) -> None:
     """A factor is one of the rate that left these checkpoints, not of one that the run had before."""
     rates = [{"step": t, "learning_rate": 1e-4 if t <= until else 1e-5} for t in range(1, 161)]
-    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5, logged_rates=rates, initial_lr=1e-4)
+    synthetic.write(
+        tmp_path, synthetic.line, synthetic.noisy(lambda t: 0.5), logged_rates=rates, initial_lr=1e-4
+    )
     traj = Trajectory.load(tmp_path)
     advice = advise(traj)
     assert (advice.features.rate, advice.features.steady) == (rate, steady)
@@ -340,6 +342,136 @@ def test_windows_that_rounding_spoils_are_left_out() -> None:
     assert [w.steps for w in wide.windows] == [10, 20, 50]
     assert [w.steps for w in narrow.windows] == [50]
     assert narrow.excess == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("path", [synthetic.line, synthetic.walk(0.0)])
+@pytest.mark.parametrize("best", [0.0, 1.0, -1.0])
+def test_where_all_rewards_are_the_same_nothing_is_said_of_the_rate(
+    path: synthetic.Path, best: float, tmp_path: Path
+) -> None:
+    """A run that earns 1 throughout was told to raise its rate, or to lower it, and so was one that earns nothing."""
+    synthetic.write(tmp_path, path, lambda t: best)
+    traj = Trajectory.load(tmp_path)
+    advice = advise(traj)
+    assert (advice.factor, advice.recommended, advice.withheld) == (None, "none", True)
+    assert "Every reward of the last three windows is" in advice.answer
+    assert ("nothing is left to gain" in advice.answer) == (best == 1.0)
+    assert advice.judged == advice.regime
+    assert "reward function" in next_step(advice, tmp_path, traj).what
+
+
+def test_a_run_that_learned_all_there_is_is_not_told_to_go_faster(tmp_path: Path) -> None:
+    """Without differences there is no gradient, and momentum glides on: the path is straight."""
+    synthetic.write(tmp_path, synthetic.line, lambda t: min(1.0, 0.4 + 0.008 * t))
+    assert advise(tmp_path).factor is None
+
+
+def test_a_run_at_a_standstill_without_differences_is_told_why(tmp_path: Path) -> None:
+    synthetic.write(tmp_path, lambda t, p, q, noise: p, lambda t: 0.0)
+    with pytest.raises(
+        TooShort, match=r"nothing to advise on\. Every reward logged lately is 0: completions that all"
+    ):
+        advise(tmp_path)
+
+
+@pytest.mark.parametrize("e", [0.0, 0.9])
+def test_a_run_with_nothing_left_to_gain_needs_no_other_rate(e: float) -> None:
+    """A rate pays where it ends more than .02 higher: there is no room for that."""
+    seen = measured(
+        e, reward=0.99, best=0.99, rise=0.0, first=0.985, recommended="secant", horizon=50, skill=0.9
+    )
+    advice = decide(seen)
+    assert (advice.advice, advice.factor) == ("average", None)
+    assert "0.99 of at most 1" in advice.answer
+
+
+def test_a_reward_that_fell_to_where_all_are_alike_is_lost_in_any_unit() -> None:
+    lost = measured(0.9, reward=-1.0, best=0.2, rise=0.0, first=0.1, lowest=-1.0, same=-1.0)
+    advice = decide(lost)
+    assert (advice.advice, advice.factor, advice.starts_over) == ("lower_lr", 0.1, True)
+    assert decide(dataclasses.replace(lost, same=None)).factor == pytest.approx(1 / 3)
+
+
+def test_a_reward_that_comes_back_is_not_lost() -> None:
+    """Harder prompts bring it down too, and then the run goes on learning."""
+    back = measured(0.5, reward=0.2, best=0.9, rise=0.1, first=0.3, fall_by_chance=0.05, rise_by_chance=0.04)
+    advice, lost = decide(back), decide(dataclasses.replace(back, rise=0.0))
+    assert (advice.advice, advice.starts_over, lost.starts_over) == ("lower_lr", False, True)
+    assert "rises again (+0.1" in advice.answer
+    for told in (advice, lost):
+        assert "Prompts that became harder" in told.answer
+        assert "there is no gradient" not in told.answer
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"shift": -3.0}, "a reward that is no share of 1"), ({"functions": 2}, "a sum of 2 rewards")],
+)
+def test_nobody_is_sure_of_a_rate_where_the_best_reward_is_unknown(
+    more: dict[str, float], words: str, tmp_path: Path
+) -> None:
+    """A straight path whose reward rises: too low a rate if much is left to gain, and a run that learns if not."""
+    parts = [
+        {
+            "step": t,
+            "loss": 0.0,
+            "reward": more.get("shift", 0.0) + synthetic.noisy(lambda t: 0.2 + t / 400)(t),
+        }
+        | {f"rewards/{n}/mean": 0.1 for n in range(int(more.get("functions", 1)))}
+        for t in range(1, 161)
+    ]
+    synthetic.write(tmp_path, synthetic.line, lambda t: 0.5, more=parts)
+    advice = advise(tmp_path)
+    assert (advice.advice, advice.confidence) == ("leap", "low")
+    assert (
+        f"How much is left to gain of {words} is not known: this holds where more than 0.0" in advice.answer
+    )
+    assert advice.features.closing == 0.0
+
+
+def test_what_must_be_left_to_gain_is_where_the_rule_turns() -> None:
+    """With just so much left, the same rewards as shares of 1 are told to go on; with more, to go faster."""
+    unknown = measured(0.5, reward=3.0, best=3.0, rise=0.3, first=1.0)
+    left = float(decide(unknown).answer.partition("this holds where more than ")[2].split()[0])
+    for more, action in ((-0.02, "continue"), (0.02, "raise_lr")):
+        shares = measured(0.5, reward=1.0 - left - more, best=1.0 - left - more, rise=0.3, first=0.1)
+        assert decide(shares).advice == action
+
+
+def test_a_flat_reward_of_unknown_best_that_never_rose_may_be_one_that_shakes() -> None:
+    began = measured(0.0, reward=-0.5, best=-0.5, rise=0.0, first=-0.5, lowest=-0.7)
+    assert (decide(began).advice, decide(began).confidence) == ("average", "low")
+    assert "shakes without learning" in decide(began).answer
+    learned = dataclasses.replace(began, first=-2.0)
+    assert "shakes" not in decide(learned).answer
+
+
+def test_a_reward_too_noisy_to_show_a_rise_is_not_said_to_be_flat() -> None:
+    seen = measured(
+        0.0, reward=0.45, best=0.45, rise=0.03, first=0.3, fall_by_chance=0.2, rise_by_chance=0.13
+    )
+    blurred, clear = (
+        decide(seen),
+        decide(dataclasses.replace(seen, fall_by_chance=0.05, rise_by_chance=0.035)),
+    )
+    assert (blurred.advice, blurred.confidence) == ("average", "low")
+    assert "is flat" not in blurred.answer
+    assert (clear.advice, clear.confidence) == ("average", "high")
+    assert "is flat" in clear.answer
+
+
+def test_a_path_with_hardly_a_direction_is_not_said_to_have_one() -> None:
+    advice = decide(measured(0.22))
+    assert (advice.regime, advice.advice) == ("noise", "raise_lr")
+    assert "would use that direction" not in advice.answer
+
+
+def test_the_json_has_no_regime_where_the_text_says_that_it_is_unknown() -> None:
+    turning = tuple(PersistenceWindow(steps, 0.3, 0.5, -0.4) for steps in (10, 20, 50))
+    unknown = decide(measured(0.0, windows=turning, updates=None)).as_dict()
+    known = decide(measured(0.0, windows=turning)).as_dict()
+    assert (unknown["regime"], unknown["withheld"]) == (None, True)
+    assert (known["regime"], known["withheld"]) == ("noise", False)
 
 
 def test_alpharl_finds_its_accuracies(saved: Trajectory) -> None:

@@ -173,3 +173,13 @@ def test_only_a_reward_that_cannot_be_negative_is_all_but_gone_near_zero(
 ) -> None:
     lost = {"reward": 0.01, "best": 0.6, "rise": -0.3, "first": 0.3, "lowest": lowest}
     assert decide(measured(0.9, **lost)).factor == pytest.approx(factor)
+
+
+def test_rewards_are_the_same_where_none_of_the_last_windows_differs() -> None:
+    rose = [[0.1, 0.4], [0.6, 0.8]]
+    single = [0.7, 0.7 + 4e-8, 0.7 - 4e-8]  # float32
+    assert reward_windows([*rose, *3 * [[1.0, 1.0]]]).same == 1.0
+    assert reward_windows([*rose, *3 * [single]]).same == pytest.approx(0.7)
+    assert reward_windows(3 * [[-2.0, -2.0]]).same == -2.0
+    assert reward_windows([*rose, [1.0, 1.0], [1.0, 1.0], [1.0, 0.98]]).same is None
+    assert reward_windows(3 * [[0.5]]).same is None  # three may agree by chance

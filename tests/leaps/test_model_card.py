@@ -149,7 +149,7 @@ def test_what_is_known_is_filled_in(tmp_path: Path) -> None:
 
 
 def test_the_verb_knows_the_task_of_our_own_run(tmp_path: Path) -> None:
-    run = synthetic.write(tmp_path / "run" / "trajectory", synthetic.line, lambda t: 0.3)
+    run = synthetic.write(tmp_path / "run" / "trajectory", synthetic.line, synthetic.noisy(lambda t: 0.3))
     (tmp_path / "run" / "config.yaml").write_text(
         "model: tiny\ntask: chain-wrong-rule\nleap: {method: none}\n"
     )

@@ -55,7 +55,8 @@ def advise(
         emit_json(advice.as_dict() | {"next": step.as_dict(), "out": written, "skipped": list(traj.skipped)})
         return
     console.print(advice.answer, highlight=False)
-    regime = "unknown" if advice.withheld else f"{advice.regime} ({MEANING[advice.regime]})"
+    judged = advice.judged
+    regime = "unknown" if judged is None else f"{judged} ({MEANING[judged]})"
     console.print(
         f"Regime: {regime}; confidence: {advice.confidence}. {advice.reasons[0]}",
         highlight=False,

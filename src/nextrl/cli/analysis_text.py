@@ -9,8 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nextrl.errors import TooShort
 from nextrl.judge.analysis import Analysis
-from nextrl.judge.regime import MEANING, mean_excess, no_windows, recent_windows, regime_of
+from nextrl.judge.regime import MEANING, above_rounding, mean_excess, no_windows, recent_windows, regime_of
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.linearity import AHEAD, FIT
 from nextrl.trajectory.trainer_log import BETA1_UNKNOWN, UPDATES_UNKNOWN
@@ -51,9 +52,7 @@ def _grid(title: str, columns: dict[str, Mapping[int, float]], steps: Sequence[i
 def sentences(result: Analysis) -> list[str]:
     """The scalars, each in a sentence."""
     lines = [
-        f"Within the sample, a line through all {len(result.steps)} checkpoints explains R² = {result.line.r2:.3f} of "
-        f"their own coefficient along the first direction, which holds {result.line.share:.0%} of the path's energy. "
-        "That says nothing of the checkpoints to come.",
+        *_within(result),
         _ahead(result),
         *_dominance(result),
     ]
@@ -61,8 +60,9 @@ def sentences(result: Analysis) -> list[str]:
         d = result.drift
         lines.append(f"Of a window of h steps, drift is {d.mu2:.3g} h² and noise {d.s2:.3g} h: {d.in_words}.")
     for window, row in result.persistence.items():
-        if row:
-            last = max(row)
+        moved = [step for step, cosine in row.items() if not math.isnan(cosine)]
+        if moved:
+            last = max(moved)
             above = result.excess.get(window, {}).get(last)
             known = "" if above is None else f", excess over Adam's memory {above:.2f}"
             lines.append(f"Windows of {window} steps at {last}: persistence {row[last]:.2f}{known}.")
@@ -82,6 +82,17 @@ def sentences(result: Analysis) -> list[str]:
             "or compare checkpoints further apart."
         )
     return lines
+
+
+def _within(result: Analysis) -> list[str]:
+    """How straight the path is, judged by itself; nothing of one that never moves."""
+    if math.isnan(result.line.r2):
+        return []
+    return [
+        f"Within the sample, a line through all {len(result.steps)} checkpoints explains R² = {result.line.r2:.3f} of "
+        f"their own coefficient along the first direction, which holds {result.line.share:.0%} of the path's energy. "
+        "That says nothing of the checkpoints to come.",
+    ]
 
 
 def _ahead(result: Analysis) -> str:
@@ -153,7 +164,10 @@ def conclusion(traj: Trajectory, used_beta1: float | None, updates: int | None =
     windows = recent_windows(traj, used_beta1, updates)
     if not windows:
         return [f"No regime: {no_windows(traj)}."] if len(known_steps(traj)) > 2 else []
-    mean = mean_excess(windows)
+    try:
+        mean = mean_excess(above_rounding(traj, windows))
+    except TooShort as hidden:
+        return [f"No regime: {hidden}."]
     regime = regime_of(mean)
     return [
         f"{regime.capitalize()}: {MEANING[regime]} (mean excess {mean:.2f} at the end). `nextrl advise` says what to "

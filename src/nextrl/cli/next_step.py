@@ -32,6 +32,10 @@ _OF_VERL = (
 """Where the rate is set, what finds it instead, and the page that says so."""
 
 _ON = "train on, then ask again"
+_TELL_APART = (
+    "read some completions and what the reward function gives them. To go on learning, train on prompts of which some "
+    "completions earn more than others, then ask again."
+)
 _AGAIN = "begin again, from your base model or from a checkpoint before the reward fell"
 
 _TASK = "TASK"
@@ -59,6 +63,8 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
         traj: its checkpoints, as far as the advice saw them.
         at: the checkpoint that the advice was asked of, None for the last one.
     """
+    if advice.withheld and advice.features.same is not None:
+        return NextStep("", _TELL_APART)
     if advice.withheld and advice.features.updates is not None:
         return NextStep(
             _line("analyze", run, "--beta1", "B"),

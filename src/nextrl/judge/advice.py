@@ -17,7 +17,7 @@ from html import escape
 from typing import Any, Literal
 
 from nextrl.errors import InputError, shown
-from nextrl.judge.advice_features import AdviceFeatures, features
+from nextrl.judge.advice_features import ALL_ALIKE, AdviceFeatures, features
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.regime import OSCILLATES, SCATTER, SIGNAL, PersistenceWindow, Regime, regime_of
@@ -46,7 +46,9 @@ class Thresholds:
         lost: share that makes a smaller fall matter, too, where the noise is known: of the best window's reward where
             rewards are from 0 to 1, and of the run's span for others, whose scale nothing else says.
         ruined: share of its best window below which a reward that cannot be negative counts as lost.
-        flat: a rise of the reward, over three windows, that is no rise where nothing says the noise.
+        flat: a rise of the reward, over three windows, that is no rise where nothing says the noise. A run that has
+            no more than that left to gain has nothing to learn from another rate: in docs/advice.md a rate pays where
+            it ends more than that higher.
         still: share of the run's span that is no rise where the noise is known, or that chance alone would bring
             (`rise_by_chance`).
     """
@@ -77,6 +79,7 @@ WORDS: dict[Action, str] = {
     "lower_lr": "lower the learning rate",
 }
 """What each advice says about training, beside the leap that may be worth a test."""
+_HARDER = "Prompts that became harder, as in a curriculum, look the same."
 # Without rewards there is no gradient, and momentum alone leaves a path as straight as that of a rate far too low.
 _NO_REWARDS = "No rewards were found: a ruined run looks the same, so look at them first."
 
@@ -126,7 +129,7 @@ class Advice:
             known: a lower bound where the rate is to rise, an upper bound where it is to fall.
         evidence: the whole range, where runs like this one have been seen.
         withheld: whether nothing is said of the rate, because nothing says how many updates a step holds, or
-            how much momentum the optimizer has.
+            how much momentum the optimizer has, or because lately all rewards were the same.
     """
 
     regime: Regime
@@ -151,6 +154,11 @@ class Advice:
         return self.evidence == RATE_EVIDENCE["ruined"]
 
     @property
+    def judged(self) -> Regime | None:
+        """The regime; None where it would be another for another momentum, which nothing says."""
+        return None if self.withheld and _unsaid(self.features) else self.regime
+
+    @property
     def headline(self) -> str:
         """What to do, as a clause."""
         if self.withheld:
@@ -173,8 +181,9 @@ class Advice:
         f = self.features
         return {
             "persistence": {str(w.steps): {"c": w.c, "c0": w.c0, "excess": w.e} for w in f.windows},
-            "regime": self.regime,
+            "regime": self.judged,
             "advice": self.advice,
+            "withheld": self.withheld,
             "confidence": self.confidence,
             "method": self.method,
             "horizon": self.horizon,
@@ -240,7 +249,7 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
         thresholds: where it turns.
     """
     one = _decide(f, thresholds)
-    if f.updates is not None and not f.beta1_unsaid:
+    if one.withheld or not _unsaid(f):
         return one
     missing = UPDATES_UNKNOWN if f.updates is None else BETA1_UNKNOWN
     without_memory = tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
@@ -253,23 +262,63 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     return replace(one, confidence="low", reasons=(*one.reasons, said))
 
 
+def _unsaid(f: AdviceFeatures) -> bool:
+    """Whether nothing says how straight momentum alone would make the path."""
+    return f.updates is None or f.beta1_unsaid
+
+
 def _decide(f: AdviceFeatures, thresholds: Thresholds) -> Advice:
     """The rule, with the windows' excess as it is.
 
     The thresholds are of constant rates. Where `auto` set the rate its word stands, since it saw single steps and fresh
     batches; where a schedule did, the advice stands with little confidence.
     """
-    advice = _of_unknown_rewards(_of_a_constant_rate(f, thresholds), f)
+    advice = _of_unknown_rewards(_of_a_constant_rate(f, thresholds), f, thresholds)
+    if advice.withheld:
+        return advice
     if f.auto:
         return _beside_auto(advice, f, thresholds)
     return _of_a_schedule(advice, f, thresholds) if f.steady is False else advice
 
 
-def _of_unknown_rewards(advice: Advice, f: AdviceFeatures) -> Advice:
-    """The advice, with little confidence where only rewards could tell a rate too low from one that ruined the run."""
-    if f.reward is not None or advice.advice not in ("leap", "raise_lr"):
-        return advice
-    return replace(advice, confidence="low", reasons=(*advice.reasons, _NO_REWARDS))
+def _of_unknown_rewards(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
+    """The advice, with little confidence where it hangs on what nobody knows of the rewards.
+
+    Only rewards tell a rate too low from one that ruined the run, and only rewards whose best is known from one that is
+    learning fast.
+    """
+    if advice.advice in ("leap", "raise_lr"):
+        missing = _NO_REWARDS if f.reward is None else "" if f.unit else _holds_where(f, t)
+    else:
+        missing = _if_more_could_be_earned(f, t) if advice.advice == "average" else ""
+    return replace(advice, confidence="low", reasons=(*advice.reasons, missing)) if missing else advice
+
+
+def _best_unknown(f: AdviceFeatures) -> str:
+    several = f"a sum of {f.functions} rewards" if f.functions > 1 else "a reward that is no share of 1"
+    return f"How much is left to gain of {several} is not known"
+
+
+def _holds_where(f: AdviceFeatures, t: Thresholds) -> str:
+    """How much must be left to gain for a straight path to be a rate too low, where the best reward is not known.
+
+    The excess is above faster + closing * share, and the share is what the last three windows gained over that and what
+    is left.
+    """
+    share = (f.excess - t.faster) / t.closing
+    left = max(0.0, f.rise or 0.0) * max(0.0, 1.0 / share - 1.0)
+    more = f"more than {left:.2g} is" if left > 0.0 else "anything is"
+    return f"{_best_unknown(f)}: this holds where {more}, and else the path is straight because the run has learned."
+
+
+def _if_more_could_be_earned(f: AdviceFeatures, t: Thresholds) -> str:
+    """What else a flat reward without direction may be, where its best is not known and it is where it began."""
+    if f.reward is None or f.unit or f.excess > t.faster or f.gained > _no_rise(f, t):
+        return ""
+    return (
+        f"{_best_unknown(f)}, and it is where it began: if there is much, the run shakes without learning, and "
+        "the rate is too high."
+    )
 
 
 def _beside_auto(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
@@ -307,9 +356,26 @@ def _of_a_schedule(advice: Advice, f: AdviceFeatures, t: Thresholds) -> Advice:
 
 def _of_a_constant_rate(f: AdviceFeatures, t: Thresholds) -> Advice:
     """What to do where the rate was constant."""
+    if f.same is not None and not _ruined(f, t):
+        return _without_differences(f, f.same)
     if danger := _too_high(f, t):
         return _lower(f, danger, t)
-    return _raise(f, t) if f.excess > t.faster + t.closing * f.closing else _keep(f, t)
+    too_low = f.excess > t.faster + t.closing * f.closing and not _at_its_best(f, t)
+    return _raise(f, t) if too_low else _keep(f, t)
+
+
+def _without_differences(f: AdviceFeatures, same: float) -> Advice:
+    """No word on the rate where no completion earned more than another: no reward has moved these weights."""
+    best = (
+        " It is the best there is: nothing is left to gain on these prompts."
+        if f.unit and same == 1.0
+        else ""
+    )
+    said = (
+        f"Every reward of the last three windows is {same:.3g}: {ALL_ALIKE}, and a path that goes on is momentum, "
+        f"weight decay or a penalty for leaving the reference.{best}"
+    )
+    return _say(f, "continue", "low", said, withheld=True)
 
 
 def _say(f: AdviceFeatures, action: Action, confidence: str, *reasons: str, **more: Any) -> Advice:
@@ -348,17 +414,35 @@ def _raise(f: AdviceFeatures, t: Thresholds) -> Advice:
         sure = "high" if f.excess > SIGNAL + SCATTER / 2 and f.skill > 0.5 else "medium"
         leap = {"method": f.recommended, "horizon": f.horizon}
         return _say(f, "leap", sure, why, factor=factor, evidence=evidence, **leap)
-    reasons = [f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip()]
+    use = f"A rate {factor:g} times higher, or more, would use that direction. {how_far}".rstrip()
+    if regime == "noise":
+        use = (
+            "The path keeps a little more direction than momentum gives it, hardly enough to tell: a rate "
+            f"{factor:g} times higher, or more, may use it."
+        )
+    reasons = [use]
     if f.backtested and f.recommended == NONE:
         reasons.append("No method beat standing still on the run's past, so a leap is not advised.")
     return _say(f, "raise_lr", _sure(f, t), *reasons, factor=factor, evidence=evidence)
 
 
 def _ruined(f: AdviceFeatures, t: Thresholds) -> bool:
-    """Whether the reward is all but gone: then there is no gradient left either, and the run cannot come back.
+    """Whether there is no gradient left, so that the run cannot come back."""
+    return _all_but_gone(f, t) or _stuck(f, t)
+
+
+def _stuck(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the reward fell to where no completion earns more than another, whatever unit it comes in."""
+    return f.same is not None and _fell(f, t)
+
+
+def _all_but_gone(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether hardly any reward is left, and does not come back.
 
     Nothing says how much is left of a reward whose lowest is not 0.
     """
+    if _rises(f, t):
+        return False
     start = max((r for r in (f.best, f.first) if r is not None), default=0.0)
     if f.reward is None or min(f.reward, start, f.lowest or 0.0) < 0.0:
         return False
@@ -369,10 +453,24 @@ def _fell(f: AdviceFeatures, t: Thresholds) -> bool:
     """Whether the reward fell below its best by more than chance would bring, and by enough to matter."""
     if f.reward is None or f.best is None:
         return False
-    matters = t.fall
-    if f.fall_by_chance is not None:
-        matters = min(t.fall, t.lost * f.best) if f.unit else t.lost * f.span
-    return f.best - f.reward > max(matters, f.fall_by_chance or 0.0)
+    return f.best - f.reward > max(_matters(f, t), f.fall_by_chance or 0.0)
+
+
+def _matters(f: AdviceFeatures, t: Thresholds) -> float:
+    """How large a change of the reward is one that matters."""
+    if f.fall_by_chance is None or f.best is None:
+        return t.fall
+    return min(t.fall, t.lost * f.best) if f.unit else t.lost * f.span
+
+
+def _rises(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether the reward rose over the last three windows, by more than chance would bring and by enough to matter."""
+    return f.rise is not None and f.rise > _no_rise(f, t)
+
+
+def _at_its_best(f: AdviceFeatures, t: Thresholds) -> bool:
+    """Whether less is left to gain than would count as a gain."""
+    return f.unit and f.reward is not None and 1.0 - f.reward < t.flat
 
 
 def _no_rise(f: AdviceFeatures, t: Thresholds) -> float:
@@ -381,8 +479,8 @@ def _no_rise(f: AdviceFeatures, t: Thresholds) -> float:
 
 
 def _shakes(f: AdviceFeatures, t: Thresholds) -> bool:
-    """Whether the path has no direction and the reward is where it began."""
-    if f.learned is None or f.learned >= t.learned or f.excess > t.faster:
+    """Whether the path has no direction and the reward is where it began, with something left to gain."""
+    if _at_its_best(f, t) or f.learned is None or f.learned >= t.learned or f.excess > t.faster:
         return False
     return f.rise_by_chance is None or f.gained <= f.rise_by_chance
 
@@ -396,12 +494,14 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
     signs = []
     if _ruined(f, t):
         signs.append(
-            f"The reward is all but gone ({f.reward:.3g}, {max(f.best or 0.0, f.first or 0.0):.3g} at best): without "
-            "rewards there is no gradient, and a straight path is only momentum. Start over, from before the fall, "
-            "at about a tenth of the rate."
+            f"{_lost(f, t)}, and a straight path may be only momentum. Start over, from before the fall, at about a "
+            f"tenth of the rate. {_HARDER}"
         )
     elif _fell(f, t):
-        signs.append(f"The reward fell from {f.best:.3g} at best to {f.reward:.3g} in the last window.")
+        again = f", and rises again ({f.rise:+.2g} over the last windows)" if _rises(f, t) else ""
+        signs.append(
+            f"The reward fell from {f.best:.3g} at best to {f.reward:.3g} in the last window{again}. {_HARDER}"
+        )
     if f.excess < t.oscillates - t.closing_back * f.closing:
         signs.append("Successive windows undo each other: the run oscillates.")
     elif not signs and _shakes(f, t):
@@ -412,30 +512,61 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
     return signs
 
 
+def _lost(f: AdviceFeatures, t: Thresholds) -> str:
+    """What is left of a reward that is lost, as a clause."""
+    best = max(f.best or 0.0, f.first or 0.0) if _all_but_gone(f, t) else f.best
+    why = "hardly any reward leaves hardly any gradient" if f.same is None else ALL_ALIKE
+    if _all_but_gone(f, t):
+        return f"The reward is all but gone ({f.reward:.3g}, {best:.3g} at best): {why}"
+    return f"The reward fell from {best:.3g} at best to {f.reward:.3g}, all of it the same: {why}"
+
+
 def _keep(f: AdviceFeatures, t: Thresholds) -> Advice:
     """Go on, or average once the reward is flat and the path has no direction."""
-    straight = [
-        f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of a rate too "
-        "low."
-    ]
-    if regime_of(f.excess) == "noise":
-        straight = []
-    if f.rise is not None and f.rise > _no_rise(f, t):
+    best = _at_its_best(f, t)
+    straight = _nothing_left(f) if best else _straight_as_it_learns(f)
+    if _rises(f, t):
         still = f"The reward still rises ({f.rise:+.2g} over the last windows): go on."
         return _say(f, "continue", _sure(f, t), *straight, still)
     if len(f.windows) < 2:
         few = "Too few windows lie between the checkpoints to average: go on."
         return _say(f, "continue", "low", *straight, few)
-    if straight:
+    if straight and not best:
         return _say(f, "continue", "low", *straight, "The path still has a direction: go on.")
+    why, hidden = _flat(f, t)
+    return _say(f, "average", "low" if hidden else _sure(f, t), *straight, why, method="lawa")
+
+
+def _nothing_left(f: AdviceFeatures) -> list[str]:
+    return [f"The reward is {f.reward:.3g} of at most 1: no other rate could gain anything that counts."]
+
+
+def _straight_as_it_learns(f: AdviceFeatures) -> list[str]:
+    """Why a path with a direction is no sign of a rate too low; nothing of one without."""
+    if regime_of(f.excess) == "noise":
+        return []
+    return [
+        f"The last three windows closed {f.closing:.0%} of the room left, so a straight path is no sign of a rate too "
+        "low."
+    ]
+
+
+def _flat(f: AdviceFeatures, t: Thresholds) -> tuple[str, bool]:
+    """Why to average, and whether a rise that matters may be hidden in the reward's noise."""
     if f.rise is None:
-        why = "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
-    else:
-        noise = "" if f.rise <= 0.0 else f", and up to {_no_rise(f, t):+.2g} counts as none"
-        why = (
-            f"The reward is flat ({f.rise:+.2g} over the last windows{noise}): average the last checkpoints."
+        unknown = "No rewards were found, so whether it still improves is unknown; averaging costs nothing."
+        return unknown, False
+    if f.rise_by_chance is not None and f.rise_by_chance > _matters(f, t):
+        noise = f"{f.rise:+.2g} over the last windows, and up to {_no_rise(f, t):+.2g} may be chance"
+        return (
+            f"No rise of the reward stands out from its noise ({noise}): average the last checkpoints.",
+            True,
         )
-    return _say(f, "average", _sure(f, t), why, method="lawa")
+    noise = "" if f.rise <= 0.0 else f", and up to {_no_rise(f, t):+.2g} counts as none"
+    return (
+        f"The reward is flat ({f.rise:+.2g} over the last windows{noise}): average the last checkpoints.",
+        False,
+    )
 
 
 def _sure(f: AdviceFeatures, t: Thresholds) -> str:

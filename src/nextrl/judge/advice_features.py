@@ -10,13 +10,15 @@ from nextrl.errors import InputError, TooShort
 from nextrl.judge.backtest import CANDIDATES, Backtest, backtest
 from nextrl.judge.backtest_scores import NONE
 from nextrl.judge.decision_file import last_of_auto
-from nextrl.judge.regime import PersistenceWindow, mean_excess, no_windows, recent_windows
+from nextrl.judge.regime import PersistenceWindow, above_rounding, mean_excess, no_windows, recent_windows
 from nextrl.judge.reward_windows import RewardWindows, reward_windows
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.persistence import DEFAULT_BETA1
-from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
+
+ALL_ALIKE = "completions that all earn the same leave nothing to learn from"
+"""Why rewards without any difference are no progress, as a clause."""
 
 _COOLED = 0.3
 """Share of the rate that a fall began from at or below which the last checkpoint counts as cooled."""
@@ -51,6 +53,8 @@ class AdviceFeatures:
         auto: what `auto` decided last, and the rate that it left, as a clause; empty where the run was not under it.
         fall_by_chance, rise_by_chance: how far below `best`, and how high a `rise`, chance alone brings a reward that
             stands still (`reward_windows`); None where the windows are too few to tell, or nobody measured it.
+        same: the reward of every log of the last three windows, where these are all the same.
+        functions: how many reward functions were added up to the reward; 0 where nothing says it.
         updates: optimizer updates in each step; None where nothing says it, and then `windows` take them for one.
     """
 
@@ -76,12 +80,14 @@ class AdviceFeatures:
     rise_by_chance: float | None = None
     updates: int | None = 1
     beta1_unsaid: bool = False
+    same: float | None = None
+    functions: int = 0
 
     @property
     def closing(self) -> float:
         """Share of the room to a reward of 1 that the last three windows closed, in [0, 1].
 
-        0.0 without rewards, and where they are no shares of 1 (a score beyond 1, a penalty below 0).
+        0.0 without rewards, and where they are no shares of 1 (`unit`).
         """
         if self.reward is None or self.rise is None or not self.unit:
             return 0.0
@@ -106,8 +112,13 @@ class AdviceFeatures:
 
     @property
     def unit(self) -> bool:
-        """Whether rewards were seen, and none of those windows outside 0 to 1."""
-        return bool(self._seen) and min(self._seen) >= 0.0 and max(self._seen) <= 1.0
+        """Whether rewards were seen, none of those windows outside 0 to 1 and no step below 0, and of one function.
+
+        A sum of several has another maximum than 1, even while it is below that.
+        """
+        if not self._seen or self.functions > 1:
+            return False
+        return min(*self._seen, self.lowest or 0.0) >= 0.0 and max(self._seen) <= 1.0
 
     @property
     def _seen(self) -> list[float]:
@@ -142,13 +153,14 @@ def features(
     used = DEFAULT_BETA1 if beta1 is None else beta1
     updates = trainer_log.updates_per_step(traj, updates_per_step)
     windows = recent_windows(traj, used, updates or 1)
+    rewards = _rewards(traj)
     if not windows:
-        raise TooShort(f"{no_windows(traj)}: there is nothing to advise on")
+        raise TooShort(f"{no_windows(traj)}: there is nothing to advise on{_without_gradient(rewards)}")
     if not all(math.isfinite(window.e) for window in windows):
         raise InputError(
             "the adapter holds NaN, Inf or weights too large to compare: restore the checkpoints"
         )
-    windows = _above_rounding(traj, windows)
+    windows = above_rounding(traj, windows)
     rate, rate_now, steady = _rates(traj, 2 * max(window.steps for window in windows))
     seen = AdviceFeatures(
         step=traj.steps[-1],
@@ -164,7 +176,6 @@ def features(
         updates=updates,
         beta1_unsaid=not trainer_log.knows_beta1(traj),
     )
-    rewards = _rewards(traj)
     if rewards is None:
         return seen
     return replace(
@@ -176,28 +187,16 @@ def features(
         lowest=rewards.lowest,
         fall_by_chance=rewards.fall_by_chance,
         rise_by_chance=rewards.rise_by_chance,
+        same=rewards.same,
+        functions=trainer_log.reward_functions(traj),
     )
 
 
-def _above_rounding(
-    traj: Trajectory, windows: tuple[PersistenceWindow, ...]
-) -> tuple[PersistenceWindow, ...]:
-    """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
-
-    Raises:
-        TooShort: there are none.
-    """
-    shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
-    kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
-    if not kept:
-        # Some modules may be stored wider; those of 16 bits are the ones that round.
-        kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
-        narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
-        raise TooShort(
-            f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
-            "often"
-        )
-    return kept
+def _without_gradient(rewards: RewardWindows | None) -> str:
+    """Why a run does not move, where the rewards say it; else nothing."""
+    if rewards is None or rewards.same is None:
+        return ""
+    return f". Every reward logged lately is {rewards.same:.3g}: {ALL_ALIKE}"
 
 
 @dataclass(frozen=True, kw_only=True)

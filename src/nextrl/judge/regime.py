@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nextrl.errors import TooShort
 from nextrl.trajectory.combinations import check_grid, known_steps, moves
 from nextrl.trajectory.persistence import adam_persistence, excess, window_products
+from nextrl.trajectory.precision import WARN_ABOVE, window_noise
 from nextrl.trajectory.trajectory import Trajectory
 
 Regime = Literal["signal", "mixed", "noise"]
@@ -102,6 +104,25 @@ def recent_windows(traj: Trajectory, beta1: float, updates: int = 1) -> tuple[Pe
         c, c0 = dot / math.sqrt(late * early), adam_persistence(steps, beta1, before, updates)
         windows.append(PersistenceWindow(steps, c, c0, excess(c, c0), None if steps == before else before))
     return tuple(windows)
+
+
+def above_rounding(traj: Trajectory, windows: tuple[PersistenceWindow, ...]) -> tuple[PersistenceWindow, ...]:
+    """The windows that are more than the rounding of what was stored, which turns back each time and hides a direction.
+
+    Raises:
+        TooShort: there are none.
+    """
+    shares = [window_noise(traj, traj.steps[-1] - window.steps) for window in windows]
+    kept = tuple(w for w, share in zip(windows, shares, strict=True) if share <= WARN_ABOVE)
+    if not kept:
+        # Some modules may be stored wider; those of 16 bits are the ones that round.
+        kinds = {str(d).removeprefix("torch.") for m in traj.modules for d in traj.dtypes(traj.steps[-1], m)}
+        narrow = " or ".join(sorted(kinds & {"bfloat16", "float16"}))
+        raise TooShort(
+            f"stored in {narrow}, whose rounding is {shares[0]:.2g} times the last window: save in float32, or less "
+            "often"
+        )
+    return kept
 
 
 def recent_steps(traj: Trajectory) -> list[tuple[int, int, int]]:

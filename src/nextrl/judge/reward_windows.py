@@ -26,6 +26,11 @@ both below .05 (tests/judge/test_reward_windows.py).
 
 # Windows in a point once there are four: pairs of neighbours are compared, whose noise is less.
 _SMOOTH, _ENOUGH = 2, 4
+_LATELY, _SEVERAL = 3, 4
+"""Windows whose rewards are asked whether they are all the same, and how many were logged at least: fewer may agree by
+chance."""
+_ALIKE = 1e-6
+"""Share of a reward below which another one is the same: a mean of equal numbers in float32 is off by that."""
 # Second differences of independent numbers depend on each other: n of them are worth n / 1.94 squares.
 _OVERLAP = 1 + 2 * ((4 / 6) ** 2 + (1 / 6) ** 2)
 
@@ -39,6 +44,8 @@ class RewardWindows:
             two neighbours).
         lowest: of all rewards that were logged.
         rise: of the last over the one three windows before it.
+        same: what every reward of the last three windows is, none of which differs; None where they differ, or hardly
+            any was logged. Completions that all earn the same leave no gradient.
         fall_by_chance, rise_by_chance: what `best - last`, and `rise`, exceed in `CHANCE` of runs whose reward stands
             still; None where the windows are too few to measure noise.
     """
@@ -50,6 +57,7 @@ class RewardWindows:
     lowest: float
     fall_by_chance: float | None
     rise_by_chance: float | None
+    same: float | None = None
 
 
 def reward_windows(windows: Sequence[Sequence[float]]) -> RewardWindows:
@@ -73,7 +81,14 @@ def reward_windows(windows: Sequence[Sequence[float]]) -> RewardWindows:
         lowest=min(map(min, windows)),
         fall_by_chance=fall,
         rise_by_chance=rise,
+        same=_same([reward for window in windows[-_LATELY:] for reward in window]),
     )
+
+
+def _same(rewards: Sequence[float]) -> float | None:
+    low, high = min(rewards), max(rewards)
+    alike = high - low <= _ALIKE * max(abs(low), abs(high))
+    return rewards[-1] if alike and len(rewards) >= _SEVERAL else None
 
 
 def _bound(chance: float, degrees: int) -> float:

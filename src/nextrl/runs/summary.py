@@ -10,7 +10,7 @@ from typing import Any
 from nextrl.engines import named_optimizers
 from nextrl.errors import TooShort
 from nextrl.judge.advice import Advice, advise
-from nextrl.judge.regime import DEFAULT_WINDOW, mean_excess, recent_windows, regime_of
+from nextrl.judge.regime import DEFAULT_WINDOW, above_rounding, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
 from nextrl.runs.arm import ArmRecord, ArmSettings
 from nextrl.runs.result import FORMAT, ArmSeries, Recommendation, Result, TrajectoryFigures
@@ -232,4 +232,7 @@ def _recent_excess(figures: TrajectoryFigures, traj: Trajectory, leapt: bool) ->
 def _excess_at_the_end(traj: Trajectory) -> float | None:
     """Mean excess over the last windows, as `nextrl advise` measures it; None where there are none."""
     windows = recent_windows(traj, trainer_log.beta1_or_default(traj))
-    return mean_excess(windows) if windows else None
+    try:
+        return mean_excess(above_rounding(traj, windows)) if windows else None
+    except TooShort:
+        return None

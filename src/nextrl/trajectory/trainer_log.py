@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from nextrl.trajectory.trajectory import FULL, MEMORY, Trajectory
 
 # verl's are the score that the task gave, and the same less a penalty for the divergence from the reference, if any.
 REWARD_KEYS = ("reward", "rewards/mean", "critic/score/mean", "critic/rewards/mean")
+_OF_ONE_FUNCTION = re.compile("rewards/.+/mean")
 RATE_KEYS = ("learning_rate", "actor/lr")
 
 UPDATES_UNKNOWN = (
@@ -46,6 +48,19 @@ def folder(traj: Trajectory) -> Path | None:
 def rewards(traj: Trajectory) -> dict[int, float]:
     """Training reward by optimizer step, up to the trajectory's last step; empty where none was logged."""
     return _logged(traj, REWARD_KEYS)
+
+
+def reward_functions(traj: Trajectory) -> int:
+    """How many reward functions TRL added up to the reward, by the means that it logs of each; 0 where it logs none."""
+    return len(
+        {
+            key
+            for entry in _history(traj)
+            if isinstance(entry, dict)
+            for key, value in entry.items()
+            if _OF_ONE_FUNCTION.fullmatch(str(key)) and is_number(value)
+        }
+    )
 
 
 def peak_learning_rate(traj: Trajectory) -> float | None:
