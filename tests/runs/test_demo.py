@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from peft import PeftModel
 
+from nextrl.engines.folder_lock import LOCK
 from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
 from nextrl.extrapolators.alphas import PAPER_ALPHAS, WIDE_ALPHAS
@@ -135,6 +140,41 @@ def test_a_disk_that_fills_up_while_claiming_leaves_nothing(
     with pytest.raises(InputError, match="No space left on device"):
         claim(tmp_path / "out", plan(0, True))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    claim(tmp_path, small_plan())
+    with FileLock(tmp_path / LOCK), pytest.raises(InputError, match="another process is running there"):
+        run(tmp_path, small_plan(), lambda name, step: None)
+    assert not (tmp_path / "arms").exists()
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+from nextrl.runs import demo
+
+def work():
+    demo.end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of processes as Linux shows them")
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    """It trained on for minutes where the same command trained the same arm again, and then never ended."""
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = Path("/proc") / parent.stdout.readline().strip() / "stat"
+        assert worker.is_file()
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while worker.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.is_file() or worker.read_text().split()[2] == "Z"
 
 
 def small_plan() -> Plan:

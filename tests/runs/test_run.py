@@ -5,7 +5,9 @@ Every resumed run must end as the unbroken one, to the bit. tests/test_killed_ru
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from nextrl.errors import InputError
 from nextrl.runs import run as module
 from nextrl.runs.config import RunConfig
 from nextrl.runs.layout import CONFIG
-from nextrl.runs.resume import MARKER, last_checkpoint, sealed
+from nextrl.runs.resume import MARKER, Checkpoint, last_checkpoint, read, sealed
 from nextrl.runs.run import Outcome, run
 from nextrl.runs.stop import StopSignal
 from nextrl.tasks import base, bases
@@ -255,7 +257,7 @@ def test_one_bit_in_any_file_of_the_newest_checkpoint_is_seen(
         data[len(data) // 2] ^= 1
         file.write_bytes(bytes(data))
         lines: list[str] = []
-        found = last_checkpoint(place / "trajectory", place / "stopped", lambda step: True, lines.append)
+        found = last_checkpoint(place / "trajectory", place / "stopped", lambda s: s % 2 == 0, lines.append)
         assert found is not None, name
         assert found.step == 2, name
         assert len(lines) == 1
@@ -290,6 +292,37 @@ def test_without_a_whole_checkpoint_it_begins_again(whole: tuple[str, Path, Any]
     run(here, say=lines.append)
     assert lines[-1] == "no whole checkpoint was left: starting again from step 0"
     assert adapter(tmp_path / "out") == adapter(out)
+
+
+def test_a_trajectory_on_another_disk_gives_up_a_checkpoint_between_two_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may be a link to where there is room: from there nothing can be renamed into `stopped`."""
+    stop(config(tmp_path, "none"), 3)
+
+    def elsewhere(source: Any, target: Any, **_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", elsewhere)
+        found = last_checkpoint(tmp_path / "trajectory", tmp_path / "stopped", lambda s: s % 2 == 0, print)
+    assert found is not None
+    assert (found.step, found.folder) == (3, tmp_path / "stopped" / "checkpoint-3")
+    assert isinstance(read(found.folder), Checkpoint)
+    assert not (tmp_path / "trajectory" / "checkpoint-3").exists()
+
+
+def test_checkpoints_that_somebody_has_removed_are_named(tmp_path: Path) -> None:
+    """A method that leaps later is fitted on what is left, and gives another leap."""
+    stop(config(tmp_path, "none"), 5)
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "trajectory" / f"checkpoint-{step}")
+    lines: list[str] = []
+    found = last_checkpoint(tmp_path / "trajectory", tmp_path / "stopped", lambda s: s % 2 == 0, lines.append)
+    assert found is not None
+    assert found.step == 5
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path / 'trajectory'} lacks the checkpoints of steps 2, 4: leaps that")
 
 
 def test_killed_after_its_last_checkpoint_it_only_writes_the_rest(
@@ -327,6 +360,46 @@ def test_another_config_is_refused_with_the_keys_named(tmp_path: Path) -> None:
         run(other)
     with pytest.raises(InputError, match=r"different in leap\.method"):
         run(config(tmp_path, "none"))
+
+
+def edited(settings: RunConfig, **more: Any) -> RunConfig:
+    """The config, written over the one that lies in the run's folder, as somebody with an editor would."""
+    other = RunConfig(**{**settings.as_dict(), **more})
+    (settings.output_dir / CONFIG).write_text(other.as_yaml())
+    return other
+
+
+def test_a_config_that_was_edited_in_the_run_s_folder_is_refused(tmp_path: Path) -> None:
+    """A run that went on had the old rate, optimizer and schedule, and the page said that it had the new ones."""
+    here = config(tmp_path, "none")
+    stop(here, 3)
+    other = edited(here, train={**SMALL["train"], "learning_rate": 1e-2, "save_every": 4})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        InputError,
+        match=r"was changed since .*checkpoint-3 was written, in train\.save_every, train\.learning_rate: change",
+    ):
+        run(other)
+    assert sorted(tmp_path.rglob("*")) == before
+    edited(here)
+    assert run(here).result is not None
+    # And nothing of a finished run says that it had twice as many steps.
+    longer = edited(here, train={**SMALL["train"], "steps": 12})
+    with pytest.raises(InputError, match=r"was changed since .*result\.json was written, in train\.steps"):
+        run(longer)
+
+
+def test_a_checkpoint_that_keeps_no_config_is_gone_on_from(tmp_path: Path) -> None:
+    """As those of earlier versions."""
+    here = config(tmp_path, "none")
+    stop(here, 4)
+    path = tmp_path / "trajectory" / "checkpoint-4" / MARKER
+    marker = json.loads(path.read_text())
+    del marker["config"]
+    path.write_text(json.dumps(sealed(marker)))
+    outcome = run(here)
+    assert outcome.result is not None
+    assert outcome.result.resumed == [4]
 
 
 TASK_FILE = """

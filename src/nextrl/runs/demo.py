@@ -1,7 +1,8 @@
 """The main job on the embedded default: a cautious run, its leaps, its controls, and an honest verdict.
 
 `demo_plan` says what is compared; `run` trains the arms in two processes side by side and returns the result. An arm
-that is finished on disk is not run again, so a stopped demo goes on where it was.
+that is finished on disk is not run again, so a stopped demo goes on where it was. A lock keeps a second process out of
+the folder, and a worker ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +22,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from nextrl.checkpoints.atomic import making_folder, write_json
+from nextrl.engines.folder_lock import locked
 from nextrl.errors import InputError
 from nextrl.files import read_json
 from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
@@ -76,9 +79,26 @@ def _claimed_by(marker: Path) -> object:
 _queue: Any = None
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone.
+
+    A worker of a killed demo would train its arm to the end, in the folder in which the next call trains it, too, and
+    then wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that multiprocessing has started has a parent to end with"
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 def _start_worker(queue: Any) -> None:
     global _queue
     _queue = queue
+    end_with_parent()
     # Ctrl-C is the parent's to handle: it tells the workers to stop and says how to go on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -109,7 +129,15 @@ def run(out: Path, what: Plan, watch: Watcher, *, workers: int = 2) -> Result:
 
     Args:
         watch: called with an arm's name and its latest step as training goes on.
+
+    Raises:
+        InputError: another process is at it there, or an arm cannot be run.
     """
+    with locked(out):
+        return _run(out, what, watch, workers)
+
+
+def _run(out: Path, what: Plan, watch: Watcher, workers: int) -> Result:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     records: dict[str, ArmRecord] = {}

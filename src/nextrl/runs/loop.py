@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,14 @@ class RunFolder:
         resume: go on from here; None from scratch.
         stop_asked: asked after every step; True saves and stops.
         report_to: the trainer's loggers.
+        config: the run's config, which each checkpoint keeps.
     """
 
     out: Path
     resume: Checkpoint | None = None
     stop_asked: Callable[[], bool] = lambda: False
     report_to: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _adapted(arm: ArmSettings, base_model: Any, seed: int) -> Any:
@@ -186,7 +188,7 @@ def train(
         with evaluation_weights(optimizer):
             write_final(model, tokenizer, run.out / FINAL, arm, record)
 
-    resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED)
+    resumable = Resumable(record, update, keep, run.stop_asked, run.out / STOPPED, run.config)
     trainer = build_trainer(
         _adapted(arm, base_model, arm.train.seed),
         tokenizer,

@@ -1,17 +1,17 @@
 """What makes a run survive being killed: checkpoints that say when they are whole, and the last of them.
 
 A trainer writes a checkpoint file by file, so a killed one leaves half a folder. `Resumable` writes
-`nextrl_checkpoint.json` into it last of all: the size and the SHA-256 of each file, the arm's record so far, and a
-digest of its own. A folder without it, or with a file that is not as it was written, is no checkpoint: the run goes on
-from the one before, and says so. Where a run was told to stop between two saves, its checkpoint is kept in `stopped/`,
-beside the trajectory and not in it, so that a leap sees the same trajectory as ever.
+`nextrl_checkpoint.json` into it last of all: the size and the SHA-256 of each file, the config it was trained by, the
+arm's record so far, and a digest of its own. A folder without it, or with a file that is not as it was written, is no
+checkpoint: the run goes on from the one before, and says so. Where a run was told to stop between two saves, its
+checkpoint is kept in `stopped/`, beside the trajectory and not in it, so that a leap sees the same trajectory as ever.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +30,16 @@ MARKER = "nextrl_checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder, its step, and the arm's record when it was written."""
+    """A whole checkpoint: its folder, its step, the arm's record when it was written, and the run's config.
+
+    Attributes:
+        config: empty in checkpoints of earlier versions.
+    """
 
     folder: Path
     step: int
     record: ArmRecord
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Damaged(NamedTuple):
@@ -59,16 +64,20 @@ def read(folder: Path, *, thorough: bool = True) -> Checkpoint | Damaged:
                 return Damaged(f"{name} is missing or has another size")
             if (thorough or name == WEIGHTS) and sha256(file) != wanted["sha256"]:
                 return Damaged(f"{name} is not as it was written")
-        return Checkpoint(
-            folder, in_range(value["step"], "step", 0), ArmRecord.model_validate(value["record"])
-        )
+        record = ArmRecord.model_validate(value["record"])
+        config = dict(value.get("config", {}))
+        return Checkpoint(folder, in_range(value["step"], "step", 0), record, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, the run goes on from the checkpoint before.
         return Damaged(f"{MARKER} is missing or not readable")
 
 
 def last_checkpoint(
-    trajectory: Path, stopped: Path, on_grid: Callable[[int], bool], say: Callable[[str], None]
+    trajectory: Path,
+    stopped: Path,
+    on_grid: Callable[[int], bool],
+    say: Callable[[str], None],
+    check: Callable[[Checkpoint], None] = lambda found: None,
 ) -> Checkpoint | None:
     """The last whole checkpoint of a run; damaged ones after it are removed, and `say` is told of each.
 
@@ -79,10 +88,12 @@ def last_checkpoint(
         trajectory: folder of the run's checkpoints.
         stopped: folder for one that was written between two saves.
         on_grid: whether a checkpoint of that step belongs into the trajectory.
-        say: told one line about each folder that is removed.
+        say: told one line about each folder that is removed, and one about those that somebody else has removed.
+        check: raises where the run must not go on from the last whole one.
 
     Raises:
-        InputError: an adapter of an earlier checkpoint was changed after it was written; nothing is removed then.
+        InputError: what `check` raises, or an adapter of an earlier checkpoint was changed after it was written;
+            nothing is removed then.
     """
     folders = [found for parent in (trajectory, stopped) for found in trainer_checkpoints(parent)]
     last: Checkpoint | None = None
@@ -90,7 +101,9 @@ def last_checkpoint(
     for step, folder in sorted(folders, key=lambda found: -found.step):
         found = read(folder, thorough=last is None)
         if isinstance(found, Checkpoint):
-            last = last or found
+            if last is None:
+                check(found)
+                last = found
         elif last is not None and folder.parent == trajectory and found.why.startswith(WEIGHTS):
             raise InputError(
                 f"{folder}: {found.why}, and leaps after it were fitted on it: restore it from a copy, or remove it "
@@ -104,15 +117,27 @@ def last_checkpoint(
             shutil.rmtree(folder)
     if last is None:
         return None
+    there = {step for step, folder in folders if folder.parent == trajectory}
+    gone = [str(step) for step in range(1, last.step) if on_grid(step) and step not in there]
+    if gone:
+        say(
+            f"{trajectory} lacks the checkpoints of steps {', '.join(gone)}: leaps that are still to come, and the "
+            "result's figures of the trajectory, do without them"
+        )
     return last if on_grid(last.step) or last.folder.parent == stopped else set_aside(last, stopped)
 
 
 def set_aside(checkpoint: Checkpoint, stopped: Path) -> Checkpoint:
-    """Move a checkpoint out of the trajectory into `stopped`, in place of any that is there."""
-    shutil.rmtree(stopped, ignore_errors=True)
-    stopped.mkdir(parents=True)
-    folder = checkpoint.folder.rename(stopped / checkpoint.folder.name)
-    return Checkpoint(folder, checkpoint.step, checkpoint.record)
+    """Move a checkpoint out of the trajectory into `stopped`, in place of any that is there.
+
+    The trajectory may be a link to another disk, where that is a copy: a kill leaves one of the two whole.
+    """
+    folder = stopped / checkpoint.folder.name
+    with writing(folder):
+        shutil.rmtree(stopped, ignore_errors=True)
+        stopped.mkdir(parents=True)
+        shutil.move(checkpoint.folder, folder)
+    return replace(checkpoint, folder=folder)
 
 
 class Resumable(TrainerCallback):
@@ -124,6 +149,7 @@ class Resumable(TrainerCallback):
         before_last: called with the model and the optimizer at the last step, before its checkpoint counts as whole.
         stop_asked: whether to save and stop after this step.
         stopped: where a checkpoint between two saves was set aside; removed when a later one is whole.
+        config: the run's config, written into each checkpoint.
     """
 
     def __init__(
@@ -133,8 +159,10 @@ class Resumable(TrainerCallback):
         before_last: Callable[[Any, Any], None],
         stop_asked: Callable[[], bool],
         stopped: Path,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self._record, self._update, self._before_last = record, update, before_last
+        self._config = dict(config or {})
         self._stop_asked, self._stopped = stop_asked, stopped
 
     def on_step_end(
@@ -165,5 +193,6 @@ class Resumable(TrainerCallback):
             if file.name != MARKER and file.is_file()
         }
         record = self._record.model_dump(mode="json")
-        write_json(folder / MARKER, sealed({"step": state.global_step, "files": files, "record": record}))
+        known = {"step": state.global_step, "files": files, "config": self._config, "record": record}
+        write_json(folder / MARKER, sealed(known))
         shutil.rmtree(self._stopped, ignore_errors=True)

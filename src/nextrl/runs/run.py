@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from nextrl.checkpoints.atomic import write_bytes, writing
 from nextrl.engines import algorithms, named_optimizers
@@ -89,7 +91,7 @@ def run(
         begun = _check_folder(out, config)
         if begun:
             stack.enter_context(locked(out))
-            result = _finished(out)
+            result = _finished(out, config)
             if result is not None:
                 ranks.tell(None)
                 return Outcome(config.train.steps, result, trained=False)
@@ -156,8 +158,7 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
         if any(not name.startswith(".") for name in inside - begun):
             raise InputError(f"{out} is not empty and holds no run: choose another output_dir")
         return False
-    theirs = load(out / CONFIG)
-    keys = config.differences(theirs)
+    keys = config.differences(load(out / CONFIG))
     if keys:
         raise InputError(
             f"{out} holds a run of another config, different in {', '.join(keys)}: choose another output_dir, or use "
@@ -173,7 +174,30 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
     return True
 
 
-def _finished(out: Path) -> Result | None:
+def _check_unchanged(config: RunConfig, trained: Mapping[str, Any], what: Path) -> None:
+    """See that what a run left was trained by this config: the one in its folder may have been edited since.
+
+    Args:
+        trained: the config as that file holds it; nothing of one of an earlier version.
+
+    Raises:
+        InputError: it was trained by another one.
+    """
+    try:
+        theirs = RunConfig.model_validate(
+            {key: trained[key] for key in RunConfig.model_fields if key in trained}
+        )
+    except ValidationError:
+        return  # of a version with other keys, whose config.yaml this one has read all the same
+    keys = config.differences(theirs) if trained else []
+    if keys:
+        raise InputError(
+            f"{config.output_dir / CONFIG}: was changed since {what} was written, in {', '.join(keys)}: change that "
+            "back, or choose another output_dir"
+        )
+
+
+def _finished(out: Path, config: RunConfig) -> Result | None:
     """The result of a finished run; its page is written anew where only that is missing."""
     if not (out / RESULT).is_file():
         return None
@@ -182,6 +206,7 @@ def _finished(out: Path) -> Result | None:
         raise InputError(
             f"{out / RESULT}: holds no arm named run; remove it, and the run's end is evaluated again"
         )
+    _check_unchanged(config, result.config, out / RESULT)
     if not (out / REPORT).is_file():
         write_report(result, out)
     return result
@@ -241,7 +266,11 @@ def _checkpoint(config: RunConfig, say: Callable[[str], None]) -> Checkpoint | N
             f".{half.name}.*"
         ):  # of a killed process: `atomic` writes there first
             temporary.unlink()
-    found = last_checkpoint(out / TRAJECTORY, out / STOPPED, lambda s: s % k == 0 or s == last, say)
+
+    def check(whole: Checkpoint) -> None:
+        _check_unchanged(config, whole.config, whole.folder)
+
+    found = last_checkpoint(out / TRAJECTORY, out / STOPPED, lambda s: s % k == 0 or s == last, say, check)
     optimizer = named_optimizers.get(config.train.optimizer)
     if found and found.step < last and optimizer.cannot_resume:
         raise InputError(
@@ -267,7 +296,8 @@ def _train(
         # Killed between its last checkpoint, before which final/ was written, and its result.
         return found.record, found.step
     with writing(out, "free some space, and the same command goes on from the last whole checkpoint"):
-        return train(config.arm(), RunFolder(out, found, stop_asked, config.report_to), loaded, progress)
+        folder = RunFolder(out, found, stop_asked, config.report_to, config.as_dict())
+        return train(config.arm(), folder, loaded, progress)
 
 
 def _finish(config: RunConfig, record: ArmRecord) -> Result:
