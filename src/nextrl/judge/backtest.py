@@ -231,11 +231,7 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
 
 
 def _once(methods: Sequence[Extrapolator]) -> list[Extrapolator]:
-    """Each method once.
-
-    Raises:
-        InputError: two of one name are not the same, so that the scores of the first would be lost.
-    """
+    """Each method once."""
     by_name: dict[str, Extrapolator] = {}
     for method in methods:
         if by_name.setdefault(method.name, method) != method:

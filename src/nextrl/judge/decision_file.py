@@ -67,11 +67,7 @@ def _whole(line: bytes) -> bool:
 
 
 def _decision(line: bytes, where: str) -> DecisionRecord:
-    """The decision that a line holds, of the very types that are written: a number in quotation marks is none.
-
-    Raises:
-        InputError: it holds none; `where` is for messages.
-    """
+    """The decision that a line holds, of the very types that are written: a number in quotation marks is none."""
     value = parse_json(line, where)
     try:
         return DecisionRecord.model_validate(value, strict=True)
