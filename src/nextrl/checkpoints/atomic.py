@@ -257,17 +257,14 @@ def json_text(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file; a crash leaves the old file or the new one.
 
     Args:
         tensors: on any device. The same memory may stand under several names.
     """
     with replacing(path) as temporary:
-        header = {"format": "pt", **(metadata or {})}
-        save_file(_apart(tensors), temporary, metadata=header)
+        save_file(_apart(tensors), temporary, metadata={"format": "pt"})
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
