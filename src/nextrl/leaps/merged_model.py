@@ -7,10 +7,9 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,52 +206,28 @@ def _of_twins(
     return {key: changes[twin] for key, twin in twins.items() if twin is not None and twin in changes}
 
 
-@dataclass(frozen=True)
-class _AsTrained(Mapping[str, Tensor]):
-    """Tensors of a full-weight checkpoint that are not followed, each read when it is asked for."""
-
-    checkpoint: FullCheckpoint
-    base: FullModel
-
-    @cached_property
-    def _keys(self) -> dict[str, None]:
-        return dict.fromkeys(self.checkpoint.not_followed(self.base))
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self.checkpoint.model.tensor(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys  # a Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> Mapping[str, Tensor]:
-    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias).
+def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> dict[str, Callable[[], Tensor]]:
+    """Base tensor key -> what reads the tensor that takes its place (modules_to_save) or is added to it (lora_bias).
 
     Of full weights all that is not followed takes its place, so that nothing of the training is lost.
     """
     stored = next(c for c in traj.checkpoints if c.step == step)
-    found: dict[str, Tensor] = {}
     if isinstance(stored, FullCheckpoint):
-        return _AsTrained(stored, layers.model)
+        return {key: partial(stored.model.tensor, key) for key in stored.not_followed(layers.model)}
+    found: dict[str, Callable[[], Tensor]] = {}
     if isinstance(stored, AdapterCheckpoint):
         for key in stored.carried:
             name = module_name(key).replace(".modules_to_save", "")
             if ".lora_B" in name:
                 module = name.split(".lora_B")[0]
-                found[f"+{layers.stored(f'{module}.bias')}"] = stored.carried_tensor(
-                    key
-                ) * stored.settings.scaling(module)
+                found[f"+{layers.stored(f'{module}.bias')}"] = partial(_bias, stored, key, module)
             else:
-                found[layers.stored(name.replace(".base_layer.", "."))] = stored.carried_tensor(key)
+                found[layers.stored(name.replace(".base_layer.", "."))] = partial(stored.carried_tensor, key)
     return found
+
+
+def _bias(stored: AdapterCheckpoint, key: str, module: str) -> Tensor:
+    return stored.carried_tensor(key) * stored.settings.scaling(module)
 
 
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
@@ -340,12 +315,12 @@ def _refuse_other_base(settings: AdapterConfig) -> None:
 
 
 def _moved(
-    key: str, file: TensorFile, changes: Mapping[str, LowRank], replaced: Mapping[str, Tensor]
+    key: str, file: TensorFile, changes: Mapping[str, LowRank], replaced: Mapping[str, Callable[[], Tensor]]
 ) -> Tensor:
     """One tensor of the merged model."""
     old = file.get(key)
     if key in replaced:  # modules_to_save, an embedding that PEFT saved beside its factors, or not followed
-        own = replaced[key]
+        own = replaced[key]()
         if own.shape != old.shape:
             raise InputError(
                 f"{file.path}: {key} is {list(old.shape)}, the run's own copy {list(own.shape)}: resize the base and "
@@ -359,7 +334,7 @@ def _moved(
         old = own.to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
-        return (old.to(wide) + replaced[f"+{key}"].to(wide)).to(old.dtype)
+        return (old.to(wide) + replaced[f"+{key}"]().to(wide)).to(old.dtype)
     if key not in changes:
         return old
     delta = LowRank(changes[key].left.to(wide), changes[key].right.to(wide)).dense()
