@@ -35,8 +35,7 @@ __all__ = [
 ]
 
 READERS: Registry[Callable[[Path], Layout]] = Registry(
-    "layout",
-    {"trl": trl.find, "verl": verl.find, "openrlhf": openrlhf.find, "folders": folders.find},
+    "layout", {"trl": trl.find, "verl": verl.find, "openrlhf": openrlhf.find, "folders": folders.find}
 )
 
 
@@ -98,8 +97,8 @@ def open_run(
     for where in located:
         if where.step in apart | unknown:
             continue
-        if (whole := dense.no_adapter(where.folder)) is not None:
-            problems.append(Problem(where.folder, whole, where.step))
+        if (why := dense.no_adapter(where.folder)) is not None:
+            problems.append(Problem(where.folder, why, where.step))
             continue
         try:
             opened.append(

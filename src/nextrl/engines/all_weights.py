@@ -13,7 +13,7 @@ from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, all_finite
-from nextrl.engines.moments import whole
+from nextrl.engines.moments import unsharded
 from nextrl.errors import InputError
 
 
@@ -30,7 +30,7 @@ class AllWeights(LiveWeights):
             raise InputError(
                 "no parameter of this model is trained (requires_grad): there is no rate to find"
             )
-        if sharded.is_flat(model) or not whole(found):
+        if sharded.is_flat(model) or not unsharded(found):
             raise InputError(
                 "auto on all weights needs them whole on each process, and here they lie in pieces on several (FSDP, "
                 "DeepSpeed ZeRO): train an adapter, or on one GPU or by DDP; in verl, pieces are no hindrance"

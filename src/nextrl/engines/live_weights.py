@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.interrupts import to_the_end
-from nextrl.engines.moments import whole
+from nextrl.engines.moments import unsharded
 from nextrl.errors import InputError
 
 State = dict[str, Tensor]
@@ -89,7 +89,7 @@ class LiveWeights:
                 raise InputError(
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
-        to_the_end(partial(sharded.write, self.parameters, state), whole(self.parameters))
+        to_the_end(partial(sharded.write, self.parameters, state), unsharded(self.parameters))
         sharded.forget_gathered(self.model)
 
     @contextmanager

@@ -100,7 +100,7 @@ class Run(Protocol):
         stretches: whether a step can be written longer than it was taken: nothing that is trained is kept in half
             precision or lies beside the adapter.
         fresh_next: whether the next step begins with fresh rollouts.
-        whole: whether a leap can be taken back, moments and all.
+        restorable: whether a leap can be taken back, moments and all.
         beside: what is trained beside the adapter, as far as it lies here whole.
     """
 
@@ -131,7 +131,7 @@ class Run(Protocol):
     @property
     def fresh_next(self) -> bool: ...
     @property
-    def whole(self) -> bool: ...
+    def restorable(self) -> bool: ...
     @property
     def beside(self) -> Sequence[Tensor]: ...
 

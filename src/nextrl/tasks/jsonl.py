@@ -55,7 +55,7 @@ def build(name: str) -> JsonlTask:
         raise InputError(f"task '{name}' is no FILE.jsonl:VERIFIER")
     verifier = verifiers.get(match["verifier"] if match["verifier"] is not None else "exact")
     path = usable_path(match["file"])
-    return JsonlTask(name, parts.whole_number("tokens", 256, 1, MAX_LENGTH), verifier, _splits(path))
+    return JsonlTask(name, parts.integer("tokens", 256, 1, MAX_LENGTH), verifier, _splits(path))
 
 
 def _splits(path: Path) -> dict[Split, list[Example]]:

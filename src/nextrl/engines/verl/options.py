@@ -67,9 +67,9 @@ def options_of(asked: Any) -> Options:
             raise InputError(f"trainer.v1.nextrl.{name}: true or false, not {asked[name]!r}")
     dials = {key: asked[key] for key in _DIALS if key in asked}
     for key, value in dials.items():
-        whole = isinstance(getattr(ControllerConfig, key), int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * whole}number, not {value!r}")
+        integer = isinstance(getattr(ControllerConfig, key), int)
+        if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
+            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * integer}number, not {value!r}")
     leaps, take_back = _leaps(asked.get("leaps")), asked.get("take_back", True)
     for name in (*dials, *(() if take_back else ("take_back",))) if leaps else ():
         raise InputError(
