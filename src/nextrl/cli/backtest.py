@@ -90,11 +90,11 @@ def backtest(
         return
     console.print(_table(result, recommended))
     for name, why in result.horizons[result.horizon].skipped.items():
-        console.print(f"{name} is not scored: {why}", style="yellow", markup=False, highlight=False)
+        console.print(f"{name} is not scored: {why}", style="yellow")
     if by_type:
         console.print(_type_table(result))
     among = "" if methods is None else ", among the methods named"
-    console.print(f"recommended: {recommended}{among}. {answer}", highlight=False)
+    console.print(f"recommended: {recommended}{among}. {answer}")
 
 
 def _advice(traj: Trajectory, tested: Backtest, updates_per_step: int | None) -> Advice | InputError:
@@ -119,7 +119,6 @@ def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
         if near[-1] != h:
             err_console.print(
                 f"--horizon {h}: checkpoints are {traj.spacing} steps apart, so {near[-1]} steps are measured",
-                highlight=False,
                 soft_wrap=True,
             )
     return None if horizon is None else list(dict.fromkeys(near))

@@ -67,8 +67,7 @@ def evaluate_command(
         return
     console.print(
         f"{task}: {result.accuracy:.3f} ± {result.se:.3f} sampled at temperature {temperature:g}, "
-        f"{result.greedy:.3f} greedy, {result.n} held-out prompts",
-        highlight=False,
+        f"{result.greedy:.3f} greedy, {result.n} held-out prompts"
     )
 
 

@@ -127,9 +127,9 @@ def _show(facts: dict[str, Any]) -> None:
             )
     console.print(table)
     if facts["problems"]:
-        err_console.print(_counted(len(facts["problems"])), style="bold", highlight=False)
+        err_console.print(_counted(len(facts["problems"])), style="bold")
         for problem in facts["problems"]:
-            err_console.print(f"- {one_line(problem)}", highlight=False, soft_wrap=True)
+            err_console.print(f"- {one_line(problem)}", soft_wrap=True)
     else:
         console.print("no problems")
 

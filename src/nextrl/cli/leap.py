@@ -231,21 +231,20 @@ def _say(
 ) -> None:
     """What was written and why, for a reader; `out` is None where nothing was written."""
     if reason:
-        console.print(reason, highlight=False)
+        console.print(reason)
     if choice is not None:
         _say_choice(result, choice)
     if out is not None:
         _report(result, rank, out)
     if sent is not None:
-        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+        console.print(f"Sent to {sent}", soft_wrap=True)
 
 
 def _say_choice(result: Leap, choice: AlphaChoice) -> None:
     words = "No leap" if choice.alpha == 0.0 else f"Alpha {choice.alpha:g}"
     console.print(
         f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
-        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
-        highlight=False,
+        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions."
     )
 
 
@@ -308,9 +307,7 @@ def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
         }
         emit_json(facts | {"reason": advice.answer, "search": None, "skipped": list(traj.skipped)})
         return
-    console.print(
-        f"{advice.answer} Nothing was tried; --method NAME tries one all the same.", highlight=False
-    )
+    console.print(f"{advice.answer} Nothing was tried; --method NAME tries one all the same.")
 
 
 def _named_base(traj: Trajectory) -> str | None:
@@ -362,5 +359,6 @@ def _report(result: Leap, rank: int | None, out: Path) -> None:
     lost = f"; the adapter's rank leaves out {result.discarded:.2%} of the energy" if rank is None else ""
     console.print(
         f"{result.method} from step {result.from_step}, {result.horizon} steps at alpha {result.alpha:g}: "
-        f"{len(result.traj.modules)} modules written to {out} in {result.seconds:.1f} s{lost}"
+        f"{len(result.traj.modules)} modules written to {out} in {result.seconds:.1f} s{lost}",
+        highlight=True,
     )
