@@ -204,11 +204,7 @@ def adapter_state(
 
 
 def _new_rank(
-    traj: Trajectory,
-    step: int,
-    module: str,
-    value: tuple[Tensor, Tensor] | LowRank | None,
-    rank: int | None,
+    traj: Trajectory, step: int, module: str, value: tuple[Tensor, Tensor] | LowRank | None, rank: int | None
 ) -> int:
     if rank is not None:
         return rank

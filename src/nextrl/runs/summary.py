@@ -187,11 +187,7 @@ def _spans(start: int, end: int, jumps: Sequence[tuple[int, int]]) -> bool:
 
 def provenance() -> dict[str, str]:
     """What made a result."""
-    return {
-        "nextrl": VERSION,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+    return {"nextrl": VERSION, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def series(arm: ArmRecord) -> ArmSeries:
