@@ -27,10 +27,9 @@ from nextrl.extrapolators.base import METHODS, tags_of
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
-from nextrl.judge.backtest_scores import NONE
+from nextrl.judge.backtest_scores import FIGURES, NONE
 from nextrl.trajectory.trajectory import Trajectory
 
-FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
 # Of this package's own methods: a plugin's tags would have to be loaded for a line of help.
 _SLOW = [name for name in METHODS if tags_of(METHODS.get(name)).slow]
 _DEFAULT = f"all but {', '.join(_SLOW)}" if _SLOW else "all"

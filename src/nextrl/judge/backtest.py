@@ -32,7 +32,7 @@ from nextrl.errors import InputError, MissingExtra, TooShort, first_line, needs,
 from nextrl.extrapolators import CombinationOfCheckpoints, Extrapolator, Prediction, names, resolve, tags_of
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.files import usable_path
-from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
+from nextrl.judge.backtest_scores import FIGURES, NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
 from nextrl.scalars import MAX_SEED, integer_from, several
@@ -101,11 +101,10 @@ class Backtest:
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
-        figures = ("cosine", "norm_ratio", "relative_error", "skill")
-        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *FIGURES))
         rows = []
         for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
-            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in figures)
+            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in FIGURES)
             rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return (
             f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"

@@ -29,8 +29,8 @@ from typing import Any
 
 from nextrl.errors import InputError, one_line, shown
 from nextrl.files import NoSuchFile, encodable, regular_file, usable_path
-from nextrl.tasks.base import Example, Split, register_source
-from nextrl.tasks.jsonl import SPLITS, checked
+from nextrl.tasks.base import SPLITS, Example, Split, register_source
+from nextrl.tasks.jsonl import checked
 from nextrl.tasks.task_name import MAX_LENGTH
 
 MAX_EXAMPLES = 1_000_000

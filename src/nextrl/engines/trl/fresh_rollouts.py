@@ -164,7 +164,7 @@ class FreshRollouts:
 
     def _enough(self, rows: _Rows, most: int) -> int:
         """As many rows on every process as the one that needs most: each forward pass may be a collective operation."""
-        return max(self._ranks.gather(_enough(rows, most)))
+        return max(self._ranks.gather(enough(rows.mask.sum(1), most)))
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
@@ -263,11 +263,6 @@ def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
 def _key(row: Tensor) -> bytes:
     """What a row of ids is found again by."""
     return bytes(row.cpu().numpy().tobytes())
-
-
-def _enough(rows: _Rows, most: int) -> int:
-    """How many completions a step's movement is read on; the trainer has shuffled them."""
-    return enough(rows.mask.sum(1), most)
 
 
 def enough(tokens: Tensor, most: int) -> int:

@@ -141,8 +141,9 @@ class LiveRun:
         """Write the factors, and see to it that nothing of the old policy is used."""
         before = self.adapter.read()
         self.adapter.write(state)
-        self.tools.rollouts.mark_weights_changed()
-        self.tools.rollouts.drop_buffered()
+        self.seam.weights_changed()
+        if self.seam.generates:
+            self.seam.drop_buffered_rollouts()  # those of the old policy would be trained on
         if self.seam.has_engine:
             self.undelivered = before, self.adapter.read()
 
