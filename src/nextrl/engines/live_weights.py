@@ -31,27 +31,21 @@ class Weights(Protocol):
 
     def read(self) -> State:
         """A copy of all of it."""
-        ...
 
     def write(self, state: State) -> None:
         """Put a copy's values there, in place."""
-        ...
 
     def holding(self, state: State) -> AbstractContextManager[None]:
         """Other values inside; afterwards those that were there before."""
-        ...
 
     def along(self, start: State, stop: State, alpha: float) -> State:
         """`stop + alpha (stop - start)`."""
-        ...
 
     def distance(self, start: State, stop: State) -> float:
         """Length of the way between two copies."""
-        ...
 
     def finite(self) -> bool:
         """Whether there is neither NaN nor Inf in any of it."""
-        ...
 
 
 class LiveWeights:
