@@ -44,12 +44,7 @@ class _Beginning:
 
 
 class JudgedSession(Session):
-    """The windows of one run under a policy that takes back what did harm.
-
-    Args:
-        run, policy, step: see `Session`.
-        adapt_lr, leaps: see `LeapCallback`.
-    """
+    """The windows of one run under a policy that takes back what did harm; options as those of `LeapCallback`."""
 
     policy: JudgingPolicy
 

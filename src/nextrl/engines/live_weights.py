@@ -51,12 +51,9 @@ class Weights(Protocol):
 class LiveWeights:
     """Handle on some parameters of a model.
 
-    Args:
+    Attributes:
         model: the model.
         parameters: name -> the live parameter.
-
-    Attributes:
-        model, parameters: the same.
     """
 
     def __init__(self, model: Any, parameters: dict[str, nn.Parameter]) -> None:

@@ -29,7 +29,6 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.judged_session import JudgedSession
 from nextrl.engines.leap_session import LeapSession
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, JudgingPolicy, LeapingPolicy, policy_of
 from nextrl.engines.policies.arguments import refuse_unknown, trainer_itself
 from nextrl.engines.ranks import Ranks
@@ -212,15 +211,10 @@ class LeapCallback(TrainerCallback):
                 if self._policy.method == "auto"
                 else f"{self._policy.method} takes its alpha unseen",
             )
-        adapter, ranks = self._trained(kwargs["model"]), Ranks(trainer.accelerator)
-        run = LiveRun(
-            trainer,
-            adapter,
-            ranks,
-            instruments(trainer, rows, adapter, ranks),
-            kwargs["optimizer"],
-            kwargs["lr_scheduler"],
-        )
+        model, ranks = kwargs["model"], Ranks(trainer.accelerator)
+        adapter = trained_in(model) if self._policy.undoes else LiveAdapter(model)
+        tools = instruments(trainer, rows, adapter, ranks)
+        run = LiveRun(trainer, adapter, ranks, tools, kwargs["optimizer"], kwargs["lr_scheduler"])
         if any(self._moves.values()):  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
         resumed = _resumed(args, state)
@@ -325,10 +319,6 @@ class LeapCallback(TrainerCallback):
             if named is None:
                 raise
             return named
-
-    def _trained(self, model: Any) -> LiveWeights:
-        """What the policy moves: the adapter, or under `auto` all weights of a model that has none."""
-        return trained_in(model) if self._policy.undoes else LiveAdapter(model)
 
     def _leapt(self, run: LiveRun, step: int) -> None:
         assert self._on_leap is not None
