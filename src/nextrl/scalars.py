@@ -22,7 +22,7 @@ MAX_SEED = 2**32 - 1
 """numpy's; torch would take more."""
 
 
-def whole(least: int, most: int | None = None) -> Kind:
+def integer_from(least: int, most: int | None = None) -> Kind:
     """A whole number, of whatever library; 10.0 is one."""
 
     def read(name: str, value: Any) -> int:

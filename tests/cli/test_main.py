@@ -162,7 +162,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_give_less_of(
     code, out, err = nextrl_call(verb)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("nextrl: out of memory: ")
-    assert {o for o in re.findall(r"--[a-z-]+", err)} <= set(OPTIONS[verb])
+    assert {o for o in re.findall(r"--[a-z-]+", err)} <= set(OPTIONS[verb].split())
     for section, key in re.findall(r"\b([a-z]+)\.([a-z_]+)", err):
         assert key in RunConfig.model_fields[section].annotation.model_fields
 

@@ -117,8 +117,8 @@ def test_a_shell_is_told_the_options_that_a_verb_has(verb: str) -> None:
         if parameter.param_type_name == "option":
             long = {name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--")}
             (flags if parameter.is_flag else options).update(long)
-    assert set(completion.FLAGS[verb]) == flags
-    assert set(completion.OPTIONS[verb]) == options
+    assert set(completion.FLAGS[verb].split()) == flags
+    assert set(completion.OPTIONS[verb].split()) == options
 
 
 def asked(words: str, shell: str = "bash") -> tuple[list[str], float]:

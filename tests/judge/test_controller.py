@@ -37,7 +37,6 @@ def seen(
         informative=128,
         informative_groups=groups,
         ess=128.0,
-        informative_ess=128.0,
         mean_weight=1.0,
         nats_k2=nats,
         nats_k3=nats,

@@ -517,8 +517,8 @@ def test_the_base_s_greedy_accuracy_stands_beside_the_sampled_one(result: dict[s
 
 
 def test_numbers_are_not_divided_at_a_line_s_end() -> None:
-    assert report._whole("lr 5e-05 (as <b>)") == 'lr <span class="n">5e-05</span> (as &lt;b&gt;)'
-    assert report._whole("saves 92 %, all") == 'saves <span class="n">92 %,</span> all'
+    assert report._unbroken("lr 5e-05 (as <b>)") == 'lr <span class="n">5e-05</span> (as &lt;b&gt;)'
+    assert report._unbroken("saves 92 %, all") == 'saves <span class="n">92 %,</span> all'
 
 
 def test_paper_gets_every_column_colour_and_decision(page: str) -> None:

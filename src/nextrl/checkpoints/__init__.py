@@ -16,27 +16,16 @@ from nextrl.checkpoints import dense
 from nextrl.checkpoints.adapter import CONFIG, AdapterCheckpoint
 from nextrl.checkpoints.consistency import disagreements
 from nextrl.checkpoints.layouts import folders, openrlhf, trl, verl
-from nextrl.checkpoints.run import Layout, Located, Problem, StoredCheckpoint, no_checkpoint, repeated
+from nextrl.checkpoints.run import Layout, Problem, StoredCheckpoint, no_checkpoint, repeated
 from nextrl.checkpoints.stretch import stretch_from, stretch_of
 from nextrl.errors import InputError
 from nextrl.files import usable_path
 from nextrl.registry import Registry
 
-__all__ = [
-    "AdapterCheckpoint",
-    "Layout",
-    "Located",
-    "Problem",
-    "READERS",
-    "OpenedRun",
-    "StoredCheckpoint",
-    "detect",
-    "open_run",
-]
+__all__ = ["READERS", "AdapterCheckpoint", "OpenedRun", "StoredCheckpoint", "detect", "open_run"]
 
 READERS: Registry[Callable[[Path], Layout]] = Registry(
-    "layout",
-    {"trl": trl.find, "verl": verl.find, "openrlhf": openrlhf.find, "folders": folders.find},
+    "layout", {"trl": trl.find, "verl": verl.find, "openrlhf": openrlhf.find, "folders": folders.find}
 )
 
 
@@ -98,8 +87,8 @@ def open_run(
     for where in located:
         if where.step in apart | unknown:
             continue
-        if (whole := dense.no_adapter(where.folder)) is not None:
-            problems.append(Problem(where.folder, whole, where.step))
+        if (why := dense.no_adapter(where.folder)) is not None:
+            problems.append(Problem(where.folder, why, where.step))
             continue
         try:
             opened.append(

@@ -150,10 +150,9 @@ class AdapterCheckpoint:
     def _refuse_broken(self, name: str, *tensors: Tensor) -> None:
         for tensor in tensors:
             if not finite(tensor):
-                broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
                 raise InputError(
-                    f"{self.file.path}: {broken} in {name}; this step of the run is broken: leave the checkpoint out "
-                    "(--skip-bad-checkpoints) and look at what training did there"
+                    f"{self.file.path}: {broken(tensor)} in {name}; this step of the run is broken: leave the "
+                    "checkpoint out (--skip-bad-checkpoints) and look at what training did there"
                 )
 
     def split(self, module: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,11 +277,7 @@ def stored(
 
 
 def _say_where_it_lies(folder: Path) -> None:
-    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards.
-
-    Raises:
-        InputError: it is one of the two.
-    """
+    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards."""
     if not (folder / CONFIG).exists() and (named := sorted(folder.glob(f"*/{CONFIG}"))):
         inner = " and ".join(path.parent.name for path in named[:3])
         raise InputError(
@@ -309,6 +304,13 @@ def finite(t: Tensor) -> bool:
     # In float64: in float16 the bound itself would be Inf, and Inf within it.
     low, high = torch.stack(torch.aminmax(t)).double().tolist()
     return bool(low >= -LARGEST and high <= LARGEST)
+
+
+def broken(*tensors: Tensor) -> str:
+    """What is wrong with values that are not `finite`, in words."""
+    return (
+        f"a weight beyond {LARGEST:.0e}" if all(bool(t.isfinite().all()) for t in tensors) else "NaN or Inf"
+    )
 
 
 def _refuse(path: Path, keys: KeyMap) -> None:

@@ -150,11 +150,7 @@ def _named(temporary: Path, given: Path) -> Iterator[None]:
 
 
 def _carry_over(old: Path, new: Path, replaced: Callable[[Path], bool]) -> None:
-    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail.
-
-    Raises:
-        InputError: something was written in a folder in it meanwhile, which the copy may lack.
-    """
+    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail."""
     before = _inside(old)
     _link_over(old, new, replaced)
     if _inside(old) != before:
@@ -240,11 +236,7 @@ def _remove_left_over(parent: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """`replacing` for several files: none gets its name before all are on the disk.
-
-    Raises:
-        InputError: as `replacing`.
-    """
+    """`replacing` for several files: none gets its name before all are on the disk."""
     paths = list(paths)
     with contextlib.ExitStack() as stack:
         temporary = [stack.enter_context(replacing(path)) for path in paths]
@@ -265,17 +257,14 @@ def json_text(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file; a crash leaves the old file or the new one.
 
     Args:
         tensors: on any device. The same memory may stand under several names.
     """
     with replacing(path) as temporary:
-        header = {"format": "pt", **(metadata or {})}
-        save_file(_apart(tensors), temporary, metadata=header)
+        save_file(_apart(tensors), temporary, metadata={"format": "pt"})
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -317,11 +317,11 @@ def _parsed(branch: Sequence[_Text]) -> list[_Log]:
 def _text(step: int, path: Path) -> _Text | None:
     """A trainer's log; None without one."""
     try:
-        whole, written = read_bytes(path), os.stat(path).st_mtime_ns
-        begin = whole.find(_BEGIN)
-        end = whole.find(_END, begin)
-        history = whole[begin:end] if 0 <= begin < end else b""
-        state = parse_json(whole[:begin] + _BEGIN + whole[end:] if history else whole, str(path))
+        data, written = read_bytes(path), os.stat(path).st_mtime_ns
+        begin = data.find(_BEGIN)
+        end = data.find(_END, begin)
+        history = data[begin:end] if 0 <= begin < end else b""
+        state = parse_json(data[:begin] + _BEGIN + data[end:] if history else data, str(path))
     except (InputError, OSError):
         return None
     log = state.get("log_history") if isinstance(state, dict) else None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import CONFIG, LARGEST, finite
+from nextrl.checkpoints.adapter import CONFIG, broken, finite
 from nextrl.checkpoints.layouts import folders
 from nextrl.checkpoints.layouts.listing import TRAINER_FOLDER, numbered
 from nextrl.checkpoints.run import Problem, repeated
@@ -166,9 +166,6 @@ def nothing(run: Path | Mapping[int, Path]) -> str:
 def adapter_settings(base: str | Path) -> dict[str, Any]:
     """What `adapter_config.json` has to say of an adapter of full weights: the base, and its task where that is known.
 
-    Args:
-        base: folder of the model that training started from.
-
     Raises:
         InputError: its config.json cannot be read.
     """
@@ -286,9 +283,8 @@ class FullModel:
             raise InputError(f"{self.folder}: has no weight {key}; is it a checkpoint of the same model?")
         tensor = self.places[key].get(key)
         if tensor.is_floating_point() and not finite(tensor):
-            broken = f"a weight beyond {LARGEST:.0e}" if bool(tensor.isfinite().all()) else "NaN or Inf"
             raise InputError(
-                f"{self.places[key].path}: {broken} in {key}: look at what training did there, and leave the "
+                f"{self.places[key].path}: {broken(tensor)} in {key}: look at what training did there, and leave the "
                 "checkpoint out"
             )
         return tensor

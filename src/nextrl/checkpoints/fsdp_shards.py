@@ -141,11 +141,11 @@ def _joined(actor: Path, name: str, parts: list[Any]) -> Tensor:
         return _local(parts[0])
     groups = parts[0].device_mesh.mesh.reshape(-1, parts[0].device_mesh.mesh.shape[-1])[0].tolist()
     try:
-        whole = torch.cat([_local(parts[rank]) for rank in groups], dim=cut.dim)
+        joined = torch.cat([_local(parts[rank]) for rank in groups], dim=cut.dim)
     except (IndexError, RuntimeError) as error:
         raise InputError(f"{actor}: the shards of {name} do not fit together ({first_line(error)})") from None
-    if whole.shape != parts[0].shape:
+    if joined.shape != parts[0].shape:
         raise InputError(
-            f"{actor}: {name} is {tuple(parts[0].shape)}, but its shards make {tuple(whole.shape)}"
+            f"{actor}: {name} is {tuple(parts[0].shape)}, but its shards make {tuple(joined.shape)}"
         )
-    return whole
+    return joined

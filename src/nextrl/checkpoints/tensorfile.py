@@ -24,12 +24,7 @@ from torch import Tensor
 from nextrl.errors import InputError, first_line, shown
 from nextrl.files import NoSuchFile, no_safetensors, parse_json, regular_file
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Carried along as they are, never computed with.
 OTHERS = {
     "I64": torch.int64,

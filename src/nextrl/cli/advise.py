@@ -17,7 +17,7 @@ from nextrl.cli.checkpoints import (
     UpdatesPerStep,
     load_run,
 )
-from nextrl.cli.console import AsJson, console, emit_json, say_command
+from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.next_step import averaged, next_step, task_of
 from nextrl.judge.advice import advise as ask
 from nextrl.judge.regime import MEANING
@@ -54,21 +54,19 @@ def advise(
     if as_json:
         emit_json(advice.as_dict() | {"next": step.as_dict(), "out": written, "skipped": list(traj.skipped)})
         return
-    console.print(advice.answer, highlight=False)
+    console.print(advice.answer)
     judged = advice.judged
     regime = "unknown" if judged is None else f"{judged} ({MEANING[judged]})"
-    console.print(
-        f"Regime: {regime}; confidence: {advice.confidence}. {advice.reasons[0]}",
-        highlight=False,
-    )
+    console.print(f"Regime: {regime}; confidence: {advice.confidence}. {advice.reasons[0]}")
     if written is not None:
-        console.print(f"The averaged adapter is in {written}.", highlight=False)
+        console.print(f"The averaged adapter is in {written}.")
     elif out is not None:
-        console.print(f"Nothing was written to {out}: the advice is not to average.", highlight=False)
+        console.print(f"Nothing was written to {out}: the advice is not to average.")
     if written is not None:
         return
     if step.command:
-        say_command("Next:", step.command)
-        console.print(f"It {step.what}", highlight=False)
+        # On a line of its own, whole however narrow the terminal, so that it can be copied.
+        console.print(f"Next:\n  {step.command}", soft_wrap=True)
+        console.print(f"It {step.what}")
     else:
-        console.print(f"Next: {step.what}", highlight=False)
+        console.print(f"Next: {step.what}")

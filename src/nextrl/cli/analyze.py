@@ -77,11 +77,7 @@ def analyze(
     lengths, formats = _lengths(windows), _formats(plots)
     if out is not None and formats:
         require("matplotlib", "plots", f"--plots {plots} (none writes analysis.json alone)")
-    of_adapters = {
-        "layout": layout,
-        "allow-pickle": allow_pickle,
-        "start": start,
-    }
+    of_adapters = {"layout": layout, "allow-pickle": allow_pickle, "start": start}
     if base is None:
         values.refuse_given("of full-weight checkpoints (--base)", {"rank": rank})
         traj = load_run(run, layout, skip_bad_checkpoints, allow_pickle, start=start)
@@ -108,18 +104,17 @@ def analyze(
 def _say(result: Analysis, said: list[str], out: Path | None) -> None:
     """The sentences and the tables, for a reader; `out` is None where nothing was written."""
     for sentence in said:
-        console.print(sentence, highlight=False)
+        console.print(sentence)
     shown = spread_out(result.steps, ROWS)
     for grid in tables(result, shown):
         console.print()
         console.print(grid)
     if len(shown) < len(result.steps):
         console.print(
-            f"{len(shown)} of {len(result.steps)} checkpoints; all of them: --json, or analysis.json of --out DIR",
-            highlight=False,
+            f"{len(shown)} of {len(result.steps)} checkpoints; all of them: --json, or analysis.json of --out DIR"
         )
     if out is not None:
-        console.print(f"written to {out}", highlight=False, soft_wrap=True)
+        console.print(f"written to {out}", soft_wrap=True)
 
 
 def save(result: Analysis, out: Path, formats: list[str]) -> None:

@@ -27,10 +27,9 @@ from nextrl.extrapolators.base import METHODS, tags_of
 from nextrl.judge.advice import Advice, advise
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
-from nextrl.judge.backtest_scores import NONE
+from nextrl.judge.backtest_scores import FIGURES, NONE
 from nextrl.trajectory.trajectory import Trajectory
 
-FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
 # Of this package's own methods: a plugin's tags would have to be loaded for a line of help.
 _SLOW = [name for name in METHODS if tags_of(METHODS.get(name)).slow]
 _DEFAULT = f"all but {', '.join(_SLOW)}" if _SLOW else "all"
@@ -90,11 +89,11 @@ def backtest(
         return
     console.print(_table(result, recommended))
     for name, why in result.horizons[result.horizon].skipped.items():
-        console.print(f"{name} is not scored: {why}", style="yellow", markup=False, highlight=False)
+        console.print(f"{name} is not scored: {why}", style="yellow")
     if by_type:
         console.print(_type_table(result))
     among = "" if methods is None else ", among the methods named"
-    console.print(f"recommended: {recommended}{among}. {answer}", highlight=False)
+    console.print(f"recommended: {recommended}{among}. {answer}")
 
 
 def _advice(traj: Trajectory, tested: Backtest, updates_per_step: int | None) -> Advice | InputError:
@@ -106,11 +105,7 @@ def _advice(traj: Trajectory, tested: Backtest, updates_per_step: int | None) ->
 
 
 def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
-    """The horizons that are measured, which are whole numbers of spacings; what is rounded is said.
-
-    Raises:
-        InputError: one is less than half of the way between two checkpoints.
-    """
+    """The horizons that are measured, which are whole numbers of spacings; what is rounded is said."""
     near = []
     for h in horizon or []:
         # A half goes down, as the backtest takes the earlier checkpoint.
@@ -123,7 +118,6 @@ def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
         if near[-1] != h:
             err_console.print(
                 f"--horizon {h}: checkpoints are {traj.spacing} steps apart, so {near[-1]} steps are measured",
-                highlight=False,
                 soft_wrap=True,
             )
     return None if horizon is None else list(dict.fromkeys(near))

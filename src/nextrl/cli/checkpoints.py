@@ -72,7 +72,7 @@ def load_run(
     for line in traj.skipped:
         say_left_out(line)
     if doubt := doubt_of(traj):
-        err_console.print(one_line(doubt), highlight=False, soft_wrap=True)
+        err_console.print(one_line(doubt), soft_wrap=True)
     if upto is not None and upto not in traj.steps:  # it was broken, and left out
         raise no_checkpoint(upto, traj.steps, run)
     return traj
@@ -87,4 +87,4 @@ def _steps_upto(run: Path, layout: str | None, last: int) -> list[int]:
 
 def say_left_out(reason: str) -> None:
     """One line on stderr, whole on any terminal."""
-    err_console.print(f"left out: {one_line(reason)}", highlight=False, soft_wrap=True)
+    err_console.print(f"left out: {one_line(reason)}", soft_wrap=True)

@@ -10,68 +10,34 @@ from collections.abc import Callable
 
 import typer
 
-_READING = ("--skip-bad-checkpoints", "--allow-pickle", "--json")
-FLAGS: dict[str, tuple[str, ...]] = {
-    "demo": ("--quick", "--json"),
-    "run": ("--print-config", "--json"),
-    "inspect": (*_READING, "--values", "--no-values"),
-    "analyze": _READING,
-    "backtest": (*_READING, "--by-type"),
-    "advise": _READING,
-    "leap": (*_READING, "--private"),
-    "eval": ("--allow-pickle", "--json"),
-    "report": ("--json",),
+FLAGS = {
+    "demo": "--quick --json",
+    "run": "--print-config --json",
+    "inspect": "--skip-bad-checkpoints --allow-pickle --json --values --no-values",
+    "analyze": "--skip-bad-checkpoints --allow-pickle --json",
+    "backtest": "--skip-bad-checkpoints --allow-pickle --json --by-type",
+    "advise": "--skip-bad-checkpoints --allow-pickle --json",
+    "leap": "--skip-bad-checkpoints --allow-pickle --json --private",
+    "eval": "--allow-pickle --json",
+    "report": "--json",
 }
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "demo": ("--out", "--seed"),
-    "run": (),
-    "inspect": ("--layout",),
-    "analyze": (
-        "--out",
-        "--horizon",
-        "--windows",
-        "--beta1",
-        "--start",
-        "--updates-per-step",
-        "--plots",
-        "--layout",
-        "--base",
-        "--rank",
-    ),
-    "backtest": (
-        "--horizon",
-        "--methods",
-        "--param",
-        "--origins",
-        "--plot",
-        "--start",
-        "--updates-per-step",
-        "--layout",
-        "--seed",
-    ),
-    "advise": ("--at", "--out", "--start", "--updates-per-step", "--layout"),
+"""Verb -> its switches."""
+
+OPTIONS = {
+    "demo": "--out --seed",
+    "run": "",
+    "inspect": "--layout",
+    "analyze": "--out --horizon --windows --beta1 --start --updates-per-step --plots --layout --base --rank",
+    "backtest": "--horizon --methods --param --origins --plot --start --updates-per-step --layout --seed",
+    "advise": "--at --out --start --updates-per-step --layout",
     "leap": (
-        *(
-            "--out",
-            "--method",
-            "--param",
-            "--horizon",
-            "--device",
-            "--start",
-            "--updates-per-step",
-            "--alpha",
-            "--at",
-            "--as",
-            "--rank",
-            "--base",
-            "--task",
-            "--prompts",
-        ),
-        *("--level", "--push-to-hub", "--layout", "--seed"),
+        "--out --method --param --horizon --device --start --updates-per-step --alpha --at --as --rank --base "
+        "--task --prompts --level --push-to-hub --layout --seed"
     ),
-    "eval": ("--adapter", "--task", "--prompts", "--temperature", "--seed", "--device", "--batch-size"),
-    "report": (),
+    "eval": "--adapter --task --prompts --temperature --seed --device --batch-size",
+    "report": "",
 }
+"""Verb -> its options with a value."""
 
 
 def placeholder(verb: str) -> Callable[..., None]:
@@ -81,8 +47,10 @@ def placeholder(verb: str) -> Callable[..., None]:
         raise AssertionError("only a shell asks this app, for names")
 
     parameters = [_parameter("anything", str, typer.Argument(None))]
-    parameters += [_parameter(_name(flag), bool, typer.Option(False, flag)) for flag in FLAGS[verb]]
-    parameters += [_parameter(_name(option), str, typer.Option(None, option)) for option in OPTIONS[verb]]
+    parameters += [_parameter(_name(flag), bool, typer.Option(False, flag)) for flag in FLAGS[verb].split()]
+    parameters += [
+        _parameter(_name(option), str, typer.Option(None, option)) for option in OPTIONS[verb].split()
+    ]
     nothing.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     nothing.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return nothing

@@ -1,7 +1,7 @@
 """What every verb shares: two consoles, the option `--json` and its output, and a progress bar.
 
-Whatever is printed may hold a stranger's names. So neither console reads markup or emoji codes, and what a terminal
-would act on is escaped in the one function through which rich takes every text.
+Whatever is printed may hold a stranger's names. So neither console reads markup or emoji codes or colours what looks
+like a figure, and what a terminal would act on is escaped in the one function through which rich takes every text.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Plain(Console):
         return super().render_str(printable(text), **options)
 
 
-console = _Plain(markup=False, emoji=False)
-err_console = _Plain(stderr=True, markup=False, emoji=False)
+console = _Plain(markup=False, emoji=False, highlight=False)
+err_console = _Plain(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def emit_json(value: Any) -> None:
@@ -52,11 +52,6 @@ def rate_text(rate: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def say_command(before: str, command: str) -> None:
-    """A command on a line of its own, whole however narrow the terminal, so that it can be copied."""
-    console.print(f"{before}\n  {command}", highlight=False, soft_wrap=True)
-
-
 MINUTES = 2.0
 """Between two lines of progress where there is no terminal to draw a bar on."""
 
@@ -65,7 +60,6 @@ class TrainingProgress:
     """Counts steps on stderr: a bar on a terminal; elsewhere a line every two minutes, so that a log shows life.
 
     Args:
-        total: steps in all.
         shown: False shows nothing, as every process but the first of a launch does.
         bar: False shows lines even on a terminal.
         clock: seconds, for tests.
@@ -106,9 +100,7 @@ def say_progress(done: int, total: int, seconds: float, steps: int) -> None:
     """One line: how far, for how long, and how long it will take at the pace of these `steps` in these `seconds`."""
     left = f", about {_duration(seconds / steps * (total - done))} left" if steps > 0 else ""
     err_console.print(
-        f"{done} of {total} steps ({done / total:.0%}), {_duration(seconds)} gone{left}",
-        highlight=False,
-        soft_wrap=True,
+        f"{done} of {total} steps ({done / total:.0%}), {_duration(seconds)} gone{left}", soft_wrap=True
     )
 
 

@@ -53,6 +53,7 @@ def demo(
         err_console.print(
             f"stopped with {done} of {len(what.arms)} arms done; the same command goes on from there",
             style="yellow",
+            highlight=True,
         )
         raise typer.Exit(130) from None
     page = write_report(result, out)
@@ -61,8 +62,8 @@ def demo(
         return
     console.print(table(result))
     console.print()
-    console.print(result.verdict, highlight=False)
-    console.print(f"\nThe page: {page}")
+    console.print(result.verdict)
+    console.print(f"\nThe page: {page}", highlight=True)
 
 
 def _watched(out: Path, what: Plan, train: Callable[..., Result], *, bar: bool) -> Result:

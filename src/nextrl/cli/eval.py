@@ -67,17 +67,12 @@ def evaluate_command(
         return
     console.print(
         f"{task}: {result.accuracy:.3f} ± {result.se:.3f} sampled at temperature {temperature:g}, "
-        f"{result.greedy:.3f} greedy, {result.n} held-out prompts",
-        highlight=False,
+        f"{result.greedy:.3f} greedy, {result.n} held-out prompts"
     )
 
 
 def _opened(adapter: Path, allow_pickle: bool) -> AdapterCheckpoint:
-    """The adapter as every verb reads it, all of its values looked at.
-
-    Raises:
-        InputError: it is none, or none that the other verbs would take.
-    """
+    """The adapter as every verb reads it, all of its values looked at."""
     if not (adapter / CONFIG).exists():
         raise InputError(f"{adapter} holds no PEFT adapter ({CONFIG} is missing): name an adapter folder")
     checkpoint = AdapterCheckpoint.open(0, adapter, allow_pickle=allow_pickle)
@@ -91,9 +86,6 @@ def _with_adapter(model: Any, checkpoint: AdapterCheckpoint) -> Any:
 
     PEFT leaves out, with a warning at most, what a model has no place for, and begins anew what a file lacks: a model
     without its adapter would be measured. So what was loaded is compared with the file.
-
-    Raises:
-        InputError: the model is not the one that the adapter was trained on, or PEFT cannot load it.
     """
     with needs("trl", "--adapter"):
         from peft import PeftModel, get_peft_model_state_dict

@@ -65,7 +65,6 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     """The JSON object of `inspect`: keys `layout, steps, modules, rank, dtype, bytes, problems`, and more.
 
     Args:
-        found: an opened run.
         values: read everything once, to find NaN and Inf.
         skip_bad_checkpoints: describe the run without them; why each is left out is in `skipped`, not in `problems`.
     """
@@ -128,9 +127,9 @@ def _show(facts: dict[str, Any]) -> None:
             )
     console.print(table)
     if facts["problems"]:
-        err_console.print(_counted(len(facts["problems"])), style="bold", highlight=False)
+        err_console.print(_counted(len(facts["problems"])), style="bold")
         for problem in facts["problems"]:
-            err_console.print(f"- {one_line(problem)}", highlight=False, soft_wrap=True)
+            err_console.print(f"- {one_line(problem)}", soft_wrap=True)
     else:
         console.print("no problems")
 

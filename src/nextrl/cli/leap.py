@@ -231,21 +231,20 @@ def _say(
 ) -> None:
     """What was written and why, for a reader; `out` is None where nothing was written."""
     if reason:
-        console.print(reason, highlight=False)
+        console.print(reason)
     if choice is not None:
         _say_choice(result, choice)
     if out is not None:
         _report(result, rank, out)
     if sent is not None:
-        console.print(f"Sent to {sent}", highlight=False, soft_wrap=True)
+        console.print(f"Sent to {sent}", soft_wrap=True)
 
 
 def _say_choice(result: Leap, choice: AlphaChoice) -> None:
     words = "No leap" if choice.alpha == 0.0 else f"Alpha {choice.alpha:g}"
     console.print(
         f"{words}. Tested {result.method}, {result.horizon} steps ahead: "
-        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions.",
-        highlight=False,
+        f"{choice.reason.removeprefix(f'{result.method}: ')}; {choice.completions} completions."
     )
 
 
@@ -280,11 +279,7 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
 
 
 def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice:
-    """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
-
-    Raises:
-        InputError: it cannot judge this run.
-    """
+    """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from."""
     try:
         return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
@@ -294,11 +289,7 @@ def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice
 
 
 def _advised(run: Path, advice: Advice, horizon: int | None) -> tuple[str, int | None, str]:
-    """(method, horizon, why) of the leap that is advised; `horizon` where the user named one.
-
-    Raises:
-        InputError: none is.
-    """
+    """(method, horizon, why) of the leap that is advised; `horizon` where the user named one."""
     if advice.recommended == NONE:
         raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
     return advice.recommended, advice.horizon if horizon is None else horizon, advice.answer
@@ -316,9 +307,7 @@ def _no_leap(advice: Advice, traj: Trajectory, as_json: bool) -> None:
         }
         emit_json(facts | {"reason": advice.answer, "search": None, "skipped": list(traj.skipped)})
         return
-    console.print(
-        f"{advice.answer} Nothing was tried; --method NAME tries one all the same.", highlight=False
-    )
+    console.print(f"{advice.answer} Nothing was tried; --method NAME tries one all the same.")
 
 
 def _named_base(traj: Trajectory) -> str | None:
@@ -370,5 +359,6 @@ def _report(result: Leap, rank: int | None, out: Path) -> None:
     lost = f"; the adapter's rank leaves out {result.discarded:.2%} of the energy" if rank is None else ""
     console.print(
         f"{result.method} from step {result.from_step}, {result.horizon} steps at alpha {result.alpha:g}: "
-        f"{len(result.traj.modules)} modules written to {out} in {result.seconds:.1f} s{lost}"
+        f"{len(result.traj.modules)} modules written to {out} in {result.seconds:.1f} s{lost}",
+        highlight=True,
     )

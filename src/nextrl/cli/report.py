@@ -34,4 +34,4 @@ def report(
     if as_json:
         emit_json({"report": str(page), "bytes": page.stat().st_size})
         return
-    console.print(f"The page: {page}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The page: {page}", soft_wrap=True)

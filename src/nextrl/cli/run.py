@@ -20,7 +20,7 @@ from nextrl.runs import config_file
 from nextrl.runs.config import RunConfig
 from nextrl.runs.engines import verl_settings
 from nextrl.runs.report.arms import read_arms
-from nextrl.runs.report.rows import fixed, rate, whole, with_error
+from nextrl.runs.report.rows import fixed, integer, rate, with_error
 from nextrl.runs.result import Result
 from nextrl.runs.stop import StopSignal
 
@@ -87,10 +87,10 @@ def _print(settings: RunConfig, as_json: bool) -> None:
     if as_json:
         emit_json({"config": settings.as_dict(), "derived": derived})
         return
-    console.print(settings.as_yaml(), markup=False, highlight=False, soft_wrap=True, end="")
-    console.print("# what follows from it", highlight=False)
+    console.print(settings.as_yaml(), soft_wrap=True, end="")
+    console.print("# what follows from it")
     for key, value in derived.items():
-        console.print(f"#   {key}: {value}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"#   {key}: {value}", soft_wrap=True)
 
 
 def _run_verl(settings: RunConfig, as_json: bool) -> None:
@@ -111,8 +111,6 @@ def _run_verl(settings: RunConfig, as_json: bool) -> None:
     console.print(
         f"{outcome.step} steps through verl, {asked} changes, learning rate {rate:.2g} after the last\n"
         f"The adapter: {outcome.adapter}",
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -131,7 +129,7 @@ def _watched(
             progress.update(step)
 
         def say(line: str) -> None:
-            err_console.print(line, style="yellow", highlight=False, markup=False)
+            err_console.print(line, style="yellow")
 
         return train(settings, stop_asked=stop.asked, say=say, progress=watch)
 
@@ -144,7 +142,6 @@ def _stopped(settings: RunConfig, outcome: Outcome, stop: StopSignal, as_json: b
         err_console.print(
             f"stopped at step {outcome.step} of {settings.train.steps}; the same command goes on from there",
             style="yellow",
-            highlight=False,
         )
     if stop.received == signal.SIGINT:
         raise typer.Exit(130)
@@ -154,16 +151,12 @@ def _show(settings: RunConfig, outcome: Outcome) -> None:
     assert outcome.result is not None
     out = settings.output_dir
     if not outcome.trained:
-        console.print(
-            f"{out} is finished; nothing was trained.", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"{out} is finished; nothing was trained.", soft_wrap=True)
     console.print(table(outcome.result))
     console.print()
-    console.print(outcome.result.verdict, highlight=False, markup=False)
+    console.print(outcome.result.verdict)
     console.print(
         f"\nThe {'model' if settings.lora is None else 'adapter'}: {out / 'final'}\nThe page: {out / 'report.html'}",
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -180,11 +173,11 @@ def table(result: Result) -> Table:
     evenly = {round(j * (count - 1) / (EVALUATIONS - 1)) for j in range(EVALUATIONS)} if count else set()
     for i in sorted(evenly):
         view.add_row(
-            whole(arm.steps[i]),
+            integer(arm.steps[i]),
             with_error(arm.accuracy[i], arm.se[i]),
             fixed(arm.greedy[i]),
-            whole(arm.completions[i]),
-            whole(arm.seconds[i]),
+            integer(arm.completions[i]),
+            integer(arm.seconds[i]),
             rate(arm.learning_rate[i]),
         )
     return view

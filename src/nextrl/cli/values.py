@@ -27,7 +27,7 @@ def place(value: str | None) -> str | None:
     return None if value is None else str(usable_path(value))
 
 
-def _whole(what: str, low: int, high: int = MAX_STEP) -> Callable[[int | None], int | None]:
+def _integer(what: str, low: int, high: int = MAX_STEP) -> Callable[[int | None], int | None]:
     """A whole number, where one is given."""
 
     def checked(value: int | None) -> int | None:
@@ -36,11 +36,11 @@ def _whole(what: str, low: int, high: int = MAX_STEP) -> Callable[[int | None], 
     return checked
 
 
-steps = _whole("a horizon", 1)
-updates = _whole("--updates-per-step", 1, MAX_UPDATES)
-step = _whole("--at", 0)
-start = _whole("--start", 0)
-rank = _whole("--rank", 1, MAX_RANK)
+steps = _integer("a horizon", 1)
+updates = _integer("--updates-per-step", 1, MAX_UPDATES)
+step = _integer("--at", 0)
+start = _integer("--start", 0)
+rank = _integer("--rank", 1, MAX_RANK)
 
 
 def every_step(value: list[int] | None) -> list[int] | None:

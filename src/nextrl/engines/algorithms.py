@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -85,16 +86,12 @@ def register(algorithm: Algorithm) -> None:
     _ALGORITHMS.add(algorithm.name, algorithm)
 
 
-def _grpo(name: str, reference: str, differs: str = "", **options: Any) -> None:
+def _trl(family: str, name: str, reference: str, differs: str = "", **options: Any) -> None:
     settings = MappingProxyType({"beta": 0.0, **options})
-    register(Algorithm(name, "GRPOTrainer", "GRPOConfig", reference, settings, differs))
+    register(Algorithm(name, f"{family}Trainer", f"{family}Config", reference, settings, differs))
 
 
-def _rloo(name: str, reference: str, differs: str = "", **options: Any) -> None:
-    settings = MappingProxyType({"beta": 0.0, **options})
-    register(Algorithm(name, "RLOOTrainer", "RLOOConfig", reference, settings, differs))
-
-
+_grpo, _rloo = partial(_trl, "GRPO"), partial(_trl, "RLOO")
 _grpo("grpo", "2402.03300", "no KL term (beta 0)", loss_type="grpo")
 _grpo("dr_grpo", "2503.20783", loss_type="dr_grpo", scale_rewards="none")
 _grpo(

@@ -13,15 +13,12 @@ from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import LiveWeights, State, all_finite
-from nextrl.engines.moments import whole
+from nextrl.engines.moments import unsharded
 from nextrl.errors import InputError
 
 
 class AllWeights(LiveWeights):
     """Handle on all parameters of a model that are trained, whole on this process.
-
-    Args:
-        model: the model.
 
     Raises:
         InputError: none is trained, or they lie in pieces on several processes.
@@ -33,7 +30,7 @@ class AllWeights(LiveWeights):
             raise InputError(
                 "no parameter of this model is trained (requires_grad): there is no rate to find"
             )
-        if sharded.is_flat(model) or not whole(found):
+        if sharded.is_flat(model) or not unsharded(found):
             raise InputError(
                 "auto on all weights needs them whole on each process, and here they lie in pieces on several (FSDP, "
                 "DeepSpeed ZeRO): train an adapter, or on one GPU or by DDP; in verl, pieces are no hindrance"
@@ -58,10 +55,6 @@ class AllWeights(LiveWeights):
 
 
 def trained_in(model: Any) -> LiveWeights:
-    """What a model trains: its adapter, or all weights where it has none.
-
-    Raises:
-        InputError: see `LiveAdapter` and `AllWeights`.
-    """
+    """What a model trains: its adapter, or all weights where it has none."""
     # A plain model of transformers has this attribute once an adapter is loaded into it.
     return LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)

@@ -33,12 +33,11 @@ def carry_out(
 
     Args:
         memory: gets a snapshot where the leap may be taken back, and the rate's factor.
-        candidate: the adapter as a function of alpha.
         steps: optimizer steps that the leap claims to save.
         rollback: keep a snapshot of the run before a leap forward.
     """
     if decision.alpha:
-        if rollback and decision.alpha > 0.0 and run.whole:
+        if rollback and decision.alpha > 0.0 and run.restorable:
             memory.snapshot = Snapshot(
                 point=Point(run.adapter.read(), moments_of(run), window.step),
                 alpha=decision.alpha,
@@ -48,7 +47,7 @@ def carry_out(
                 variance=window.variance,
                 measured=window.measured,
             )
-        to_the_end(partial(run.move, run.ranks.same(candidate(decision.alpha))), run.whole)
+        to_the_end(partial(run.move, run.ranks.same(candidate(decision.alpha))), run.restorable)
     scale_rate(run, memory, decision.rate_factor)
 
 
@@ -74,7 +73,7 @@ def _put_back(run: Run, point: Point) -> None:
         run.move(point.state)
         run.put_moments(point.moments)
 
-    to_the_end(put, run.whole)
+    to_the_end(put, run.restorable)
 
 
 def moments_of(run: Run) -> Moments:
@@ -82,7 +81,7 @@ def moments_of(run: Run) -> Moments:
 
     Empty where each process holds but pieces of parameters.
     """
-    return run.moments() if run.whole else []
+    return run.moments() if run.restorable else []
 
 
 def scale_rate(run: Run, memory: Memory, factor: float) -> None:

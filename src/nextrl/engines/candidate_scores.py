@@ -44,15 +44,12 @@ class Rollouts(Protocol):
 
         NaN where it could not be graded.
         """
-        ...
 
     def log_probabilities(self) -> Tensor | None:
         """Log-probability of each token of the latest completions under the present weights, (n, length) float32."""
-        ...
 
     def divergence(self, candidate: Tensor | None, current: Tensor | None) -> float:
         """KL(candidate || current), nats per token, from `log_probabilities` of the candidate's own completions."""
-        ...
 
 
 def divergence_sums(candidate: Tensor, current: Tensor, mask: Tensor) -> Tensor:
@@ -96,10 +93,8 @@ class CandidateScores:
         The score raises `Refused` where a leap forward breaks the guard's bounds.
 
         Args:
-            candidate: the adapter as a function of alpha.
             end: the adapter that the leaps start from.
             rows: (start, stop) -> that stretch of the held-out rows.
-            seed: of the random numbers.
         """
         # alpha -> where a stretch of the rows begins -> its answers
         seen: dict[float, dict[int, Answers]] = {}

@@ -58,15 +58,12 @@ class AdapterHistory:
         """What is kept, by module name, on the CPU; nothing is copied."""
         factors = [adapter.matrices(state) for state in self.states]
         scalings = adapter.scalings()
-        stored = zip(self._own(self.steps), factors, strict=True)
-        return Trajectory(tuple(MemoryCheckpoint(step, f, scalings) for step, f in stored))
+        stored = zip(self.steps, factors, strict=True)
+        return Trajectory(tuple(MemoryCheckpoint(s - self.steps[0], f, scalings) for s, f in stored))
 
     def accuracy(self) -> dict[int, float]:
         """Step, counted as in `trajectory` -> mean training reward, where one was measured."""
         return {s - self.steps[0]: r for s, r in self.rewards.items() if r == r}
-
-    def _own(self, steps: list[int]) -> list[int]:
-        return [s - self.steps[0] for s in steps]
 
 
 def _on_cpu(state: State) -> State:

@@ -44,12 +44,7 @@ class _Beginning:
 
 
 class JudgedSession(Session):
-    """The windows of one run under a policy that takes back what did harm.
-
-    Args:
-        run, policy, step: see `Session`.
-        adapt_lr, leaps: see `LeapCallback`.
-    """
+    """The windows of one run under a policy that takes back what did harm; options as those of `LeapCallback`."""
 
     policy: JudgingPolicy
 
@@ -100,7 +95,7 @@ class JudgedSession(Session):
     def _mend(self, step: int) -> None:
         """Take a step to NaN or Inf back: it alone where its beginning is remembered, else the window."""
         began, kept, before = time.perf_counter(), self.memory, self._watched
-        if not self.run.whole:
+        if not self.run.restorable:
             raise InputError(
                 f"step {step} left NaN or Inf in the weights. {_LOOK}. It cannot be taken back, since the optimizer's "
                 "state lies in pieces on several devices: go on from a checkpoint"

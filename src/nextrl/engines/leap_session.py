@@ -33,7 +33,6 @@ class LeapSession(Session):
     """The windows of one run under a policy that leaps.
 
     Args:
-        run, policy, step: see `Session`.
         guard: what a leap forward must not do.
         rows: held-out rows that candidates are scored on.
         adapt_lr, leaps, rollback, keep, seed, on_leap: see `LeapCallback`.

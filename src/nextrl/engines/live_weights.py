@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextrl.engines import sharded
 from nextrl.engines.fingerprint import Fingerprint, belongs, fingerprint
 from nextrl.engines.interrupts import to_the_end
-from nextrl.engines.moments import whole
+from nextrl.engines.moments import unsharded
 from nextrl.errors import InputError
 
 State = dict[str, Tensor]
@@ -31,38 +31,29 @@ class Weights(Protocol):
 
     def read(self) -> State:
         """A copy of all of it."""
-        ...
 
     def write(self, state: State) -> None:
         """Put a copy's values there, in place."""
-        ...
 
     def holding(self, state: State) -> AbstractContextManager[None]:
         """Other values inside; afterwards those that were there before."""
-        ...
 
     def along(self, start: State, stop: State, alpha: float) -> State:
         """`stop + alpha (stop - start)`."""
-        ...
 
     def distance(self, start: State, stop: State) -> float:
         """Length of the way between two copies."""
-        ...
 
     def finite(self) -> bool:
         """Whether there is neither NaN nor Inf in any of it."""
-        ...
 
 
 class LiveWeights:
     """Handle on some parameters of a model.
 
-    Args:
+    Attributes:
         model: the model.
         parameters: name -> the live parameter.
-
-    Attributes:
-        model, parameters: the same.
     """
 
     def __init__(self, model: Any, parameters: dict[str, nn.Parameter]) -> None:
@@ -89,7 +80,7 @@ class LiveWeights:
                 raise InputError(
                     f"{name} is {tuple(expected)} in the model, {tuple(state[name].shape)} in the leap"
                 )
-        to_the_end(partial(sharded.write, self.parameters, state), whole(self.parameters))
+        to_the_end(partial(sharded.write, self.parameters, state), unsharded(self.parameters))
         sharded.forget_gathered(self.model)
 
     @contextmanager

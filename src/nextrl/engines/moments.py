@@ -23,7 +23,7 @@ A parameter that is trained beside the adapter (`modules_to_save`) has its value
 VALUE = "nextrl_value"
 
 
-def whole(live: Mapping[str, Any]) -> bool:
+def unsharded(live: Mapping[str, Any]) -> bool:
     """Whether each process holds whole parameters, and so whole moments: those cut in pieces are not taken back."""
     cut = ("full_tensor", "ds_id", "_hp_mapping")
     return not any(hasattr(p, name) for p in live.values() for name in cut)

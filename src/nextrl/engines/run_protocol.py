@@ -24,11 +24,9 @@ class FreshBatch(Protocol):
         Args:
             moments: the optimizer's state where it begins.
         """
-        ...
 
     def stop(self) -> None:
         """The step is over."""
-        ...
 
     def moved(self, anchor: State, most: int) -> float:
         """Nats per token between the weights that the step began from and the present ones; NaN if not measured.
@@ -37,11 +35,9 @@ class FreshBatch(Protocol):
             anchor: what is trained, where the step began.
             most: completions of each process that are looked at.
         """
-        ...
 
     def gain(self, anchor: State, candidate: State) -> BatchGain | None:
         """What the batch, sampled at the anchor, says of other weights; None where it cannot say."""
-        ...
 
 
 class StepReward(Protocol):
@@ -57,11 +53,9 @@ class StepReward(Protocol):
 
     def new(self) -> float:
         """Mean reward of what was sampled since the last call; where nothing was, the last mean."""
-        ...
 
     def mark(self) -> None:
         """Take what the trainer holds now as read."""
-        ...
 
 
 class Tools(Protocol):
@@ -100,7 +94,7 @@ class Run(Protocol):
         stretches: whether a step can be written longer than it was taken: nothing that is trained is kept in half
             precision or lies beside the adapter.
         fresh_next: whether the next step begins with fresh rollouts.
-        whole: whether a leap can be taken back, moments and all.
+        restorable: whether a leap can be taken back, moments and all.
         beside: what is trained beside the adapter, as far as it lies here whole.
     """
 
@@ -131,52 +125,42 @@ class Run(Protocol):
     @property
     def fresh_next(self) -> bool: ...
     @property
-    def whole(self) -> bool: ...
+    def restorable(self) -> bool: ...
     @property
     def beside(self) -> Sequence[Tensor]: ...
 
     def falls_by_itself(self, begin: int, end: int) -> bool:
         """Whether the schedule lowers the rate between two steps."""
-        ...
 
     def rises(self, steps: int) -> bool | None:
         """Whether the rate's next change, within so many steps, is a rise (`rehearsal.rises`); None: nobody knows."""
-        ...
 
     def follows(self, steps: int) -> bool | None:
         """Whether a factor reaches every rate of the schedule (`rehearsal.follows`); None: nobody knows."""
-        ...
 
     def move(self, state: State) -> None:
         """Write what is trained, the same on every process, and see to it that nothing of the old policy is used."""
-        ...
 
     def way(self, start: State, moments: Moments) -> tuple[float, float]:
         """How far all that is trained has come, and the cosine of that way with the way from its start to 0.
 
         The cosine is NaN where there is no way (`live_weights.length_and_shrinking`).
         """
-        ...
 
     def took_gradient(self, moments: Moments) -> bool:
         """Whether a gradient has come into the optimizer's state since this copy of it; without one, nobody knows."""
-        ...
 
     def moments(self) -> Moments:
         """A copy of the optimizer's state."""
-        ...
 
     def put_moments(self, moments: Moments) -> None:
         """Put a copy back; without moments nothing is changed."""
-        ...
 
     def multiply_rate(self, factor: float) -> None:
         """Multiply the learning rate, the schedule's base included."""
-        ...
 
     def release_rate(self, factor: float) -> None:
         """Divide the schedule's rates by a factor again; what is set now stays as whoever set it wants it."""
-        ...
 
     def check_delivery(self) -> None:
         """Look at the first rollouts after a leap, where an engine of its own sampled them.
@@ -184,8 +168,6 @@ class Run(Protocol):
         Raises:
             StaleWeights: they came from the weights before it.
         """
-        ...
 
     def tell(self, record: DecisionRecord) -> None:
         """Write a decision down, and show it among the trainer's metrics."""
-        ...

@@ -28,10 +28,7 @@ class Session:
     """The windows of one run.
 
     Args:
-        run: the trainer and what belongs to it.
-        policy: what decides.
         step: where the run begins, or goes on.
-        rate: the run's learning rate.
         leaps: see `LeapCallback`.
 
     Attributes:

@@ -77,8 +77,8 @@ def local(tensor: Any) -> Tensor:
 
 def _read(p: Any) -> Tensor:
     if hasattr(p, "full_tensor"):
-        whole: Tensor = p.detach().full_tensor().clone()
-        return whole
+        full: Tensor = p.detach().full_tensor().clone()
+        return full
     if hasattr(p, "ds_id") or hasattr(p, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_fp32_param
 

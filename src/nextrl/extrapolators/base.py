@@ -59,7 +59,6 @@ class Extrapolator(Protocol):
 
     def min_checkpoints(self, horizon: int, spacing: int) -> int:
         """Checkpoints needed at an even `spacing`, the start (step 0) counted where it is known."""
-        ...
 
     def fit(self, traj: Trajectory, horizon: int, *, seed: int = 0) -> Prediction:
         """Fit on every checkpoint of `traj` (its last is T) for `horizon` steps ahead. Deterministic in `seed`.
@@ -67,7 +66,6 @@ class Extrapolator(Protocol):
         Raises:
             InputError: too few checkpoints for the horizon, or an adapter that does not move.
         """
-        ...
 
 
 def tags_of(method: Extrapolator | type) -> Tags:

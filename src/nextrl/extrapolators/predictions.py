@@ -49,7 +49,6 @@ class Prediction(Protocol):
 
     def delta(self, module: str, alpha: float = 1.0) -> LowRank:
         """`W_predicted - W_T` of one module, (m, n)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,7 @@ def persistence(a: Analysis) -> Figure:
             left.axhline(a.zero[window], color=colour, linewidth=0.8, linestyle="--", alpha=0.7)
             _plot(right, a.excess[window], color=colour, label=f"{window} steps")
     dashed = "" if a.beta1 is None else f" (dashed: Adam's memory alone, $\\beta_1={a.beta1:g}$)"
-    left.set(
-        title=f"Persistence{dashed}",
-        xlabel="step",
-        ylabel="cosine",
-    )
+    left.set(title=f"Persistence{dashed}", xlabel="step", ylabel="cosine")
     left.title.set_fontsize(10)
     left.set_ylim(-1.02, 1.02)
     right.set(title="Excess over Adam's memory", xlabel="step", ylabel="excess")

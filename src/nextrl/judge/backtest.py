@@ -29,20 +29,13 @@ from torch import Tensor
 from nextrl.checkpoints.atomic import replacing
 from nextrl.checkpoints.naming import module_kind
 from nextrl.errors import InputError, MissingExtra, TooShort, first_line, needs, shown
-from nextrl.extrapolators import (
-    CombinationOfCheckpoints,
-    Extrapolator,
-    Prediction,
-    names,
-    resolve,
-    tags_of,
-)
+from nextrl.extrapolators import CombinationOfCheckpoints, Extrapolator, Prediction, names, resolve, tags_of
 from nextrl.extrapolators.base import tags_by_name
 from nextrl.files import usable_path
-from nextrl.judge.backtest_scores import NONE, ForecastScore, HorizonScores, MethodScore, counted
+from nextrl.judge.backtest_scores import FIGURES, NONE, ForecastScore, HorizonScores, MethodScore, counted
 from nextrl.judge.drawing import plain_settings
 from nextrl.palette import SERIES
-from nextrl.scalars import MAX_SEED, several, whole
+from nextrl.scalars import MAX_SEED, integer_from, several
 from nextrl.trajectory import trainer_log
 from nextrl.trajectory.combinations import check_grid, known_steps, unit
 from nextrl.trajectory.given import Run, trajectory_of
@@ -108,11 +101,10 @@ class Backtest:
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
-        figures = ("cosine", "norm_ratio", "relative_error", "skill")
-        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *figures))
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("method", *FIGURES))
         rows = []
         for name, score in sorted(self.methods.items(), key=lambda item: -item[1].mean("skill")):
-            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in figures)
+            cells = "".join(f"<td>{score.shown(f, ' ± ')}</td>" for f in FIGURES)
             rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return (
             f"<table><caption>{self.horizon} steps ahead</caption><tr>{head}</tr>{''.join(rows)}</table>"
@@ -173,8 +165,8 @@ def backtest(
             named (says which would work), unknown method, a method asked for by name whose package is not installed.
         Exception: whatever a method that was named raises besides; one that was not is under `skipped` instead.
     """
-    horizon = None if horizon is None else several(whole(1))("horizon", horizon)
-    max_origins, seed = whole(1)("max_origins", max_origins), whole(0, MAX_SEED)("seed", seed)
+    horizon = None if horizon is None else several(integer_from(1))("horizon", horizon)
+    max_origins, seed = integer_from(1)("max_origins", max_origins), integer_from(0, MAX_SEED)("seed", seed)
     chosen, traj = _methods(methods), trajectory_of(traj)
     updates = trainer_log.updates_per_step(traj, updates_per_step) or 1
     horizons = _horizons(traj, horizon)
@@ -231,11 +223,7 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
 
 
 def _once(methods: Sequence[Extrapolator]) -> list[Extrapolator]:
-    """Each method once.
-
-    Raises:
-        InputError: two of one name are not the same, so that the scores of the first would be lost.
-    """
+    """Each method once."""
     by_name: dict[str, Extrapolator] = {}
     for method in methods:
         if by_name.setdefault(method.name, method) != method:
@@ -345,17 +333,17 @@ def _score(
     outcomes: Mapping[int, Mapping[str, ForecastScore]], control: Mapping[int, float], horizon: int
 ) -> MethodScore:
     zero = ForecastScore(0.0, 0.0, 0.0)
-    whole = {t: sum(by_module.values(), zero) for t, by_module in outcomes.items()}
+    overall = {t: sum(by_module.values(), zero) for t, by_module in outcomes.items()}
     by_type: dict[str, ForecastScore] = {}
     for by_module in outcomes.values():
         for module, outcome in by_module.items():
             kind = module_kind(module)
             by_type[kind] = by_type.get(kind, zero) + outcome
-    gains = [whole[t].skill - control[t] for t in whole]
+    gains = [overall[t].skill - control[t] for t in overall]
     # Origins closer than h share part of their future: count only as many as fit side by side.
-    independent = min(len(gains), (max(whole) - min(whole)) / horizon + 1)
+    independent = min(len(gains), (max(overall) - min(overall)) / horizon + 1)
     error = statistics.stdev(gains) / math.sqrt(independent) if independent >= 2 else math.nan
-    return MethodScore(whole, by_type, statistics.fmean(gains), error)
+    return MethodScore(overall, by_type, statistics.fmean(gains), error)
 
 
 def _compare(

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 NONE = "none"
+FIGURES = ("cosine", "norm_ratio", "relative_error", "skill")
+"""Of a `ForecastScore`, as they are shown."""
+
 # A gain in skill below this is not worth the price of a leap (a search costs a few steps' completions).
 LEAST_GAIN = 0.05
 # How many standard errors the gain must lie above LEAST_GAIN: about 1 false recommendation in 40 for one method. The
@@ -80,7 +83,7 @@ class MethodScore:
     error: float
 
     def mean(self, figure: str) -> float:
-        """Mean over origins of "cosine", "norm_ratio", "relative_error" or "skill"."""
+        """Mean over origins of one of `FIGURES`."""
         return statistics.fmean(getattr(o, figure) for o in self.outcomes.values())
 
     def spread(self, figure: str) -> float:
@@ -108,10 +111,9 @@ class MethodScore:
 
     def as_dict(self) -> dict[str, Any]:
         """Figures for `--json`."""
-        figures = ("cosine", "norm_ratio", "relative_error", "skill")
-        out: dict[str, Any] = {f: self.mean(f) for f in figures}
+        out: dict[str, Any] = {f: self.mean(f) for f in FIGURES}
         single = len(self.outcomes) == 1
-        out["spread"] = {f: None if single else self.spread(f) for f in figures}
+        out["spread"] = {f: None if single else self.spread(f) for f in FIGURES}
         out |= {"origins": list(self.outcomes), "best_alpha": self.best_alpha, "gain": self.gain}
         out["gain_error"] = None if math.isnan(self.error) else self.error
         return out

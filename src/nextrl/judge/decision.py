@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -72,13 +72,7 @@ def stay(reason: str) -> Decision:
 
 
 def searched(why: str, alpha: float, scores: Scores) -> Decision:
-    """The decision that a search led to, with its outcome in words.
-
-    Args:
-        why: what the search was for.
-        alpha: the candidate taken, 0.0 for staying put.
-        scores: what was seen of each.
-    """
+    """The decision that a search led to, with its outcome in words."""
     outcome = "no candidate beats staying put" if alpha == 0.0 else f"alpha {alpha:g} beats staying put"
     refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
     return Decision(
@@ -178,18 +172,7 @@ class DecisionRecord(BaseModel):
 
         A rate that no optimizer can have (NaN, from a broken schedule) is written down as not known.
         """
-        own = (
-            "alpha",
-            "reason",
-            "divergence",
-            "scores",
-            "horizon",
-            "discarded",
-            "completions",
-            "unscored",
-            "back",
-            "rate_factor",
-        )
+        own = {f.name for f in fields(Decision)} & cls.model_fields.keys()
         looks = {
             alpha: look.slope if look.degenerate else look.gain for alpha, look in decision.looks.items()
         }

@@ -37,7 +37,7 @@ def read(output_dir: Path, upto: int | None = None) -> list[DecisionRecord]:
         *lines, rest = read_bytes(path).split(b"\n")
     except NoSuchFile:
         return []
-    if _whole(rest):  # an editor has removed the last line's end
+    if _complete(rest):  # an editor has removed the last line's end
         lines.append(rest)
     elif rest.strip():
         say(log, "%s: the last line is cut off, and left out", path)
@@ -57,7 +57,7 @@ def read(output_dir: Path, upto: int | None = None) -> list[DecisionRecord]:
     return found if upto is None else [made for made in found if made.step <= upto]
 
 
-def _whole(line: bytes) -> bool:
+def _complete(line: bytes) -> bool:
     """Whether a line is JSON, as no part of an object's text is."""
     try:
         parse_json(line, DECISIONS)
@@ -67,11 +67,7 @@ def _whole(line: bytes) -> bool:
 
 
 def _decision(line: bytes, where: str) -> DecisionRecord:
-    """The decision that a line holds, of the very types that are written: a number in quotation marks is none.
-
-    Raises:
-        InputError: it holds none; `where` is for messages.
-    """
+    """The decision that a line holds, of the very types that are written: a number in quotation marks is none."""
     value = parse_json(line, where)
     try:
         return DecisionRecord.model_validate(value, strict=True)

@@ -36,7 +36,7 @@ MEAN_WEIGHTS = (0.5, 2.0)
 """Mean weights beyond which they have, too: it is 1 in expectation, whatever the candidate is."""
 _LARGEST = 300.0  # nats; exp of it, squared, is still a float64
 _LARGEST_TOKEN = 60.0  # nats; a token's ratio counts as exp of this at most, but in the weights
-_POWERS = {"w": 1, "wa": 1, "w2": 2, "informative w": 1, "informative w2": 2}
+_POWERS = {"w": 1, "wa": 1, "w2": 2}
 """Columns of `BatchSums` that hold a power of the weights, and which."""
 
 
@@ -102,8 +102,8 @@ class BatchGain:
             completion out (lw = -inf) shows here only, so any at all speak against it. Nor are those counted whose
             advantage is not finite, which is no candidate's fault.
         informative, informative_groups: completions with A != 0 (and tokens, where a mask was given); their prompts.
-        ess, informative_ess: effective sample size (sum w)^2 / sum w^2 (Kong 1992, second-hand through Elvira, Martino
-            & Robert, "Rethinking the effective sample size", 2022), of all and of informative completions.
+        ess: effective sample size (sum w)^2 / sum w^2 (Kong 1992, second-hand through Elvira, Martino & Robert,
+            "Rethinking the effective sample size", 2022).
         mean_weight: mean w_i, 1 in expectation; far from it, the batch does not cover what the candidate would sample.
         nats_k2, nats_k3: KL(pi_T || candidate) per token, the means over tokens of l^2 / 2 and of exp(l) - 1 - l with l
             a token's log-ratio (Schulman, "Approximating KL divergence", 2020, second-hand): the first exact to second
@@ -120,7 +120,6 @@ class BatchGain:
     informative: int
     informative_groups: int
     ess: float
-    informative_ess: float
     mean_weight: float
     nats_k2: float
     nats_k3: float
@@ -181,8 +180,7 @@ def batch_sums(
     above = tokens.clamp_max(_LARGEST_TOKEN).expm1()
     m = lw if mask is None else torch.where(keep, above.sum(1), 0.0)
     rows = {"n": keep, "left out": ruled_out, "a": a, "a2": a * a, "m": m, "am": a * m, "m2": m * m}
-    rows |= {"w": w, "wa": w * a, "w2": w * w}
-    rows |= {"informative": informs, "informative w": w * informs, "informative w2": w * w * informs}
+    rows |= {"w": w, "wa": w * a, "w2": w * w, "informative": informs}
     for name, part in {"tokens": own, "k2": tokens.square() / 2, "k3": above - tokens}.items():
         rows[name] = torch.where(keep, part.sum(1), 0)
     named = np.empty(0) if groups is None else groups.detach().cpu().numpy()
@@ -224,7 +222,6 @@ def batch_gain(sums: BatchSums) -> BatchGain:
         informative=round(float(informs.sum())),
         informative_groups=int((informs > 0).sum()),
         ess=ess,
-        informative_ess=sums.total("informative w") ** 2 / (sums.total("informative w2") or 1.0),
         mean_weight=mean_weight,
         nats_k2=sums.total("k2") / nats,
         nats_k3=sums.total("k3") / nats,
@@ -262,7 +259,6 @@ def likelihood_gain(log_ratios: Tensor, mask: Tensor) -> BatchGain:
         informative=n,
         informative_groups=n,
         ess=float(n),
-        informative_ess=float(n),
         mean_weight=1.0,
         nats_k2=k2,
         nats_k3=k3,

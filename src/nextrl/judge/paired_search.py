@@ -109,45 +109,45 @@ class Scores:
 
     def unscored(self, alpha: float) -> int:
         """Prompts on which a candidate could not be compared with staying put."""
-        return int(self._difference(alpha, 0.0).isnan().sum())
+        return int(self._difference(alpha).isnan().sum())
 
     def not_scored(self) -> int:
         """Completions that the scores cost and that could not be scored, over all candidates that were not refused."""
         return sum(int(rewards.isnan().sum()) for rewards in self.rewards.values())
 
-    def gain(self, alpha: float, over: float = 0.0) -> float:
-        """Mean paired difference of a candidate over another (default: staying put).
+    def gain(self, alpha: float) -> float:
+        """Mean paired difference of a candidate over staying put.
 
         -inf if it is refused, or if no prompt was scored for both.
         """
         if alpha in self.refused:
             return -math.inf
-        gain = float(self._difference(alpha, over).nanmean())
+        gain = float(self._difference(alpha).nanmean())
         return -math.inf if math.isnan(gain) else gain
 
-    def error(self, alpha: float, over: float = 0.0) -> float:
+    def error(self, alpha: float) -> float:
         """Standard error of `gain`; inf where fewer than two prompts were scored for both.
 
         Where several answers are to one prompt (`GroupedScore`) it is that of the prompts' means, if that is larger.
         """
         if alpha in self.refused:
             return 0.0
-        by_prompt = self._by_prompt(alpha, over)
+        by_prompt = self._by_prompt(alpha)
         if len(by_prompt) < 2:
             return math.inf
-        answers = self._difference(alpha, over)
+        answers = self._difference(alpha)
         return max(_standard_error(by_prompt), _standard_error(answers[~answers.isnan()]))
 
-    def _by_prompt(self, alpha: float, over: float) -> Tensor:
+    def _by_prompt(self, alpha: float) -> Tensor:
         """Mean difference of each prompt that was scored for both."""
-        difference, group = self._difference(alpha, over), getattr(self.score, "group", 1)
+        difference, group = self._difference(alpha), getattr(self.score, "group", 1)
         if group > 1:
             difference = torch.stack([answers.nanmean() for answers in torch.split(difference, group)])
         return difference[~difference.isnan()]
 
-    def _difference(self, alpha: float, over: float) -> Tensor:
-        shared = min(self.prompts(alpha), self.prompts(over))
-        return self.rewards[alpha][:shared] - self.rewards[over][:shared]
+    def _difference(self, alpha: float) -> Tensor:
+        shared = min(self.prompts(alpha), self.prompts(0.0))
+        return self.rewards[alpha][:shared] - self.rewards[0.0][:shared]
 
     def better(self, alpha: float, level: float) -> bool:
         """Whether a candidate beats staying put by more than `level` standard errors, on the scale of a normal."""
@@ -158,11 +158,11 @@ class Scores:
         error = self.error(alpha)
         if not 0.0 < error < math.inf:
             return 0.0
-        return normal_of_t(self.gain(alpha) / error, len(self._by_prompt(alpha, 0.0)) - 1)
+        return normal_of_t(self.gain(alpha) / error, len(self._by_prompt(alpha)) - 1)
 
-    def worse(self, alpha: float, level: float, over: float = 0.0) -> bool:
-        """Whether a candidate loses to another (default: staying put) by more than `level` standard errors."""
-        return -self.gain(alpha, over) > level * self.error(alpha, over) and self.gain(alpha, over) < 0.0
+    def worse(self, alpha: float, level: float) -> bool:
+        """Whether a candidate loses to staying put by more than `level` standard errors."""
+        return -self.gain(alpha) > level * self.error(alpha) and self.gain(alpha) < 0.0
 
     def top(self) -> float:
         """The candidate with the largest gain, the shorter on ties; 0.0 where none gains."""

@@ -138,11 +138,7 @@ def _refuse_unknown_layers(traj: Trajectory) -> None:
 
 
 def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:
-    """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names.
-
-    Raises:
-        InputError: PEFT would not load from it what was to be written.
-    """
+    """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names."""
     back = AdapterCheckpoint.open(step, folder)
     if set(back.modules) != set(traj.modules):
         odd = sorted(set(back.modules) ^ set(traj.modules))[0]
@@ -208,11 +204,7 @@ def adapter_state(
 
 
 def _new_rank(
-    traj: Trajectory,
-    step: int,
-    module: str,
-    value: tuple[Tensor, Tensor] | LowRank | None,
-    rank: int | None,
+    traj: Trajectory, step: int, module: str, value: tuple[Tensor, Tensor] | LowRank | None, rank: int | None
 ) -> int:
     if rank is not None:
         return rank

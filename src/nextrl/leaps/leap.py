@@ -25,7 +25,7 @@ from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.merged_model import write_merged
 from nextrl.leaps.provenance import left_out_of
 from nextrl.leaps.rank import RankFit, fit_to_frozen, fit_to_rank
-from nextrl.scalars import MAX_SEED, number, whole
+from nextrl.scalars import MAX_SEED, integer_from, number
 from nextrl.trajectory.combinations import known_steps
 from nextrl.trajectory.given import Run, trajectory_of
 from nextrl.trajectory.lowrank import LowRank
@@ -129,14 +129,13 @@ class Leap:
         """Write the leap as a PEFT adapter at the rank it has, or at `rank` (best approximation).
 
         Args:
-            out: the folder to write.
             rank: of the adapter; None for the run's.
             task: what the run was trained on, for the model card.
 
         Raises:
             InputError: the folder cannot be written, or rank < 1.
         """
-        rank = None if rank is None else whole(1)("rank", rank)
+        rank = None if rank is None else integer_from(1)("rank", rank)
         out = usable_path(out)
         notes = self.provenance()
         if rank is None:
@@ -152,7 +151,6 @@ class Leap:
         """Write the base model with the leap added to its weights.
 
         Args:
-            out: folder to write.
             base: the base model's folder or name.
             name: what the base is called where `base` is a folder of the moment.
         """
@@ -161,11 +159,7 @@ class Leap:
         write_merged(self.traj, self.from_step, targets, base, usable_path(out), notes)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Write the adapter and send it to the Hugging Face Hub; returns its address.
-
-        Raises:
-            InputError: as `leaps.hub.push`.
-        """
+        """Write the adapter and send it to the Hugging Face Hub; returns its address."""
         check_push(repository)
         with tempfile.TemporaryDirectory() as folder:
             adapter = Path(folder) / repository.rsplit("/", 1)[-1]  # the card calls it by its folder's name
@@ -230,8 +224,8 @@ def leap(
             checkpoints for the horizon, alpha out of range, no checkpoint at `at`, an adapter that does not move, a
             method that counts from the base model and a run that does not seem to have begun there.
     """
-    horizon = None if horizon is None else whole(1)("horizon", horizon)
-    at, seed = None if at is None else whole(0)("at", at), whole(0, MAX_SEED)("seed", seed)
+    horizon = None if horizon is None else integer_from(1)("horizon", horizon)
+    at, seed = None if at is None else integer_from(0)("at", at), integer_from(0, MAX_SEED)("seed", seed)
     # Before the method is fitted, which may take long; so is what the method itself is asked for.
     fitting = get(method, **params)
     own = tags_of(fitting).alpha

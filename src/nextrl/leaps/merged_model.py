@@ -7,10 +7,9 @@ after leap into a bf16 base drifts; keep adapters and merge once, at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +114,7 @@ def _of_the_model(file: Path) -> bool:
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
-    """Read the headers back before the folder gets its name: the base's tensors, each of its shape and dtype.
-
-    Raises:
-        InputError: transformers would not load from it what was to be written.
-    """
+    """Read the headers back before the folder gets its name: the base's tensors, each of its shape and dtype."""
     back = FullModel.open(folder)
     for key, file in base.places.items():
         if key not in back.places or back.places[key].entries[key] != file.entries[key]:
@@ -195,11 +190,7 @@ def _changes(
 def _of_twins(
     traj: Trajectory, step: int, base: FullModel, changes: Mapping[str, LowRank]
 ) -> dict[str, LowRank]:
-    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name.
-
-    Raises:
-        InputError: the checkpoint has a matrix of its own that the base lacks, so that a merge would lose it.
-    """
+    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name."""
     stored = next(c for c in traj.checkpoints if c.step == step)
     if not isinstance(stored, FullCheckpoint):
         return {}
@@ -215,52 +206,28 @@ def _of_twins(
     return {key: changes[twin] for key, twin in twins.items() if twin is not None and twin in changes}
 
 
-@dataclass(frozen=True)
-class _AsTrained(Mapping[str, Tensor]):
-    """Tensors of a full-weight checkpoint that are not followed, each read when it is asked for."""
-
-    checkpoint: FullCheckpoint
-    base: FullModel
-
-    @cached_property
-    def _keys(self) -> dict[str, None]:
-        return dict.fromkeys(self.checkpoint.not_followed(self.base))
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self.checkpoint.model.tensor(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys  # a Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> Mapping[str, Tensor]:
-    """Base tensor key -> tensor that takes its place (modules_to_save) or is added to it (lora_bias).
+def _replacements(traj: Trajectory, step: int, layers: BaseLayers) -> dict[str, Callable[[], Tensor]]:
+    """Base tensor key -> what reads the tensor that takes its place (modules_to_save) or is added to it (lora_bias).
 
     Of full weights all that is not followed takes its place, so that nothing of the training is lost.
     """
     stored = next(c for c in traj.checkpoints if c.step == step)
-    found: dict[str, Tensor] = {}
     if isinstance(stored, FullCheckpoint):
-        return _AsTrained(stored, layers.model)
+        return {key: partial(stored.model.tensor, key) for key in stored.not_followed(layers.model)}
+    found: dict[str, Callable[[], Tensor]] = {}
     if isinstance(stored, AdapterCheckpoint):
         for key in stored.carried:
             name = module_name(key).replace(".modules_to_save", "")
             if ".lora_B" in name:
                 module = name.split(".lora_B")[0]
-                found[f"+{layers.stored(f'{module}.bias')}"] = stored.carried_tensor(
-                    key
-                ) * stored.settings.scaling(module)
+                found[f"+{layers.stored(f'{module}.bias')}"] = partial(_bias, stored, key, module)
             else:
-                found[layers.stored(name.replace(".base_layer.", "."))] = stored.carried_tensor(key)
+                found[layers.stored(name.replace(".base_layer.", "."))] = partial(stored.carried_tensor, key)
     return found
+
+
+def _bias(stored: AdapterCheckpoint, key: str, module: str) -> Tensor:
+    return stored.carried_tensor(key) * stored.settings.scaling(module)
 
 
 def _check(traj: Trajectory, model: FullModel, keys: Iterable[str]) -> None:
@@ -307,11 +274,7 @@ def _refuse_tied(
 
 
 def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
-    """Refuse to take the place of the base, and to add a leap to what it was added to before.
-
-    Raises:
-        InputError: `out` is the base, or the base is a merge of the same run or has a note that cannot be read.
-    """
+    """Refuse to take the place of the base, and to add a leap to what it was added to before."""
     if out.exists() and out.samefile(base):
         raise InputError(
             f"{out}: is the base itself, and would hold the leap twice next time; name another --out"
@@ -352,12 +315,12 @@ def _refuse_other_base(settings: AdapterConfig) -> None:
 
 
 def _moved(
-    key: str, file: TensorFile, changes: Mapping[str, LowRank], replaced: Mapping[str, Tensor]
+    key: str, file: TensorFile, changes: Mapping[str, LowRank], replaced: Mapping[str, Callable[[], Tensor]]
 ) -> Tensor:
     """One tensor of the merged model."""
     old = file.get(key)
     if key in replaced:  # modules_to_save, an embedding that PEFT saved beside its factors, or not followed
-        own = replaced[key]
+        own = replaced[key]()
         if own.shape != old.shape:
             raise InputError(
                 f"{file.path}: {key} is {list(old.shape)}, the run's own copy {list(own.shape)}: resize the base and "
@@ -371,7 +334,7 @@ def _moved(
         old = own.to(old.dtype)
     wide = torch.promote_types(old.dtype, torch.float32)
     if f"+{key}" in replaced:
-        return (old.to(wide) + replaced[f"+{key}"].to(wide)).to(old.dtype)
+        return (old.to(wide) + replaced[f"+{key}"]().to(wide)).to(old.dtype)
     if key not in changes:
         return old
     delta = LowRank(changes[key].left.to(wide), changes[key].right.to(wide)).dense()

@@ -44,7 +44,7 @@ from peft import PeftModel
 base, tokenizer = bases.load({base}, {task})  # a base that nextrl ships{which}
 model = PeftModel.from_pretrained(base, {place})  # this folder, or its name on the Hub
 ```"""
-_LOAD_WHOLE = """```python
+_LOAD_MODEL = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({place})  # this folder, or its name on the Hub
@@ -63,7 +63,6 @@ def write_card(
     """Write `folder/README.md` of an adapter or a merged model that was made from a run.
 
     Args:
-        folder: what holds the weights.
         traj, step: the run and the checkpoint that was leapt from.
         details: as `nextrl.json` has them (`kind`, `method`, `alpha`, `horizon`, ...).
         out: what the folder will be called, where it has another name until it is whole.
@@ -101,13 +100,7 @@ def write_card(
     )
     place = folder if out is None else out
     text = card_text(
-        about,
-        base,
-        rows,
-        kind=kind,
-        hub=hub_id(named),
-        place=place.resolve().name,
-        task=base_name(task),
+        about, base, rows, kind=kind, hub=hub_id(named), place=place.resolve().name, task=base_name(task)
     )
     path = folder / CARD
     write_bytes(path, text.encode())
@@ -135,17 +128,17 @@ def card_text(
         place: the last part of the folder's path.
         task: the run's, as `base_name` gives it.
     """
-    whole = kind != "adapter"
+    full = kind != "adapter"
     meta: dict[str, Any] = {
-        "library_name": "transformers" if whole else "peft",
+        "library_name": "transformers" if full else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["nextrl"] if whole else ["lora", "nextrl"],
+        "tags": ["nextrl"] if full else ["lora", "nextrl"],
     }
     if hub is not None:
         meta["base_model"] = hub
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
     onto = _LOAD_ON_OURS if base in bases.names() else _LOAD_ADAPTER
-    load = (_LOAD_WHOLE if whole else onto).format(
+    load = (_LOAD_MODEL if full else onto).format(
         base=repr(base or "BASE"),
         place=repr(place or "PATH"),
         task=repr(task) if task else "TASK",

@@ -18,13 +18,7 @@ from nextrl.trajectory.trajectory import Trajectory
 from nextrl.version import VERSION
 
 CARD = "README.md"
-WEIGHTS = (
-    CONFIG,
-    "adapter_model.*",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin",
-)
+WEIGHTS = (CONFIG, "adapter_model.*", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 @contextlib.contextmanager

@@ -47,7 +47,6 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
         target: (m, n) the new W - W_base (scaling included).
         a_old: (r, n) the adapter's A at T.
         b_old: (m, r) the adapter's B at T.
-        scaling: s.
     """
     rank = a_old.shape[0]
     dtype = torch.promote_types(a_old.dtype, torch.float32)
@@ -85,7 +84,6 @@ def fit_to_frozen(delta: LowRank, a_old: Tensor, b_old: Tensor, scaling: float, 
         delta: (m, n) the leap, D: the new W less the present one (scaling included).
         a_old: (r, n) the adapter's A at T.
         b_old: (m, r) the adapter's B at T.
-        scaling: s.
         frozen: "A", "B" or "AB".
     """
     if frozen == "B":

@@ -53,16 +53,16 @@ class NamesItsBase(TrainerCallback):
 def write_final(model: Any, tokenizer: Any, folder: Path, arm: ArmSettings, record: ArmRecord) -> None:
     """The adapter as a PEFT folder with its card, or all weights where there is no adapter; whole or not at all."""
     with replacing_folder(folder, lambda entry: True) as temporary:
-        _save(model, temporary, whole=arm.lora is None)
+        _save(model, temporary, full=arm.lora is None)
         name_base(temporary, arm.model)
         if arm.lora is None:
             tokenizer.save_pretrained(str(temporary))
         write_bytes(temporary / CARD, _card(arm, record, folder.resolve().name).encode())
 
 
-def _save(model: Any, folder: Path, *, whole: bool) -> None:
-    """Write a whole model, with the generation settings that its base came with, or an adapter."""
-    own = getattr(model, "own_generation_config", None) if whole else None
+def _save(model: Any, folder: Path, *, full: bool) -> None:
+    """Write a full model, with the generation settings that its base came with, or an adapter."""
+    own = getattr(model, "own_generation_config", None) if full else None
     with generating(model, own) if own is not None else nullcontext():
         model.save_pretrained(str(folder))
 

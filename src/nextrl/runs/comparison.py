@@ -27,12 +27,23 @@ def reach(record: ArmRecord, target: float) -> Spent | None:
     )
 
 
-def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int) -> Saved:
+def saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int, *, times: int = 1) -> Saved:
     """Fractions saved of what the plain run paid until it first was there; all None where the target was not reached.
 
     `steps` charges the search: completions spent on it, over `per_step` completions per step.
+
+    Args:
+        times: runs like this one that were paid for, each up to the target.
     """
-    return _saved(record, plain, target, per_step, times=1)
+    index, own = _first_at(record, target), _first_at(plain, target)
+    if index is None or own is None or not plain.steps[own]:
+        return NOTHING_SAVED
+    completions, seconds = record.completions[index] * times, record.seconds[index] * times
+    return Saved(
+        steps=1 - completions / per_step / plain.steps[own],
+        completions=1 - completions / plain.completions[own],
+        seconds=1 - seconds / plain.seconds[own],
+    )
 
 
 def after(record: ArmRecord, start: int) -> AccuracyAfter:
@@ -81,22 +92,9 @@ def sweep_charged(arms: Mapping[str, ArmRecord], sweep: Sequence[str], target: f
     if best is None:
         return NOTHING_SAVED
     runs = sum(name in arms for name in sweep)
-    return _saved(arms[best], arms["plain"], target, per_step, times=runs)
+    return saved(arms[best], arms["plain"], target, per_step, times=runs)
 
 
 def _first_at(record: ArmRecord, target: float) -> int | None:
     """Index of the first evaluation with accuracy >= target, or None."""
     return next((i for i, accuracy in enumerate(record.accuracy) if accuracy >= target), None)
-
-
-def _saved(record: ArmRecord, plain: ArmRecord, target: float, per_step: int, *, times: int) -> Saved:
-    """What is left of the plain run's cost when `times` runs like this one were paid for, each up to the target."""
-    index, own = _first_at(record, target), _first_at(plain, target)
-    if index is None or own is None or not plain.steps[own]:
-        return NOTHING_SAVED
-    completions, seconds = record.completions[index] * times, record.seconds[index] * times
-    return Saved(
-        steps=1 - completions / per_step / plain.steps[own],
-        completions=1 - completions / plain.completions[own],
-        seconds=1 - seconds / plain.seconds[own],
-    )

@@ -72,8 +72,7 @@ class RunConfig(BaseModel):
     output_dir: Path = Field(Path("nextrl-out"), description="folder for everything the run writes")
     train: TrainSettings = Field(TrainSettings(), validate_default=True)
     lora: LoraSettings | None = Field(
-        LoraSettings(),
-        description="the adapter; null: all weights are trained, and nothing leaps",
+        LoraSettings(), description="the adapter; null: all weights are trained, and nothing leaps"
     )
     leap: LeapSection = LeapSection()
     eval: EvalSection = EvalSection()
@@ -257,11 +256,7 @@ class RunConfig(BaseModel):
         )
         more: dict[str, Any] = {}
         if kind == "auto":
-            more = {
-                "auto": True,
-                "window": leap.every or DEFAULT_WINDOW,
-                "dials": leap.dials(),
-            }
+            more = {"auto": True, "window": leap.every or DEFAULT_WINDOW, "dials": leap.dials()}
         elif kind == "leap":
             alpha = self.alpha()
             more["leap"] = LeapSettings(

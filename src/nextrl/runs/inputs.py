@@ -21,9 +21,8 @@ from nextrl.files import parse_json, read_json, regular_file
 from nextrl.runs import source_code
 from nextrl.runs.layout import INPUTS
 from nextrl.tasks import base
-from nextrl.tasks.base import Split, Task
+from nextrl.tasks.base import SPLITS, Task
 
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _ENDS = 2**20  # bytes at either end of a file: a 7B has too many to be read at each start
 _PIECE = (
     2**12
@@ -131,7 +130,7 @@ def keep(out: Path, now: dict[str, str]) -> None:
 
 
 def _rows(task: Task) -> Iterator[bytes]:
-    for split in _SPLITS:
+    for split in SPLITS:
         for example in task.examples(split):
             yield json.dumps([split, example.prompt, example.answer]).encode()
 

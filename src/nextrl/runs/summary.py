@@ -94,8 +94,6 @@ def summarise_run(
     and the verdict says so.
 
     Args:
-        record: what the run did.
-        arm: what it was told.
         config: the whole config, kept in the result.
         traj: its checkpoints; None where all weights were trained, which `nextrl analyze --base` looks at.
     """
@@ -129,11 +127,7 @@ def summarise_run(
 
 
 def _advice(traj: Trajectory) -> Advice | None:
-    """What `nextrl advise` says of the run; None where it was too short for it.
-
-    Raises:
-        InputError: what the run left cannot be read.
-    """
+    """What `nextrl advise` says of the run; None where it was too short for it."""
     try:
         return advise(traj)
     except TooShort:
@@ -193,11 +187,7 @@ def _spans(start: int, end: int, jumps: Sequence[tuple[int, int]]) -> bool:
 
 def provenance() -> dict[str, str]:
     """What made a result."""
-    return {
-        "nextrl": VERSION,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+    return {"nextrl": VERSION, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def series(arm: ArmRecord) -> ArmSeries:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from nextrl.registry import Registry
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,16 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """The name in the registry, as it stands in configs and result files."""
-        ...
 
     @property
     def max_completion_length(self) -> int:
         """Tokens a completion may have, end-of-sequence token included."""
-        ...
 
     def examples(self, split: Split) -> list[Example]:
         """All examples of a split, in a fixed order; the three splits share no prompt."""
-        ...
 
     def reward(self, completion: str, answer: str) -> float:
         """Reward in [0, 1] of one completion (text without special tokens)."""
-        ...
 
 
 def split_of(prompt: str) -> Split:

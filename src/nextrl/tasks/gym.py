@@ -73,8 +73,8 @@ def build(name: str) -> GymTask:
 @lru_cache(maxsize=4)
 def _build(name: str) -> GymTask:
     parts = parse(name)
-    shots, size = parts.whole_number("shots", 0, 0), parts.whole_number("size", 5000, 20)
-    seed = parts.whole_number("seed", 0, 0)
+    shots, size = parts.integer("shots", 0, 0), parts.integer("size", 5000, 20)
+    seed = parts.integer("seed", 0, 0)
     dataset = _dataset(parts, shots + size, seed)
     entries = [dataset[i] for i in range(shots + size)]
     before = "".join(render(e["question"], str(e["answer"])) for e in entries[:shots])
@@ -87,7 +87,7 @@ def _build(name: str) -> GymTask:
         prompt = before + render(entry["question"])
         splits[split_of(prompt)].append(Example(prompt, f"{index}: {entry['answer']}"))
     longest = max(len(str(e["answer"])) for e in entries)
-    tokens = parts.whole_number("tokens", min(longest + _EXTRA_TOKENS, _MOST_TOKENS), 1, MAX_LENGTH)
+    tokens = parts.integer("tokens", min(longest + _EXTRA_TOKENS, _MOST_TOKENS), 1, MAX_LENGTH)
     return GymTask(name, tokens, dataset, checked(f"task '{name}'", splits))
 
 

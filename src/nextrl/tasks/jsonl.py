@@ -10,17 +10,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from nextrl.errors import InputError, shown
 from nextrl.files import is_number, parse_json, read_bytes, usable_path
 from nextrl.tasks import verifiers
-from nextrl.tasks.base import Example, Split, register_source, split_of
+from nextrl.tasks.base import SPLITS, Example, Split, register_source, split_of
 from nextrl.tasks.task_name import MAX_LENGTH, parse
 
 _NAME = re.compile(r"(?P<file>.*\.jsonl)(?::(?P<verifier>[^:]*))?")
 MAX_BYTES = 2**28
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def build(name: str) -> JsonlTask:
         raise InputError(f"task '{name}' is no FILE.jsonl:VERIFIER")
     verifier = verifiers.get(match["verifier"] if match["verifier"] is not None else "exact")
     path = usable_path(match["file"])
-    return JsonlTask(name, parts.whole_number("tokens", 256, 1, MAX_LENGTH), verifier, _splits(path))
+    return JsonlTask(name, parts.integer("tokens", 256, 1, MAX_LENGTH), verifier, _splits(path))
 
 
 def _splits(path: Path) -> dict[Split, list[Example]]:

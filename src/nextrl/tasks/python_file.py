@@ -29,8 +29,8 @@ from typing import Any
 
 from nextrl.errors import InputError, one_line, shown
 from nextrl.files import NoSuchFile, encodable, regular_file, usable_path
-from nextrl.tasks.base import Example, Split, register_source
-from nextrl.tasks.jsonl import SPLITS, checked
+from nextrl.tasks.base import SPLITS, Example, Split, register_source
+from nextrl.tasks.jsonl import checked
 from nextrl.tasks.task_name import MAX_LENGTH
 
 MAX_EXAMPLES = 1_000_000
@@ -143,9 +143,6 @@ def _theirs(path: Path, what: str) -> Iterator[None]:
 
     `sys.exit` in a reward is a mistake like any other, and so is an exception whose text cannot be made. A limit on
     recursion that it lowered is lifted again, or our own calls would meet it; one that it raised stays.
-
-    Raises:
-        InputError: the innermost line of the user's file is in it, and the log that has their traceback.
     """
     limit = sys.getrecursionlimit()
     try:

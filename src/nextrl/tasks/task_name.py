@@ -32,15 +32,15 @@ class TaskName:
     source: str
     options: Mapping[str, Value]
 
-    def whole_number(self, key: str, default: int, least: int, most: int | None = None) -> int:
+    def integer(self, key: str, default: int, least: int, most: int | None = None) -> int:
         """An option that counts something.
 
         Raises:
             InputError: it is no whole number, below `least` or above `most`.
         """
         value = self.options.get(key, default)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
+        found = isinstance(value, int) and not isinstance(value, bool)
+        if not found or value < least or (most is not None and value > most):  # type: ignore[operator]
             bound = "" if most is None else f" and at most {most}"
             raise InputError(
                 f"task '{self.full}': {key} must be a whole number of at least {least}{bound}, not {shown(value)}"

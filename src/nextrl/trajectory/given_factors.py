@@ -13,7 +13,7 @@ from nextrl.checkpoints.lora_settings import AdapterConfig, starts_at_zero
 from nextrl.checkpoints.naming import module_name
 from nextrl.checkpoints.tensorfile import DTYPES
 from nextrl.errors import InputError, shown
-from nextrl.scalars import number, several, whole
+from nextrl.scalars import integer_from, number, several
 from nextrl.trajectory.memory_checkpoint import MemoryCheckpoint
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ def checkpoints_of(
             step; a scaling that is none, is missing for a module, or is not that of the configuration.
     """
     empty = isinstance(steps, Sequence) and not steps
-    numbers: tuple[int, ...] = () if empty else several(whole(0))("steps", steps)
+    numbers: tuple[int, ...] = () if empty else several(integer_from(0))("steps", steps)
     if len(numbers) != len(factors) or list(numbers) != sorted(set(numbers)):
         raise InputError(
             f"from_factors needs ascending steps, one for each checkpoint, got {shown(list(numbers))}"

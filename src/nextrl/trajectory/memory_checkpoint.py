@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextrl.checkpoints.adapter import LARGEST, finite
+from nextrl.checkpoints.adapter import broken, finite
 from nextrl.errors import InputError
 
 
@@ -43,11 +43,9 @@ class MemoryCheckpoint:
         """
         a, b = self.tensors[module]
         if check and not (finite(a) and finite(b)):
-            numbers = all(bool(tensor.isfinite().all()) for tensor in (a, b))
-            broken = f"a weight beyond {LARGEST:.0e}" if numbers else "NaN or Inf"
             raise InputError(
-                f"{broken} in {module} at step {self.step} (counted from the start, or from the last leap): look at "
-                "what training did there, and go on from a checkpoint before it"
+                f"{broken(a, b)} in {module} at step {self.step} (counted from the start, or from the last leap): look "
+                "at what training did there, and go on from a checkpoint before it"
             )
         return a.clone(), b.clone()
 

@@ -20,7 +20,7 @@ from nextrl.checkpoints.consistency import common_gap
 from nextrl.checkpoints.run import knows_start, no_checkpoint
 from nextrl.errors import InputError, shown
 from nextrl.files import usable_path
-from nextrl.scalars import integer, several, whole
+from nextrl.scalars import integer, integer_from, several
 from nextrl.trajectory import full_weights
 from nextrl.trajectory.blocks import pair_products
 from nextrl.trajectory.given_factors import checkpoints_of
@@ -107,8 +107,8 @@ class Trajectory:
             InputError: `path` is none, nothing found, or a checkpoint is broken and may not be left out.
         """
         source = _source(path)
-        start = None if start is None else whole(0)("start", start)
-        steps = None if steps is None else several(whole(0))("steps", steps)
+        start = None if start is None else integer_from(0)("start", start)
+        steps = None if steps is None else several(integer_from(0))("steps", steps)
         run = open_run(source, layout=layout, steps=steps, allow_pickle=allow_pickle, start=start)
         fatal = [problem for problem in run.problems if problem.fatal]
         good = list(run.checkpoints)
@@ -161,7 +161,7 @@ class Trajectory:
             raise InputError(dense.nothing(run))
         source = None if isinstance(run, dict) else run
         bad = {problem.step: problem for problem in problems if problem.step is not None}
-        wanted = sorted({*found, *bad}) if steps is None else several(whole(0))("steps", steps)
+        wanted = sorted({*found, *bad}) if steps is None else several(integer_from(0))("steps", steps)
         broken = [bad[step] for step in wanted if step in bad]
         if broken and not skip_bad_checkpoints:
             more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
@@ -203,7 +203,7 @@ class Trajectory:
         """
         config = dict(adapter_config or {})
         stored = checkpoints_of(steps, factors, scaling, config)
-        return cls(stored, None, config, start=whole(0)("start", start))
+        return cls(stored, None, config, start=integer_from(0)("start", start))
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -374,7 +374,7 @@ class Trajectory:
         Raises:
             InputError: one of the three checkpoints is not there.
         """
-        window = whole(1)("window", window)
+        window = integer_from(1)("window", window)
         last = self.steps[-1] if at is None else integer("at", at)
         middle, first = last - window, last - 2 * window
         for step in (first, middle, last):
@@ -437,13 +437,9 @@ class Trajectory:
 
 
 def _source(given: str | Path | Mapping[int, str | Path]) -> Path | dict[int, Path]:
-    """Where a run is to be read from.
-
-    Raises:
-        InputError: it is no path, and no mapping from steps to paths.
-    """
+    """Where a run is to be read from."""
     if isinstance(given, Mapping):
-        return {whole(0)("a step of a run", step): _path(folder) for step, folder in given.items()}
+        return {integer_from(0)("a step of a run", step): _path(folder) for step, folder in given.items()}
     return _path(given)
 
 

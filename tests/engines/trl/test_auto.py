@@ -588,7 +588,7 @@ def test_steps_that_are_nan_at_any_rate_end_the_run(tmp_path: Path) -> None:
 def test_a_step_to_nan_that_cannot_be_taken_back_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LiveRun, "whole", False)
+    monkeypatch.setattr(LiveRun, "restorable", False)
     with pytest.raises(InputError, match=r"^step 3 left NaN .* It cannot be taken back"):
         gives_way(tmp_path, 3)
 

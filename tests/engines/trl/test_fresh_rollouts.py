@@ -15,7 +15,7 @@ from nextrl.engines.live_adapter import LiveAdapter
 from nextrl.engines.live_weights import along
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.trl.callback import LeapCallback
-from nextrl.engines.trl.fresh_rollouts import AT_LEAST, TOKENS, FreshRollouts, _enough, _prompts, _Rows
+from nextrl.engines.trl.fresh_rollouts import AT_LEAST, TOKENS, FreshRollouts, _prompts, _Rows, enough
 from nextrl.judge.fresh_batch import BatchGain, batch_gain, batch_sums
 from trainer_options import OPTIONS, build
 from trl_runs import same, trainable, trainer
@@ -246,7 +246,7 @@ def test_a_step_after_which_there_are_no_probabilities_went_too_far(tmp_path: Pa
 )
 def test_long_completions_need_fewer(length: int, rows: int, most: int, wanted: int) -> None:
     mask = torch.ones(rows, length, dtype=torch.long)
-    found = _enough(_Rows(mask, mask, mask, mask.float()), most)
+    found = enough(mask.sum(1), most)
     assert min(found, rows) == min(wanted, rows)
 
 

@@ -159,8 +159,8 @@ def _why_not(step: int, folder: Path) -> Problem:
     shards = any(actor.glob("model_world_size_*_rank_*.pt"))
     if shards and (actor / META).is_file():
         text = f"{actor}: FSDP shards of an adapter, which is not written out yet; run: {_write_out(folder.parent)}"
-    elif whole := no_adapter(folder):
-        text = whole
+    elif why := no_adapter(folder):
+        text = why
     elif shards:
         text = (
             f"{actor}: FSDP shards without {META}, so that verl trained all weights or is an old one; run: "

@@ -13,14 +13,7 @@ from dataclasses import replace
 from nextrl.engines.policies.arguments import Arguments
 from nextrl.engines.policies.at_steps import SEARCHED, AtSteps
 from nextrl.engines.policies.auto import Auto
-from nextrl.engines.policies.base import (
-    JudgingPolicy,
-    JudgingView,
-    LeapingPolicy,
-    LeapingView,
-    Policy,
-    View,
-)
+from nextrl.engines.policies.base import JudgingPolicy, JudgingView, LeapingPolicy, LeapingView, Policy
 from nextrl.judge.acceptance import Acceptance, stages_up_to
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import DEFAULT_WINDOW
@@ -35,7 +28,6 @@ __all__ = [
     "LeapingPolicy",
     "LeapingView",
     "Policy",
-    "View",
     "policy_of",
 ]
 

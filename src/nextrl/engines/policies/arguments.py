@@ -21,7 +21,7 @@ from nextrl.extrapolators.base import tags_by_name
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.guard import Guard
 from nextrl.registry import did_you_mean
-from nextrl.scalars import MAX_SEED, Kind, number, several, whole
+from nextrl.scalars import MAX_SEED, Kind, integer_from, number, several
 
 
 def candidates(name: str, value: Any) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ def dials(name: str, value: Any) -> ControllerConfig:
     """The dials of `auto`, each of them a number."""
     if not isinstance(value, ControllerConfig):
         raise InputError(f"{name} must be a nextrl.ControllerConfig, not {shown(value)}")
-    kinds = {"int": whole(1), "float": number}
+    kinds = {"int": integer_from(1), "float": number}
     # A subclass may have dials of other kinds, which are its own affair.
     known = [f for f in fields(value) if str(f.type) in kinds]
     read = {f.name: kinds[str(f.type)](f"{name}'s {f.name}", getattr(value, f.name)) for f in known}
@@ -119,15 +119,15 @@ def _or_none(kind: Kind) -> Kind:
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "every": _or_none(whole(1)),
+        "every": _or_none(integer_from(1)),
         "method": method,
-        "at": _or_none(several(whole(1))),
-        "horizon": _or_none(whole(1)),
+        "at": _or_none(several(integer_from(1))),
+        "horizon": _or_none(integer_from(1)),
         "params": _or_none(mapping),
         "alpha": _or_none(number),
         "alphas": _or_none(candidates),
         "validation": _or_none(rows),
-        "prompts": _or_none(whole(2)),
+        "prompts": _or_none(integer_from(2)),
         "config": _or_none(dials),
         "policy": _or_none(decider),
         "adapt_lr": flag,
@@ -136,8 +136,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "longest": _or_none(number),
         "truncated": _or_none(number),
         "divergence": _or_none(number),
-        "keep": _or_none(whole(2)),
-        "seed": whole(0, MAX_SEED),
+        "keep": _or_none(integer_from(2)),
+        "seed": integer_from(0, MAX_SEED),
         "trainer": _or_none(trainer_itself),
         "on_leap": _or_none(function),
     }

@@ -94,25 +94,20 @@ class Policy(Protocol):
         Args:
             rows: held-out prompts that are there for a search.
         """
-        ...
 
     def ends_window(self, window: Window, began: int, fresh: bool) -> bool:
         """Whether a window ends with the step just taken.
 
         Args:
-            window: the window so far.
             began: the step after which it began.
             fresh: whether the next step begins with fresh rollouts.
         """
-        ...
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, as JSON-ready values."""
-        ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the memory of `state()`."""
-        ...
 
 
 class JudgingPolicy(Policy, Protocol):
@@ -127,11 +122,9 @@ class JudgingPolicy(Policy, Protocol):
     @property
     def may_begin_again(self) -> bool:
         """Whether it may yet take back all of the run, whose beginning has to be remembered for that."""
-        ...
 
     def checks(self, step: int) -> bool:
         """Whether this step by itself is to be decided on (`decide_step`)."""
-        ...
 
     def decide_step(self, view: JudgingView, step: int, share: float) -> Decision | None:
         """What to do after a step that was checked; None is nothing.
@@ -139,11 +132,9 @@ class JudgingPolicy(Policy, Protocol):
         Args:
             share: the step's rate as a share of the highest one that the schedule has yet to come to.
         """
-        ...
 
     def decide(self, view: JudgingView) -> Decision:
         """What to do about a window; every process gets the same answer."""
-        ...
 
     def broken(self, step: int, again: bool) -> Decision:
         """What to take back where a step left NaN or Inf in the weights.
@@ -151,11 +142,9 @@ class JudgingPolicy(Policy, Protocol):
         Args:
             again: whether the step before it did, too.
         """
-        ...
 
     def cooled(self, step: int, steps: int) -> float:
         """The share of the rate that this step of a run of so many is to be taken at."""
-        ...
 
 
 class LeapingPolicy(Policy, Protocol):
@@ -174,7 +163,6 @@ class LeapingPolicy(Policy, Protocol):
     @property
     def steps_of_one(self) -> int:
         """Optimizer steps that alpha = 1 stands for."""
-        ...
 
     def refuse_impossible(self, begins: int, ends: int, keep: int) -> None:
         """See to it that this policy has something to do in a run that goes from step `begins` to step `ends`.
@@ -187,7 +175,6 @@ class LeapingPolicy(Policy, Protocol):
         Raises:
             InputError: all the steps that it was told to act at lie outside, or it cannot do there what it is for.
         """
-        ...
 
     def announced(self, steps: int, per_step: int, group: int) -> str | None:
         """What a user should read when a run begins, as one line: what searches will cost; None where nothing does.
@@ -197,7 +184,6 @@ class LeapingPolicy(Policy, Protocol):
             per_step: completions that a step is trained on.
             group: completions of each held-out prompt.
         """
-        ...
 
     def never_searches(self, steps: int, per_step: int, group: int) -> bool:
         """Whether a policy that searches knows that it will not in this run: no rows are held back for it then.
@@ -205,19 +191,15 @@ class LeapingPolicy(Policy, Protocol):
         Args:
             steps, per_step, group: see `announced`.
         """
-        ...
 
     def waits_for_checkpoint(self, step: int) -> bool:
         """Whether the decision after this step needs the trainer's checkpoint of it."""
-        ...
 
     def decide(self, view: LeapingView) -> tuple[Decision, Candidate]:
         """What to do, and the adapter as a function of alpha; every process gets the same answer."""
-        ...
 
     def moved(self, step: int, alpha: float) -> None:
         """The adapter was moved at `step`: by the leap just decided, or (alpha 0) by taking one back."""
-        ...
 
 
 class LeapsOnly:

@@ -165,7 +165,7 @@ class Forecast:
     def _announced_price(self, steps: int, per_step: int, price: int) -> str:
         """What searches take of the whole run's completions: a run that goes on says what it said at its beginning."""
         ends = steps if self._ends is None else self._ends
-        whole = ends * per_step
+        total = ends * per_step
         one = (
             f"{self._method}: a search takes at most {price} completions of held-out prompts, {price / per_step:.2g} "
             "steps' worth"
@@ -173,7 +173,7 @@ class Forecast:
         if self._share is None:
             due = [step for step in self._at or () if step <= ends]
             most = len(due) if self._at is not None else max(0, ends // self._every - 1)
-            share = most * price / whole
+            share = most * price / total
             return f"{one}; at most {most} in this run, {share:.0%} of its completions (prompts= makes them cheaper)"
         bound = f"{one}; searches take at most {self._share:.0%} of the completions trained on"
         if self._too_short(per_step, steps, price):
@@ -182,6 +182,6 @@ class Forecast:
 
     def _too_short(self, per_step: int, steps: int, price: int) -> bool:
         """Whether not even all of the run's completions together pay for one search; asked of searches with a share."""
-        whole = steps if self._ends is None else self._ends
-        most = None if self._share is None else self._share * whole * per_step
+        last = steps if self._ends is None else self._ends
+        most = None if self._share is None else self._share * last * per_step
         return self._searches and most is not None and price > most

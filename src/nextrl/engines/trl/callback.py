@@ -6,8 +6,8 @@ reference adapter stay as they are, and so do Adam's moments, but where somethin
 in the trainer's checkpoints, so that a resumed run goes on as if it had never stopped.
 
 This file is the order of events. What is decided is in `policies`, what candidates are worth in `candidate_scores`, how
-a leap is carried out and taken back in `apply_leap`, what lies in a checkpoint in `memory`. What ends the windows is a
-`JudgedSession` under `auto`, a `LeapSession` under a named method.
+a leap is carried out and taken back in `apply_leap`, what is left in a checkpoint in `checkpoint_state`. What ends the
+windows is a `JudgedSession` under `auto`, a `LeapSession` under a named method.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nextrl.checkpoints.layouts.listing import trainer_checkpoint
 from nextrl.engines import decision_log, memory
 from nextrl.engines.all_weights import trained_in
 from nextrl.engines.candidate_scores import Row
@@ -30,19 +29,18 @@ from nextrl.engines.history import KEPT
 from nextrl.engines.judged_session import JudgedSession
 from nextrl.engines.leap_session import LeapSession
 from nextrl.engines.live_adapter import LiveAdapter
-from nextrl.engines.live_weights import LiveWeights
 from nextrl.engines.policies import Arguments, JudgingPolicy, LeapingPolicy, policy_of
 from nextrl.engines.policies.arguments import refuse_unknown, trainer_itself
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.schedules import heights_of
 from nextrl.engines.session import Session
 from nextrl.engines.trl.call_stack import calling_trainer, resumed_from
+from nextrl.engines.trl.checkpoint_state import CheckpointState
 from nextrl.engines.trl.instruments import instruments
 from nextrl.engines.trl.live_run import LiveRun
 from nextrl.engines.trl.seam import Seam
 from nextrl.engines.trl.validation import validation_rows
 from nextrl.errors import InputError
-from nextrl.judge import decision_file
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.decision import DecisionRecord
 from nextrl.say import say
@@ -146,8 +144,8 @@ class LeapCallback(TrainerCallback):
         self._trainer, self._on_leap = given.trainer, given.on_leap
         self._session: Session | None = None
         self._run: LiveRun | None = None
+        self._kept: CheckpointState | None = None
         self._ended: int | None = None  # the step that was decided on
-        self._delivered: int | None = None  # the step whose checkpoint is whole
 
     def __repr__(self) -> str:
         if self._session is None or self._run is None:
@@ -174,6 +172,11 @@ class LeapCallback(TrainerCallback):
         if self._session is None:
             raise InputError("LeapCallback was added while training runs: add it before trainer.train()")
         return self._session
+
+    def _checkpoints(self) -> CheckpointState:
+        self._running()
+        assert self._kept is not None, "begun with the session"
+        return self._kept
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -208,15 +211,10 @@ class LeapCallback(TrainerCallback):
                 if self._policy.method == "auto"
                 else f"{self._policy.method} takes its alpha unseen",
             )
-        adapter, ranks = self._trained(kwargs["model"]), Ranks(trainer.accelerator)
-        run = LiveRun(
-            trainer,
-            adapter,
-            ranks,
-            instruments(trainer, rows, adapter, ranks),
-            kwargs["optimizer"],
-            kwargs["lr_scheduler"],
-        )
+        model, ranks = kwargs["model"], Ranks(trainer.accelerator)
+        adapter = trained_in(model) if self._policy.undoes else LiveAdapter(model)
+        tools = instruments(trainer, rows, adapter, ranks)
+        run = LiveRun(trainer, adapter, ranks, tools, kwargs["optimizer"], kwargs["lr_scheduler"])
         if any(self._moves.values()):  # else its functions are left alone as well
             run.heights = heights_of(run.scheduler, run.max_steps)
         resumed = _resumed(args, state)
@@ -224,12 +222,12 @@ class LeapCallback(TrainerCallback):
             if before is not None:
                 before._undo(run.optimizer, run.scheduler, resumed)
         left = math.prod(c._hand_over(run.optimizer) for c in (replaced, self) if c is not None)
-        self._run, self._ended, self._delivered = run, None, None
+        self._run, self._ended = run, None
         self._session = self._begun(run, rows, state.global_step)
+        self._kept = CheckpointState(run, self._session)
         self._session.memory.factor = left
         if resumed is not None:
-            self._bring_pending(resumed, args.should_save)
-            self._resume(resumed, state.global_step)
+            self._kept.resume(resumed, state.global_step, args.should_save)
         # Nothing is taken from training for a run that is refused above, or in which nothing will be searched.
         if keep_out is not None and not self._session.never_searches:
             keep_out()
@@ -283,33 +281,18 @@ class LeapCallback(TrainerCallback):
         self._prepare(args, state, control)
 
     def _prepare(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Write down what belongs into the checkpoint that the trainer is about to write, if it is."""
         if control.should_save:
-            session = self._running()
-            weights = self._live.adapter.fingerprint()  # on every process: pieces are put together for it
-            if args.should_save:
-                # Before the trainer's own files: a kill in between must not leave a checkpoint without its memory.
-                known = {**self._state(), "weights": weights}
-                memory.write_pending(Path(args.output_dir), state.global_step, session.memory, known)
+            self._checkpoints().prepare(args, state.global_step)
 
     def deliver(self, args: TrainingArguments, state: TrainerState) -> None:
         """Put the memory into the checkpoint that the trainer has just written."""
-        folder = trainer_checkpoint(Path(args.output_dir), state.global_step)
-        if args.should_save and folder.is_dir():
-            # Another callback may have asked for a checkpoint after this one was asked whether there is one.
-            if not memory.deliver_pending(folder):
-                session, run, known = self._running(), self._live, self._state()
-                if run.ranks.world == 1:  # elsewhere all processes would have to put pieces together for it
-                    known["weights"] = run.adapter.fingerprint()
-                memory.write(folder, session.memory, known)
-            memory.forget_pending(Path(args.output_dir))
-        self._delivered = state.global_step
+        self._checkpoints().deliver(args, state.global_step)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the memory into the checkpoint, where another trainer's list is gone through than `trainer=`'s."""
-        if self._delivered != state.global_step:
+        if self._checkpoints().delivered != state.global_step:
             self.deliver(args, state)
 
     def on_log(
@@ -326,11 +309,7 @@ class LeapCallback(TrainerCallback):
         self._running().train_ended()
 
     def _training(self, state: TrainerState) -> Any:
-        """The trainer that calls: the one that was named, unless the callback was put into another one's list since.
-
-        Raises:
-            InputError: none was named, and none is among the callers.
-        """
+        """The trainer that calls: the one that was named, unless the callback was put into another one's list since."""
         named = self._trainer
         if named is not None and getattr(named, "state", state) is state:
             return named
@@ -341,38 +320,15 @@ class LeapCallback(TrainerCallback):
                 raise
             return named
 
-    def _trained(self, model: Any) -> LiveWeights:
-        """What the policy moves: the adapter, or under `auto` all weights of a model that has none."""
-        return trained_in(model) if self._policy.undoes else LiveAdapter(model)
-
     def _leapt(self, run: LiveRun, step: int) -> None:
         assert self._on_leap is not None
         self._on_leap(step, run.trainer.model, run.optimizer)
-
-    @property
-    def _live(self) -> LiveRun:
-        """The run that the session goes through, as TRL has it."""
-        assert self._run is not None, "training has not begun"
-        return self._run
-
-    def _set_rate(self, factor: float, base: float | None) -> None:
-        """Bring the rate to what a checkpoint says: what the schedule began from, or else by what it was multiplied."""
-        now = self._live.base_rate
-        self._live.multiply_rate(base / now if base is not None and now else factor)
-
-    def _state(self) -> dict[str, Any]:
-        """What belongs into a checkpoint beside the memory."""
-        known = {"base_rate": self._live.base_rate, "repeatable": self._live.tools.fresh.repeatable}
-        return {**self._running().state(), **known}
 
     def _undo(self, optimizer: Any, scheduler: Any, resumed: Path | None) -> None:
         """Take back what this callback's training has left in its optimizer's rate, now that another one begins.
 
         A training that begins anew keeps the rate that was found, without what the end of the run took where it was
         cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
-
-        Args:
-            optimizer, scheduler: of the training that begins.
         """
         if self._session is None or self._run is None:
             return
@@ -392,61 +348,6 @@ class LeapCallback(TrainerCallback):
         kept = self._session.memory
         factor, kept.factor = kept.factor, 1.0
         return factor
-
-    def _bring_pending(self, folder: Path, writes: bool) -> None:
-        """Put what waits for the checkpoint that is resumed into it, before any process reads there.
-
-        Args:
-            writes: whether this process is one that writes checkpoints.
-        """
-        run = self._live
-        known = run.ranks.once(partial(memory.rival, folder))
-        if known:
-            known = known if run.adapter.belongs(known) else {}
-        if writes and known != {}:
-            memory.deliver_pending(folder)
-        run.ranks.wait()
-
-    def _resume(self, folder: Path, step: int) -> None:
-        session = self._running()
-        found = memory.read(folder, session.memory.start.state)
-        foreign = found is not None and not self._live.adapter.belongs(found[1].get("weights"))
-        if foreign:
-            found = None
-        if found is not None:
-            # Whatever else is of use, the rates of optimizer and schedule hold these factors.
-            session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
-            self._live.tools.fresh.repeatable = found[1].get("repeatable")
-            if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
-                # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
-                self._set_rate(found[0].factor, found[1].get("base_rate"))
-        elif not foreign and folder.resolve().parent == Path(self._live.trainer.args.output_dir).resolve():
-            session.decisions = decision_file.read(folder.parent, upto=step)
-        if found is None or not session.knows(found[1]):
-            session.begins_late(step)
-        if found is None or found[1]["every"] != self._policy.every:
-            if found is not None:
-                session.go_on(found[1])
-            self._resume_without_memory(folder, step, known=found is not None, foreign=foreign)
-            return
-        session.restore(*found, step)
-
-    def _resume_without_memory(self, folder: Path, step: int, *, known: bool, foreign: bool) -> None:
-        if self._running().without_memory(step):
-            return
-        why = "was saved with windows of another length"
-        if foreign:
-            why = (
-                "holds the state of another run, which is left alone: it was written beside other weights than those "
-                "that were loaded (a run without LeapCallback has written into the same folder since)"
-            )
-        elif not known:
-            why = (
-                f"holds no state of LeapCallback ({memory.missing(folder)} not there): it was saved before the "
-                "callback was added, copied before the callback had put it there (the Hub's copies are), or the run "
-                "was killed while it was being saved"
-            )
-        say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
 
 def _resumed(args: TrainingArguments, state: TrainerState) -> Path | None:
@@ -508,7 +409,6 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
 
     Args:
         trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer, with a LoRA adapter or (under `auto`) without one.
-        every: optimizer steps per window.
         options: further arguments of `LeapCallback`.
 
     Returns:

@@ -62,7 +62,6 @@ class FreshRollouts:
     """Judges weights on the rollouts of one training step, from `listen` before it on.
 
     Args:
-        trainer: TRL's GRPOTrainer or RLOOTrainer.
         adapter: what candidates are written into; it is left as it was.
         ranks: the run's processes. `moved` and `gain` are collective operations.
         resolution: nats per token that the precision of the model's passes hides.
@@ -165,7 +164,7 @@ class FreshRollouts:
 
     def _enough(self, rows: _Rows, most: int) -> int:
         """As many rows on every process as the one that needs most: each forward pass may be a collective operation."""
-        return max(self._ranks.gather(_enough(rows, most)))
+        return max(self._ranks.gather(enough(rows.mask.sum(1), most)))
 
     def _sampled(self, anchor: State) -> _Rows | None:
         """All rows that were sampled at the anchor, in the order of the trainer's buffer."""
@@ -264,11 +263,6 @@ def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
 def _key(row: Tensor) -> bytes:
     """What a row of ids is found again by."""
     return bytes(row.cpu().numpy().tobytes())
-
-
-def _enough(rows: _Rows, most: int) -> int:
-    """How many completions a step's movement is read on; the trainer has shuffled them."""
-    return enough(rows.mask.sum(1), most)
 
 
 def enough(tokens: Tensor, most: int) -> int:

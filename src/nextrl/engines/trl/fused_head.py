@@ -30,7 +30,7 @@ def score_labelled_columns(model: Any) -> None:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     check_fused_head(inner)
     decoder = inner.get_decoder()
-    whole, states = inner.forward, decoder.forward
+    scored, states = inner.forward, decoder.forward
     wanted: list[slice] = []
 
     def hidden(*args: Any, **kwargs: Any) -> Any:
@@ -42,15 +42,15 @@ def score_labelled_columns(model: Any) -> None:
     def forward(*args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         first = _first_labelled(labels) if kwargs.get("fused_lm_head") else 0
         if labels is None or first == 0:
-            return whole(*args, **kwargs) if labels is None else whole(*args, labels=labels, **kwargs)
+            return scored(*args, **kwargs) if labels is None else scored(*args, labels=labels, **kwargs)
         wanted.append(slice(first - 1, -1))
         try:
-            return whole(*args, shift_labels=labels[:, first:], **kwargs)
+            return scored(*args, shift_labels=labels[:, first:], **kwargs)
         finally:
             wanted.pop()
 
     # `generate` and TRL read the signatures of both.
-    hidden.__wrapped__, forward.__wrapped__ = states, whole  # type: ignore[attr-defined]
+    hidden.__wrapped__, forward.__wrapped__ = states, scored  # type: ignore[attr-defined]
     decoder.forward, inner.forward = hidden, forward
 
 

@@ -63,12 +63,6 @@ class HeldOutLikelihood:
         """NaN: not measured, so that the guard has nothing to object to."""
         return math.nan
 
-    def mark_weights_changed(self) -> None:
-        """Nothing holds a copy of the weights."""
-
-    def drop_buffered(self) -> None:
-        """Nothing is sampled before a leap."""
-
 
 Reading = tuple[Tensor, Tensor]
 """Log-probabilities of a text's tokens (length,), 0 where not trained, and the mask of the trained ones (length,)."""
@@ -81,7 +75,6 @@ class FreshTexts:
     moved the policy is read on few texts, a window's gain on all of them.
 
     Args:
-        trainer: TRL's SFTTrainer.
         adapter: what candidates are written into; it is left as it was.
         rows: held-out rows. Every process measures the same ones.
     """

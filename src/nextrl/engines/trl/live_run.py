@@ -18,8 +18,8 @@ from nextrl.engines.moments import (
     parameters,
     read_moments,
     trained_beside,
+    unsharded,
     values_of,
-    whole,
     write_moments,
 )
 from nextrl.engines.optimizer_state import took_gradient
@@ -27,14 +27,7 @@ from nextrl.engines.optimizers import unwrapped
 from nextrl.engines.precision import of_model
 from nextrl.engines.ranks import Ranks
 from nextrl.engines.rehearsal import falls, follows, rises
-from nextrl.engines.schedules import (
-    base_rate,
-    rate_of,
-    release,
-    set_elsewhere,
-    set_rate_factor,
-    share_of,
-)
+from nextrl.engines.schedules import base_rate, rate_of, release, set_elsewhere, set_rate_factor, share_of
 from nextrl.engines.trl.delivery import check_delivery
 from nextrl.engines.trl.instruments import Instruments
 from nextrl.engines.trl.seam import Seam
@@ -135,21 +128,22 @@ class LiveRun:
         return not self.seam.generates or self.seam.samples_next
 
     @property
-    def whole(self) -> bool:
+    def restorable(self) -> bool:
         """Whether each process holds whole parameters, and so whole moments."""
-        return whole(self.adapter.parameters)
+        return unsharded(self.adapter.parameters)
 
     @property
     def beside(self) -> Sequence[Tensor]:
         """What is trained beside the adapter (`modules_to_save`); nothing where processes hold pieces of parameters."""
-        return trained_beside(self.optimizer, self.adapter.parameters.values()) if self.whole else []
+        return trained_beside(self.optimizer, self.adapter.parameters.values()) if self.restorable else []
 
     def move(self, state: State) -> None:
         """Write the factors, and see to it that nothing of the old policy is used."""
         before = self.adapter.read()
         self.adapter.write(state)
-        self.tools.rollouts.mark_weights_changed()
-        self.tools.rollouts.drop_buffered()
+        self.seam.weights_changed()
+        if self.seam.generates:
+            self.seam.drop_buffered_rollouts()  # those of the old policy would be trained on
         if self.seam.has_engine:
             self.undelivered = before, self.adapter.read()
 

@@ -109,13 +109,13 @@ class TrainerRollouts:
         """
         runs = _runs(rows, self.group)
         parts = _of_like_columns([row for row, _ in runs])
-        self.mark_weights_changed()
+        self._seam.weights_changed()
         with self._seam.untouched(), inference(self._trainer.model):
             scored = [
                 self._score([runs[place][0] for place in places], seed + _BATCH_DISTANCE * number)
                 for number, places in enumerate(parts)
             ]
-        self.mark_weights_changed()
+        self._seam.weights_changed()
         self._note(scored)
         spread = self._spread(scored, seed) if self._seam.normalises_each_function else None
         groups = torch.empty(len(runs), self.group, dtype=torch.float64)
@@ -197,14 +197,6 @@ class TrainerRollouts:
             return math.nan
         local = divergence_sums(candidate, current, _stacked([own for _, _, own in self._latest]))
         return mean_divergence(self._trainer.accelerator.reduce(local, reduction="sum"))
-
-    def mark_weights_changed(self) -> None:
-        """Make the next rollout deliver the current weights to vLLM, whatever the step number says."""
-        self._seam.weights_changed()
-
-    def drop_buffered(self) -> None:
-        """Forget rollouts sampled before a leap, which would be trained on after it."""
-        self._seam.drop_buffered_rollouts()
 
 
 def _runs(rows: Sequence[Row], group: int) -> list[tuple[Row, int]]:

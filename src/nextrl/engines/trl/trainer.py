@@ -50,11 +50,7 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def _share(settings: TrainSettings) -> int:
-    """Completions a step on each process.
-
-    Raises:
-        InputError: they do not divide.
-    """
+    """Completions a step on each process."""
     world = launched().world
     if settings.completions_per_step % world:
         raise InputError(

@@ -52,9 +52,6 @@ class Options:
 def options_of(asked: Any) -> Options:
     """The options under `trainer.v1.nextrl`.
 
-    Args:
-        asked: the keys there; None where there are none.
-
     Raises:
         InputError: it is something else than keys, a key is unknown, or a value is out of range.
     """
@@ -70,9 +67,9 @@ def options_of(asked: Any) -> Options:
             raise InputError(f"trainer.v1.nextrl.{name}: true or false, not {asked[name]!r}")
     dials = {key: asked[key] for key in _DIALS if key in asked}
     for key, value in dials.items():
-        whole = isinstance(getattr(ControllerConfig, key), int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * whole}number, not {value!r}")
+        integer = isinstance(getattr(ControllerConfig, key), int)
+        if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
+            raise InputError(f"trainer.v1.nextrl.{key}: a {'whole ' * integer}number, not {value!r}")
     leaps, take_back = _leaps(asked.get("leaps")), asked.get("take_back", True)
     for name in (*dials, *(() if take_back else ("take_back",))) if leaps else ():
         raise InputError(
@@ -83,11 +80,7 @@ def options_of(asked: Any) -> Options:
 
 
 def _leaps(asked: Any) -> dict[int, float]:
-    """Step -> alpha.
-
-    Raises:
-        InputError: they are not that.
-    """
+    """Step -> alpha."""
     try:
         items = [] if asked is None else list(asked.items())
         if any(isinstance(part, bool) for item in items for part in item):
@@ -112,10 +105,6 @@ def _leaps(asked: Any) -> dict[int, float]:
 
 def check(config: Any, verl: str) -> Options:
     """Refuse whatever of a run can be refused by its words alone.
-
-    Args:
-        config: verl's.
-        verl: its version.
 
     Returns:
         What was asked for.
@@ -160,9 +149,6 @@ def comparable(rollout: Any) -> bool:
 
 def check_versions(verl: str) -> None:
     """See that this verl is one that was read, and that it can load.
-
-    Args:
-        verl: its version.
 
     Raises:
         InputError: it is another release, or TRL is installed beside it.
@@ -213,9 +199,6 @@ def _sees_trl() -> bool:
 
 def check_run(config: Any) -> None:
     """See that a verl run is one whose weights can be moved in place.
-
-    Args:
-        config: verl's.
 
     Raises:
         InputError: another trainer than verl's V1 would run, or it trains with Megatron or another engine than FSDP,

@@ -30,11 +30,7 @@ class StaleRollouts(RuntimeError):
 
 
 class Windows:
-    """How far each window led, and how straight on from the one before; of an adapter in the space of its factors.
-
-    Args:
-        adapter: on the workers.
-    """
+    """How far each window led, and how straight on from the one before; of an adapter in the space of its factors."""
 
     def __init__(self, adapter: RemoteAdapter) -> None:
         self._adapter = adapter
@@ -83,7 +79,7 @@ class VerlRun:
         comparable: whether the rollouts' log-probabilities are near those of the whole distribution (`options`).
     """
 
-    fresh_next = whole = True
+    fresh_next = restorable = True
     rate_set_elsewhere = False
     beside: Sequence[Tensor] = ()
     group = 1
@@ -231,11 +227,7 @@ class VerlRun:
         )
         if self.comparable:
             raise StaleRollouts(said)
-        say(
-            log,
-            "it looks as if %s. Under this rollout.top_k or top_p it cannot be told for sure",
-            said,
-        )
+        say(log, "it looks as if %s. Under this rollout.top_k or top_p it cannot be told for sure", said)
 
     def look_back(self, start: Any) -> None:
         """Put the way of a window that has ended among the step's metrics.

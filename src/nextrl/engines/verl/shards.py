@@ -33,13 +33,7 @@ from nextrl.engines.optimizer_state import copied, joined, put_back, split, took
 from nextrl.engines.optimizers import check_optimizer
 from nextrl.engines.precision import resolution
 from nextrl.engines.rehearsal import falls, follows, rises
-from nextrl.engines.schedules import (
-    base_rate,
-    rate_of,
-    set_base_rate,
-    set_rate_factor,
-    share_of,
-)
+from nextrl.engines.schedules import base_rate, rate_of, set_base_rate, set_rate_factor, share_of
 from nextrl.errors import InputError
 from nextrl.files import NoSuchFile, parse_json
 

@@ -95,7 +95,7 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
         )
         return False
     now = run.workers.ask("fingerprint")
-    with _whole(path):
+    with _undamaged(path):
         if values["version"] != VERSION:
             raise InputError(
                 f"{path} is of version {values['version']}, not {VERSION}: resume with the nextrl that wrote it"
@@ -117,14 +117,10 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
 
 
 def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Session, step: int) -> None:
-    """Bring copies, memory and rate to what the state says.
-
-    Raises:
-        InputError: it is damaged, or of other shards.
-    """
+    """Bring copies, memory and rate to what the state says."""
     path = checkpoint / FOLDER / JSON
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
-    with _whole(path):
+    with _undamaged(path):
         numbers = dict(values["memory"])
         began = Point(start, moments if values["moments"] else [], numbers.pop("began"))  # type: ignore[arg-type]
         memory = Memory(began, **numbers)
@@ -133,7 +129,7 @@ def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Se
             memory.origin = Point(origin, origin_moments, values["origin"])  # type: ignore[arg-type]
             copies["origin"], names["origin_moments"] = origin.key, origin_moments.key
     run.workers.ask("load", str(checkpoint / FOLDER / SHARDS), copies, names)
-    with _whole(path):
+    with _undamaged(path):
         session.restore(memory, values, step)
         _bring_rate(run, session, values)
 
@@ -161,7 +157,7 @@ def _bring_rate(run: VerlRun, session: Session, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _undamaged(path: Path) -> Iterator[None]:
     """Around whatever takes a state file to be as it was written."""
     try:
         yield

@@ -62,7 +62,7 @@ def render(result: Result) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["whole"] = _whole
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html.j2").render(_context(result, environment))
 
 
@@ -113,7 +113,7 @@ def _colours() -> str:
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}\n"
 
 
-def _whole(text: str) -> Markup:
+def _unbroken(text: str) -> Markup:
     """The text with each number in a span that no line break divides: `5e-05`, `92 %`."""
     parts = re.split(r"(\S*\d\S*(?: %\S*)?)", text)
     return Markup("").join(

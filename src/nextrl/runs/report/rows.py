@@ -12,10 +12,7 @@ from nextrl.runs.report.arms import GROUPS, Arm, tuned_arm, written
 from nextrl.runs.result import AccuracyAfter, LeapEntry, Result, Saved, SearchCosts, Spent
 
 NONE = "–"
-_EXTRA = {
-    "tuned": "tuned rate, sweep not charged",
-    "tuned-with-sweep": "tuned rate, whole sweep charged",
-}
+_EXTRA = {"tuned": "tuned rate, sweep not charged", "tuned-with-sweep": "tuned rate, whole sweep charged"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,12 @@ def _shown(value: float | None, form: str) -> str:
     return NONE if value is None or isinstance(value, bool) else format(value, form).replace("-", "−")
 
 
-def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
+def fixed(value: float | None, digits: int = 3) -> str:
     """A number with so many digits, or a dash."""
-    return _shown(value, f"{'+' if sign else ''}.{digits}f")
+    return _shown(value, f".{digits}f")
 
 
-def whole(value: float | None) -> str:
+def integer(value: float | None) -> str:
     """A whole number as it is, or a dash."""
     return _shown(value, ".0f")
 
@@ -265,7 +262,7 @@ def single_tiles(result: Result, arm: Arm) -> list[Tile]:
             fixed(arm.last()),
             f"at the end; {fixed(first)} at the start{answers}",
             arm.role,
-        ),
+        )
     ]
     costs = result.costs.get(arm.name)
     spent = (costs.search_completions if costs else None) or 0.0
@@ -273,10 +270,10 @@ def single_tiles(result: Result, arm: Arm) -> list[Tile]:
         return [*found, _rate_tile(arm, leaps)]
     note = f"of {len(leaps)} times that candidates were tried"
     found.append(Tile("Leaps taken", str(taken), note, arm.role))
-    whole = arm.last("completions")
-    if whole:
-        note = f"{count(spent)} of {count(whole)} completions"
-        found.append(Tile("Search", percent(spent / whole), note, arm.role))
+    total = arm.last("completions")
+    if total:
+        note = f"{count(spent)} of {count(total)} completions"
+        found.append(Tile("Search", percent(spent / total), note, arm.role))
     return found
 
 
