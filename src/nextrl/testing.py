@@ -365,7 +365,11 @@ def _fitted(method: Extrapolator, traj: Trajectory, horizon: int, seed: int = 0)
 
 @contextmanager
 def _no_other_exception(method: Extrapolator, what: str) -> Iterator[None]:
-    """Turns whatever a method raises into one line with its name; a refusal and what a check found pass."""
+    """Turns whatever a method raises into one line with its name; a refusal and what a check found pass.
+
+    Raises:
+        AssertionError: it raised something else.
+    """
     try:
         yield
     except (InputError, AssertionError):

@@ -277,7 +277,11 @@ def stored(
 
 
 def _say_where_it_lies(folder: Path) -> None:
-    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards."""
+    """Refuse, with the way out, an adapter that PEFT saved under a name of its own, and one in shards.
+
+    Raises:
+        InputError: it is one of the two.
+    """
     if not (folder / CONFIG).exists() and (named := sorted(folder.glob(f"*/{CONFIG}"))):
         inner = " and ".join(path.parent.name for path in named[:3])
         raise InputError(

@@ -150,7 +150,11 @@ def _named(temporary: Path, given: Path) -> Iterator[None]:
 
 
 def _carry_over(old: Path, new: Path, replaced: Callable[[Path], bool]) -> None:
-    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail."""
+    """What a user keeps in the old folder, in the new one too: links to the same files, copies where links fail.
+
+    Raises:
+        InputError: something was written in a folder in it meanwhile, which the copy may lack.
+    """
     before = _inside(old)
     _link_over(old, new, replaced)
     if _inside(old) != before:
@@ -236,7 +240,11 @@ def _remove_left_over(parent: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """`replacing` for several files: none gets its name before all are on the disk."""
+    """`replacing` for several files: none gets its name before all are on the disk.
+
+    Raises:
+        InputError: as `replacing`.
+    """
     paths = list(paths)
     with contextlib.ExitStack() as stack:
         temporary = [stack.enter_context(replacing(path)) for path in paths]

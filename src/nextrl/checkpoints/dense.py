@@ -166,6 +166,9 @@ def nothing(run: Path | Mapping[int, Path]) -> str:
 def adapter_settings(base: str | Path) -> dict[str, Any]:
     """What `adapter_config.json` has to say of an adapter of full weights: the base, and its task where that is known.
 
+    Args:
+        base: folder of the model that training started from.
+
     Raises:
         InputError: its config.json cannot be read.
     """

@@ -149,6 +149,9 @@ def main() -> None:
 def _check_arguments(arguments: Sequence[str]) -> None:
     """Refuse an argument of nothing, which a shell's variable that is not set leaves: as a path it would be the
     working folder. Refuse NUL here too, since earlier versions of typer ask the file system about any path.
+
+    Raises:
+        InputError: there is one of either.
     """
     for before, argument in zip(("", *arguments), arguments, strict=False):
         option = argument[:-1] if re.fullmatch(r"--[\w-]+=", argument) else ""

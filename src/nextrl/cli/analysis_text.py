@@ -153,6 +153,7 @@ def conclusion(traj: Trajectory, used_beta1: float | None, updates: int | None =
     """The regime at the run's end, measured as `nextrl advise` does, or why there is none; nothing of a short run.
 
     Args:
+        traj: the run.
         used_beta1: of its optimizer, None where that does not say it.
         updates: optimizer updates in each step, None where nothing says it.
     """

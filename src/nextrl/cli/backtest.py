@@ -105,7 +105,11 @@ def _advice(traj: Trajectory, tested: Backtest, updates_per_step: int | None) ->
 
 
 def _on_grid(traj: Trajectory, horizon: list[int] | None) -> list[int] | None:
-    """The horizons that are measured, which are whole numbers of spacings; what is rounded is said."""
+    """The horizons that are measured, which are whole numbers of spacings; what is rounded is said.
+
+    Raises:
+        InputError: one is less than half of the way between two checkpoints.
+    """
     near = []
     for h in horizon or []:
         # A half goes down, as the backtest takes the earlier checkpoint.

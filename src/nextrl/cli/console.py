@@ -60,6 +60,7 @@ class TrainingProgress:
     """Counts steps on stderr: a bar on a terminal; elsewhere a line every two minutes, so that a log shows life.
 
     Args:
+        total: steps in all.
         shown: False shows nothing, as every process but the first of a launch does.
         bar: False shows lines even on a terminal.
         clock: seconds, for tests.

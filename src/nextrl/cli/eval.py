@@ -72,7 +72,11 @@ def evaluate_command(
 
 
 def _opened(adapter: Path, allow_pickle: bool) -> AdapterCheckpoint:
-    """The adapter as every verb reads it, all of its values looked at."""
+    """The adapter as every verb reads it, all of its values looked at.
+
+    Raises:
+        InputError: it is none, or none that the other verbs would take.
+    """
     if not (adapter / CONFIG).exists():
         raise InputError(f"{adapter} holds no PEFT adapter ({CONFIG} is missing): name an adapter folder")
     checkpoint = AdapterCheckpoint.open(0, adapter, allow_pickle=allow_pickle)
@@ -86,6 +90,9 @@ def _with_adapter(model: Any, checkpoint: AdapterCheckpoint) -> Any:
 
     PEFT leaves out, with a warning at most, what a model has no place for, and begins anew what a file lacks: a model
     without its adapter would be measured. So what was loaded is compared with the file.
+
+    Raises:
+        InputError: the model is not the one that the adapter was trained on, or PEFT cannot load it.
     """
     with needs("trl", "--adapter"):
         from peft import PeftModel, get_peft_model_state_dict

@@ -65,6 +65,7 @@ def describe(found: OpenedRun, *, values: bool = True, skip_bad_checkpoints: boo
     """The JSON object of `inspect`: keys `layout, steps, modules, rank, dtype, bytes, problems`, and more.
 
     Args:
+        found: an opened run.
         values: read everything once, to find NaN and Inf.
         skip_bad_checkpoints: describe the run without them; why each is left out is in `skipped`, not in `problems`.
     """

@@ -279,7 +279,11 @@ def _save_merged(result: Leap, out: Path, base: str, task: str | None) -> None:
 
 
 def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice:
-    """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from."""
+    """What `nextrl advise` says of the run, which was read up to the checkpoint that is leapt from.
+
+    Raises:
+        InputError: it cannot judge this run.
+    """
     try:
         return advise(traj, updates_per_step=updates_per_step)
     except InputError as error:
@@ -289,7 +293,11 @@ def _advice(run: Path, traj: Trajectory, updates_per_step: int | None) -> Advice
 
 
 def _advised(run: Path, advice: Advice, horizon: int | None) -> tuple[str, int | None, str]:
-    """(method, horizon, why) of the leap that is advised; `horizon` where the user named one."""
+    """(method, horizon, why) of the leap that is advised; `horizon` where the user named one.
+
+    Raises:
+        InputError: none is.
+    """
     if advice.recommended == NONE:
         raise InputError(f"{run}: {advice.answer} {_ALL_THE_SAME}")
     return advice.recommended, advice.horizon if horizon is None else horizon, advice.answer

@@ -58,6 +58,7 @@ def next_step(advice: Advice, run: Path, traj: Trajectory, at: int | None = None
     """The step that an advice asks for.
 
     Args:
+        advice: of the run.
         run: as the user named it.
         traj: its checkpoints, as far as the advice saw them.
         at: the checkpoint that the advice was asked of, None for the last one.

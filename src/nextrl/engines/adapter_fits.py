@@ -20,6 +20,7 @@ def adapter_without_weights(model: Any, lora: LoraSettings, name: str) -> Any:
 
     Args:
         model: the base, with its weights or without; it is left as it is.
+        lora: the adapter.
         name: the base's, for messages.
 
     Raises:
@@ -44,7 +45,11 @@ def adapter_without_weights(model: Any, lora: LoraSettings, name: str) -> Any:
 
 
 def _refuse_absent(wanted: Sequence[str], there: Sequence[str]) -> None:
-    """PEFT takes a list of which one name fits, and leaves the others out without a word."""
+    """PEFT takes a list of which one name fits, and leaves the others out without a word.
+
+    Raises:
+        InputError: the model has no module of one of the names.
+    """
     for name in wanted:
         if not any(module == name or module.endswith(f".{name}") for module in there):
             last = sorted({module.rsplit(".", 1)[-1] for module in there})

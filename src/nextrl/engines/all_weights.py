@@ -20,6 +20,9 @@ from nextrl.errors import InputError
 class AllWeights(LiveWeights):
     """Handle on all parameters of a model that are trained, whole on this process.
 
+    Args:
+        model: the model.
+
     Raises:
         InputError: none is trained, or they lie in pieces on several processes.
     """
@@ -55,6 +58,10 @@ class AllWeights(LiveWeights):
 
 
 def trained_in(model: Any) -> LiveWeights:
-    """What a model trains: its adapter, or all weights where it has none."""
+    """What a model trains: its adapter, or all weights where it has none.
+
+    Raises:
+        InputError: see `LiveAdapter` and `AllWeights`.
+    """
     # A plain model of transformers has this attribute once an adapter is loaded into it.
     return LiveAdapter(model) if hasattr(model, "peft_config") else AllWeights(model)

@@ -33,6 +33,7 @@ def carry_out(
 
     Args:
         memory: gets a snapshot where the leap may be taken back, and the rate's factor.
+        candidate: the adapter as a function of alpha.
         steps: optimizer steps that the leap claims to save.
         rollback: keep a snapshot of the run before a leap forward.
     """

@@ -93,8 +93,10 @@ class CandidateScores:
         The score raises `Refused` where a leap forward breaks the guard's bounds.
 
         Args:
+            candidate: the adapter as a function of alpha.
             end: the adapter that the leaps start from.
             rows: (start, stop) -> that stretch of the held-out rows.
+            seed: of the random numbers.
         """
         # alpha -> where a stretch of the rows begins -> its answers
         seen: dict[float, dict[int, Answers]] = {}

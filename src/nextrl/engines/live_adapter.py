@@ -122,7 +122,11 @@ def _label(module: str, slot: Slot) -> str:
 
 
 def _active_adapter(model: Any) -> str:
-    """Name of the only active adapter."""
+    """Name of the only active adapter.
+
+    Raises:
+        InputError: none is active, or several are, whose sum no single leap describes.
+    """
     # A plain transformers model has these attributes too, as methods that raise where no adapter is loaded.
     active = getattr(model, "active_adapters", None) if hasattr(model, "peft_config") else None
     names = [active] if isinstance(active, str) else [] if callable(active) else list(active or [])

@@ -67,6 +67,7 @@ def choose_alpha(
     Args:
         leap: the method's leap, at any alpha; its fit serves all candidates.
         model: the base model in memory, without an adapter; it is given one.
+        tokenizer: its tokenizer.
         prompts: held-out prompts that a candidate is scored on at most; a quarter of them at first.
         level: standard errors of the paired difference that a gain must exceed; None for as many as keep chance at a
             tenth of searches (`Acceptance.bar`).
@@ -105,6 +106,7 @@ class ModelRollouts:
     """Scores a task's examples with the weights that a model now has (`candidate_scores.Rollouts`).
 
     Args:
+        model: a PEFT model.
         tokenizer: pads on the left.
         task: grades; its `max_completion_length` bounds completions.
     """

@@ -87,6 +87,9 @@ def took_gradient(optimizer: Any, parameters: Sequence[Tensor], copies: Sequence
     At a step whose gradient is 0 moments decay, in a group all by the same factor, and those that there were none of
     begin with 0. So what is looked for are tensors that are no such part of what they were, but for rounding. Step
     counts say nothing.
+
+    Args:
+        optimizer, parameters, copies: see `put_back`.
     """
     inner = unwrapped(optimizer)
     kept = {id(p): copy for p, copy in zip(parameters, copies, strict=True)}

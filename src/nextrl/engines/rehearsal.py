@@ -41,6 +41,9 @@ class _Untried(Exception):
 def rises(optimizer: Any, scheduler: Any, steps: int, heights: Sequence[float] = ()) -> bool | None:
     """Whether the next change of the rate, within so many steps, is a rise; where it stays as it is, it is none.
 
+    Args:
+        heights: see `schedules.share_of`.
+
     Returns:
         None where nobody knows: the schedule cannot be copied, or asks for a metric.
     """
@@ -60,6 +63,9 @@ def rises(optimizer: Any, scheduler: Any, steps: int, heights: Sequence[float] =
 
 def falls(optimizer: Any, scheduler: Any, begin: int, end: int, heights: Sequence[float] = ()) -> bool:
     """Whether the schedule lowers the rate between two steps of the run (from 1), the first being the one to come.
+
+    Args:
+        heights: see `schedules.share_of`.
 
     Returns:
         False, too, where nobody knows, see `rises`.
@@ -83,6 +89,9 @@ def follows(optimizer: Any, scheduler: Any, steps: int) -> bool | None:
 
     A schedule of a user's own that makes rates from its own `max_lr`, say, would set the next one as if nobody had
     changed any. Rates are compared after some steps, not after all: each may run a user's code.
+
+    Returns:
+        None where nobody knows, see `rises`.
     """
     if _is_known(scheduler_itself(scheduler)):
         return True

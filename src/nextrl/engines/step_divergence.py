@@ -24,7 +24,11 @@ _HIDES = (
 
 
 class StepDivergence:
-    """Nats per token between the policies before and after a step, on that step's own rollouts."""
+    """Nats per token between the policies before and after a step, on that step's own rollouts.
+
+    Args:
+        run: the trainer and what belongs to it.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run

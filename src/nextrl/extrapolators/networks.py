@@ -47,6 +47,7 @@ def linear(inputs: int, outputs: int, draws: torch.Generator) -> nn.Linear:
     """A layer in float32 on the CPU with the numbers that `nn.Linear` would draw for itself after `manual_seed`.
 
     Args:
+        inputs, outputs: its widths.
         draws: goes on by one number for each weight and each bias.
     """
     layer = nn.Linear(inputs, outputs, device="meta", dtype=torch.float32).to_empty(device="cpu")
@@ -69,6 +70,8 @@ def train(net: nn.Module, x: Tensor, y: Tensor, recipe: TrainingSettings, genera
         net: maps (N, ...) to the shape of y.
         x: (N, ...) float32 inputs.
         y: (N, d) or (N,) float32 targets; the loss is the sum of absolute errors, averaged over rows.
+        recipe: optimizer settings.
+        generator: draws the rows of an update.
     """
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True

@@ -39,6 +39,11 @@ def accepted(method: type) -> dict[str, tuple[Any, ...]] | None:
 def checked(name: str, method: type, params: Mapping[str, Any]) -> dict[str, Any]:
     """A method's parameters as they were given, each of its kind.
 
+    Args:
+        name: the method's.
+        method: its class.
+        params: parameter -> value, a number of whatever library.
+
     Raises:
         InputError: the method has no such parameter (the message lists those it has), or a value is of another kind or
             out of its range.
@@ -55,7 +60,11 @@ def checked(name: str, method: type, params: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_ranges(method: object) -> None:
-    """See that the numbers that a method was built with lie in their ranges."""
+    """See that the numbers that a method was built with lie in their ranges.
+
+    Raises:
+        InputError: one does not.
+    """
     kind = type(method)
     name = str(getattr(method, "name", kind.__name__))
     for key in _ranges(kind):
@@ -79,6 +88,7 @@ def from_text(name: str, method: type, texts: Sequence[str]) -> dict[str, Any]:
     """A method's parameters written as `key=value`; a value is read by the kind of its parameter.
 
     Args:
+        name, method: as `checked` takes them.
         texts: one parameter each; the last of a key counts.
 
     Raises:
@@ -94,7 +104,11 @@ def from_text(name: str, method: type, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def split(text: str) -> tuple[str, str]:
-    """(key, value) of `key=value`."""
+    """(key, value) of `key=value`.
+
+    Raises:
+        InputError: it is none.
+    """
     key, sign, value = text.partition("=")
     if not (key.strip() and sign and value.strip()):
         raise InputError(f"--param {shown(text)}: must be key=value, as in rank=2")

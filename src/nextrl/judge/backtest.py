@@ -223,7 +223,11 @@ def _methods(methods: str | Sequence[str] | Sequence[Extrapolator] | None) -> li
 
 
 def _once(methods: Sequence[Extrapolator]) -> list[Extrapolator]:
-    """Each method once."""
+    """Each method once.
+
+    Raises:
+        InputError: two of one name are not the same, so that the scores of the first would be lost.
+    """
     by_name: dict[str, Extrapolator] = {}
     for method in methods:
         if by_name.setdefault(method.name, method) != method:

@@ -72,7 +72,13 @@ def stay(reason: str) -> Decision:
 
 
 def searched(why: str, alpha: float, scores: Scores) -> Decision:
-    """The decision that a search led to, with its outcome in words."""
+    """The decision that a search led to, with its outcome in words.
+
+    Args:
+        why: what the search was for.
+        alpha: the candidate taken, 0.0 for staying put.
+        scores: what was seen of each.
+    """
     outcome = "no candidate beats staying put" if alpha == 0.0 else f"alpha {alpha:g} beats staying put"
     refusals = "".join(f"; alpha {a:g} refused: {because}" for a, because in scores.refused.items())
     return Decision(

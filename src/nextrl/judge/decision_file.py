@@ -67,7 +67,11 @@ def _complete(line: bytes) -> bool:
 
 
 def _decision(line: bytes, where: str) -> DecisionRecord:
-    """The decision that a line holds, of the very types that are written: a number in quotation marks is none."""
+    """The decision that a line holds, of the very types that are written: a number in quotation marks is none.
+
+    Raises:
+        InputError: it holds none; `where` is for messages.
+    """
     value = parse_json(line, where)
     try:
         return DecisionRecord.model_validate(value, strict=True)

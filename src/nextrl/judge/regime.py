@@ -87,6 +87,7 @@ def recent_windows(traj: Trajectory, beta1: float, updates: int = 1) -> tuple[Pe
     compared with; one that would end off by more than half its length is left out.
 
     Args:
+        traj: the run.
         beta1: Adam's first momentum coefficient.
         updates: optimizer updates in each of the run's steps (`trainer_log.updates_per_step`).
 

@@ -122,6 +122,9 @@ def counted(rewards: Sequence[float], first: int, last: int) -> float:
     taken. It is far below the noise where rewards are seldom alike, so that this says nothing there. It cannot tell a
     policy that fell from 1 to 0 between two steps from completions of which there is one to a step, and is no bound
     for a decision that must not miss that.
+
+    Args:
+        rewards, first, last: see `fallen`.
     """
     least, ascending = _rounding(rewards), sorted(rewards)
     gap = min((b - a for a, b in itertools.pairwise(ascending) if b - a > least), default=0.0)

@@ -138,7 +138,11 @@ def _refuse_unknown_layers(traj: Trajectory) -> None:
 
 
 def _check_written(folder: Path, traj: Trajectory, step: int, ranks: Mapping[str, int]) -> None:
-    """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names."""
+    """Read the adapter back before it gets its name: every module, its shape, rank and scaling, under PEFT's names.
+
+    Raises:
+        InputError: PEFT would not load from it what was to be written.
+    """
     back = AdapterCheckpoint.open(step, folder)
     if set(back.modules) != set(traj.modules):
         odd = sorted(set(back.modules) ^ set(traj.modules))[0]

@@ -129,6 +129,7 @@ class Leap:
         """Write the leap as a PEFT adapter at the rank it has, or at `rank` (best approximation).
 
         Args:
+            out: the folder to write.
             rank: of the adapter; None for the run's.
             task: what the run was trained on, for the model card.
 
@@ -151,6 +152,7 @@ class Leap:
         """Write the base model with the leap added to its weights.
 
         Args:
+            out: folder to write.
             base: the base model's folder or name.
             name: what the base is called where `base` is a folder of the moment.
         """
@@ -159,7 +161,11 @@ class Leap:
         write_merged(self.traj, self.from_step, targets, base, usable_path(out), notes)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Write the adapter and send it to the Hugging Face Hub; returns its address."""
+        """Write the adapter and send it to the Hugging Face Hub; returns its address.
+
+        Raises:
+            InputError: as `leaps.hub.push`.
+        """
         check_push(repository)
         with tempfile.TemporaryDirectory() as folder:
             adapter = Path(folder) / repository.rsplit("/", 1)[-1]  # the card calls it by its folder's name

@@ -114,7 +114,11 @@ def _of_the_model(file: Path) -> bool:
 
 
 def _check_written(folder: Path, base: FullModel) -> None:
-    """Read the headers back before the folder gets its name: the base's tensors, each of its shape and dtype."""
+    """Read the headers back before the folder gets its name: the base's tensors, each of its shape and dtype.
+
+    Raises:
+        InputError: transformers would not load from it what was to be written.
+    """
     back = FullModel.open(folder)
     for key, file in base.places.items():
         if key not in back.places or back.places[key].entries[key] != file.entries[key]:
@@ -190,7 +194,11 @@ def _changes(
 def _of_twins(
     traj: Trajectory, step: int, base: FullModel, changes: Mapping[str, LowRank]
 ) -> dict[str, LowRank]:
-    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name."""
+    """Changes of the base's tensors that full-weight checkpoints hold under a tied layer's other name.
+
+    Raises:
+        InputError: the checkpoint has a matrix of its own that the base lacks, so that a merge would lose it.
+    """
     stored = next(c for c in traj.checkpoints if c.step == step)
     if not isinstance(stored, FullCheckpoint):
         return {}
@@ -274,7 +282,11 @@ def _refuse_tied(
 
 
 def _refuse_in_place(traj: Trajectory, out: Path, base: Path) -> None:
-    """Refuse to take the place of the base, and to add a leap to what it was added to before."""
+    """Refuse to take the place of the base, and to add a leap to what it was added to before.
+
+    Raises:
+        InputError: `out` is the base, or the base is a merge of the same run or has a note that cannot be read.
+    """
     if out.exists() and out.samefile(base):
         raise InputError(
             f"{out}: is the base itself, and would hold the leap twice next time; name another --out"

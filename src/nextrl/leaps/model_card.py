@@ -63,6 +63,7 @@ def write_card(
     """Write `folder/README.md` of an adapter or a merged model that was made from a run.
 
     Args:
+        folder: what holds the weights.
         traj, step: the run and the checkpoint that was leapt from.
         details: as `nextrl.json` has them (`kind`, `method`, `alpha`, `horizon`, ...).
         out: what the folder will be called, where it has another name until it is whole.

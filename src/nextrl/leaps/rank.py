@@ -47,6 +47,7 @@ def fit_to_rank(target: LowRank, a_old: Tensor, b_old: Tensor, scaling: float) -
         target: (m, n) the new W - W_base (scaling included).
         a_old: (r, n) the adapter's A at T.
         b_old: (m, r) the adapter's B at T.
+        scaling: s.
     """
     rank = a_old.shape[0]
     dtype = torch.promote_types(a_old.dtype, torch.float32)
@@ -84,6 +85,7 @@ def fit_to_frozen(delta: LowRank, a_old: Tensor, b_old: Tensor, scaling: float, 
         delta: (m, n) the leap, D: the new W less the present one (scaling included).
         a_old: (r, n) the adapter's A at T.
         b_old: (m, r) the adapter's B at T.
+        scaling: s.
         frozen: "A", "B" or "AB".
     """
     if frozen == "B":

@@ -49,7 +49,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _refuse_truth_values(data: Mapping[str, Any], path: str, sources: Mapping[str, str]) -> None:
-    """`true` where a number belongs: pydantic would take it for 1."""
+    """`true` where a number belongs: pydantic would take it for 1.
+
+    Raises:
+        InputError: there is one.
+    """
     known = known_keys()
     for key, value in dotted(data):
         field = known.get(key)
@@ -115,6 +119,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", WHOLE_EXPONENT, list("-
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: what JSON could hold, and nothing longer or deeper than a config is.
+
+    Args:
+        where: for messages.
 
     Raises:
         InputError: it is no YAML, is too deep, has aliases, or a value that is no text, truth value or sane number.

@@ -165,6 +165,9 @@ def train(
     """Run an arm that starts from scratch, keeps its checkpoints and can be killed; returns its record and its step.
 
     At the last step `run.out/final/` holds the adapter. A step before the last means that the run was asked to stop.
+
+    Args:
+        loaded: base model and tokenizer.
     """
     record = run.resume.record.model_copy(deep=True) if run.resume else None
     record = record or ArmRecord(name=arm.name, kind=arm.kind, label=arm.label)

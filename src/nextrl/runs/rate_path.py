@@ -58,6 +58,7 @@ def cooling(path: Sequence[Pair], changed: Sequence[float]) -> Cooling | None:
     """The first fall of a rate that no decision brought about, of a run whose schedule is constant; None without one.
 
     Args:
+        path: see `rate_path`.
         changed: steps at which a decision changed the rate, or put an earlier one back.
     """
     for (_, before), (step, rate) in pairwise(path):

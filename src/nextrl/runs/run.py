@@ -142,7 +142,11 @@ def _follow(config: RunConfig, ranks: Ranks, stop_asked: Callable[[], bool]) -> 
 
 
 def _check_folder(out: Path, config: RunConfig) -> bool:
-    """Whether the folder holds this run already."""
+    """Whether the folder holds this run already.
+
+    Raises:
+        InputError: it holds something else.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another output_dir")
     try:
@@ -230,7 +234,11 @@ def _check_surroundings(config: RunConfig) -> None:
 
 
 def _check_context(config: RunConfig, loaded: tuple[Any, Any]) -> None:
-    """Whether the longest prompt and its completion fit into the model, before anything is written."""
+    """Whether the longest prompt and its completion fit into the model, before anything is written.
+
+    Raises:
+        InputError: they do not.
+    """
     task = base.get(config.task)
     sampled: list[Split] = ["train", "validation"] if config.arm().leap else ["train"]
     examples = [example for split in sampled for example in task.examples(split)]

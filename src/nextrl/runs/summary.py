@@ -94,6 +94,8 @@ def summarise_run(
     and the verdict says so.
 
     Args:
+        record: what the run did.
+        arm: what it was told.
         config: the whole config, kept in the result.
         traj: its checkpoints; None where all weights were trained, which `nextrl analyze --base` looks at.
     """
@@ -127,7 +129,11 @@ def summarise_run(
 
 
 def _advice(traj: Trajectory) -> Advice | None:
-    """What `nextrl advise` says of the run; None where it was too short for it."""
+    """What `nextrl advise` says of the run; None where it was too short for it.
+
+    Raises:
+        InputError: what the run left cannot be read.
+    """
     try:
         return advise(traj)
     except TooShort:

@@ -227,6 +227,7 @@ def evaluate(
     A reward that draws random numbers draws the same ones each time, and none of the caller's.
 
     Args:
+        batch: see `complete`.
         max_new_tokens: of a completion; None for as many as the task says.
 
     Raises:

@@ -143,6 +143,9 @@ def _theirs(path: Path, what: str) -> Iterator[None]:
 
     `sys.exit` in a reward is a mistake like any other, and so is an exception whose text cannot be made. A limit on
     recursion that it lowered is lifted again, or our own calls would meet it; one that it raised stays.
+
+    Raises:
+        InputError: the innermost line of the user's file is in it, and the log that has their traceback.
     """
     limit = sys.getrecursionlimit()
     try:

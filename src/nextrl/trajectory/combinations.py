@@ -50,6 +50,7 @@ def distinct_steps(traj: Trajectory, targets: Sequence[float]) -> tuple[int, ...
     behind it as there are targets to come.
 
     Args:
+        traj: the run.
         targets: steps, from T backwards: `(T - h, T - 2 h)`.
 
     Returns:
@@ -148,8 +149,15 @@ def even_points(traj: Trajectory, least: int) -> tuple[Tensor, int]:
     checkpoint out of step, is left out. Where there are not so many anywhere, they are all points T, T - k, ... of
     `even_grid`, some of them interpolated.
 
+    Args:
+        traj: the run.
+        least: points that the caller needs.
+
     Returns:
         (G, T) float64, oldest first: row g holds the coefficients over `W_t - W_0` of point g; and steps, 0 or more.
+
+    Raises:
+        InputError: as `check_grid`.
     """
     check_grid(traj)
     known, k = known_steps(traj), traj.spacing
@@ -168,6 +176,9 @@ def even_grid(traj: Trajectory) -> Tensor:
 
     Row g holds the coefficients over `W_t - W_0` of grid point g. Two points between the same checkpoints make
     identical differences: take `even_points` where real ones do, and no cosine from these.
+
+    Raises:
+        InputError: as `check_grid`.
     """
     check_grid(traj)
     known, k = known_steps(traj), traj.spacing

@@ -204,7 +204,11 @@ def _read(step: int, model: FullModel, base: FullModel, modules: Sequence[str], 
 
 
 def _difference(new: Tensor, model: FullModel, base: FullModel, key: str) -> Tensor:
-    """W - W_base of a tensor W of a checkpoint, float64; of the common rows where the vocabulary was resized."""
+    """W - W_base of a tensor W of a checkpoint, float64; of the common rows where the vocabulary was resized.
+
+    Raises:
+        InputError: the base's is missing, has another shape, or holds NaN or Inf.
+    """
     old = base.tensor(key)
     if model.resized(key, base):
         rows = min(len(new), len(old))

@@ -26,6 +26,9 @@ def linearity_ahead(spectrum: Spectrum, fit: int = FIT, ahead: int = AHEAD) -> d
     value; `rank1` the matrix sigma u v^T. R^2 is 1 - sum |y - line|^2 / sum |y - mean|^2 over the entries of all
     predicted checkpoints, the mean being that of the predicted ones: 0 is as good as knowing their mean.
 
+    Args:
+        spectrum: of the global deltas of one module.
+
     Returns:
         Component -> R^2, NaN where it never changes; empty where there are fewer than `fit + ahead` checkpoints.
     """

@@ -437,7 +437,11 @@ class Trajectory:
 
 
 def _source(given: str | Path | Mapping[int, str | Path]) -> Path | dict[int, Path]:
-    """Where a run is to be read from."""
+    """Where a run is to be read from.
+
+    Raises:
+        InputError: it is no path, and no mapping from steps to paths.
+    """
     if isinstance(given, Mapping):
         return {integer_from(0)("a step of a run", step): _path(folder) for step, folder in given.items()}
     return _path(given)

@@ -99,6 +99,7 @@ class Policy(Protocol):
         """Whether a window ends with the step just taken.
 
         Args:
+            window: the window so far.
             began: the step after which it began.
             fresh: whether the next step begins with fresh rollouts.
         """

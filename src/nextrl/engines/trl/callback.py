@@ -309,7 +309,11 @@ class LeapCallback(TrainerCallback):
         self._running().train_ended()
 
     def _training(self, state: TrainerState) -> Any:
-        """The trainer that calls: the one that was named, unless the callback was put into another one's list since."""
+        """The trainer that calls: the one that was named, unless the callback was put into another one's list since.
+
+        Raises:
+            InputError: none was named, and none is among the callers.
+        """
         named = self._trainer
         if named is not None and getattr(named, "state", state) is state:
             return named
@@ -329,6 +333,9 @@ class LeapCallback(TrainerCallback):
 
         A training that begins anew keeps the rate that was found, without what the end of the run took where it was
         cut off there; one that is resumed from a checkpoint of the model alone begins at the configured rate.
+
+        Args:
+            optimizer, scheduler: of the training that begins.
         """
         if self._session is None or self._run is None:
             return
@@ -409,6 +416,7 @@ def attach(trainer: Any, every: int | None = None, **options: Any) -> LeapCallba
 
     Args:
         trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer, with a LoRA adapter or (under `auto`) without one.
+        every: optimizer steps per window.
         options: further arguments of `LeapCallback`.
 
     Returns:

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 class CheckpointState:
     """The state of one session beside the trainer's own files.
 
+    Args:
+        run: the training run, as TRL has it.
+        session: its windows.
+
     Attributes:
         delivered: the step whose checkpoint is whole; None before any.
     """

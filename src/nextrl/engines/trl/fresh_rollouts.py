@@ -62,6 +62,7 @@ class FreshRollouts:
     """Judges weights on the rollouts of one training step, from `listen` before it on.
 
     Args:
+        trainer: TRL's GRPOTrainer or RLOOTrainer.
         adapter: what candidates are written into; it is left as it was.
         ranks: the run's processes. `moved` and `gain` are collective operations.
         resolution: nats per token that the precision of the model's passes hides.

@@ -39,6 +39,12 @@ class Instruments:
 def instruments(trainer: Any, rows: Sequence[Row], adapter: LiveWeights, ranks: Ranks) -> Instruments:
     """The instruments for a trainer: likelihood for SFT, rollouts for the rest.
 
+    Args:
+        trainer: TRL's GRPOTrainer, RLOOTrainer or SFTTrainer.
+        rows: held-out rows.
+        adapter: what candidates are written into.
+        ranks: the run's processes.
+
     Raises:
         InputError: it is another trainer, not as TRL's was read (`seam.check`), or its optimizer keeps weights of its
             own (`check_optimizer`).

@@ -75,6 +75,7 @@ class FreshTexts:
     moved the policy is read on few texts, a window's gain on all of them.
 
     Args:
+        trainer: TRL's SFTTrainer.
         adapter: what candidates are written into; it is left as it was.
         rows: held-out rows. Every process measures the same ones.
     """

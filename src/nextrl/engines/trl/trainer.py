@@ -50,7 +50,11 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def _share(settings: TrainSettings) -> int:
-    """Completions a step on each process."""
+    """Completions a step on each process.
+
+    Raises:
+        InputError: they do not divide.
+    """
     world = launched().world
     if settings.completions_per_step % world:
         raise InputError(

@@ -91,6 +91,10 @@ def _check(trainer: Any, rows: Sequence[Row], what: str, given: bool) -> None:
 
     A column that a reward function names, and has no default for, has to be there. Of another one that the training
     dataset has nobody knows whether a reward reads it, and only a warning tells.
+
+    Args:
+        what: the rows' name, for the warning.
+        given: whether they are those of `validation=`.
     """
     generates = Seam(trainer).generates
     columns = _columns(trainer) if generates else set()
@@ -182,6 +186,9 @@ def _to_hold_back(trainer: Any, wanted: int) -> tuple[Sequence[Row], Callable[[]
 
     Returns:
         The rows, and the call from which on they are not trained on.
+
+    Raises:
+        InputError: the dataset is a stream, or has too few rows or prompts to give any away.
     """
     dataset, loader = trainer.train_dataset, training_loader(trainer)
     sampler = dataset_sampler(loader)

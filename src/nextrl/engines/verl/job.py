@@ -103,7 +103,11 @@ def _join_logs(out: Path) -> None:
 
 
 def _outcome(settings: VerlSettings, out: Path) -> Outcome:
-    """Give every checkpoint its adapter, and see that the last step was reached."""
+    """Give every checkpoint its adapter, and see that the last step was reached.
+
+    Raises:
+        InputError: it was not.
+    """
     reached = tracked(out)
     # What lies above the tracker is of a branch that was left.
     steps = [step for step, _ in numbered(out, FOLDER)[0] if reached is None or step <= reached]
@@ -126,6 +130,9 @@ def _check(settings: VerlSettings, composed: Any) -> None:
 
     Args:
         composed: verl's config, overrides included.
+
+    Raises:
+        InputError: see `options.check_run`; or it would end early, or leave no adapter.
     """
     if settings.dials is None:
         check_model(composed)
@@ -156,6 +163,9 @@ def _begin(settings: VerlSettings, out: Path) -> None:
 
     The last step may be moved, to go on with a finished run, and other loggers named. The adapter's tensors are written
     last: without them the beginning was cut short, and is written again.
+
+    Raises:
+        InputError: the folder holds something else, or the adapter fits no such run; nothing was written then.
     """
     path, start = out / SETTINGS, out / config.START
     asked = settings.model_dump(mode="json")

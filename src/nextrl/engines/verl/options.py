@@ -52,6 +52,9 @@ class Options:
 def options_of(asked: Any) -> Options:
     """The options under `trainer.v1.nextrl`.
 
+    Args:
+        asked: the keys there; None where there are none.
+
     Raises:
         InputError: it is something else than keys, a key is unknown, or a value is out of range.
     """
@@ -80,7 +83,11 @@ def options_of(asked: Any) -> Options:
 
 
 def _leaps(asked: Any) -> dict[int, float]:
-    """Step -> alpha."""
+    """Step -> alpha.
+
+    Raises:
+        InputError: they are not that.
+    """
     try:
         items = [] if asked is None else list(asked.items())
         if any(isinstance(part, bool) for item in items for part in item):
@@ -105,6 +112,10 @@ def _leaps(asked: Any) -> dict[int, float]:
 
 def check(config: Any, verl: str) -> Options:
     """Refuse whatever of a run can be refused by its words alone.
+
+    Args:
+        config: verl's.
+        verl: its version.
 
     Returns:
         What was asked for.
@@ -149,6 +160,9 @@ def comparable(rollout: Any) -> bool:
 
 def check_versions(verl: str) -> None:
     """See that this verl is one that was read, and that it can load.
+
+    Args:
+        verl: its version.
 
     Raises:
         InputError: it is another release, or TRL is installed beside it.
@@ -199,6 +213,9 @@ def _sees_trl() -> bool:
 
 def check_run(config: Any) -> None:
     """See that a verl run is one whose weights can be moved in place.
+
+    Args:
+        config: verl's.
 
     Raises:
         InputError: another trainer than verl's V1 would run, or it trains with Megatron or another engine than FSDP,

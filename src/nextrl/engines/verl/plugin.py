@@ -31,7 +31,12 @@ MODE = "nextrl"
 
 
 class _Watch(importlib.abc.MetaPathFinder):
-    """Waits for one of verl's modules to be imported, once."""
+    """Waits for one of verl's modules to be imported, once.
+
+    Args:
+        name: the module.
+        complete: what is to be done with it.
+    """
 
     def __init__(self, name: str, complete: Callable[[Any], None]) -> None:
         self._name, self._complete = name, complete
@@ -76,7 +81,11 @@ def register(trainers: Any) -> None:
 
 
 def check_first(module: Any) -> None:
-    """Have what cannot work refused in one line before a function of verl's."""
+    """Have what cannot work refused in one line before a function of verl's.
+
+    Args:
+        module: one of `BEGINS`.
+    """
     name = BEGINS[module.__name__]
     begin = getattr(module, name)
 
@@ -89,6 +98,9 @@ def check_first(module: Any) -> None:
 
 def refuse(config: Any) -> None:
     """End this process with one line where a run asks for nextrl and cannot have it.
+
+    Args:
+        config: verl's.
 
     Raises:
         SystemExit: see `options.check`. Hydra would put pages around any other exception.

@@ -30,7 +30,11 @@ class StaleRollouts(RuntimeError):
 
 
 class Windows:
-    """How far each window led, and how straight on from the one before; of an adapter in the space of its factors."""
+    """How far each window led, and how straight on from the one before; of an adapter in the space of its factors.
+
+    Args:
+        adapter: on the workers.
+    """
 
     def __init__(self, adapter: RemoteAdapter) -> None:
         self._adapter = adapter

@@ -117,7 +117,11 @@ def load(checkpoint: Path, run: VerlRun, session: Session, step: int) -> bool:
 
 
 def _take_up(checkpoint: Path, values: dict[str, Any], run: VerlRun, session: Session, step: int) -> None:
-    """Bring copies, memory and rate to what the state says."""
+    """Bring copies, memory and rate to what the state says.
+
+    Raises:
+        InputError: it is damaged, or of other shards.
+    """
     path = checkpoint / FOLDER / JSON
     start, moments, origin, origin_moments = (run.workers.name() for _ in range(4))
     with _undamaged(path):

