@@ -514,11 +514,11 @@ def _too_high(f: AdviceFeatures, t: Thresholds) -> list[str]:
 
 def _lost(f: AdviceFeatures, t: Thresholds) -> str:
     """What is left of a reward that is lost, as a clause."""
-    best = max(f.best or 0.0, f.first or 0.0) if _all_but_gone(f, t) else f.best
     why = "hardly any reward leaves hardly any gradient" if f.same is None else ALL_ALIKE
     if _all_but_gone(f, t):
+        best = max(f.best or 0.0, f.first or 0.0)
         return f"The reward is all but gone ({f.reward:.3g}, {best:.3g} at best): {why}"
-    return f"The reward fell from {best:.3g} at best to {f.reward:.3g}, all of it the same: {why}"
+    return f"The reward fell from {f.best:.3g} at best to {f.reward:.3g}, all of it the same: {why}"
 
 
 def _keep(f: AdviceFeatures, t: Thresholds) -> Advice:

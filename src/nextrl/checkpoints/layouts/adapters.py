@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from nextrl.checkpoints.dense import READ_BY, holds_full_model
 from nextrl.checkpoints.layouts.listing import Numbered
 from nextrl.checkpoints.run import Located, Problem
 
 
-def adapters_among(folders: Iterable[Numbered]) -> tuple[tuple[Located, ...], list[Problem]]:
+def adapters_among(folders: Sequence[Numbered]) -> tuple[tuple[Located, ...], list[Problem]]:
     """The folders that do not hold a whole model, and those that do as problems if there are others.
 
     A folder with neither counts as a checkpoint, a broken one, which whoever opens it says. Where every folder holds a

@@ -52,9 +52,8 @@ class CheckpointState:
             # Another callback may have asked for a checkpoint after this one was asked whether there is one.
             if not memory.deliver_pending(folder):
                 known = self._values()
-                if (
-                    self._run.ranks.world == 1
-                ):  # elsewhere all processes would have to put pieces together for it
+                # Of several processes all would have to put pieces together for it.
+                if self._run.ranks.world == 1:
                     known["weights"] = self._run.adapter.fingerprint()
                 memory.write(folder, self._session.memory, known)
             memory.forget_pending(Path(args.output_dir))
