@@ -131,8 +131,8 @@ def test_the_formats_page_has_the_version_of_a_checkpoint_s_memory() -> None:
 
 def test_what_is_missing_is_found() -> None:
     assert missing_paths("`src/nextrl/advise.py`, `tests/engines/*/test_*.py`") == ["src/nextrl/advise.py"]
-    assert missing_names("`nextrl.judge.advice.decide`, nextrl.search, `nextrl.judge.advice.x`") == [
-        "nextrl.judge.advice.x",
+    assert missing_names("`nextrl.judge.advise.decide`, nextrl.search, `nextrl.judge.advise.x`") == [
+        "nextrl.judge.advise.x",
         "nextrl.search",
     ]
     assert missing_names("`python -m studies.auto.table`, `studies.auto.chart.draw`") == [

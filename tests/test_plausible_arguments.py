@@ -11,7 +11,7 @@ import pytest
 import synthetic_runs as synthetic
 from nextrl.errors import InputError
 from nextrl.extrapolators import LowRank, NewDirection, get
-from nextrl.judge.advice import advise
+from nextrl.judge.advise import advise
 from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap
 from nextrl.trajectory.trajectory import Trajectory

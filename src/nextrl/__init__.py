@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # for mypy and editors; a test holds these lines against the 
     from nextrl.engines.trl.callback import LeapCallback as LeapCallback
     from nextrl.engines.trl.callback import attach as attach
     from nextrl.errors import InputError as InputError
-    from nextrl.judge.advice import advise as advise
+    from nextrl.judge.advise import advise as advise
     from nextrl.judge.backtest import backtest as backtest
     from nextrl.judge.controller_config import ControllerConfig as ControllerConfig
     from nextrl.leaps.leap import Leap as Leap
@@ -29,7 +29,7 @@ _HOMES = {
     "Leap": "nextrl.leaps.leap",
     "LeapCallback": "nextrl.engines.trl.callback",
     "Trajectory": "nextrl.trajectory.trajectory",
-    "advise": "nextrl.judge.advice",
+    "advise": "nextrl.judge.advise",
     "attach": "nextrl.engines.trl.callback",
     "backtest": "nextrl.judge.backtest",
     "leap": "nextrl.leaps.leap",

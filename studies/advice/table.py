@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nextrl.judge.advice import DEFAULT, Thresholds, decide
 from nextrl.judge.advice_features import AdviceFeatures
+from nextrl.judge.advice_signs import DEFAULT, Thresholds
+from nextrl.judge.advise import decide
 from nextrl.judge.regime import PersistenceWindow
 from studies.folders import parser, published
 

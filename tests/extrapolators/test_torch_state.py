@@ -16,7 +16,7 @@ from torch import nn
 import synthetic_runs as synthetic
 from nextrl.extrapolators import get, names
 from nextrl.extrapolators.networks import linear, seeded
-from nextrl.judge.advice import advise
+from nextrl.judge.advise import advise
 from nextrl.judge.analysis import analyze
 from nextrl.judge.backtest import backtest
 from nextrl.leaps.leap import leap

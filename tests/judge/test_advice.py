@@ -14,8 +14,9 @@ from nextrl.cli.next_step import next_step
 from nextrl.engines import decision_log
 from nextrl.errors import InputError, TooShort
 from nextrl.judge import advice_features
-from nextrl.judge.advice import Thresholds, advise, decide
 from nextrl.judge.advice_features import AdviceFeatures, features
+from nextrl.judge.advice_signs import Thresholds
+from nextrl.judge.advise import advise, decide
 from nextrl.judge.analysis import analyze
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import PersistenceWindow

@@ -11,8 +11,9 @@ import synthetic_runs as synthetic
 from nextrl.cli.analysis_text import conclusion
 from nextrl.errors import InputError
 from nextrl.judge import regime
-from nextrl.judge.advice import Thresholds, advise
 from nextrl.judge.advice_features import features
+from nextrl.judge.advice_signs import Thresholds
+from nextrl.judge.advise import advise
 from nextrl.judge.controller_config import ControllerConfig
 from nextrl.judge.regime import (
     DEFAULT_WINDOW,

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nextrl.judge.advice import Advice, decide
+from nextrl.judge.advice import Advice
+from nextrl.judge.advise import decide
 from nextrl.judge.reward_windows import reward_windows
 from synthetic_runs import measured
 

@@ -16,7 +16,7 @@ import lora_runs
 import synthetic_runs as synthetic
 from nextrl.engines.settings import TrainSettings
 from nextrl.errors import InputError
-from nextrl.judge.advice import advise
+from nextrl.judge.advise import advise
 from nextrl.judge.decision import DecisionRecord
 from nextrl.judge.regime import MEANING, regime_of
 from nextrl.leaps.leap import leap

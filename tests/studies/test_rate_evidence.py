@@ -7,7 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-from nextrl.judge.advice import RATE_EVIDENCE, RateEvidence, decide
+from nextrl.judge.advice import RATE_EVIDENCE, RateEvidence
+from nextrl.judge.advise import decide
 from studies.advice.table import END, MARGIN, read
 from studies.folders import published
 

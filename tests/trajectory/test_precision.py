@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from nextrl.cli.analysis_text import sentences
 from nextrl.errors import InputError
-from nextrl.judge.advice import advise
+from nextrl.judge.advise import advise
 from nextrl.judge.analysis import analyze
 from nextrl.trajectory.precision import WARN_ABOVE, noise_floor, noise_share, window_noise
 from nextrl.trajectory.rounding import rounding_variance

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from nextrl.checkpoints.layouts.verl import EARLIER_METRICS, METRICS, SETTINGS
 from nextrl.cli import build
 from nextrl.errors import InputError
-from nextrl.judge.advice import Advice, advise
+from nextrl.judge.advice import Advice
+from nextrl.judge.advise import advise
 from nextrl.judge.analysis import analyze
 from nextrl.judge.backtest import backtest
 from nextrl.trajectory import trainer_log

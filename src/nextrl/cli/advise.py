@@ -19,7 +19,7 @@ from nextrl.cli.checkpoints import (
 )
 from nextrl.cli.console import AsJson, console, emit_json
 from nextrl.cli.next_step import averaged, next_step, task_of
-from nextrl.judge.advice import advise as ask
+from nextrl.judge.advise import advise as ask
 from nextrl.judge.regime import MEANING
 from nextrl.leaps.leap import leap
 

@@ -24,7 +24,8 @@ from nextrl.cli.console import AsJson, console, emit_json, err_console
 from nextrl.cli.method_params import Params, methods_with
 from nextrl.errors import InputError, require
 from nextrl.extrapolators.base import METHODS, tags_of
-from nextrl.judge.advice import Advice, advise
+from nextrl.judge.advice import Advice
+from nextrl.judge.advise import advise
 from nextrl.judge.backtest import Backtest
 from nextrl.judge.backtest import backtest as run_backtest
 from nextrl.judge.backtest_scores import FIGURES, NONE

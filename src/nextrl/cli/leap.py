@@ -30,7 +30,8 @@ from nextrl.cli.next_step import task_of
 from nextrl.errors import InputError, needs, require, shown
 from nextrl.extrapolators import check_alpha
 from nextrl.extrapolators.alphas import PAPER_ALPHA
-from nextrl.judge.advice import Advice, advise
+from nextrl.judge.advice import Advice
+from nextrl.judge.advise import advise
 from nextrl.judge.backtest_scores import NONE
 from nextrl.leaps.hub import check_push, push
 from nextrl.leaps.leap import DEFAULT_METHOD, Leap

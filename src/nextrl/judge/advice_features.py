@@ -84,6 +84,11 @@ class AdviceFeatures:
     functions: int = 0
 
     @property
+    def momentum_unsaid(self) -> bool:
+        """Whether nothing says how straight momentum alone would make the path."""
+        return self.updates is None or self.beta1_unsaid
+
+    @property
     def closing(self) -> float:
         """Share of the room to a reward of 1 that the last three windows closed, in [0, 1].
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from nextrl.engines import named_optimizers
 from nextrl.errors import TooShort
-from nextrl.judge.advice import Advice, advise
+from nextrl.judge.advice import Advice
+from nextrl.judge.advise import advise
 from nextrl.judge.regime import DEFAULT_WINDOW, above_rounding, mean_excess, recent_windows, regime_of
 from nextrl.runs import comparison, verdict
 from nextrl.runs.arm import ArmRecord, ArmSettings
