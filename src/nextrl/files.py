@@ -104,6 +104,15 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def visible(folder: Path) -> set[str]:
+    """Names of what a folder holds, but hidden files: those are an editor's, or left by a write that was killed.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def read_bytes(path: Path, limit: int = MAX_TEXT) -> bytes:
     """All of a file.
 

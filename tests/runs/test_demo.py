@@ -100,6 +100,12 @@ def test_somebody_else_s_folder_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_demo_that_was_killed_before_its_marker_was_written_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".demo.json.xk2u0q").write_text("")
+    claim(tmp_path, plan(0, True))
+    assert (tmp_path / "demo.json").is_file()
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="is a file"):

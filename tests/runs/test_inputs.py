@@ -93,6 +93,35 @@ def test_an_adapter_merged_into_a_layer_in_the_middle_is_noticed(tmp_path: Path,
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+        "added_tokens.json",
+        "generation_config.json",
+    ],
+)
+def test_files_that_decide_what_the_model_reads_are_noticed(tmp_path: Path, name: str) -> None:
+    path, found = tmp_path / name, []
+    path.parent.mkdir(exist_ok=True)
+    for text in ("one", "two"):
+        path.write_text(text)
+        found.append(inputs.digests(base.get("chain"), "chain", str(tmp_path)))
+    assert found[0] != found[1]
+
+
+def test_what_the_model_does_not_read_is_let_be(tmp_path: Path) -> None:
+    found = []
+    for text in ("one", "two"):
+        (tmp_path / "README.md").write_text(text)
+        found.append(inputs.digests(base.get("chain"), "chain", str(tmp_path)))
+    assert found[0] == found[1]
+
+
 def test_a_damaged_header_is_the_loader_s_to_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((10**15).to_bytes(8, "little") + b"{")
     assert inputs.digests(base.get("chain"), "chain", str(tmp_path))

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from nextrl.checkpoints.atomic import making_folder, write_json
 from nextrl.engines.folder_lock import locked
 from nextrl.errors import InputError
-from nextrl.files import read_json
+from nextrl.files import read_json, visible
 from nextrl.runs.arm import ArmRecord, ArmSettings, settings_hash
 from nextrl.runs.demo_plan import Plan, plan
 from nextrl.runs.layout import ARMS, DEMO, RESULT
@@ -52,7 +52,7 @@ def claim(out: Path, what: Plan) -> None:
             if _claimed_by(marker) != fingerprint:
                 raise InputError(f"{out} holds a demo with other settings: choose another --out")
             return
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and visible(out):
             raise InputError(f"{out} is not empty and holds no demo: choose another --out")
         # Asked of the folder that is there already, so that a refusal leaves nothing behind.
         free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free

@@ -24,11 +24,18 @@ from nextrl.tasks import base
 from nextrl.tasks.base import SPLITS, Task
 
 _ENDS = 2**20  # bytes at either end of a file: a 7B has too many to be read at each start
-_PIECE = (
-    2**12
-)  # bytes at the start and in the middle of each tensor: a merge changes some tensors and no file's size
+# Bytes at the start and in the middle of each tensor: a merge changes some tensors and no file's size.
+_PIECE = 2**12
 _SHA256 = re.compile("[0-9a-f]{64}")
-_MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+_MODEL_FILES = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    # What a tokenizer may be kept in, fast or slow, and what it makes of a chat.
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+)
 _EXAMPLES = "the task's examples"
 HOW_TO_REPEAT = (
     "seed what shuffles them; where the order of a set is in them, export PYTHONHASHSEED=0 before each start"

@@ -28,7 +28,7 @@ from nextrl.engines.adapter_fits import adapter_without_weights
 from nextrl.engines.folder_lock import claimed, locked
 from nextrl.engines.ranks import Ranks, launched
 from nextrl.errors import InputError
-from nextrl.files import regular_file
+from nextrl.files import regular_file, visible
 from nextrl.judge.decision_file import DECISIONS
 from nextrl.runs import inputs
 from nextrl.runs.arm import ArmRecord
@@ -150,12 +150,12 @@ def _check_folder(out: Path, config: RunConfig) -> bool:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another output_dir")
     try:
-        inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        inside = visible(out) if out.is_dir() else set()
     except OSError as error:
         raise InputError(f"{out} cannot be read ({error.strerror}): choose another output_dir") from error
     if CONFIG not in inside:
         begun = {INPUTS} if inputs.kept(out) else set()  # and cut off before its config was written
-        if any(not name.startswith(".") for name in inside - begun):
+        if inside - begun:
             raise InputError(f"{out} is not empty and holds no run: choose another output_dir")
         return False
     keys = config.differences(load(out / CONFIG))

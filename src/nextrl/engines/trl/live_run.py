@@ -142,8 +142,7 @@ class LiveRun:
         before = self.adapter.read()
         self.adapter.write(state)
         self.seam.weights_changed()
-        if self.seam.generates:
-            self.seam.drop_buffered_rollouts()  # those of the old policy would be trained on
+        self.seam.drop_buffered_rollouts()  # those of the old policy would be trained on
         if self.seam.has_engine:
             self.undelivered = before, self.adapter.read()
 

@@ -128,8 +128,9 @@ class Seam:
         return trainer._buffered_inputs is None or trainer._step % batches == 0
 
     def drop_buffered_rollouts(self) -> None:
-        """Forget the rollouts that the trainer holds: it samples anew at its next step."""
-        self.trainer._buffered_inputs = None
+        """Forget the rollouts that the trainer holds: it samples anew at its next step. SFT holds none."""
+        if self.generates:
+            self.trainer._buffered_inputs = None
 
     @property
     def group(self) -> int:

@@ -27,7 +27,7 @@ from nextrl.engines.verl.config import VerlSettings
 from nextrl.engines.verl.data import TEMPLATE, plain_template, tokenizer, write_data
 from nextrl.engines.verl.options import check_model, check_run, check_versions, options_of
 from nextrl.errors import InputError
-from nextrl.files import read_bytes, read_json
+from nextrl.files import read_bytes, read_json, visible
 from nextrl.judge import decision_file
 from nextrl.judge.decision import DecisionRecord
 from nextrl.tasks import base
@@ -170,7 +170,7 @@ def _begin(settings: VerlSettings, out: Path) -> None:
     path, start = out / SETTINGS, out / config.START
     asked = settings.model_dump(mode="json")
     del asked["train"]["steps"], asked["loggers"]
-    if not path.exists() and any(not inside.name.startswith(".") for inside in out.iterdir()):
+    if not path.exists() and visible(out):
         raise InputError(f"{out}: is not empty and holds no verl run to resume; choose another folder")
     if path.exists() and read_json(path) != asked:
         raise InputError(
