@@ -264,6 +264,32 @@ def test_momentum_is_read_from_any_optimizer(
     assert found.beta1 == beta1
 
 
+@pytest.mark.parametrize(
+    ("betas", "kept", "beta1"),
+    [
+        ((0.9, 0.999), ("step", "exp_avg", "exp_avg_sq"), 0.9),  # torch's Adam
+        ((0.9, 0.999), ("step", "exp_avg", "exp_inf"), 0.9),  # Adamax
+        ((0.9, 0.999), ("state1", "qmap1", "absmax1", "state2", "qmap2", "absmax2"), 0.9),  # bitsandbytes' Adam
+        ((0.9, 0.99), ("exp_avg",), None),  # Lion: betas[1] is what its momentum keeps
+        ((0.9, 0.99), ("step", "state1"), None),  # bitsandbytes' Lion
+        ((0.9, 0.99), ("state1", "qmap1", "absmax1"), None),  # the same of 8 bits
+        ((0.9, 0.999, 0.9999), ("step", "state1", "state2"), None),  # AdEMAMix: a second momentum, of betas[2]
+        ((0.9, 0.999), ("z", "exp_avg_sq"), None),  # schedule-free: the path is a running mean
+    ],
+)
+def test_betas_that_are_not_adams_say_nothing_of_momentum(
+    saved: Trajectory, betas: tuple[float, ...], kept: tuple[str, ...], beta1: float | None
+) -> None:
+    """Noise under Lion was called a path with a direction, with high confidence: its momentum keeps .99 a step."""
+    place = trainer_log.folder(saved)
+    assert place is not None
+    state = {0: {name: torch.zeros(3) for name in kept}}
+    torch.save({"state": state, "param_groups": [{"lr": 1e-4, "betas": betas}]}, place / "optimizer.pt")
+    assert trainer_log.adam_beta1(saved) == beta1
+    assert features(saved).beta1_unsaid == (beta1 is None)
+    assert (analyze(saved, workers=1).excess == {}) == (beta1 is None)
+
+
 def test_a_run_whose_momentum_nobody_knows_is_not_judged_by_adams(tmp_path: Path) -> None:
     """White noise: turning back by what .9 would have carried on, and no further without momentum."""
     synthetic.write(tmp_path, synthetic.walk(0.0), synthetic.noisy(lambda t: 0.5))

@@ -12,7 +12,7 @@ import bisect
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +225,14 @@ def adam_beta1(traj: Trajectory) -> float | None:
     """beta1 from the optimizer's param groups, or None where its file is absent or of another kind.
 
     SGD's and RMSprop's `momentum` is one: their updates are sums of earlier ones with weights momentum^j as well, but
-    for Nesterov's. Adafactor writes `beta1`, None where it has none. Whoever has none of these has no momentum.
+    for Nesterov's. Adafactor writes `beta1`, None where it has none. Whoever has none of these has no momentum. Of
+    `betas` the first is one where they are Adam's (`_are_adams`).
     """
     group = _group(traj)
     if group is None:
         return None
     betas = group.get("betas")
-    beta1: object = betas[0] if isinstance(betas, tuple | list) and betas else None
+    beta1: object = betas[0] if isinstance(betas, tuple | list) and _are_adams(betas, _kept(traj)) else None
     if "betas" not in group:
         beta1 = group.get("beta1", group.get("momentum"))
         beta1 = None if group.get("nesterov") else 0.0 if beta1 is None else beta1
@@ -241,6 +242,28 @@ def adam_beta1(traj: Trajectory) -> float | None:
 def knows_beta1(traj: Trajectory) -> bool:
     """False where an optimizer's file is there that does not say it: only without a file it is taken for Adam's."""
     return _group(traj) is None or adam_beta1(traj) is not None
+
+
+def _are_adams(betas: Sequence[object], kept: Set[str]) -> bool:
+    """Whether an optimizer's `betas` are decays of a first and of a second moment, as Adam has them.
+
+    Lion keeps one moment, whose memory is `betas[1]`; AdEMAMix has a second momentum under a third number; what
+    schedule-free optimizers leave (beside their `z`) is a running mean.
+
+    Args:
+        kept: names of what the optimizer keeps of its parameters; of none where the file does not tell.
+    """
+    of_moments = kept - {"step"}
+    one_moment = len(of_moments) == 1 or ("state1" in kept and "state2" not in kept)  # the second: bitsandbytes
+    return len(betas) == 2 and not one_moment and "z" not in kept
+
+
+def _kept(traj: Trajectory) -> set[str]:
+    """Names of what the optimizer keeps of its parameters; none where its file is absent or does not tell."""
+    saved = _optimizer(traj)
+    state = saved.get("state") if isinstance(saved, dict) else None
+    entries = state.values() if isinstance(state, dict) else ()
+    return {str(name) for entry in entries if isinstance(entry, dict) for name in entry}
 
 
 def _group(traj: Trajectory) -> dict[str, object] | None:
