@@ -253,8 +253,8 @@ def _are_adams(betas: Sequence[object], kept: Set[str]) -> bool:
     Args:
         kept: names of what the optimizer keeps of its parameters; of none where the file does not tell.
     """
-    of_moments = kept - {"step"}
-    one_moment = len(of_moments) == 1 or ("state1" in kept and "state2" not in kept)  # the second: bitsandbytes
+    alone = "state1" in kept and "state2" not in kept  # bitsandbytes' names, with tables of codes beside them
+    one_moment = alone or len(kept - {"step"}) == 1
     return len(betas) == 2 and not one_moment and "z" not in kept
 
 
