@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nextrl.errors import InputError
 from nextrl.trajectory.combinations import counts_from_start, weighted_displacement, wide
+from nextrl.trajectory.decomposed import decomposed
 from nextrl.trajectory.lowrank import LowRank
 from nextrl.trajectory.trajectory import FULL, Trajectory
 
@@ -106,7 +107,8 @@ class InsideFactors:
     """A leap of A and B themselves: the result is a rank-r adapter in the same gauge, exactly.
 
     Raises:
-        InputError: the run is of full weights, where the factors of two checkpoints have nothing to do with each other.
+        InputError: each checkpoint was decomposed by itself (the run is of full weights, or its adapters were taken out
+            of whole models), so that the factors of two have nothing to do with each other.
     """
 
     traj: Trajectory
@@ -117,6 +119,13 @@ class InsideFactors:
             raise InputError(
                 "a run of full weights has no factors to step inside (each checkpoint was decomposed by itself): take "
                 'a method on differences of weights, as in method="secant"'
+            )
+        if decomposed(self.traj):
+            named = f"{self.traj.source}: " if self.traj.source else ""
+            raise InputError(
+                f"{named}A has orthogonal rows and B orthogonal columns at each checkpoint, as adapters have that were "
+                "taken out of whole models one by one (mergekit-extract-lora): their factors have no path; "
+                'take a method on differences of weights: --method secant, in Python method="secant"'
             )
 
     def factors(self, module: str, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
