@@ -288,6 +288,22 @@ def test_windows_of_another_length_begin_anew(
     assert other.decisions[:2] == whole[2].decisions[:2]
 
 
+def test_a_run_whose_steps_are_of_another_size_now_says_so(
+    whole: tuple[Path, Any, LeapCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one process is that goes on where two were: `accelerate launch --cpu` starts one, whatever it is asked for."""
+    out = stopped_after(whole[0], 4, tmp_path / "again")
+    _, again = run(out, resume=True, per_device_train_batch_size=16)
+    said = [record.getMessage() for record in caplog.records if "completions" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("nextrl, step 4: a step is trained on 16 completions now, and was on 32")
+    assert again.decisions[:2] == whole[2].decisions[:2]
+    caplog.clear()
+    half = stopped_after(out, 6, tmp_path / "half")
+    run(half, resume=True, per_device_train_batch_size=16)
+    assert "completions" not in caplog.text
+
+
 def test_a_checkpoint_of_the_model_alone_keeps_the_learning_rate_it_had_reached(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "max_steps": 6,

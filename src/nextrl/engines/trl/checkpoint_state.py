@@ -78,6 +78,7 @@ class CheckpointState:
             # Whatever else is of use, the rates of optimizer and schedule hold these factors.
             session.memory.factor, session.memory.cooled = found[0].factor, found[0].cooled
             self._run.tools.fresh.repeatable = found[1].get("repeatable")
+            self._say_size(found[1].get("completions_per_step"), step)
             if not (folder / "scheduler.pt").is_file() and found[0].factor != 1.0:
                 # A checkpoint of the model alone: the trainer has begun its schedule anew, at the configured rate.
                 self._set_rate(found[0].factor, found[1].get("base_rate"))
@@ -90,14 +91,14 @@ class CheckpointState:
             return
         if found is not None:
             session.go_on(found[1])
-        if not session.without_memory(step):
+        if not session.without_memory(step) and self._run.ranks.leader:
             why = _why_anew(folder, known=found is not None, foreign=foreign)
             say(log, "%s %s; leaps begin anew with the next full window", folder, why)
 
     def _values(self) -> dict[str, Any]:
         """What belongs into a checkpoint beside the memory."""
         known = {"base_rate": self._run.base_rate, "repeatable": self._run.tools.fresh.repeatable}
-        return {**self._session.state(), **known}
+        return {**self._session.state(), **known, "completions_per_step": self._run.completions_per_step}
 
     def _bring_pending(self, folder: Path, writes: bool) -> None:
         """Put what waits for the checkpoint that is resumed into it, before any process reads there."""
@@ -108,6 +109,20 @@ class CheckpointState:
         if writes and known != {}:
             memory.deliver_pending(folder)
         run.ranks.wait()
+
+    def _say_size(self, before: int | None, step: int) -> None:
+        """Say that a step is of another size than before: the trainer goes on with fewer processes without a word."""
+        now = self._run.completions_per_step
+        # A checkpoint of an earlier nextrl does not tell.
+        if before not in (None, now) and self._run.ranks.leader:
+            say(
+                log,
+                "a step is trained on %d completions now, and was on %d before the checkpoint (another number of "
+                "processes, batch size or gradient accumulation); the learning rate stays as it was",
+                now,
+                before,
+                step=step,
+            )
 
     def _set_rate(self, factor: float, base: float | None) -> None:
         """Bring the rate to what a checkpoint says: what the schedule began from, or else by what it was multiplied."""
