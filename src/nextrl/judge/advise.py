@@ -11,6 +11,7 @@ This is the one recommender: `nextrl advise`, `nextrl backtest`, `nextrl leap` w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -70,8 +71,7 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     """The rule: danger first, then direction, then whether there is anything left to gain by going on.
 
     Where nothing says how many updates a step holds, or the optimizer's file not how much momentum there is, an answer
-    stands that is the same for one update and for so many that momentum carries nothing from window to window; any
-    other is withheld.
+    stands that is the same for all momentum that there may be (`_other_momenta`); any other is withheld.
 
     Args:
         f: measurements, from `features` or from a stored table.
@@ -81,14 +81,28 @@ def decide(f: AdviceFeatures, thresholds: Thresholds = DEFAULT) -> Advice:
     if one.withheld or not f.momentum_unsaid:
         return one
     missing = UPDATES_UNKNOWN if f.updates is None else BETA1_UNKNOWN
-    without_memory = tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
-    if _decide(Signs(replace(f, windows=without_memory), thresholds)).advice != one.advice:
+    if any(
+        _decide(Signs(replace(f, windows=windows), thresholds)).advice != one.advice
+        for windows in _other_momenta(f)
+    ):
         said = f"{missing[0].upper()}{missing[1:]}."
         return _say(f, "continue", "low", said, withheld=True)
     said = "How many updates a step holds is not known (--updates-per-step N says it); this holds for any number."
     if f.updates is not None:
-        said = "How much momentum the optimizer has is not known; this holds with none and with Adam's."
+        said = "How much momentum the optimizer has is not known; this holds for any."
     return replace(one, confidence="low", reasons=(*one.reasons, said))
+
+
+def _other_momenta(f: AdviceFeatures) -> Iterator[tuple[PersistenceWindow, ...]]:
+    """The windows as they would be with other momentum than was assumed, where nothing says how much there is.
+
+    With none that carries on to the next window, which is what many updates in a step come to; and, where an
+    optimizer's file is there that does not say it, with so much that it explains all direction that was seen (Lion's
+    memory is ten times that of Adam).
+    """
+    yield tuple(replace(window, c0=0.0, e=window.c) for window in f.windows)
+    if f.beta1_unsaid:
+        yield tuple(replace(window, e=min(window.e, 0.0)) for window in f.windows)
 
 
 def _decide(s: Signs) -> Advice:
