@@ -108,3 +108,16 @@ def test_a_trained_adapter_may_begin_as_a_decomposition() -> None:
     traj = trained(split_evenly)
     leap(traj, "factors", horizon=10)
     leap(traj.at([0, 10]), "factors", horizon=10)
+
+
+def test_rows_that_are_orthogonal_still_are_no_decomposition() -> None:
+    """PEFT's `init_lora_weights="orthogonal"`, early in a run at a low rate: B's even columns are A's odd ones."""
+    draws = torch.Generator().manual_seed(0)
+    base = torch.linalg.qr(torch.randn(64, 16, generator=draws)).Q.mT
+    a, b = base[::2].clone(), base[1::2].mT.clone()
+    path = []
+    for _ in range(4):
+        path.append({"m": (a, b)})
+        a, b = (f + 1e-6 * torch.randn(f.shape, generator=draws) for f in (a, b))
+    traj = Trajectory.from_factors([0, 1, 2, 3], path, adapter_config={"init_lora_weights": "orthogonal"})
+    leap(traj, "factors", horizon=2)

@@ -17,6 +17,7 @@ PAGES = {
     "studies.algorithms.table": "docs/algorithms.md",
     "studies.scale.table": "docs/scale.md",
     "studies.callback.table": "studies/callback/README.md",
+    "studies.smollm2.table": "studies/smollm2/README.md",
     "studies.paper.paths_table": "studies/paper/README.md",
     "studies.paper.claims_table": "studies/paper/README.md",
     "studies.paper.ablations_table": "studies/paper/README.md",
