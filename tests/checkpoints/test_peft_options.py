@@ -185,6 +185,16 @@ def test_a_pattern_that_takes_for_ever_is_refused(
         AdapterCheckpoint.open(10, folder)
 
 
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_of_zero_is_named_with_a_way_out(tmp_path: Path, key: str) -> None:
+    """As mergekit-extract-lora 0.1.5 writes them under --sv-epsilon."""
+    lora_runs.write_run(tmp_path, steps=(10,))
+    path = tmp_path / "checkpoint-10" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: {"layers.0.self_attn.q_proj": 0}}))
+    with pytest.raises(InputError, match=rf"{key} gives 'layers.0.self_attn.q_proj' 0, .*--sv-epsilon"):
+        AdapterCheckpoint.open(10, path.parent)
+
+
 def test_ordinary_patterns_are_followed(tmp_path: Path) -> None:
     lora_runs.write_run(
         tmp_path, lora_runs.lora(alpha_pattern={r".*layers\.0\..*q_proj": 3, "v_proj": 5}), steps=(10,)

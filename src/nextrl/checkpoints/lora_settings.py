@@ -270,9 +270,15 @@ def _ends(name: str) -> list[str]:
 
 
 def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(_positive(number) for number in value.values()):
-        raise InputError(f"{path}: {key} must map module names to positive numbers")
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {key} must map module names to numbers, not be {shown(value)}; restore it")
     _refuse_many(value, key, path)
+    for name, number in value.items():
+        if not _positive(number):
+            raise InputError(
+                f"{path}: {key} gives {shown(name)} {shown(number)}, which must be a positive number (mergekit gives "
+                "0 to matrices that did not move: take them out of the adapter, or extract it without --sv-epsilon)"
+            )
     for name in value:
         patterns.check(name, f"{path}: {key}")
     return value
