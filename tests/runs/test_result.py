@@ -322,6 +322,18 @@ def test_figures_follow_the_run_s_own_beta1(tmp_path: Path) -> None:
     assert figures.zero["10"] == pytest.approx(adam_persistence(10, 0.5))
 
 
+def test_a_run_whose_momentum_is_unsaid_has_no_zero_point(tmp_path: Path) -> None:
+    lora_runs.write_run(tmp_path)
+    for step in lora_runs.STEPS:
+        lion = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"betas": (0.9, 0.99)}]}
+        torch.save(lion, tmp_path / f"checkpoint-{step}" / "optimizer.pt")
+    arm = ArmSettings(name="run", kind="plain", label="run", train=TrainSettings(), eval_at=(40,))
+    result = summarise_run(record("run", "plain", [0, 40], [0.3, 0.9]), arm, {}, Trajectory.load(tmp_path))
+    assert result.trajectory.persistence
+    assert (result.trajectory.zero, result.trajectory.excess, result.regime) == ({}, {}, None)
+    assert "Excess persistence" not in render(result)
+
+
 def test_what_is_written_is_read_back(plain_run: Path, tmp_path: Path) -> None:
     result = parse_result(summary(plain_run))
     write_result(tmp_path / RESULT, result)

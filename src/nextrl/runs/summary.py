@@ -163,13 +163,16 @@ def trajectory_figures(
 ) -> TrajectoryFigures:
     """What the checkpoints alone show: top singular values, persistence, its zero point and the excess over it.
 
+    Where the optimizer's file does not say how much momentum there is, the last two are left out.
+
     Args:
         traj: the checkpoints.
         windows: lengths in steps.
         jumps: pairs of steps between which the run leapt; a persistence that would span one is left out.
     """
     beta1 = trainer_log.beta1_or_default(traj)
-    zero = {w: adam_persistence(w, beta1) for w in windows}
+    # Without a zero point there is nothing that an excess would be over.
+    zero = {w: adam_persistence(w, beta1) for w in windows} if trainer_log.knows_beta1(traj) else {}
     table = measured_persistence(traj, windows)
     kept = {
         w: {
@@ -183,7 +186,7 @@ def trajectory_figures(
             m: [float(traj.delta(m, traj.start, s).top(1).sigma[0]) for s in traj.steps] for m in traj.modules
         },
         persistence={str(w): {str(s): c for s, c in row.items()} for w, row in kept.items()},
-        excess={str(w): {str(s): excess(c, zero[w]) for s, c in row.items()} for w, row in kept.items()},
+        excess={str(w): {str(s): excess(c, zero[w]) for s, c in kept[w].items()} for w in zero},
         zero={str(w): c for w, c in zero.items()},
     )
 
@@ -227,7 +230,9 @@ def _recent_excess(figures: TrajectoryFigures, traj: Trajectory, leapt: bool) ->
 
 
 def _excess_at_the_end(traj: Trajectory) -> float | None:
-    """Mean excess over the last windows, as `nextrl advise` measures it; None where there are none."""
+    """Mean excess over the last windows, as `nextrl advise` measures it; None without windows or a zero point."""
+    if not trainer_log.knows_beta1(traj):
+        return None
     windows = recent_windows(traj, trainer_log.beta1_or_default(traj))
     try:
         return mean_excess(above_rounding(traj, windows)) if windows else None
