@@ -1,7 +1,7 @@
 """The NExt paper's ablations (e), as switches of `next-paper`: what is left of a leap at step 150 without each part?
 
     python -m studies.paper.ablations                     # goes on where it was stopped, variant by variant
-    python -m studies.paper.ablations --tasks short-sums  # SmolLM2-135M-Instruct, an hour and a half for each seed
+    python -m studies.paper.ablations --tasks short-sums  # SmolLM2-135M-Instruct, two and a half hours for each seed
     python -m studies.paper.ablations_table               # of the published records, or of the folder named
 
 One run for each task and seed at the cautious rate, 200 steps of 16 x 8 completions, a checkpoint every 5; the same
