@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -73,6 +74,11 @@ def predicted(run: Path, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def rounded(text: str) -> str:
+    """Its numbers to ten digits: where in memory a matrix lies may change the last bits of a product in float64."""
+    return re.sub(r"-?\d+\.\d+(e-?\d+)?", lambda number: f"{float(number.group()):.10g}", text)
+
+
 def judged(run: Path, out: Path) -> list[object]:
     """What the other public functions say of it."""
     leap(run, "secant", horizon=20).save_adapter(out)
@@ -81,7 +87,7 @@ def judged(run: Path, out: Path) -> list[object]:
     return [
         backtest(run, 20, "factors,secant,linear,ols,dmd").as_dict(),
         advise(run).as_dict(),
-        repr(analyze(traj)),
+        rounded(repr(analyze(traj))),
         (out / "adapter_model.safetensors").read_bytes(),
         {name: tensor.sum().item() for name, tensor in state.items()},
     ]
