@@ -279,7 +279,6 @@ def _pattern(value: object, key: str, path: Path) -> dict[str, Any]:
                 f"{path}: {key} gives {shown(name)} {shown(number)}, which must be a positive number (mergekit gives "
                 "0 to matrices that did not move: take them out of the adapter, or extract it without --sv-epsilon)"
             )
-    for name in value:
         patterns.check(name, f"{path}: {key}")
     return value
 

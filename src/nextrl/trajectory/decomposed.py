@@ -41,8 +41,8 @@ def decomposed(traj: Trajectory) -> bool:
 
 def _jumps(traj: Trajectory, module: str) -> bool:
     """Whether A or B is another from one checkpoint to the next."""
-    for before, after in itertools.pairwise(traj.steps):
-        for old, new in zip(traj.factors(before, module), traj.factors(after, module), strict=True):
+    for before, after in itertools.pairwise(traj.factors(step, module) for step in traj.steps):
+        for old, new in zip(before, after, strict=True):
             if old.shape != new.shape or (new - old).norm() > _JUMP * new.norm():
                 return True
     return False

@@ -70,7 +70,7 @@ def peak_learning_rate(traj: Trajectory) -> float | None:
     A trainer that logs every tenth step has logged no rate from before the tenth, so the one that its schedule began
     from, which the optimizer remembers, counts as well.
     """
-    known = (*learning_rates(traj).values(), (_group(traj) or {}).get("initial_lr"))
+    known = (*learning_rates(traj).values(), (_group(_optimizer(traj)) or {}).get("initial_lr"))
     return max((float(rate) for rate in known if is_number(rate) and rate > 0.0), default=None)
 
 
@@ -228,11 +228,16 @@ def adam_beta1(traj: Trajectory) -> float | None:
     for Nesterov's. Adafactor writes `beta1`, None where it has none. Whoever has none of these has no momentum. Of
     `betas` the first is one where they are Adam's (`_are_adams`).
     """
-    group = _group(traj)
+    return _beta1(_optimizer(traj))
+
+
+def _beta1(saved: object) -> float | None:
+    """`adam_beta1` of what an optimizer's file holds."""
+    group = _group(saved)
     if group is None:
         return None
     betas = group.get("betas")
-    beta1: object = betas[0] if isinstance(betas, tuple | list) and _are_adams(betas, _kept(traj)) else None
+    beta1: object = betas[0] if isinstance(betas, tuple | list) and _are_adams(betas, _kept(saved)) else None
     if "betas" not in group:
         beta1 = group.get("beta1", group.get("momentum"))
         beta1 = None if group.get("nesterov") else 0.0 if beta1 is None else beta1
@@ -241,7 +246,8 @@ def adam_beta1(traj: Trajectory) -> float | None:
 
 def knows_beta1(traj: Trajectory) -> bool:
     """False where an optimizer's file is there that does not say it: only without a file it is taken for Adam's."""
-    return _group(traj) is None or adam_beta1(traj) is not None
+    saved = _optimizer(traj)
+    return _group(saved) is None or _beta1(saved) is not None
 
 
 def _are_adams(betas: Sequence[object], kept: Set[str]) -> bool:
@@ -258,18 +264,16 @@ def _are_adams(betas: Sequence[object], kept: Set[str]) -> bool:
     return len(betas) == 2 and not one_moment and "z" not in kept
 
 
-def _kept(traj: Trajectory) -> set[str]:
+def _kept(saved: object) -> set[str]:
     """Names of what the optimizer keeps of its parameters; none where its file is absent or does not tell."""
-    saved = _optimizer(traj)
     state = saved.get("state") if isinstance(saved, dict) else None
     entries = state.values() if isinstance(state, dict) else ()
     return {str(name) for entry in entries if isinstance(entry, dict) for name in entry}
 
 
-def _group(traj: Trajectory) -> dict[str, object] | None:
+def _group(saved: object) -> dict[str, object] | None:
     """The optimizer's first param group; None where its file is absent or of another kind."""
-    state = _optimizer(traj)
-    groups = state.get("param_groups") if isinstance(state, dict) else None
+    groups = saved.get("param_groups") if isinstance(saved, dict) else None
     first = groups[0] if isinstance(groups, list) and groups else None
     return first if isinstance(first, dict) else None
 
